@@ -1,0 +1,50 @@
+"""Reads the golden vectors beside this file (see golden/README.md)."""
+
+import pathlib
+
+import numpy as np
+
+from variator_jax.backbone import T5Config
+from variator_jax.checkpoints.hf import params_from_state_dict
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+
+
+def load(name):
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def under(arrays, prefix):
+    """The arrays whose name starts with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def config(version, **overrides):
+    """The tiny T5 of every golden file, version '1_0' or '1_1'."""
+    plain = version == "1_0"
+    fields = dict(
+        name=f"golden_{version}",
+        vocab_size=128,
+        embed_dim=32,
+        num_heads=4,
+        head_dim=12,
+        mlp_dim=80,
+        num_encoder_layers=3,
+        num_decoder_layers=2,
+        mlp_activations=("relu",) if plain else ("gelu", "linear"),
+        logits_via_embedding=plain,
+    )
+    return T5Config(**(fields | overrides))
+
+
+def backbone(arrays, version, **overrides):
+    """The config and our parameter tree of a golden file's backbone."""
+    golden_config = config(version, **overrides)
+    return golden_config, params_from_state_dict(under(arrays, "backbone/"), golden_config)
+
+
+def relative_error(found, expected):
+    """Largest difference over the largest expected magnitude."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)

@@ -1,0 +1,105 @@
+"""The plugin against the official classes, and a whole T5 student against the official model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_vectors import backbone, load, relative_error, under
+
+from variator_jax.backbone import Transformer
+from variator_jax.checkpoints.official import plugin_from_state_dict
+from variator_jax.distill.losses import cross_entropy, hidden_mse
+from variator_jax.plugin import PluginLayer, PluginVariables, splice
+from variator_jax.plugin.compression import to_groups
+
+TOLERANCE = 2e-5
+
+
+@pytest.mark.parametrize("name", ["plugin_11_2_d32_b16", "plugin_11_4_d32_b64"])
+def test_compression_and_decompression_match_the_official_layer(name):
+    golden = load(name)
+    state = {f"mux_layer.0.{k}": v for k, v in golden.items() if k[0] in "md" and "." in k}
+    config, plugin = plugin_from_state_dict(state, output_scale=1.0)
+    module, params = PluginLayer(config), {"params": plugin.params["layers_0"]}
+    x = to_groups(jnp.asarray(golden["x"]), config.ratio)
+    members = jnp.ones(x.shape[:3], bool)
+
+    merged = module.apply(params, x, members, method="compress")
+    assert relative_error(merged, golden["mux_out"]) < TOLERANCE
+
+    ffn_out = jnp.asarray(golden["ffn_out"])
+    z = module.apply(params, ffn_out, x, jnp.float32(1.0), method="decompress")
+    assert relative_error(z.reshape(golden["demux_out"].shape), golden["demux_out"]) < TOLERANCE
+
+
+def _run(config, params, plugin_config, plugin, inputs):
+    def forward():
+        return Transformer(config).apply(
+            {"params": params},
+            inputs["input_ids"],
+            inputs["decoder_input_ids"],
+            method="forward",
+        )
+
+    if plugin is None:
+        return forward()
+    with splice(plugin_config, plugin, inputs["input_ids"] > 0):
+        return forward()
+
+
+def _official_loss(student, teacher, inputs):
+    """The official mean counts padding, ours does not: rescale the sums by its count."""
+    encoder, _ = hidden_mse(student.encoded, teacher.encoded, inputs["attention_mask"])
+    decoder, _ = hidden_mse(student.decoded, teacher.decoded, inputs["decoder_attention_mask"])
+    return encoder / student.encoded.size, decoder / student.decoded.size
+
+
+@pytest.mark.parametrize("version", ["1_0", "1_1"])
+@pytest.mark.parametrize("batch,outputs", [("full/", "full/"), ("pad/", "pad/official/")])
+def test_t5_student_losses_and_gradients_match_the_official_model(version, batch, outputs):
+    golden = load(f"t5_t5_{version}_4")
+    config, params = backbone(golden, version)
+    plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin/"), output_scale=1.0)
+    inputs, expected = under(golden, batch), under(golden, outputs)
+    valid = {
+        "enc": inputs["attention_mask"] > 0,
+        "dec": inputs["decoder_attention_mask"] > 0,
+        "logits": inputs["decoder_attention_mask"] > 0,
+    }
+
+    def loss_fn(trained):
+        variables = PluginVariables(trained, plugin.output_scales)
+        student = _run(config, params, plugin_config, variables, inputs)
+        encoder, decoder = _official_loss(student, teacher, inputs)
+        return encoder + decoder, (student, encoder, decoder)
+
+    teacher = _run(config, params, None, None, inputs)
+    grads, (student, encoder, decoder) = jax.grad(loss_fn, has_aux=True)(plugin.params)
+    for name, run in [("teacher", teacher), ("student", student)]:
+        for part, found in [("enc", run.encoded), ("dec", run.decoded), ("logits", run.logits)]:
+            at = valid[part]
+            error = relative_error(np.asarray(found)[at], expected[f"{name}.{part}"][at])
+            assert error < TOLERANCE, (name, part)
+    assert relative_error(encoder, expected["loss.enc_mse"]) < TOLERANCE
+    assert relative_error(decoder, expected["loss.dec_mse"]) < TOLERANCE
+
+    labels = inputs["labels"]
+    total, count = cross_entropy(student.logits, np.maximum(labels, 0), labels >= 0)
+    assert relative_error(total / count, expected["loss.task_ce"]) < TOLERANCE
+
+    _, official_grads = plugin_from_state_dict(under(expected, "grad."))
+    for found, wanted in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(official_grads.params), strict=True
+    ):
+        assert relative_error(found, wanted) < TOLERANCE
+
+
+def test_the_official_scale_is_an_output_scale_of_100():
+    golden = load("scale100_t5_1_0_4")
+    # The official norm's epsilon of 1e-6 acts on a residual stream 1/100 as large: 1e-6 * 100^2.
+    config, params = backbone(golden, "1_0", layer_norm_epsilon=1e-2)
+    plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin_official/"))
+    student = _run(config, params, plugin_config, plugin, golden)
+    assert relative_error(student.encoded, golden["student.enc"]) < TOLERANCE
+    assert relative_error(student.decoded, golden["student.dec"]) < TOLERANCE
+    assert relative_error(student.logits, golden["student.logits"]) < TOLERANCE

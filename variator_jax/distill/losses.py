@@ -1,0 +1,105 @@
+"""Distillation losses: pure functions of arrays that return a sum and the weight to divide it by.
+
+Padding never counts, neither in the sum nor in the weight. Sums and weights add up over
+microbatches and devices, which is why they are not divided here. Stop-gradient on the teacher lives
+in the caller, `step.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from variator_jax.errors import ConfigError
+
+WeightedSum = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How much each loss counts. The paper's recipe is 1 + 1 on the hidden states, nothing else.
+
+    Attributes:
+      encoder_hidden: MSE between the encoder's last hidden states.
+      decoder_hidden: MSE between the decoder's last hidden states; ignored without a decoder.
+      logits: KL divergence from the teacher's to the student's distribution.
+      task: the task's own cross-entropy.
+      temperature: softens both distributions of `logits`.
+    """
+
+    encoder_hidden: float = 1.0
+    decoder_hidden: float = 1.0
+    logits: float = 0.0
+    task: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.encoder_hidden, self.decoder_hidden, self.logits, self.task) < 0:
+            raise ConfigError(f"Loss weights must not be negative: {self}.")
+        if not any((self.encoder_hidden, self.decoder_hidden, self.logits, self.task)):
+            raise ConfigError("All loss weights are 0: there is nothing to train on.")
+        if self.temperature <= 0:
+            raise ConfigError(f"The temperature must be positive; found {self.temperature}.")
+
+
+def hidden_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> WeightedSum:
+    """Squared error of hidden states over all valid elements (paper: distil=hidden).
+
+    Args:
+      student: `[batch, length, embed]`.
+      teacher: the same shape.
+      mask: `[batch, length]`, 1 on tokens and 0 on padding.
+
+    Returns:
+      The sum of squares and the number of valid elements, float32 scalars.
+    """
+    mask = mask.astype(jnp.float32)
+    difference = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) * mask[..., None]
+    return jnp.sum(jnp.square(difference)), jnp.sum(mask) * student.shape[-1]
+
+
+def logits_kl(
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, temperature: float = 1.0
+) -> WeightedSum:
+    """KL(teacher || student) of the next-token distributions, times temperature squared.
+
+    Args:
+      student: logits `[batch, length, vocab]`.
+      teacher: the same shape.
+      mask: `[batch, length]`.
+      temperature: divides both; the square keeps the gradient's size (Hinton et al., 2015).
+
+    Returns:
+      The sum in nats over valid positions, and their number.
+    """
+    mask = mask.astype(jnp.float32)
+    log_student = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    log_teacher = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+    divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+    return temperature**2 * jnp.sum(divergence * mask), jnp.sum(mask)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> WeightedSum:
+    """Cross-entropy of the target tokens.
+
+    Args:
+      logits: `[batch, length, vocab]`.
+      targets: `[batch, length]` int.
+      mask: `[batch, length]`.
+
+    Returns:
+      The sum in nats over valid positions, and their number.
+    """
+    mask = mask.astype(jnp.float32)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+    return -jnp.sum(picked * mask), jnp.sum(mask)
+
+
+def accuracy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> WeightedSum:
+    """Valid positions whose largest logit is the target's, and the number of valid positions."""
+    mask = mask.astype(jnp.float32)
+    right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    return jnp.sum(right * mask), jnp.sum(mask)

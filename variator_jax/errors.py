@@ -1,0 +1,41 @@
+"""Errors in the user's words, and the nearest right name.
+
+Everything that a user can get wrong ends in a `VariatorError`, whose message says what was found and
+what was expected. The command line prints that message as one line; anything else that reaches the
+user is a bug in this library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VariatorError(Exception):
+    """A slip of the user's, told in the user's words."""
+
+
+class ConfigError(VariatorError):
+    """A setting, a gin file or a command-line argument that cannot be used."""
+
+
+class DataError(VariatorError):
+    """A task, a data file or a row that cannot be used."""
+
+
+class CheckpointError(VariatorError):
+    """A backbone, a plugin or a training checkpoint that cannot be read or does not fit."""
+
+
+class PluginError(VariatorError):
+    """A compression plugin that cannot be spliced where it was asked to go."""
+
+
+class TrainingError(VariatorError):
+    """A run that cannot go on, such as one whose loss is no longer finite."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x' or 'y'?" for the choices nearest to `name`, or '' if none is near."""
+    near = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

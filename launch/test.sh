@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Style, types and tests. Arguments go to pytest:
+#
+#   bash launch/test.sh                        # everything
+#   bash launch/test.sh tests/cli_test.py -v   # one file
+set -euo pipefail
+
+# shellcheck source=launch/_venv.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
+
+prepare_venv dev
+cd "$ROOT"
+export PYTHONDONTWRITEBYTECODE=1
+python="$ROOT/.venv/bin/python"
+
+"$python" -m ruff check --no-cache .
+"$python" -m mypy --cache-dir=/dev/null
+exec "$python" -m pytest -n 2 "$@" </dev/null

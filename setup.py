@@ -1,0 +1,89 @@
+"""Packaging of variator_jax: the library, its gin configurations, the command `variator`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+CONFIGS = "variator_jax.gin_configs"
+
+# Lower bounds are the oldest versions that were tried. The newest tried were jax 0.12.0 and
+# flax 0.12.12, on Python 3.12 and 3.13. Upper bounds stand only where a newer release is able to
+# break us. `jax` carries no extra: `pip install "jax[cuda12]"` or `"jax[tpu]"`, before or after,
+# decides on the accelerator, and nothing here replaces that choice.
+CORE = [
+    "absl-py>=2.5",
+    "flax>=0.12.8",
+    "gin-config>=0.5.0,<0.6",  # gin_utils reads gin's tables, which have no public readers.
+    "jax>=0.10.2",
+    "numpy>=2.4",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "safetensors>=0.8",
+]
+
+# TensorFlow is not named, for seqio brings it (seqio -> tensorflow-text -> tensorflow), and
+# tensorflow-text pins the release that fits. tensorflow-cpu on top would unpack a second
+# distribution over the very same files (14857 of them in release 2.21) and save nothing; whichever
+# of the two is then uninstalled breaks the other.
+TRAIN = [
+    "matplotlib>=3.11",
+    "sentencepiece>=0.2.3",
+    "seqio>=0.0.20",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.70",
+]
+
+DEV = [
+    "hypothesis>=6.170",
+    "mypy>=2.4",
+    "pytest>=9.2",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17",
+]
+
+
+def version() -> str:
+    source = (ROOT / "variator_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if not found:
+        raise ValueError("variator_jax/__init__.py sets no __version__")
+    return found[1]
+
+
+def long_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+setup(
+    name="variator_jax",
+    version=version(),
+    description="Plug-and-play compression plugins that make frozen T5 encoders cheap, in JAX",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["variator_jax", "variator_jax.*"]),
+        "variator_jax.gin_configs",
+    ],
+    package_dir={"variator_jax.gin_configs": "gin_configs"},
+    package_data={"variator_jax.gin_configs": ["*.gin", "**/*.gin"]},
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+    entry_points={"console_scripts": ["variator = variator_jax.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,46 @@
+import subprocess
+import sys
+
+import pytest
+
+from variator_jax.data.spec import TaskSpec, get_spec, register_spec
+from variator_jax.errors import DataError
+
+
+def test_a_spec_is_found_again_and_may_be_registered_twice():
+    spec = TaskSpec("spec_test_task", "classification", ("no", "yes"))
+    assert register_spec(spec) is spec
+    register_spec(TaskSpec("spec_test_task", "classification", ("no", "yes")))
+    assert get_spec("spec_test_task") == spec
+
+
+def test_another_spec_of_the_same_name_is_refused():
+    register_spec(TaskSpec("spec_test_other", "generation"))
+    with pytest.raises(DataError, match="already registered"):
+        register_spec(TaskSpec("spec_test_other", "span_corruption"))
+
+
+def test_an_unknown_name_gives_the_nearest():
+    register_spec(TaskSpec("spec_test_sentiment", "generation"))
+    with pytest.raises(DataError, match="Did you mean 'spec_test_sentiment'"):
+        get_spec("spec_test_sentimant")
+
+
+@pytest.mark.parametrize("kind, labels, message", [
+    ("classificaton", (), "Did you mean 'classification'"),
+    ("classification", ("yes",), "two labels"),
+    ("classification", ("yes", "no", "yes"), "twice"),
+    ("generation", ("yes", "no"), "takes no labels"),
+])
+def test_a_spec_that_cannot_be_scored_is_refused(kind, labels, message):
+    with pytest.raises(DataError, match=message):
+        TaskSpec("x", kind, labels)
+
+
+def test_neither_spec_corpus_rows_nor_noise_import_tensorflow():
+    code = (
+        "import sys; sys.modules['tensorflow'] = sys.modules['seqio'] = None\n"
+        "import variator_jax.data.spec, variator_jax.data.corpus\n"
+        "import variator_jax.data.rows, variator_jax.data.noise"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

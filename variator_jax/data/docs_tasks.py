@@ -1,0 +1,65 @@
+"""The documentation tasks, registered with seqio on import; nothing is built until one is read.
+
+`docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` and `docs_name` are the tasks
+that plugins are adapted to, and `docs_tasks` mixes the three. The examples come from
+`docs_examples`, the scoring from `spec`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from variator_jax.data import corpus, docs_examples
+from variator_jax.data._tf import seqio
+from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
+from variator_jax.data.spec import TaskSpec, register_spec
+from variator_jax.data.vocabulary import docs_vocabulary
+
+VALIDATION_CAP = 1_000
+
+_MAKERS: dict[str, Callable[..., Examples]] = {
+    "docs_span_corruption": docs_examples.text_examples,
+    "docs_topic": docs_examples.topic_examples,
+    "docs_pair": docs_examples.pair_examples,
+    "docs_name": docs_examples.name_examples,
+}
+
+
+def docs_examples_of(task: str, split: str) -> Examples:
+    """Returns the texts of one split of a documentation task, building the corpus if need be."""
+    return _examples(task, split, str(corpus.ensure_corpus()))
+
+
+@functools.lru_cache(maxsize=16)
+def _examples(task: str, split: str, folder: str) -> Examples:
+    records = _records(folder, split)
+    if split == "train" or task == "docs_span_corruption":
+        return _MAKERS[task](records)
+    balanced = {"cap": VALIDATION_CAP // len(docs_examples.TOPICS)} if task == "docs_topic" else {}
+    examples = _MAKERS[task](records, **balanced)
+    train = _examples(task, "train", folder)
+    return docs_examples.held_out(train, examples, task == "docs_pair", VALIDATION_CAP)
+
+
+@functools.lru_cache(maxsize=4)
+def _records(folder: str, split: str) -> list[dict[str, str]]:
+    return corpus.read_split(corpus.Path(folder), split)
+
+
+def _register() -> None:
+    vocabulary = docs_vocabulary()
+    for name in _MAKERS:
+        add = span_corruption_task if name == "docs_span_corruption" else text_to_text_task
+        add(name, functools.partial(docs_examples_of, name), corpus.SPLITS, vocabulary)
+    register_spec(TaskSpec("docs_span_corruption", "span_corruption"))
+    register_spec(TaskSpec("docs_topic", "classification", tuple(docs_examples.TOPICS)))
+    register_spec(TaskSpec("docs_pair", "classification", ("no", "yes")))
+    register_spec(TaskSpec("docs_name", "generation"))
+    seqio.MixtureRegistry.add(
+        "docs_tasks", [("docs_topic", 1.0), ("docs_pair", 1.0), ("docs_name", 1.0)]
+    )
+
+
+if "docs_topic" not in seqio.TaskRegistry.names():
+    _register()

@@ -1,0 +1,223 @@
+"""seqio tasks from the user's own files, checked row by row before anything is trained.
+
+`file_task` makes classification or generation tasks from JSON lines or TSV with a template;
+`span_corruption_task_from_text` makes a pre-training task from plain text. Reading and reporting of
+rows is in `rows`, rendering in `templates`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+from absl import logging
+
+from variator_jax.data import vocabulary as vocabularies
+from variator_jax.data._tf import seqio
+from variator_jax.data.rows import (
+    BadRow,
+    Row,
+    RowError,
+    read_rows,
+    refuse_bad_rows,
+    require_field,
+    text_field,
+)
+from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
+from variator_jax.data.spec import Kind, TaskSpec, register_spec
+from variator_jax.data.templates import (
+    Labels,
+    fields_of,
+    renderer,
+    target_fields,
+    verbalizers_of,
+)
+from variator_jax.errors import DataError
+
+_SPLITS = ("train", "validation")
+_HELD_OUT = 0.1
+_registered: dict[str, str] = {}  # task name -> what it was made from
+
+
+@gin.configurable
+def file_task(
+    path: str,
+    template: str,
+    target: str | None = None,
+    labels: Labels | None = None,
+    label_field: str = "label",
+    validation_path: str | None = None,
+    vocabulary: Any = None,
+    tolerate_bad_rows: int = 0,
+    name: str | None = None,
+) -> str:
+    """Registers a task over a .jsonl or .tsv file, once, and returns its name.
+
+    Args:
+      path: the training rows.
+      template: the input, with fields in braces: 'Sentence: {text} Is this positive?'.
+      target: for generation: the target, as a template or as the name of a field.
+      labels: for classification: the verbalizers, either a list (a row's label is an index, or the
+        verbalizer itself) or a dict from a row's label to its verbalizer.
+      label_field: the field with a row's label.
+      validation_path: the validation rows; without it, a tenth of `path` is held out, by the hash
+        of the row, so that equal rows are never in both splits.
+      vocabulary: a seqio vocabulary or the path of a SentencePiece model; that of the documentation
+        corpus if not given.
+      tolerate_bad_rows: how many bad rows of both files together are skipped with a warning.
+      name: the task's name; made from the file's name if not given.
+
+    Raises:
+      DataError: for anything wrong with the files, the template or the labels; bad rows are listed
+        with file and line.
+    """
+    if (labels is None) == (target is None):
+        raise DataError("a file task needs either labels (classification) or target (generation)")
+    verbalizers = verbalizers_of(labels) if labels is not None else ()
+    chosen = _vocabulary(vocabulary)
+    paths = _paths(path, validation_path)
+    arguments = [template, target, _plain(labels), label_field, str(vocabulary), tolerate_bad_rows]
+    name, is_new = _claim(name, paths, arguments)
+    if not is_new:
+        return name
+    if verbalizers:
+        vocabularies.check_verbalizers(chosen, verbalizers)
+    render = renderer(template, target, labels, label_field)
+    required = [*fields_of(template), *([label_field] if target is None else target_fields(target))]
+    splits = _load(paths, required, render, tolerate_bad_rows)
+    text_to_text_task(name, splits.__getitem__, _SPLITS, chosen)
+    kind: Kind = "classification" if verbalizers else "generation"
+    return _done(name, TaskSpec(name, kind, verbalizers), paths, arguments)
+
+
+@gin.configurable
+def span_corruption_task_from_text(
+    path: str,
+    text_field_name: str = "text",
+    validation_path: str | None = None,
+    vocabulary: Any = None,
+    tolerate_bad_rows: int = 0,
+    name: str | None = None,
+) -> str:
+    """Registers span corruption over a text file and returns its name; the same call again is fine.
+
+    The file is .txt or .txt.gz with one text a line, or JSON lines or TSV with a text field. It is
+    read into memory. The other arguments and errors are those of `file_task`.
+    """
+    paths = _paths(path, validation_path)
+    arguments = [text_field_name, str(vocabulary), tolerate_bad_rows]
+    chosen = _vocabulary(vocabulary)
+    name, is_new = _claim(name, paths, arguments)
+    if not is_new:
+        return name
+
+    def render(row: Row) -> dict[str, str]:
+        return {"targets": text_field(row, text_field_name)}
+
+    splits = _load(paths, [text_field_name], render, tolerate_bad_rows)
+    span_corruption_task(name, splits.__getitem__, _SPLITS, chosen)
+    return _done(name, TaskSpec(name, "span_corruption"), paths, arguments)
+
+
+def _vocabulary(vocabulary: Any) -> Any:
+    if vocabulary is None:
+        return vocabularies.docs_vocabulary()
+    if isinstance(vocabulary, str | Path):
+        return vocabularies.load_vocabulary(vocabulary)
+    return vocabulary
+
+
+def _paths(path: str, validation_path: str | None) -> list[Path]:
+    given = [path] if validation_path is None else [path, validation_path]
+    return [Path(one).expanduser().absolute() for one in given]
+
+
+def _plain(labels: Labels | None) -> Any:
+    return [[str(k), v] for k, v in labels.items()] if isinstance(labels, Mapping) else labels
+
+
+def _origin(paths: Sequence[Path], arguments: Sequence[Any]) -> str:
+    """Identifies files, their present state, and arguments."""
+    states = [path.stat() for path in paths if path.is_file()]
+    parts = [[str(path) for path in paths], [[s.st_size, s.st_mtime_ns] for s in states],
+             [list(a) if isinstance(a, tuple) else a for a in arguments]]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _claim(name: str | None, paths: list[Path], arguments: Sequence[Any]) -> tuple[str, bool]:
+    """Returns the task's name, and whether it is still to be registered."""
+    origin = _origin(paths, arguments)
+    name = name or f"file_{paths[0].name.split('.')[0]}_{origin[:8]}".replace("-", "_")
+    if _registered.get(name) == origin:
+        return name, False
+    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        raise DataError(
+            f"a task named {name!r} is already registered, from other files or other arguments; "
+            "give this one another name"
+        )
+    return name, True
+
+
+def _done(name: str, spec: TaskSpec, paths: list[Path], arguments: Sequence[Any]) -> str:
+    register_spec(spec)
+    _registered[name] = _origin(paths, arguments)
+    return name
+
+
+def _load(
+    paths: Sequence[Path], required: Sequence[str], render: Callable[[Row], dict[str, str]],
+    tolerated: int,
+) -> dict[str, Examples]:
+    """Returns the examples of both splits, after all rows of all files were checked."""
+    examples: list[Examples] = []
+    bad: list[BadRow] = []
+    for path in paths:
+        rows, broken = read_rows(path)
+        for field in required:
+            require_field(rows, field, path)
+        good, refused = _render(rows, render)
+        examples.append(good)
+        bad += sorted(broken + refused, key=lambda row: row.line)
+    refuse_bad_rows(bad, sum(map(len, examples)), tolerated, paths[0])
+    if len(paths) == 1:
+        return _hold_out(examples[0], paths[0])
+    if not all(examples):
+        raise DataError(f"{paths[1] if examples[0] else paths[0]}: no usable row")
+    shared = {_row_hash(e) for e in examples[0]} & {_row_hash(e) for e in examples[1]}
+    if shared:
+        logging.warning("%s: %d rows are in %s too", paths[1], len(shared), paths[0])
+    return dict(zip(_SPLITS, examples, strict=True))
+
+
+def _render(
+    rows: Sequence[Row], render: Callable[[Row], dict[str, str]]
+) -> tuple[Examples, list[BadRow]]:
+    good: Examples = []
+    bad: list[BadRow] = []
+    for row in rows:
+        try:
+            good.append(render(row))
+        except RowError as error:
+            bad.append(BadRow(row.path, row.line, str(error)))
+    return good, bad
+
+
+def _row_hash(example: Mapping[str, str]) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(example).encode()).digest()[:8], "big")
+
+
+def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
+    """Puts a tenth of the rows, at least one, into validation; equal rows stay together."""
+    hashes = [_row_hash(example) for example in examples]
+    if len(set(hashes)) < 2:
+        raise DataError(f"{path}: one distinct row cannot be split into train and validation")
+    limit = max(int(_HELD_OUT * 2**64), min(hashes) + 1)
+    chosen = [number < limit for number in hashes]
+    return {
+        "train": [e for e, held in zip(examples, chosen, strict=True) if not held],
+        "validation": [e for e, held in zip(examples, chosen, strict=True) if held],
+    }

@@ -1,0 +1,78 @@
+"""Training checkpoints through Orbax: what a step changes, and no more than that."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from variator_jax.distill.step import TrainState
+from variator_jax.errors import CheckpointError
+
+
+class Checkpoints:
+    """The training checkpoints of one run folder.
+
+    Beside them lies `run.json`, what the run trains; a folder is never continued as another run.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
+        folder = pathlib.Path(model_dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_identity(folder / "run.json", identity)
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(folder / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved whole, None for a fresh run."""
+        return self._manager.latest_step()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          CheckpointError: if it does not fit.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        step = self._manager.latest_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self._folder} cannot be restored: "
+                f"{str(error).splitlines()[0]} Choose another MODEL_DIR to start afresh."
+            ) from error
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background, unless that step is saved already."""
+        step = int(state.step)
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Writes what the run trains, or compares it with what the folder's run trained before."""
+    identity = json.loads(json.dumps(identity))
+    if not path.is_file():
+        path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+    for name in identity:
+        if before.get(name) != identity[name]:
+            raise CheckpointError(
+                f"{path.parent} holds another run: its {name} is {before.get(name)!r}, this one's "
+                f"is {identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
+            )

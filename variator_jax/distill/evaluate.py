@@ -1,0 +1,247 @@
+"""`variator eval`: one backbone at several compression ratios, and the report on quality and cost.
+
+Puts data, scorers, latency and report together; what each of them does lives in `evaluation/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from variator_jax.backbone import Transformer, get_config
+from variator_jax.backbone.decoding import greedy_decode
+from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
+from variator_jax.distill.train import backbone_folder, run_part
+from variator_jax.errors import ConfigError
+from variator_jax.evaluation import evaluator, latency, scorers
+from variator_jax.evaluation.cost import backbone_parameters
+from variator_jax.evaluation.hardware import hardware
+from variator_jax.evaluation.report import write_report
+from variator_jax.evaluation.schema import Backbone as BackboneEntry
+from variator_jax.evaluation.schema import LatencyEntry, Report, latency_entry, ratio_entry
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+
+Settings = tuple[PluginConfig, PluginVariables | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyShape:
+    """An encoder to time: `batch` rows of `length` tokens on the named backbone, random weights."""
+
+    config: str
+    batch: int
+    length: int
+    rounds: int = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """The tasks to score, and how their examples are batched."""
+
+    task: str  # a task, or a mixture whose tasks are scored one by one
+    feature_lengths: Mapping[str, int]
+    batch_size: int = 64
+    split: str = "validation"
+
+    def tasks(self) -> list[str]:
+        """Names of the single tasks."""
+        from variator_jax.data.batches import task_or_mixture
+
+        return [task.name for task in getattr(task_or_mixture(self.task), "tasks", ())] or [
+            self.task
+        ]
+
+    def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
+        """One pass over a task, the last batch filled up with empty rows."""
+        from variator_jax.data.batches import batches
+
+        return batches(
+            task,
+            self.split,
+            self.batch_size,
+            self.feature_lengths,
+            shuffle=False,
+            repeat=False,
+            pad_last=True,
+        )
+
+
+def evaluate(
+    *,
+    model_dir: str,
+    data: EvalData,
+    initial_checkpoint_path: str,
+    plugin_paths: Sequence[str] = (),
+    latency_shapes: Sequence[tuple[str, int, int]] = (),
+) -> Report:
+    """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
+
+    Args:
+      model_dir: where `report.json`, `report.md` and `report.png` go.
+      data: the tasks.
+      initial_checkpoint_path: a backbone folder, or a run folder that holds one.
+      plugin_paths: plugin folders or run folders, one a ratio.
+      latency_shapes: `(backbone name, batch, length)` to time; any size, weights do not matter.
+
+    Raises:
+      VariatorError: if a plugin belongs to another backbone, or two have the same ratio.
+    """
+    started = time.monotonic()
+    backbone = load_backbone(backbone_folder(initial_checkpoint_path))
+    plugins = _load_plugins(plugin_paths, backbone)
+    settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)} | {
+        ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
+    }
+    runner = _Runner(backbone, data)
+    quality = {ratio: runner.quality(*setting) for ratio, setting in settings.items()}
+    control = runner.quality(None, None, skip_ffn=True)
+    identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
+    times = _latencies(latency_shapes, settings)
+    length = data.feature_lengths["inputs"]
+    report = Report(
+        backbone=BackboneEntry(
+            backbone.config.name, backbone_parameters(backbone.config), backbone.fingerprint
+        ),
+        hardware=hardware(),
+        seconds={"evaluate": time.monotonic() - started},
+        majority=runner.majority,
+        ratios=[
+            ratio_entry(
+                backbone.config, config, length, quality[ratio], identical[ratio], times[ratio]
+            )
+            for ratio, (config, _) in settings.items()
+        ],
+        control_no_ffn=control,
+        encoder_length=length,
+    )
+    write_report(report, model_dir)
+    return report
+
+
+class _Runner:
+    """Scores every task of one backbone, with any plugin in place."""
+
+    def __init__(self, backbone: Backbone, data: EvalData) -> None:
+        self._module = Transformer(backbone.config)
+        self._params = jax.device_put(backbone.params)
+        self._data = data
+        self.majority: dict[str, float] = {}
+
+    def quality(
+        self, config: PluginConfig | None, variables: PluginVariables | None, skip_ffn: bool = False
+    ) -> dict[str, float]:
+        """Task -> score. Fills `majority` in on the way, which no plugin changes."""
+        from variator_jax.data.spec import get_spec
+
+        scores = {}
+        for task in self._data.tasks():
+            spec = get_spec(task)
+            functions = self._functions(spec, config, variables, skip_ffn)
+            result = evaluator.evaluate_task(spec, self._data.batches(task), **functions)
+            scores[task] = result.score
+            if result.majority is not None:
+                self.majority[task] = result.majority
+        name = "control without encoder FFNs" if skip_ffn else f"ratio {config.ratio}"  # type: ignore[union-attr]
+        _say(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()))
+        return scores
+
+    def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
+        """Whether the encoder's states are those of the bare module on each task, bit by bit."""
+        bare = latency.encoder_call(self._module.config, None)
+        spliced = jax.jit(functools.partial(_encode, self._module, config))
+        batches = (next(iter(self._data.batches(task))) for task in self._data.tasks())
+        return evaluator.bit_identical(
+            lambda batch: bare(self._params, None, batch["encoder_input_tokens"]),
+            lambda batch: spliced(self._params, variables, batch["encoder_input_tokens"]),
+            batches,
+        )
+
+    def _functions(
+        self,
+        spec: Any,
+        config: PluginConfig | None,
+        variables: PluginVariables | None,
+        skip_ffn: bool,
+    ) -> dict[str, Any]:
+        from variator_jax.data.batches import task_or_mixture
+
+        vocabulary = task_or_mixture(spec.name).output_features["targets"].vocabulary
+        if spec.kind == "generation":
+            generate = self._generate(config, skip_ffn)
+            return {
+                "generate": lambda batch: generate(
+                    self._params, variables, batch["encoder_input_tokens"]
+                ),
+                "decode": vocabulary.decode,
+            }
+        if spec.kind == "classification":
+            label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode)
+            scorer = scorers.label_scorer(self._module, label_ids, config, skip_ffn=skip_ffn)
+            bound = functools.partial(scorer, self._params, variables)
+            return {"score_batch": bound, "label_ids": label_ids}
+        scorer = scorers.target_scorer(self._module, config, skip_ffn=skip_ffn)
+        return {"score_batch": functools.partial(scorer, self._params, variables)}
+
+    def _generate(self, config: PluginConfig | None, skip_ffn: bool) -> Callable[..., jax.Array]:
+        @jax.jit
+        def generate(params: dict, variables: Any, tokens: jax.Array) -> jax.Array:
+            with scorers.spliced(config, variables, tokens, skip_ffn):
+                encoded = self._module.apply({"params": params}, tokens, method="encode")
+            length = self._data.feature_lengths["targets"]
+            return greedy_decode(self._module, params, encoded, tokens, length).tokens
+
+        return generate
+
+
+def _encode(
+    module: Transformer, config: PluginConfig, params: dict, variables: Any, tokens: jax.Array
+) -> jax.Array:
+    with scorers.spliced(config, variables, tokens):
+        return module.apply({"params": params}, tokens, method="encode")
+
+
+def _load_plugins(paths: Sequence[str], backbone: Backbone) -> dict[int, Plugin]:
+    plugins: dict[int, Plugin] = {}
+    for path in paths:
+        plugin = load_plugin(run_part(path, "plugin"), backbone)
+        ratio = plugin.config.ratio
+        if ratio in plugins:
+            raise ConfigError(f"PLUGIN_PATHS names two plugins of ratio {ratio}; give one a ratio.")
+        plugins[ratio] = plugin
+    return plugins
+
+
+def _latencies(
+    shapes: Sequence[tuple[str, int, int]], settings: Mapping[int, Settings]
+) -> dict[int, list[LatencyEntry]]:
+    rows: dict[int, list[LatencyEntry]] = {ratio: [] for ratio in settings}
+    for shape in (LatencyShape(*fields) for fields in shapes):
+        config = get_config(shape.config)
+        # Plugins are trained per backbone; for the clock, fresh ones of the same kind serve.
+        plugins = {
+            ratio: (plugin, _fresh(plugin, config))
+            for ratio, (plugin, _) in settings.items()
+            if ratio > 1
+        }
+        _say(f"  timing the {shape.config} encoder, batch {shape.batch}, length {shape.length}")
+        params = latency.random_params(config)
+        measured = latency.measure_encoder_latency(
+            config, params, plugins, shape.batch, shape.length, shape.rounds
+        )
+        for row in measured:
+            rows[row.ratio].append(latency_entry(shape.config, shape.batch, shape.length, row))
+    return rows
+
+
+def _fresh(plugin: PluginConfig, config: Any) -> PluginVariables:
+    return init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,140 @@
+"""The training loop of the built-in engine: steps, logs, evaluation, checkpoints, and how it stops.
+
+What a step computes is `step.py`; what is trained and on which data is `train.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from variator_jax.distill.checkpointing import Checkpoints
+from variator_jax.distill.logs import RunLog
+from variator_jax.distill.step import Metrics, TrainState
+from variator_jax.errors import TrainingError
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When the loop does what, in steps.
+
+    Attributes:
+      train_steps: updates in all.
+      log_period: between lines on the console and rows in the log.
+      eval_period: between evaluations; 0 for none before the end.
+      checkpoint_period: between training checkpoints; one more is written at the end.
+    """
+
+    train_steps: int
+    log_period: int = 50
+    eval_period: int = 0
+    checkpoint_period: int = 1000
+
+
+class _Window:
+    """Metrics since the last log line. They stay on the device until the line is written."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Metrics] = []
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def add(self, metrics: Metrics, tokens: int) -> None:
+        self._metrics.append(metrics)
+        self._tokens += tokens
+
+    def close(self, last_step: int) -> dict[str, float]:
+        """Means over the window; raises where a loss is not finite, naming the first such step."""
+        rows = jax.device_get(self._metrics)
+        for step, row in enumerate(rows, start=last_step - len(rows) + 1):
+            if not math.isfinite(row["loss"]):
+                raise TrainingError(
+                    f"The loss of step {step} is {float(row['loss'])}. The last good checkpoint is "
+                    "kept; a lower LEARNING_RATE or a smaller CLIP_NORM is the usual remedy."
+                )
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means["steps_per_second"] = len(rows) / seconds
+        means["tokens_per_second"] = self._tokens / seconds
+        return means
+
+
+def fit(
+    state: TrainState,
+    step_fn: Callable[[TrainState, HostBatch], tuple[TrainState, Metrics]],
+    batches: Callable[[int], Iterator[HostBatch]],
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> tuple[TrainState, bool]:
+    """Trains from `state.step` to the end.
+
+    Args:
+      state: where to start.
+      step_fn: one compiled step.
+      batches: given a step, the iterator over the batches from that step on.
+      schedule: when to do what.
+      checkpoints: where training checkpoints go.
+      log: where numbers go.
+      evaluate: metrics of a state on held-out data.
+
+    Returns:
+      The last state, and whether SIGTERM ended the run before its time (it is saved all the same).
+
+    Raises:
+      TrainingError: when a loss is NaN or infinite. Nothing is saved from that step on.
+    """
+    step, window = int(state.step), _Window()
+    stream = batches(step)
+    with _sigterm() as stopped:
+        while step < schedule.train_steps and not stopped:
+            batch = next(stream)
+            state, metrics = step_fn(state, batch)
+            step += 1
+            window.add(metrics, _tokens(batch))
+            at_end = step == schedule.train_steps or bool(stopped)
+            saves = at_end or step % schedule.checkpoint_period == 0
+            # A window closes before every save, so that no bad step is ever saved.
+            if saves or step % schedule.log_period == 0:
+                means, window = window.close(step), _Window()
+                log.write("train", step, means)
+                log.progress(step, means)
+            if saves:
+                checkpoints.save(state)
+            evaluates = schedule.eval_period and step % schedule.eval_period == 0
+            if evaluate is not None and (evaluates or step == schedule.train_steps):
+                means = evaluate(state)
+                log.write("eval", step, means)
+                log.say("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+    return state, bool(stopped)
+
+
+def _tokens(batch: HostBatch) -> int:
+    """Tokens a step works on, padding included, as T5X counts them."""
+    return sum(array.size for name, array in batch.items() if name.endswith("input_tokens"))
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Collects SIGTERM in a list instead of dying, where the thread may handle signals at all."""
+    received: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:  # not the main thread
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

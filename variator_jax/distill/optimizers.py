@@ -1,0 +1,78 @@
+"""Optimizers and schedules by name, from optax. A gin file sets these few numbers and no more."""
+
+from __future__ import annotations
+
+import optax
+
+from variator_jax.errors import ConfigError, did_you_mean
+
+_OPTIMIZERS = ("adamw", "adafactor")
+_SCHEDULES = ("constant", "linear")
+
+
+def schedule(
+    name: str, learning_rate: float, warmup_steps: int = 0, train_steps: int = 0
+) -> optax.Schedule:
+    """Learning rate by step: 'constant', or 'linear' decay to 0; both after a linear warm-up from 0.
+
+    Raises:
+      ConfigError: for an unknown name, or a decay that ends before the warm-up does.
+    """
+    if name not in _SCHEDULES:
+        raise ConfigError(
+            f"No schedule is named {name!r}.{did_you_mean(name, _SCHEDULES)} Known: {_SCHEDULES}."
+        )
+    if name == "linear" and train_steps <= warmup_steps:
+        raise ConfigError(
+            f"A linear decay over {train_steps} steps leaves nothing after {warmup_steps} steps of "
+            "warm-up; lower WARMUP_STEPS or raise TRAIN_STEPS."
+        )
+    after: optax.Schedule = (
+        optax.constant_schedule(learning_rate)
+        if name == "constant"
+        else optax.linear_schedule(learning_rate, 0.0, train_steps - warmup_steps)
+    )
+    if not warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def optimizer(
+    name: str = "adamw",
+    learning_rate: float = 1e-3,
+    schedule_name: str = "linear",
+    warmup_steps: int = 0,
+    train_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """AdamW or Adafactor behind global-norm clipping.
+
+    Args:
+      name: 'adamw' or 'adafactor' (with T5's own settings, absolute learning rate).
+      learning_rate: the peak.
+      schedule_name: 'constant' or 'linear', see `schedule`.
+      warmup_steps: steps of linear warm-up.
+      train_steps: where a linear decay reaches 0.
+      weight_decay: decoupled, times the learning rate.
+      clip_norm: largest global norm of a gradient, None for no limit.
+      b1: AdamW's first decay rate.
+      b2: AdamW's second.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
+    if name not in _OPTIMIZERS:
+        raise ConfigError(
+            f"No optimizer is named {name!r}.{did_you_mean(name, _OPTIMIZERS)} "
+            f"Known: {_OPTIMIZERS}."
+        )
+    if name == "adamw":
+        update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    else:
+        update = optax.adafactor(rate, weight_decay_rate=weight_decay or None)
+    return update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)

@@ -1,0 +1,209 @@
+"""Runs a task's batches through a scorer or a decoder and scores the answers.
+
+Model and parameters are bound into the functions passed in (see `scorers` for those that score), so
+nothing here knows a plugin. Rows whose loss weights are all zero fill the last batch up and are
+ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from variator_jax.errors import ConfigError, DataError
+from variator_jax.evaluation import metrics
+from variator_jax.evaluation.scorers import Batch
+
+if TYPE_CHECKING:
+    from variator_jax.data.spec import TaskSpec
+
+PAD, EOS = 0, 1
+
+# What a batch of a task is turned into: label scores, target scores or generated tokens.
+ScoreBatch = Callable[[Batch], Any]
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """A task's outcome.
+
+    `score` (0 to 100) is accuracy for classification, token F1 for generation and the accuracy of
+    target tokens under teacher forcing for span corruption. `majority` is the score of always
+    answering the commonest label, None for other kinds. `details` holds further figures by name.
+    """
+
+    task: str
+    kind: str
+    score: float
+    examples: int
+    majority: float | None = None
+    details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    predictions: tuple[int | str, ...] = ()
+
+
+def evaluate_task(
+    spec: TaskSpec,
+    batches: Iterable[Batch],
+    *,
+    score_batch: ScoreBatch | None = None,
+    generate: ScoreBatch | None = None,
+    label_ids: Sequence[int] | None = None,
+    decode: Decode | None = None,
+) -> TaskResult:
+    """Scores one task as its specification says.
+
+    Args:
+      spec: the task.
+      batches: batches with T5X's names, one example a row.
+      score_batch: for classification, batch -> `[batch, labels]`; for span corruption, batch ->
+        (negative log-likelihoods, hits), both `[batch, target length]`.
+      generate: for generation, batch -> token ids `[batch, length]`.
+      label_ids: for classification, the first token id of each verbalizer (`verbalizer_ids`).
+      decode: for generation, token ids -> text.
+
+    Raises:
+      ConfigError: if a function that this kind of task needs is missing.
+      DataError: if there is nothing to score, or a target is none of the verbalizers.
+    """
+    if spec.kind == "classification":
+        scorer = _needed(spec, "score_batch", score_batch)
+        return evaluate_classification(spec, batches, scorer, _needed(spec, "label_ids", label_ids))
+    if spec.kind == "generation":
+        decoder = _needed(spec, "decode", decode)
+        return evaluate_generation(spec, batches, _needed(spec, "generate", generate), decoder)
+    if spec.kind == "span_corruption":
+        return evaluate_span_corruption(spec, batches, _needed(spec, "score_batch", score_batch))
+    raise ConfigError(f"Task {spec.name!r} is of kind {spec.kind!r}, which has no score.")
+
+
+def evaluate_classification(
+    spec: TaskSpec, batches: Iterable[Batch], score_batch: ScoreBatch, label_ids: Sequence[int]
+) -> TaskResult:
+    """Accuracy of the highest verbalizer; for two labels `details` adds the F1 of the second."""
+    predictions: list[int] = []
+    references: list[int] = []
+    index = {token: label for label, token in enumerate(label_ids)}
+    for batch, rows in _scored(batches):
+        targets = np.asarray(batch["decoder_target_tokens"])[rows, 0]
+        references += [_label(spec, index, int(token)) for token in targets]
+        predictions += np.asarray(score_batch(batch))[rows].argmax(axis=-1).tolist()
+    score = metrics.accuracy(predictions, references)
+    details = {"accuracy": score}
+    if len(label_ids) == 2:
+        details["binary_f1"] = metrics.binary_f1(predictions, references)
+    majority = metrics.majority_score(references)
+    return TaskResult(
+        spec.name, spec.kind, score, len(references), majority, details, tuple(predictions)
+    )
+
+
+def evaluate_generation(
+    spec: TaskSpec, batches: Iterable[Batch], generate: ScoreBatch, decode: Decode
+) -> TaskResult:
+    """Token F1 of the decoded answers; `details` adds the exact match."""
+    predictions: list[str] = []
+    references: list[str] = []
+    for batch, rows in _scored(batches):
+        targets = np.asarray(batch["decoder_target_tokens"])[rows]
+        references += [decode(_until_eos(row)) for row in targets]
+        predictions += [decode(_until_eos(row)) for row in np.asarray(generate(batch))[rows]]
+    score = metrics.token_f1(predictions, references)
+    details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
+    return TaskResult(
+        spec.name,
+        spec.kind,
+        score,
+        len(references),
+        details=details,
+        predictions=tuple(predictions),
+    )
+
+
+def evaluate_span_corruption(
+    spec: TaskSpec, batches: Iterable[Batch], score_batch: ScoreBatch
+) -> TaskResult:
+    """Accuracy of the target tokens; `details` adds their mean cross-entropy and perplexity."""
+    tokens, hits, loss, examples = 0, 0, 0.0, 0
+    for batch, rows in _scored(batches):
+        mask = np.asarray(batch["decoder_loss_weights"])[rows] > 0
+        likelihoods, right = (np.asarray(scores)[rows] for scores in score_batch(batch))
+        loss += float(likelihoods[mask].sum(dtype=np.float64))
+        hits += int(right[mask].sum())
+        tokens += int(mask.sum())
+        examples += len(mask)
+    if not tokens:
+        raise DataError(f"Task {spec.name!r} has no target token to score.")
+    details = {"cross_entropy": loss / tokens, "perplexity": float(np.exp(loss / tokens))}
+    return TaskResult(spec.name, spec.kind, 100.0 * hits / tokens, examples, details=details)
+
+
+def verbalizer_ids(spec: TaskSpec, encode: Callable[[str], Sequence[int]]) -> list[int]:
+    """First token id of each verbalizer, in label order.
+
+    Raises:
+      DataError: if a verbalizer encodes to nothing, or two of them begin with the same token, for
+        then the first target position cannot tell them apart.
+    """
+    if len(spec.labels) < 2:
+        raise DataError(f"Task {spec.name!r} needs at least two labels; found {list(spec.labels)}.")
+    owners: dict[int, str] = {}
+    for label in spec.labels:
+        tokens = [int(token) for token in encode(label)]
+        if not tokens or tokens[0] in (PAD, EOS):
+            raise DataError(f"Task {spec.name!r}: the verbalizer {label!r} encodes to no token.")
+        if tokens[0] in owners:
+            raise DataError(
+                f"Task {spec.name!r}: the verbalizers {owners[tokens[0]]!r} and {label!r} both "
+                f"begin with token {tokens[0]} in this vocabulary; choose words that differ there."
+            )
+        owners[tokens[0]] = label
+    return list(owners)
+
+
+def bit_identical(first: ScoreBatch, second: ScoreBatch, batches: Iterable[Batch]) -> bool:
+    """Whether two score functions give the same bits on every batch; DataError for no batch."""
+    compared = 0
+    for batch in batches:
+        one, other = np.asarray(first(batch)), np.asarray(second(batch))
+        if one.shape != other.shape or one.tobytes() != other.tobytes():
+            return False
+        compared += 1
+    if not compared:
+        raise DataError("There is no batch to compare two models on.")
+    return True
+
+
+def _scored(batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches that hold examples, each with a mask `[batch]` of the rows that are one."""
+    for batch in batches:
+        rows = (np.asarray(batch["decoder_loss_weights"]) > 0).any(axis=-1)
+        if rows.any():
+            yield batch, rows
+
+
+def _label(spec: TaskSpec, index: Mapping[int, int], token: int) -> int:
+    if token not in index:
+        raise DataError(
+            f"Task {spec.name!r}: a target begins with token {token}, which begins none of the "
+            f"verbalizers {list(spec.labels)} (tokens {list(index)})."
+        )
+    return index[token]
+
+
+def _until_eos(tokens: np.ndarray) -> list[int]:
+    """The ids before the first end of sequence, without padding."""
+    ids = [int(token) for token in tokens]
+    ids = ids[: ids.index(EOS)] if EOS in ids else ids
+    return [token for token in ids if token != PAD]
+
+
+def _needed(spec: TaskSpec, name: str, value: Any) -> Any:
+    if value is None:
+        raise ConfigError(
+            f"Task {spec.name!r} of kind {spec.kind!r} cannot be scored without {name}."
+        )
+    return value

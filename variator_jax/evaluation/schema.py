@@ -1,0 +1,133 @@
+"""The report as data: frozen dataclasses whose fields are the keys of `report.json`.
+
+Qualities are on a scale of 0 to 100, shares are fractions of 1, times are in the unit that the
+field is named after. Filling it in needs the model; reading and writing it needs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from variator_jax.backbone.config import T5Config
+from variator_jax.evaluation import cost
+from variator_jax.evaluation.latency import Latency
+from variator_jax.plugin.config import PluginConfig
+
+Scores = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The frozen backbone: its config's name, number of parameters and fingerprint."""
+
+    name: str
+    parameters: int
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyEntry:
+    """Measured time of one encoder pass of the shape `config`; `spread` is in milliseconds too."""
+
+    config: str
+    batch: int
+    length: int
+    milliseconds: float
+    speedup: float
+    flops_allowed_speedup: float
+    spread: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioEntry:
+    """What one compression ratio gives and costs.
+
+    Attributes:
+      ratio: compression ratio k.
+      quality: task -> score.
+      identical_to_backbone: whether the scores agree with the backbone's bit by bit.
+      encoder_flops: by formula, one row of the report's `encoder_length` tokens.
+      flops_saved: share of the backbone's encoder FLOPs.
+      extra_parameters: the plugin's trained weights.
+      extra_parameters_share: the same over the backbone's parameters.
+      latency: one entry per shape that was measured.
+    """
+
+    ratio: int
+    quality: Scores
+    identical_to_backbone: bool
+    encoder_flops: int
+    flops_saved: float
+    extra_parameters: int
+    extra_parameters_share: float
+    latency: Sequence[LatencyEntry] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A backbone at several compression ratios.
+
+    Attributes:
+      backbone: what was compressed.
+      hardware: the machine that latencies were measured on.
+      seconds: stage -> wall-clock seconds.
+      majority: classification task -> score of always answering the commonest label.
+      ratios: in rising order, the uncompressed backbone (ratio 1) first.
+      control_no_ffn: task -> score of the backbone with its encoder FFNs skipped.
+      encoder_length: tokens of the row that `encoder_flops` counts.
+      notes: reasons and remarks, in sentences.
+    """
+
+    backbone: Backbone
+    hardware: str
+    seconds: Scores
+    majority: Scores
+    ratios: Sequence[RatioEntry]
+    control_no_ffn: Scores
+    encoder_length: int
+    notes: Sequence[str] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in the order of the first ratio."""
+        return tuple(self.ratios[0].quality) if self.ratios else ()
+
+    def at(self, ratio: int) -> RatioEntry | None:
+        """The entry of a ratio, None if it was not evaluated."""
+        return next((entry for entry in self.ratios if entry.ratio == ratio), None)
+
+
+def ratio_entry(
+    config: T5Config,
+    plugin: PluginConfig,
+    length: int,
+    quality: Scores,
+    identical_to_backbone: bool,
+    latency: Sequence[LatencyEntry] = (),
+) -> RatioEntry:
+    """An entry whose FLOPs and parameters are computed from the shapes."""
+    extra = cost.plugin_parameters(config, plugin)
+    return RatioEntry(
+        ratio=plugin.ratio,
+        quality=dict(quality),
+        identical_to_backbone=identical_to_backbone,
+        encoder_flops=cost.encoder_flops(config, length, plugin.ratio, plugin),
+        flops_saved=cost.flops_saved(config, length, plugin.ratio, plugin),
+        extra_parameters=extra,
+        extra_parameters_share=extra / cost.backbone_parameters(config),
+        latency=tuple(latency),
+    )
+
+
+def latency_entry(config: str, batch: int, length: int, row: Latency) -> LatencyEntry:
+    """A measured row with the shape it was measured at."""
+    return LatencyEntry(
+        config=config,
+        batch=batch,
+        length=length,
+        milliseconds=row.milliseconds,
+        speedup=row.speedup,
+        flops_allowed_speedup=row.flops_allowed_speedup,
+        spread=row.spread,
+    )

@@ -1,0 +1,123 @@
+"""Compiled functions that score a batch, one for each plugin setting and input shape.
+
+A scorer takes backbone parameters, plugin variables and a batch as arguments and closes over
+nothing but the module and its settings, so one compiled function serves every plugin of its ratio.
+What the scores mean for a task lives in `evaluator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from variator_jax.errors import ConfigError, DataError
+from variator_jax.evaluation.control import skip_encoder_ffn
+from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin.splice import splice
+
+Batch = Mapping[str, np.ndarray]
+# (backbone parameters, plugin variables or None, batch) -> scores
+Scorer = Callable[[Any, Any, Batch], Any]
+
+
+def label_scorer(
+    module: nn.Module,
+    label_ids: Sequence[int],
+    plugin: PluginConfig | None = None,
+    *,
+    skip_ffn: bool = False,
+) -> Scorer:
+    """Returns a scorer of verbalizers: logits of `label_ids` at the first target position.
+
+    Args:
+      module: the backbone, with T5X's call signature.
+      label_ids: first token id of each verbalizer, in label order.
+      plugin: settings of the plugin to splice, None for the backbone itself.
+      skip_ffn: run the control without encoder FFNs instead; excludes `plugin`.
+
+    Returns:
+      A function of (backbone parameters, plugin variables, batch) to `[batch, labels]` float32.
+    """
+    columns = np.asarray(label_ids, np.int32)
+
+    def score(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        first = {name: array[:, :1] for name, array in arrays.items() if name.startswith("decoder")}
+        # [batch, 1, vocab]
+        logits = _logits(module, params, variables, {**arrays, **first}, plugin, skip_ffn)
+        return logits[:, 0, columns].astype(jnp.float32)
+
+    return _compiled(score, plugin, skip_ffn)
+
+
+def target_scorer(
+    module: nn.Module, plugin: PluginConfig | None = None, *, skip_ffn: bool = False
+) -> Scorer:
+    """Returns a scorer of target tokens under teacher forcing; arguments as for `label_scorer`.
+
+    Returns:
+      A function of (backbone parameters, plugin variables, batch) to two arrays
+      `[batch, target length]`: negative log-likelihood in nats, and whether the token scores best.
+    """
+
+    def score(
+        params: Any, variables: Any, arrays: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        targets = arrays["decoder_target_tokens"]
+        # [batch, target length, vocab]
+        logits = _logits(module, params, variables, arrays, plugin, skip_ffn).astype(jnp.float32)
+        likelihood = jax.nn.log_softmax(logits)
+        of_target = jnp.take_along_axis(likelihood, targets[..., None], axis=-1)[..., 0]
+        return -of_target, jnp.argmax(logits, axis=-1) == targets
+
+    return _compiled(score, plugin, skip_ffn)
+
+
+def spliced(
+    plugin: PluginConfig | None, variables: Any, tokens: jax.Array, skip_ffn: bool = False
+) -> AbstractContextManager[None]:
+    """The context in which the backbone runs: as it is, with a plugin, or without encoder FFNs."""
+    if skip_ffn:
+        return skip_encoder_ffn()
+    return nullcontext() if plugin is None else splice(plugin, variables, tokens > 0)
+
+
+def _logits(
+    module: nn.Module,
+    params: Any,
+    variables: Any,
+    arrays: Mapping[str, jax.Array],
+    plugin: PluginConfig | None,
+    skip_ffn: bool,
+) -> jax.Array:
+    tokens = arrays["encoder_input_tokens"]
+    with spliced(plugin, variables, tokens, skip_ffn):
+        decoder = arrays["decoder_input_tokens"], arrays["decoder_target_tokens"]
+        return module.apply({"params": params}, tokens, *decoder)
+
+
+def _compiled(function: Callable[..., Any], plugin: PluginConfig | None, skip_ffn: bool) -> Scorer:
+    if skip_ffn and plugin is not None:
+        raise ConfigError("The control without encoder FFNs takes no plugin; found both.")
+    compiled = jax.jit(function)
+
+    def score(params: Any, variables: Any, batch: Batch) -> Any:
+        return compiled(params, variables, model_inputs(batch))
+
+    return score
+
+
+def model_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    """The arrays that the model reads; DataError for a missing one or a packed batch."""
+    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise DataError(f"A batch to evaluate lacks {missing}; found {sorted(batch)}.")
+    if "encoder_segment_ids" in batch:
+        raise DataError("A packed batch cannot be evaluated: one example a row was expected.")
+    return {name: batch[name] for name in names}

@@ -1,8 +1,8 @@
 """Errors in the user's words, and the nearest right name.
 
-Everything that a user can get wrong ends in a `VariatorError`, whose message says what was found and
-what was expected. The command line prints that message as one line; anything else that reaches the
-user is a bug in this library.
+Everything that a user can get wrong ends in a `VariatorError`, whose message says what was found
+and what was expected. The command line prints that message as one line; anything else that reaches
+the user is a bug in this library.
 """
 
 from __future__ import annotations
@@ -36,6 +36,6 @@ class TrainingError(VariatorError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns " Did you mean 'x' or 'y'?" for the choices nearest to `name`, or '' if none is near."""
+    """Returns " Did you mean 'x' or 'y'?" for the choices nearest to `name`, '' if none is."""
     near = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

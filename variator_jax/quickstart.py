@@ -52,7 +52,7 @@ def stages(folder: pathlib.Path) -> list[Stage]:
                 "plugin",
                 "quickstart/pretrain.gin",
                 RATIO=ratio,
-                INITIAL_CHECKPOINT_PATH=str(finetuned),
+                INITIAL_CHECKPOINT_PATH=str(pretrained),
             ),
             _train(
                 folder,

@@ -13,8 +13,10 @@ from variator_jax.errors import DataError
 
 LENGTHS = {"inputs": 32, "targets": 8}
 SHAPES = {
-    "encoder_input_tokens": (8, 32), "decoder_input_tokens": (8, 8),
-    "decoder_target_tokens": (8, 8), "decoder_loss_weights": (8, 8),
+    "encoder_input_tokens": (8, 32),
+    "decoder_input_tokens": (8, 8),
+    "decoder_target_tokens": (8, 8),
+    "decoder_loss_weights": (8, 8),
 }
 EVERYTHING = ("docs_topic", "docs_span_corruption", "docs_tasks")
 
@@ -89,8 +91,10 @@ def test_an_epoch_has_every_example_once_in_a_new_order():
 
 def test_span_corruption_draws_new_noise_every_epoch():
     count = num_examples("docs_span_corruption", "train", LENGTHS)
-    rows = [b["encoder_input_tokens"].tobytes() for b in
-            _take(2 * count, "docs_span_corruption", size=1, shuffle=False)]
+    rows = [
+        b["encoder_input_tokens"].tobytes()
+        for b in _take(2 * count, "docs_span_corruption", size=1, shuffle=False)
+    ]
     assert sum(a == b for a, b in zip(rows[:count], rows[count:], strict=True)) < count / 10
 
 
@@ -143,8 +147,9 @@ def test_packed_examples_start_on_multiples(k):
     for group in np.where(tokens != 0, segments, 0).reshape(-1, k):
         assert len(set(group[group != 0])) <= 1
     for batch in first:  # inputs and targets of an example have the same segment
-        for inputs, targets in zip(batch["encoder_segment_ids"], batch["decoder_segment_ids"],
-                                   strict=True):
+        for inputs, targets in zip(
+            batch["encoder_segment_ids"], batch["decoder_segment_ids"], strict=True
+        ):
             assert set(inputs) - {0} == set(targets) - {0}
 
 
@@ -160,13 +165,16 @@ def test_tasks_too_large_for_memory_are_streamed_with_the_same_examples(monkeypa
     assert len(_take(3, "docs_tasks")) == 3
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("docs_topik", "train", 8, LENGTHS), "Did you mean 'docs_topic'"),
-    (("docs_topic", "valid", 8, LENGTHS), "Did you mean 'validation'"),
-    (("docs_topic", "train", 0, LENGTHS), "batch_size 0"),
-    (("docs_topic", "train", 8, {"inputs": 8}), "expected positive 'inputs' and 'targets'"),
-    (("docs_topic", "train", 8, {"inputs": 8, "targets": 0}), "expected positive"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("docs_topik", "train", 8, LENGTHS), "Did you mean 'docs_topic'"),
+        (("docs_topic", "valid", 8, LENGTHS), "Did you mean 'validation'"),
+        (("docs_topic", "train", 0, LENGTHS), "batch_size 0"),
+        (("docs_topic", "train", 8, {"inputs": 8}), "expected positive 'inputs' and 'targets'"),
+        (("docs_topic", "train", 8, {"inputs": 8, "targets": 0}), "expected positive"),
+    ],
+)
 def test_wrong_arguments_are_told_before_the_first_batch(arguments, message):
     with pytest.raises(DataError, match=message):
         batches(*arguments)

@@ -4,7 +4,8 @@ from variator_jax.data.cleaning import sentences
 def test_prose_is_split_into_sentences_and_abbreviations_do_not_end_one():
     text = "Return the first item, e.g. Some value of it. It is never\n    None in this case.\n"
     assert sentences(text) == [
-        "Return the first item, e.g. Some value of it.", "It is never None in this case.",
+        "Return the first item, e.g. Some value of it.",
+        "It is never None in this case.",
     ]
 
 

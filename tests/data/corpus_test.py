@@ -41,9 +41,11 @@ def test_records_say_where_a_docstring_stands(tmp_path, monkeypatch):
 def test_nothing_is_imported_and_broken_files_are_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / "cache"))
     good = '"""This text is found in the file."""\nraise SystemExit("imported!")\n'
-    folder = corpus.ensure_corpus(_installation(
-        tmp_path, {"a/good.py": good, "a/broken.py": '"""This is a broken file."""\ndef ('}
-    ))
+    folder = corpus.ensure_corpus(
+        _installation(
+            tmp_path, {"a/good.py": good, "a/broken.py": '"""This is a broken file."""\ndef ('}
+        )
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"] == {"read": 2, "broken": 1}
     assert manifest["package_versions"] == {"p": "1"}
@@ -52,9 +54,15 @@ def test_nothing_is_imported_and_broken_files_are_counted(tmp_path, monkeypatch)
 
 def test_tests_and_this_package_itself_are_left_out(tmp_path):
     text = '"""This is a text with words."""\n'
-    installation = _installation(tmp_path, {
-        "a/keep.py": text, "a/tests/no.py": text, "a/test_no.py": text, "variator_jax/no.py": text,
-    })
+    installation = _installation(
+        tmp_path,
+        {
+            "a/keep.py": text,
+            "a/tests/no.py": text,
+            "a/test_no.py": text,
+            "variator_jax/no.py": text,
+        },
+    )
     assert [s.relative for s in docstrings.find_sources(installation)] == ["site/a/keep.py"]
 
 
@@ -72,10 +80,15 @@ def test_a_text_of_both_splits_stays_in_train_only():
     def record(split, text):
         return {"split": split, "text": text}
 
-    kept = docstrings.deduplicate([
-        record("validation", "one"), record("validation", "two"), record("validation", "two"),
-        record("train", "one"), record("train", "one"),
-    ])
+    kept = docstrings.deduplicate(
+        [
+            record("validation", "one"),
+            record("validation", "two"),
+            record("validation", "two"),
+            record("train", "one"),
+            record("train", "one"),
+        ]
+    )
     assert [r["text"] for r in kept["train"]] == ["one"]
     assert [r["text"] for r in kept["validation"]] == ["two"]
 
@@ -114,7 +127,8 @@ def test_no_package_takes_more_than_its_share(monkeypatch):
     monkeypatch.setattr(docstrings, "_SOURCE_BYTES", 1000)
     sources = [
         docstrings.Source(package, f"{package}/{n}.py", None, 10)
-        for package, count in (("giant", 500), ("small", 20)) for n in range(count)
+        for package, count in (("giant", 500), ("small", 20))
+        for n in range(count)
     ]
     chosen = list(docstrings.select_sources(sources))
     sizes = {p: sum(s.size for s in chosen if s.package == p) for p in ("giant", "small")}

@@ -63,11 +63,18 @@ def test_topics_lose_the_words_that_give_them_away_and_ambiguous_texts_go():
     assert docs_examples.topic_examples([_record(both), _record(both, "scipy")]) == []
 
 
-@pytest.mark.parametrize("name, words", [
-    ("Box.open_lid", ["open", "lid"]), ("HTTPServerError", ["http", "server", "error"]),
-    ("Box.__init__", []), ("a_b", []), ("one_two_three_four_five", []), ("conv2d", []),
-    ("_private_name", ["private", "name"]),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("Box.open_lid", ["open", "lid"]),
+        ("HTTPServerError", ["http", "server", "error"]),
+        ("Box.__init__", []),
+        ("a_b", []),
+        ("one_two_three_four_five", []),
+        ("conv2d", []),
+        ("_private_name", ["private", "name"]),
+    ],
+)
 def test_names_become_words(name, words):
     assert docs_examples.name_words(name) == words
 
@@ -98,7 +105,10 @@ def test_majority_is_the_score_of_the_commonest_target():
 def test_registering_the_tasks_builds_nothing(tmp_path):
     code = "import variator_jax.data.docs_tasks, variator_jax.data.batches"
     result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
         env={"VARIATOR_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ":".join(sys.path)},
     )
     assert not (tmp_path / "cache").exists()

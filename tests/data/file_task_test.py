@@ -31,10 +31,12 @@ def _texts(name, split):
     vocabulary = docs_vocabulary()
     found = []
     for batch in batches(name, split, 1, LENGTHS, repeat=False, shuffle=False):
-        found.append(tuple(
-            vocabulary.decode([int(t) for t in batch[key][0] if t > 1])
-            for key in ("encoder_input_tokens", "decoder_target_tokens")
-        ))
+        found.append(
+            tuple(
+                vocabulary.decode([int(t) for t in batch[key][0] if t > 1])
+                for key in ("encoder_input_tokens", "decoder_target_tokens")
+            )
+        )
     return found
 
 
@@ -42,8 +44,9 @@ def test_a_classification_task_from_json_lines(tmp_path):
     name = file_task(_write(tmp_path / "mine.jsonl", _rows()), TEMPLATE, labels=LABELS)
     assert get_spec(name).kind == "classification" and get_spec(name).labels == LABELS
     train, validation = _texts(name, "train"), _texts(name, "validation")
-    expected = {(f"Sentence: the array number {i} Is this positive?", LABELS[i % 2])
-                for i in range(60)}
+    expected = {
+        (f"Sentence: the array number {i} Is this positive?", LABELS[i % 2]) for i in range(60)
+    }
     assert set(train) | set(validation) == expected
     assert not set(train) & set(validation) and 1 <= len(validation) <= 15
     assert 30 < majority(name, "train") < 70
@@ -66,14 +69,20 @@ def test_a_tsv_splits_on_tabs_alone_and_labels_may_be_words_or_numbers(tmp_path)
     path = _write(tmp_path / "a.tsv", rows)
     name = file_task(path, "{text}", labels=LABELS, validation_path=path, name="file_tsv")
     assert _texts(name, "train") == [
-        ('a "quoted, text', "yes"), ("other text", "no"), ("third one", "no"), ("x y", "yes"),
+        ('a "quoted, text', "yes"),
+        ("other text", "no"),
+        ("third one", "no"),
+        ("x y", "yes"),
     ]
     assert _texts(name, "validation") == _texts(name, "train")
 
 
 def test_a_dict_of_labels_maps_what_stands_in_the_file(tmp_path):
-    rows = [{"text": "one text", "gold": "entailment"}, {"text": "two text", "gold": "neutral"},
-            {"text": "three text", "gold": "contradiction"}]
+    rows = [
+        {"text": "one text", "gold": "entailment"},
+        {"text": "two text", "gold": "neutral"},
+        {"text": "three text", "gold": "contradiction"},
+    ]
     path = _write(tmp_path / "nli.jsonl", rows)
     labels = {"entailment": "yes", "neutral": "no", "contradiction": "no"}
     name = file_task(path, "{text}", labels=labels, label_field="gold", validation_path=path)
@@ -82,8 +91,9 @@ def test_a_dict_of_labels_maps_what_stands_in_the_file(tmp_path):
 
 
 def test_jsons_truth_values_are_labels(tmp_path):
-    path = _write(tmp_path / "t.jsonl", [{"text": "one", "label": True},
-                                         {"text": "two", "label": False}])
+    path = _write(
+        tmp_path / "t.jsonl", [{"text": "one", "label": True}, {"text": "two", "label": False}]
+    )
     name = file_task(path, "{text}", labels=LABELS, validation_path=path)
     assert [label for _, label in _texts(name, "train")] == ["yes", "no"]
 
@@ -160,36 +170,42 @@ def test_bad_validation_rows_count_too(tmp_path):
         file_task(good, TEMPLATE, labels=LABELS, validation_path=bad)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"template": "{txt}"}, "no row of .* has a field 'txt'. Did you mean 'text'"),
-    ({"template": "{text"}, "is broken"),
-    ({"template": "no field"}, "needs fields in braces"),
-    ({"template": "{}"}, "needs fields in braces"),
-    ({"template": "{text.x}"}, "needs fields in braces"),
-    ({"labels": ("yes",)}, "two different verbalizers"),
-    ({"labels": ("yes", "yes")}, "two different verbalizers"),
-    ({"labels": "yes"}, "list or dict of words"),
-    ({"labels": None}, "either labels .* or target"),
-    ({"target": "text"}, "either labels .* or target"),
-    ({"label_field": "lable"}, "no row of .* has a field 'lable'. Did you mean 'label'"),
-    ({"labels": ("no", "never"), "vocabulary": byte_vocabulary()}, "begin with the same token"),
-    ({"vocabulary": "/nowhere/spiece.model"}, "no vocabulary file"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"template": "{txt}"}, "no row of .* has a field 'txt'. Did you mean 'text'"),
+        ({"template": "{text"}, "is broken"),
+        ({"template": "no field"}, "needs fields in braces"),
+        ({"template": "{}"}, "needs fields in braces"),
+        ({"template": "{text.x}"}, "needs fields in braces"),
+        ({"labels": ("yes",)}, "two different verbalizers"),
+        ({"labels": ("yes", "yes")}, "two different verbalizers"),
+        ({"labels": "yes"}, "list or dict of words"),
+        ({"labels": None}, "either labels .* or target"),
+        ({"target": "text"}, "either labels .* or target"),
+        ({"label_field": "lable"}, "no row of .* has a field 'lable'. Did you mean 'label'"),
+        ({"labels": ("no", "never"), "vocabulary": byte_vocabulary()}, "begin with the same token"),
+        ({"vocabulary": "/nowhere/spiece.model"}, "no vocabulary file"),
+    ],
+)
 def test_arguments_that_do_not_fit_are_refused(tmp_path, arguments, message):
     path = _write(tmp_path / "rows.jsonl", _rows(20))
     with pytest.raises(DataError, match=message):
         file_task(path, **{"template": TEMPLATE, "labels": LABELS, **arguments})
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("mine.jsonn", b"", "no data file .*Did you mean 'mine.jsonl'"),
-    ("mine.jsonl", b"\n \n", "is empty"),
-    ("mine.tsv", b"text\tlabel\n", "has a header and no rows"),
-    ("mine.tsv", b"text\ttext\nx\ty\n", "twice"),
-    ("mine.csv", b"text,label\n", r"ends with '.csv'; expected .jsonl, .tsv"),
-    ("mine.jsonl.gz", b"not gzip", "cannot be read"),
-    ("mine.jsonl", b'{"text": "x", "label": 0}\n', "one distinct row"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("mine.jsonn", b"", "no data file .*Did you mean 'mine.jsonl'"),
+        ("mine.jsonl", b"\n \n", "is empty"),
+        ("mine.tsv", b"text\tlabel\n", "has a header and no rows"),
+        ("mine.tsv", b"text\ttext\nx\ty\n", "twice"),
+        ("mine.csv", b"text,label\n", r"ends with '.csv'; expected .jsonl, .tsv"),
+        ("mine.jsonl.gz", b"not gzip", "cannot be read"),
+        ("mine.jsonl", b'{"text": "x", "label": 0}\n', "one distinct row"),
+    ],
+)
 def test_files_that_cannot_be_used_are_refused(tmp_path, name, content, message):
     path = tmp_path / name
     if name.endswith("jsonn"):
@@ -226,10 +242,14 @@ def test_a_file_task_can_be_written_in_gin(tmp_path):
     path = _write(tmp_path / "gin.jsonl", _rows())
     with gin.unlock_config():
         try:
-            gin.parse_config([
-                f"file_task.path = {os.fspath(path)!r}", f"file_task.template = {TEMPLATE!r}",
-                "file_task.labels = ['no', 'yes']", "file_task.name = 'file_from_gin'",
-            ])
+            gin.parse_config(
+                [
+                    f"file_task.path = {os.fspath(path)!r}",
+                    f"file_task.template = {TEMPLATE!r}",
+                    "file_task.labels = ['no', 'yes']",
+                    "file_task.name = 'file_from_gin'",
+                ]
+            )
             assert file_task() == "file_from_gin"
         finally:
             gin.clear_config()

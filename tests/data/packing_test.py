@@ -9,8 +9,13 @@ LENGTHS = {"inputs": 16, "targets": 8}
 
 def _dataset(lengths):
     examples = [{"inputs": [i + 2] * n + [1], "targets": [i + 2, 1]} for i, n in enumerate(lengths)]
-    return tf.data.Dataset.from_generator(lambda: examples, output_signature={
-        "inputs": tf.TensorSpec([None], tf.int32), "targets": tf.TensorSpec([None], tf.int32)})
+    return tf.data.Dataset.from_generator(
+        lambda: examples,
+        output_signature={
+            "inputs": tf.TensorSpec([None], tf.int32),
+            "targets": tf.TensorSpec([None], tf.int32),
+        },
+    )
 
 
 def _convert(converter, lengths=(3, 2, 4, 9)):

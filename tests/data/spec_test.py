@@ -26,12 +26,15 @@ def test_an_unknown_name_gives_the_nearest():
         get_spec("spec_test_sentimant")
 
 
-@pytest.mark.parametrize("kind, labels, message", [
-    ("classificaton", (), "Did you mean 'classification'"),
-    ("classification", ("yes",), "two labels"),
-    ("classification", ("yes", "no", "yes"), "twice"),
-    ("generation", ("yes", "no"), "takes no labels"),
-])
+@pytest.mark.parametrize(
+    "kind, labels, message",
+    [
+        ("classificaton", (), "Did you mean 'classification'"),
+        ("classification", ("yes",), "two labels"),
+        ("classification", ("yes", "no", "yes"), "twice"),
+        ("generation", ("yes", "no"), "takes no labels"),
+    ],
+)
 def test_a_spec_that_cannot_be_scored_is_refused(kind, labels, message):
     with pytest.raises(DataError, match=message):
         TaskSpec("x", kind, labels)

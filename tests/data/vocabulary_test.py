@@ -62,8 +62,10 @@ def test_files_that_are_no_model_are_refused(tmp_path):
 def test_bytes_need_no_model_and_differ_from_pieces():
     vocabulary = vocabularies.byte_vocabulary()
     assert vocabulary.decode(vocabulary.encode("any text")) == "any text"
-    fingerprints = {vocabularies.fingerprint(v) for v in (
-        vocabulary, vocabularies.byte_vocabulary(125), vocabularies.docs_vocabulary())}
+    fingerprints = {
+        vocabularies.fingerprint(v)
+        for v in (vocabulary, vocabularies.byte_vocabulary(125), vocabularies.docs_vocabulary())
+    }
     assert len(fingerprints) == 3
 
 

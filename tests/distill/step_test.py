@@ -150,7 +150,8 @@ def test_losses_ignore_what_is_masked(seed, scale):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(encoder_hidden=-1.0), dict(encoder_hidden=0, decoder_hidden=0), dict(temperature=0)]
+    "bad",
+    [dict(encoder_hidden=-1.0), dict(encoder_hidden=0, decoder_hidden=0), dict(temperature=0)],
 )
 def test_unusable_loss_weights_are_refused(bad):
     with pytest.raises(ConfigError):

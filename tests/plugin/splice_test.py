@@ -30,7 +30,9 @@ BACKBONE = init_params(SHAPE, jax.random.key(0))
 
 def _plugin(plugin_config, seed=1):
     """A plugin far from its initialisation, so that each of its parts shows in the output."""
-    fresh = init_plugin(plugin_config, SHAPE.num_encoder_layers, SHAPE.embed_dim, jax.random.key(seed))
+    fresh = init_plugin(
+        plugin_config, SHAPE.num_encoder_layers, SHAPE.embed_dim, jax.random.key(seed)
+    )
     leaves, tree = jax.tree.flatten(fresh.params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves) + 1)
     leaves = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys[1:], leaves, strict=True)]
@@ -306,6 +308,8 @@ def test_calibration_measures_the_ffn_output_on_tokens_only():
     rms = site_output_rms(run, PluginConfig(2).sites, tokens > 0)
     valid = np.asarray(tokens > 0)
     for layer, y in outputs.items():
-        np.testing.assert_allclose(rms[f"layers_{layer}"], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5)
+        np.testing.assert_allclose(
+            rms[f"layers_{layer}"], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5
+        )
     scaled = calibrate(_plugin(PluginConfig(2)), rms)
     assert scaled.output_scales["layers_1"] == rms["layers_1"]

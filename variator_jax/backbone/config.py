@@ -1,4 +1,4 @@
-"""T5 shapes by name. What a layer computes lives in `layers.py`, `attention.py` and `network.py`."""
+"""T5 shapes by name. What a layer computes is in `layers.py`, `attention.py`, `network.py`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ class T5Config:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for field in ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, field) < 1:
-                raise ConfigError(f"T5Config.{field} is {getattr(self, field)}; it must be positive.")
+                raise ConfigError(
+                    f"T5Config.{field} is {getattr(self, field)}; it must be positive."
+                )
         if self.num_encoder_layers < 1 or self.num_decoder_layers < 0:
             raise ConfigError(
-                f"T5Config needs at least one encoder layer and no negative number of decoder layers;"
-                f" found {self.num_encoder_layers} and {self.num_decoder_layers}."
+                f"T5Config needs an encoder layer or more and no negative decoder layers; "
+                f"found {self.num_encoder_layers} and {self.num_decoder_layers}."
             )
         for activation in self.mlp_activations:
             if activation not in _ACTIVATIONS:
@@ -103,9 +105,9 @@ _BYT5 = {
 }
 # Our own sizes for machines without an accelerator; 4,224 rows hold the documentation vocabulary.
 _OURS = {
-    "nano": _t5(128, 4, 32, 384, (4, 2)),
-    "micro": _t5(192, 6, 32, 512, (6, 3)),
-    "mini": _t5(320, 5, 64, 896, (8, 3)),
+    "nano": _t5(128, 4, 32, 384, (3, 1)),
+    "micro": _t5(192, 6, 32, 512, (6, 2)),
+    "mini": _t5(256, 4, 64, 704, (8, 4)),
 }
 
 
@@ -137,7 +139,8 @@ def get_config(name: str, **overrides: Any) -> T5Config:
     """
     if name not in CONFIGS:
         raise ConfigError(
-            f"No backbone is named {name!r}.{did_you_mean(name, CONFIGS)} Known: {', '.join(CONFIGS)}."
+            f"No backbone is named {name!r}.{did_you_mean(name, CONFIGS)} "
+            f"Known: {', '.join(CONFIGS)}."
         )
     fields = [field.name for field in dataclasses.fields(T5Config)]
     for field in overrides:

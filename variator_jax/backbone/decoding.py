@@ -54,7 +54,14 @@ def greedy_decode(
         gained = jnp.take_along_axis(log_probabilities, chosen[:, None], axis=-1)[:, 0]
         chosen = jnp.where(done, 0, chosen)
         scores = scores + jnp.where(done, 0.0, gained)
-        return i + 1, chosen, tokens.at[:, i].set(chosen), scores, done | (chosen == EOS_TOKEN), cache
+        return (
+            i + 1,
+            chosen,
+            tokens.at[:, i].set(chosen),
+            scores,
+            done | (chosen == EOS_TOKEN),
+            cache,
+        )
 
     state = (
         jnp.int32(0),

@@ -102,7 +102,7 @@ class Embed(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """The feed-forward layer, plain (`wi`) or gated (`wi_0`, `wi_1`), `[..., embed] -> [..., embed]`.
+    """The feed-forward layer, plain (`wi`) or gated (`wi_0`, `wi_1`): `[..., embed]` to the same.
 
     In the encoder this is the site that a compression plugin surrounds; it does not know about it.
     """

@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder stack over embedded target tokens; returns the hidden states before the logits."""
+    """The decoder stack over embedded target tokens, up to the hidden states before the logits."""
 
     config: T5Config
 
@@ -243,7 +243,9 @@ class Transformer(nn.Module):
         if not self.config.has_decoder:
             raise ConfigError(f"Backbone {self.config.name!r} is an encoder without a decoder.")
         if decoder_input_tokens is None:
-            raise ConfigError(f"Backbone {self.config.name!r} has a decoder; give its input tokens.")
+            raise ConfigError(
+                f"Backbone {self.config.name!r} has a decoder; give its input tokens."
+            )
         length = decoder_input_tokens.shape[1]
         everywhere = jnp.ones(decoder_input_tokens.shape, bool)
         self_mask = causal_mask(length)
@@ -282,7 +284,7 @@ class Transformer(nn.Module):
         return self.logits(decoded)
 
     def logits(self, decoded: jax.Array) -> jax.Array:
-        """`[..., embed] -> [..., vocab]` in float32, tied to the embedding where the config says so."""
+        """`[..., embed] -> [..., vocab]` in float32, by the embedding where it is tied."""
         if self.config.logits_via_embedding:
             return self.token_embedder.attend(decoded)
         return self.logits_dense(decoded)

@@ -1,4 +1,4 @@
-"""Our own backbone folder: `backbone.json`, `backbone.safetensors`, and the vocabulary beside them."""
+"""Our own backbone folder: `backbone.json`, `backbone.safetensors` and the vocabulary."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder that becomes `path` on success; on failure `path` stays as it was."""
+    """Yields a draft that becomes `path` on success; on failure `path` stays as it was."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -128,6 +128,7 @@ def match_shapes(path: pathlib.Path, found: Mapping[str, Any], expected: Mapping
     for name, leaf in expected.items():
         if tuple(found[name].shape) != tuple(leaf.shape):
             raise CheckpointError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}; expected {tuple(leaf.shape)}."
+                f"{path}: {name} has shape {tuple(found[name].shape)}; "
+                f"expected {tuple(leaf.shape)}."
             )
     return traverse_util.unflatten_dict(dict(found), sep="/")

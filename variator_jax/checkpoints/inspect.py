@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -40,6 +42,11 @@ def _count(tree: object) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def _listing(values: Mapping[str, Any]) -> str:
+    shown = (f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(shown) or "not recorded"
+
+
 def _describe_backbone(folder: pathlib.Path) -> str:
     backbone = backbone_folder.load_backbone(folder)
     config = backbone.config
@@ -72,7 +79,7 @@ def _describe_plugin(folder: pathlib.Path) -> str:
             f"{config.decompression}, bottleneck {config.bottleneck}",
             f"  sites:       {config.sites}",
             f"  fits:        backbone {owner['name']} with fingerprint {owner['fingerprint']}",
-            f"  trained:     {', '.join(f'{k} {v}' for k, v in training.items()) or 'not recorded'}",
-            f"  quality:     {', '.join(f'{k} {v:.1f}' for k, v in quality.items()) or 'not recorded'}",
+            f"  trained:     {_listing(training)}",
+            f"  quality:     {_listing(quality)}",
         ]
     )

@@ -1,4 +1,4 @@
-"""The official release's plugin state dicts and our trees: names and layouts. Arrays only, no files."""
+"""The official release's plugin state dicts and our trees: names and layouts, no files."""
 
 from __future__ import annotations
 

@@ -83,8 +83,9 @@ def batches(
     order = Order(seed, shuffle, repeat)
     tasks = _tasks(provider, split)
     if packed or not all(fits_in_memory(task, split, lengths) for task in tasks):
-        found = _streamed(provider, split, lengths, order, batch_size, packed,
-                          pad_inputs_to_multiple, start_batch)
+        found = _streamed(
+            provider, split, lengths, order, batch_size, packed, pad_inputs_to_multiple, start_batch
+        )
     elif len(tasks) > 1 and repeat:
         rates = [provider.get_rate(task) for task in tasks]
         found = _mixed(tasks, rates, split, lengths, order, batch_size, start_batch)
@@ -145,7 +146,11 @@ def _checked(
 
 
 def _in_turn(
-    tasks: list[Any], split: str, lengths: Mapping[str, int], order: Order, batch_size: int,
+    tasks: list[Any],
+    split: str,
+    lengths: Mapping[str, int],
+    order: Order,
+    batch_size: int,
     start_batch: int,
 ) -> Iterator[Batch]:
     """Yields batches of one task; or of one epoch of several, one after the other."""
@@ -181,8 +186,13 @@ class _Chain:
 
 
 def _mixed(
-    tasks: list[Any], weights: list[float], split: str, lengths: Mapping[str, int], order: Order,
-    batch_size: int, start_batch: int,
+    tasks: list[Any],
+    weights: list[float],
+    split: str,
+    lengths: Mapping[str, int],
+    order: Order,
+    batch_size: int,
+    start_batch: int,
 ) -> Iterator[Batch]:
     """Yields batches whose rows come from tasks drawn by their rates, for ever."""
     rates = np.array(weights, np.float64) / sum(weights)
@@ -211,13 +221,24 @@ def _gather(readers: list[Reader], chosen: np.ndarray) -> Batch:
 
 
 def _streamed(
-    provider: Any, split: str, lengths: dict[str, int], order: Order, batch_size: int,
-    packed: bool, multiple: int, start_batch: int,
+    provider: Any,
+    split: str,
+    lengths: dict[str, int],
+    order: Order,
+    batch_size: int,
+    packed: bool,
+    multiple: int,
+    start_batch: int,
 ) -> Iterator[Batch]:
     """Yields batches straight from seqio's own pipeline."""
     epochs = None if order.repeat else 1
-    options = dict(sequence_length=lengths, split=split, shuffle=order.shuffle, seed=order.seed,
-                   num_epochs=epochs)
+    options = dict(
+        sequence_length=lengths,
+        split=split,
+        shuffle=order.shuffle,
+        seed=order.seed,
+        num_epochs=epochs,
+    )
     if order.repeat:
         dataset = provider.get_dataset(**options)
     else:

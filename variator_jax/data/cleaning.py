@@ -33,8 +33,18 @@ _MARKUP = re.compile(r"``|`_{0,2}|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|\[\d+\]_?
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|resp|Eq|Fig|Ref|approx|al|Dr|Mr|No)\.$")
 _BREAK = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 _STRANGE = re.compile(r"[^A-Za-z ,.]")
-_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
-                         "\u2013": "-", "\u2014": "-", "\u00a0": " ", "\u2026": "..."})
+_QUOTES = str.maketrans(
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": "-",
+        "\u00a0": " ",
+        "\u2026": "...",
+    }
+)
 
 
 def sentences(docstring: str) -> list[str]:

@@ -111,8 +111,11 @@ def install_folder(work: Path, folder: Path) -> None:
 def _build(installation: Installation, work: Path) -> None:
     begin = time.monotonic()
     sources = list(docstrings.select_sources(docstrings.find_sources(installation)))
-    print(f"variator_jax: reading the documentation in {len(sources)} Python files (first use)",
-          file=sys.stderr, flush=True)
+    print(
+        f"variator_jax: reading the documentation in {len(sources)} Python files (first use)",
+        file=sys.stderr,
+        flush=True,
+    )
     with docstrings.without_cycle_collection():
         records, broken = docstrings.extract(sources)
     splits = docstrings.deduplicate(records)

@@ -27,7 +27,7 @@ TOPICS = {
     "matplotlib": ("matplotlib", "mpl_toolkits"),
 }
 TOPIC_PROMPT = "Library? {text}"
-PAIR_PROMPT = "Sentence 1: {first} Sentence 2: {second} In order?"
+PAIR_PROMPT = "First: {first} Second: {second}"
 NAME_PROMPT = "Name: {text}"
 
 _GIVE_AWAY = re.compile(
@@ -36,9 +36,10 @@ _GIVE_AWAY = re.compile(
     re.IGNORECASE,
 )
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_TOPIC_WORDS = (8, 34)  # fewest and most words of a topic text
+_TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
 _PAIR_WORDS = (4, 18)  # fewest and most words of each sentence of a pair
-_NAME_WORDS = (5, 32)
+_PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
+_NAME_WORDS = (5, 20)
 _TOPIC_CAP = 4_000  # most examples of one topic in a split
 
 
@@ -94,17 +95,18 @@ def topic_examples(records: Iterable[Record], cap: int = _TOPIC_CAP) -> Examples
 
 
 def pair_examples(records: Iterable[Record]) -> Examples:
-    """Returns neighbouring sentences in the written order ('yes') and swapped ('no').
+    """Returns the openings of neighbouring sentences in the written order ('yes') and swapped ('no').
 
     Both orders of every pair are there, so the words of an input as a whole say nothing.
     """
     pairs: dict[tuple[str, str], None] = {}
     for record in records:
         lines = record["text"].split("\n")
-        for first, second in zip(lines[:1], lines[1:2], strict=False):
-            if first != second and _fits_pair(first) and _fits_pair(second):
-                if (second, first) not in pairs:
-                    pairs[first, second] = None
+        if len(lines) < 2 or not (_fits_pair(lines[0]) and _fits_pair(lines[1])):
+            continue
+        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines[:2])
+        if first != second and (second, first) not in pairs:
+            pairs[first, second] = None
     found: Examples = []
     for first, second in sorted(pairs, key=lambda pair: _order(" ".join(sorted(pair)))):
         orders = [((first, second), "yes"), ((second, first), "no")]
@@ -158,6 +160,7 @@ def held_out(train: Examples, validation: Examples, pairs: bool, cap: int) -> Ex
       pairs: whether inputs are sentence pairs; then neither sentence may occur in training.
       cap: the most examples to keep.
     """
+
     def texts(example: Mapping[str, str]) -> list[str]:
         return pair_sentences(example["inputs"]) if pairs else [example["inputs"]]
 

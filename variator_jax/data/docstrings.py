@@ -162,8 +162,16 @@ def extract(sources: Iterable[Source]) -> tuple[list[dict[str, str]], int]:
             text = "\n".join(cleaning.sentences(raw))
             if text and written[source.package] + len(text) <= _TEXT_BYTES_PER_PACKAGE:
                 written[source.package] += len(text)
-                records.append({"split": source.split, "package": source.package,
-                                "module": module, "name": name, "kind": kind, "text": text})
+                records.append(
+                    {
+                        "split": source.split,
+                        "package": source.package,
+                        "module": module,
+                        "name": name,
+                        "kind": kind,
+                        "text": text,
+                    }
+                )
     return records, broken
 
 

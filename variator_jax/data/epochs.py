@@ -93,9 +93,7 @@ def _fixed(task: Any, split: str, lengths: tuple[tuple[str, int], ...]) -> Batch
 
 
 @functools.lru_cache(maxsize=3)
-def _noisy(
-    task: Any, split: str, lengths: tuple[tuple[str, int], ...], noise_seed: int
-) -> Batch:
+def _noisy(task: Any, split: str, lengths: tuple[tuple[str, int], ...], noise_seed: int) -> Batch:
     by_name = dict(lengths)
     if not isinstance(task.source, LazySource):
         return through_seqio(task, split, by_name, noise_seed)
@@ -184,7 +182,12 @@ class Reader:
     """Reads rows of a task one after the other, epoch after epoch, from row `start` of them all."""
 
     def __init__(
-        self, task: Any, split: str, lengths: Mapping[str, int], order: Order, stream: int,
+        self,
+        task: Any,
+        split: str,
+        lengths: Mapping[str, int],
+        order: Order,
+        stream: int,
         start: int,
     ):
         self._epochs = self._walk(task, split, lengths, order, stream, start)

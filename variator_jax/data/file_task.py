@@ -143,8 +143,11 @@ def _plain(labels: Labels | None) -> Any:
 def _origin(paths: Sequence[Path], arguments: Sequence[Any]) -> str:
     """Identifies files, their present state, and arguments."""
     states = [path.stat() for path in paths if path.is_file()]
-    parts = [[str(path) for path in paths], [[s.st_size, s.st_mtime_ns] for s in states],
-             [list(a) if isinstance(a, tuple) else a for a in arguments]]
+    parts = [
+        [str(path) for path in paths],
+        [[s.st_size, s.st_mtime_ns] for s in states],
+        [list(a) if isinstance(a, tuple) else a for a in arguments],
+    ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
@@ -169,7 +172,9 @@ def _done(name: str, spec: TaskSpec, paths: list[Path], arguments: Sequence[Any]
 
 
 def _load(
-    paths: Sequence[Path], required: Sequence[str], render: Callable[[Row], dict[str, str]],
+    paths: Sequence[Path],
+    required: Sequence[str],
+    render: Callable[[Row], dict[str, str]],
     tolerated: int,
 ) -> dict[str, Examples]:
     """Returns the examples of both splits, after all rows of all files were checked."""

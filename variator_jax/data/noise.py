@@ -140,6 +140,8 @@ def check_room(
     if lengths.get("targets", targets) < targets:
         logging.warning(
             "span corruption of %d input tokens makes targets of %d tokens; they are cut to %d",
-            lengths["inputs"], targets, lengths["targets"],
+            lengths["inputs"],
+            targets,
+            lengths["targets"],
         )
     return chunk

@@ -68,7 +68,9 @@ def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     def corrupt(example: Mapping[str, Any], seed: Any) -> dict[str, Any]:
         seed = tf.cast(seed, tf.int32)
         pair = tf.numpy_function(corrupt_one, [example["targets"], seed], [tf.int32, tf.int32])
-        return {key: tf.ensure_shape(value, [None])
-                for key, value in zip(("inputs", "targets"), pair, strict=True)}
+        return {
+            key: tf.ensure_shape(value, [None])
+            for key, value in zip(("inputs", "targets"), pair, strict=True)
+        }
 
     return corrupt(dataset)

@@ -31,8 +31,12 @@ class LazySource(seqio.FunctionDataSource):
         super().__init__(dataset_fn, splits=tuple(splits))
 
     def get_dataset(
-        self, split: str = "train", shuffle: bool = True, seed: int | None = None,
-        shard_info: Any = None, **unused: Any,
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: Any = None,
+        **unused: Any,
     ) -> Any:
         """Returns the examples, shuffled as a whole: the parent's warning does not apply."""
         if shard_info and shard_info.num_shards > 1:
@@ -58,9 +62,13 @@ def text_to_text_task(
 
     Texts that are longer than the feature lengths lose their end, before EOS is added.
     """
-    return _add(name, make, splits, vocabulary, [
-        seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim
-    ])
+    return _add(
+        name,
+        make,
+        splits,
+        vocabulary,
+        [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+    )
 
 
 def span_corruption_task(
@@ -71,7 +79,10 @@ def span_corruption_task(
 
 
 def _add(
-    name: str, make: Callable[[str], Examples], splits: Iterable[str], vocabulary: Any,
+    name: str,
+    make: Callable[[str], Examples],
+    splits: Iterable[str],
+    vocabulary: Any,
     preprocessors: list[Callable[..., Any]],
 ) -> Any:
     features: Mapping[str, Any] = {
@@ -79,6 +90,10 @@ def _add(
         "targets": seqio.Feature(vocabulary, add_eos=True),
     }
     return seqio.TaskRegistry.add(
-        name, source=LazySource(make, splits), preprocessors=preprocessors,
-        output_features=features, metric_fns=[], shuffle_buffer_size=1_000,
+        name,
+        source=LazySource(make, splits),
+        preprocessors=preprocessors,
+        output_features=features,
+        metric_fns=[],
+        shuffle_buffer_size=1_000,
     )

@@ -34,8 +34,9 @@ def fields_of(template: str) -> list[str]:
       DataError: if the template is broken or has no fields.
     """
     try:
-        names = [field for _, field, _, _ in string.Formatter().parse(template)
-                 if field is not None]
+        names = [
+            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
+        ]
     except ValueError as error:
         raise DataError(f"the template {template!r} is broken: {error}") from error
     if not names or not all(name.replace("_", "a").replace("-", "a").isalnum() for name in names):
@@ -54,6 +55,7 @@ def renderer(
     template: str, target: str | None, labels: Labels | None, label_field: str
 ) -> Callable[[Row], dict[str, str]]:
     """Returns what makes {'inputs', 'targets'} of a row, or raises RowError."""
+
     def fill(text: str, row: Row) -> str:
         return text.format_map({field: text_field(row, field) for field in fields_of(text)})
 
@@ -65,8 +67,9 @@ def renderer(
     def classify(row: Row) -> dict[str, str]:
         label = text_field(row, label_field)
         if label not in known:
-            raise RowError(f"unknown label {label!r}.{did_you_mean(label, known)} "
-                           f"Known: {', '.join(known)}")
+            raise RowError(
+                f"unknown label {label!r}.{did_you_mean(label, known)} Known: {', '.join(known)}"
+            )
         return {"inputs": fill(template, row), "targets": known[label]}
 
     return classify

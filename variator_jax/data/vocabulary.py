@@ -29,8 +29,18 @@ DOCS_PIECES = 4000
 _DOCS_SENTENCES = 60_000  # sampled for training; more sentences only cost time
 
 #: Every label word of the documentation tasks; each is one piece of the vocabulary.
-LABEL_WORDS = ("yes", "no", "standard", "numpy", "scipy", "tensorflow", "keras", "jax", "flax",
-               "matplotlib")
+LABEL_WORDS = (
+    "yes",
+    "no",
+    "standard",
+    "numpy",
+    "scipy",
+    "tensorflow",
+    "keras",
+    "jax",
+    "flax",
+    "matplotlib",
+)
 
 
 class DocsVocabulary(seqio.SentencePieceVocabulary):
@@ -96,11 +106,22 @@ def train_sentencepiece(
         prefix = str(Path(folder) / "model")
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences), model_prefix=prefix, model_type="unigram",
-                vocab_size=pieces, hard_vocab_limit=False, character_coverage=1.0,
-                pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=2, minloglevel=2,
+                sentence_iterator=iter(sentences),
+                model_prefix=prefix,
+                model_type="unigram",
+                vocab_size=pieces,
+                hard_vocab_limit=False,
+                character_coverage=1.0,
+                pad_id=0,
+                eos_id=1,
+                unk_id=2,
+                bos_id=-1,
+                num_threads=2,
+                minloglevel=2,
                 required_chars=string.ascii_letters + string.digits + string.punctuation,
-                max_sentence_length=2000, seed_sentencepiece_size=100_000, num_sub_iterations=2,
+                max_sentence_length=2000,
+                seed_sentencepiece_size=100_000,
+                num_sub_iterations=2,
             )
         except RuntimeError as error:
             raise DataError(
@@ -119,7 +140,8 @@ def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
     proto, normal = message.FromString(model), message.SentencePiece.NORMAL
     wanted = {f"\u2581{word}" for word in words}
     rare: Iterator[Any] = (
-        piece for piece in reversed(list(proto.pieces))
+        piece
+        for piece in reversed(list(proto.pieces))
         if piece.type == normal and len(piece.piece) > 2 and piece.piece not in wanted
     )
     best = max(piece.score for piece in proto.pieces if piece.type == normal)
@@ -129,9 +151,7 @@ def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def load_vocabulary(
-    path: str | Path, extra_ids: int = EXTRA_IDS
-) -> seqio.SentencePieceVocabulary:
+def load_vocabulary(path: str | Path, extra_ids: int = EXTRA_IDS) -> seqio.SentencePieceVocabulary:
     """Returns the vocabulary of a user's SentencePiece model, such as T5's `spiece.model`.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a step minimises: weighted sums of losses, as functions of the trained and the frozen arrays.
+"""What a step minimises: weighted losses, as functions of the trained and the frozen arrays.
 
 Two objectives share one interface, so that one step and one loop train plugins and backbones alike.
 """
@@ -27,7 +27,9 @@ class Objective(Protocol):
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """What each term's sum is divided by, from the batch's masks alone."""
 
-    def terms(self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+    def terms(
+        self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array
+    ) -> dict[str, jax.Array]:
         """Each term's sum over a batch or a microbatch; terms without a coefficient only inform."""
 
 
@@ -62,7 +64,7 @@ class Distillation:
 
     def __init__(self, module: Transformer, plugin: PluginConfig, config: LossConfig) -> None:
         self._module, self._plugin, self._config = module, plugin, config
-        coefficients = {
+        coefficients: Mapping[str, float] = {
             "encoder_hidden": config.encoder_hidden,
             "decoder_hidden": config.decoder_hidden,
             "logits": config.logits,
@@ -70,7 +72,7 @@ class Distillation:
         }
         if not module.config.has_decoder:
             coefficients = {"encoder_hidden": config.encoder_hidden}
-        self.coefficients = {name: value for name, value in coefficients.items() if value}
+        self.coefficients: Mapping[str, float] = {k: v for k, v in coefficients.items() if v}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, valid positions of the targets."""

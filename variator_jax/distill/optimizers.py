@@ -13,7 +13,7 @@ _SCHEDULES = ("constant", "linear")
 def schedule(
     name: str, learning_rate: float, warmup_steps: int = 0, train_steps: int = 0
 ) -> optax.Schedule:
-    """Learning rate by step: 'constant', or 'linear' decay to 0; both after a linear warm-up from 0.
+    """Learning rate by step: 'constant', or 'linear' decay to 0; after a linear warm-up from 0.
 
     Raises:
       ConfigError: for an unknown name, or a decay that ends before the warm-up does.
@@ -75,4 +75,6 @@ def optimizer(
         update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
     else:
         update = optax.adafactor(rate, weight_decay_rate=weight_decay or None)
-    return update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return (
+        update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    )

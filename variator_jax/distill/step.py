@@ -1,7 +1,7 @@
 """One training step: gradients of the trained arrays alone, averaged over microbatches.
 
-The frozen arrays are an argument of the compiled step and come out of nothing: neither gradients nor
-optimizer state are ever made for them.
+The frozen arrays are an argument of the compiled step and no part of its result: neither gradients
+nor optimizer state are ever made for them.
 """
 
 from __future__ import annotations

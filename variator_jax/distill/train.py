@@ -8,6 +8,7 @@ task. The loop itself is `loop.py`; this module is glue.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,13 @@ import jax
 import optax
 
 from variator_jax.backbone import T5Config, Transformer, init_params
-from variator_jax.checkpoints import Backbone, load_backbone, load_plugin, save_backbone, save_plugin
+from variator_jax.checkpoints import (
+    Backbone,
+    load_backbone,
+    load_plugin,
+    save_backbone,
+    save_plugin,
+)
 from variator_jax.checkpoints.backbone_folder import DESCRIPTION, file_fingerprint
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.logs import RunLog
@@ -31,7 +38,7 @@ from variator_jax.distill.step import (
     make_train_step,
     mean_loss,
 )
-from variator_jax.errors import CheckpointError, ConfigError, DataError
+from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import (
     PluginConfig,
     PluginVariables,
@@ -73,19 +80,11 @@ class DataConfig:
         )
 
     def validation(self) -> list[HostBatch]:
-        """The first `eval_batches` batches of the validation split."""
+        """The same `eval_batches` batches of the validation split each time, tasks mixed."""
         from variator_jax.data.batches import batches
 
-        stream = batches(
-            self.task,
-            "validation",
-            self.batch_size,
-            self.feature_lengths,
-            shuffle=False,
-            repeat=False,
-            pad_last=True,
-        )
-        return [batch for _, batch in zip(range(self.eval_batches), stream, strict=False)]
+        stream = batches(self.task, "validation", self.batch_size, self.feature_lengths, seed=0)
+        return list(itertools.islice(stream, self.eval_batches))
 
     def vocabulary(self) -> Any:
         """The seqio vocabulary of the task's inputs."""
@@ -159,7 +158,7 @@ def train(
         raise ConfigError(f"TRAINED is {trained!r}; it is 'plugin' or 'backbone'.")
     vocabulary = _checked_vocabulary(data, backbone)
     start = _load_initial(initial_checkpoint_path, backbone, trained, vocabulary)
-    if trained == "backbone":
+    if trained == "backbone" or start is None:
         job = _backbone_job(model_dir, backbone, start, vocabulary, seed)
     else:
         job = _plugin_job(
@@ -220,8 +219,6 @@ def _evaluation(job: _Job, data: DataConfig) -> Callable[[TrainState], dict[str,
 
     def evaluate(state: TrainState) -> dict[str, float]:
         held_out.extend(held_out or data.validation())
-        if not held_out:
-            raise DataError(f"Task {data.task!r} has no validation examples; set EVAL_BATCHES = 0.")
         totals = [eval_step(state.params, job.frozen, batch) for batch in held_out]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)
         means = mean_loss(sums, weights, job.objective)
@@ -283,12 +280,24 @@ def _backbone_job(
 
 
 def _initial_plugin(path: str, config: PluginConfig, backbone: Backbone) -> PluginVariables:
+    """A pre-trained plugin to adapt. It may come from another backbone of the same shape.
+
+    That is the paper's recipe: pre-training runs beside the general backbone, adaptation beside one
+    that was fine-tuned from it.
+    """
     folder = run_part(path, "plugin")
-    loaded = load_plugin(folder, backbone)
+    loaded = load_plugin(folder)
     if loaded.config != config:
         raise CheckpointError(
             f"The plugin in {folder} was trained as {loaded.config}; this run asks for {config}."
         )
+    owner, shape = loaded.description["backbone"], backbone.config
+    for field in ("num_encoder_layers", "embed_dim"):
+        if owner[field] != getattr(shape, field):
+            raise CheckpointError(
+                f"The plugin in {folder} was trained beside {owner['name']!r} with {field} "
+                f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
+            )
     return loaded.variables
 
 
@@ -296,9 +305,7 @@ def _fresh_plugin(
     model_dir: pathlib.Path, config: PluginConfig, backbone: Backbone, data: DataConfig, seed: int
 ) -> PluginVariables:
     shape = backbone.config
-    fresh = init_plugin(
-        config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed)
-    )
+    fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
     # Measured once and kept, because a resumed run must go on in the very same units.
     kept = model_dir / "calibration.json"
     if kept.is_file():
@@ -337,8 +344,11 @@ def _load_initial(
     folder = backbone_folder(path)
     loaded = load_backbone(folder)
     expected = dataclasses.replace(
-        config, dtype=loaded.config.dtype, param_dtype=loaded.config.param_dtype,
-        remat=loaded.config.remat, dropout_rate=loaded.config.dropout_rate,
+        config,
+        dtype=loaded.config.dtype,
+        param_dtype=loaded.config.param_dtype,
+        remat=loaded.config.remat,
+        dropout_rate=loaded.config.dropout_rate,
     )
     if loaded.config != expected:
         raise CheckpointError(
@@ -390,11 +400,18 @@ def _vocabulary_file(vocabulary: Any) -> str | None:
 
 
 def _write_operative_config(model_dir: str) -> None:
-    """Keeps the gin configuration that the run really used; empty when it was called from Python."""
+    """Keeps the gin configuration that the run used; empty when it was called from Python."""
     import gin
 
     text = gin.operative_config_str()
     pathlib.Path(model_dir, "operative_config.gin").write_text(text, encoding="utf8")
 
 
-__all__ = ["DataConfig", "TrainResult", "backbone_folder", "measure_output_scales", "run_part", "train"]
+__all__ = [
+    "DataConfig",
+    "TrainResult",
+    "backbone_folder",
+    "measure_output_scales",
+    "run_part",
+    "train",
+]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.splice import surround_sites
 from variator_jax.plugin.variables import PluginVariables, layer_name
 
@@ -28,9 +28,7 @@ def site_output_rms(
     measured: dict[str, jax.Array] = {}
     weight = token_mask[..., None].astype(jnp.float32)
 
-    def surround(
-        layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array
-    ) -> jax.Array:
+    def surround(layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         y = ffn(x)
         total = jnp.sum(jnp.square(y.astype(jnp.float32)) * weight)
         measured[layer_name(layer)] = jnp.sqrt(total / (jnp.sum(weight) * y.shape[-1]))
@@ -44,6 +42,6 @@ def site_output_rms(
 def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVariables:
     """Returns the plugin with its output scales set to the measured ones of its layers."""
     floor = jnp.float32(1e-6)  # an FFN that puts out nothing would otherwise divide by zero
-    return plugin.replace(
-        output_scales={name: jnp.maximum(rms[name], floor) for name in plugin.output_scales}
+    return dataclasses.replace(
+        plugin, output_scales={name: jnp.maximum(rms[name], floor) for name in plugin.output_scales}
     )

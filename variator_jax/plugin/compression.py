@@ -88,10 +88,14 @@ class HiddenCompression(nn.Module):
         return sum(weights[:, :, j, None] * x[:, :, j] for j in range(x.shape[2]))
 
     def _scores(self, x: jax.Array) -> jax.Array:
-        """Scores of a group's members, each seeing the whole group: `[batch, groups, k]` float32."""
+        """Scores of the members, each seeing its whole group: `[batch, groups, k]` float32."""
         ratio, embed = x.shape[2:]
         kernel = param_with_axes(
-            "kernel", _SCORES_INIT, (ratio * embed, ratio), jnp.float32, axes=("plugin_in", "plugin_ratio")
+            "kernel",
+            _SCORES_INIT,
+            (ratio * embed, ratio),
+            jnp.float32,
+            axes=("plugin_in", "plugin_ratio"),
         )
         bias = param_with_axes(
             "bias", nn.initializers.zeros, (ratio,), jnp.float32, axes=("plugin_ratio",)

@@ -57,7 +57,9 @@ def surround_sites(pattern: str, surround: Surround) -> Iterator[None]:
         yield
     if seen and not matched:
         paths = ", ".join(path for path in seen if path) or "none"
-        raise PluginError(f"The site pattern {pattern!r} matches no module. Modules that ran: {paths}.")
+        raise PluginError(
+            f"The site pattern {pattern!r} matches no module. Modules that ran: {paths}."
+        )
 
 
 @contextlib.contextmanager

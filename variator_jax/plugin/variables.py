@@ -15,7 +15,7 @@ class PluginVariables:
     """The arrays of one compression plugin.
 
     Attributes:
-      params: `{'layers_<i>': {'compression': ..., 'decompression': ...}}` for each compressed layer,
+      params: `{'layers_<i>': {'compression': ..., 'decompression': ...}}` by compressed layer,
         float32, the only thing that training moves.
       output_scales: `{'layers_<i>': a}`, float32 scalars, set once by calibration.
     """

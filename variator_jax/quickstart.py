@@ -84,7 +84,11 @@ def _train(
 
 
 def _command(verb: str, gin: str, **macros: object) -> tuple[str, ...]:
-    settings = (f"--gin.{name}={value!r}" for name, value in macros.items())
+    # A bare word is read as a string, which spares the reader two layers of quotes.
+    settings = (
+        f"--gin.{name}={value if isinstance(value, str) else repr(value)}"
+        for name, value in macros.items()
+    )
     return (verb, f"--gin_file={gin}", *settings)
 
 

@@ -159,7 +159,7 @@ def _decoder_step(
     module: Transformer, params: dict, encoded: jax.Array, encoder_input_tokens: jax.Array
 ) -> Step:
     def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
-        length = cache["decoder"]["layers_0"]["self_attention"]["cached_key"].shape[1]
+        length = cache["decoder"]["layers_0"]["self_attention"]["cached_key"].shape[2]
         logits, updated = module.apply(
             {"params": params, "cache": cache},
             encoded,

@@ -15,15 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 Record = Mapping[str, str]
 Examples = list[dict[str, str]]
 
-#: Topic label -> the packages that it stands for. All come with the `train` extra.
+#: Topic label -> the packages of its family. All come with the `train` extra.
 TOPICS = {
     "standard": ("python",),
-    "numpy": ("numpy",),
-    "scipy": ("scipy",),
-    "tensorflow": ("tensorflow", "tensorflow_text"),
-    "keras": ("keras",),
-    "jax": ("jax", "jaxlib"),
-    "flax": ("flax", "optax", "orbax"),
+    "numpy": ("numpy", "scipy"),
+    "tensorflow": ("tensorflow", "tensorflow_text", "keras"),
+    "jax": ("jax", "jaxlib", "flax", "optax", "orbax"),
     "matplotlib": ("matplotlib", "mpl_toolkits"),
 }
 TOPIC_PROMPT = "Library? {text}"
@@ -40,7 +37,7 @@ _TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
 _PAIR_WORDS = (4, 18)  # fewest and most words of each sentence of a pair
 _PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
 _NAME_WORDS = (5, 20)
-_TOPIC_CAP = 4_000  # most examples of one topic in a split
+_TOPIC_CAP = 5_000  # most examples of one topic in a split
 
 
 def _order(text: str) -> bytes:

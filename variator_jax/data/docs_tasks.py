@@ -16,7 +16,7 @@ from variator_jax.data.sources import Examples, span_corruption_task, text_to_te
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.data.vocabulary import docs_vocabulary
 
-VALIDATION_CAP = 1_000
+VALIDATION_CAP = 2_000
 
 _MAKERS: dict[str, Callable[..., Examples]] = {
     "docs_span_corruption": docs_examples.text_examples,

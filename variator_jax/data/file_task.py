@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 from absl import logging
 
 from variator_jax.data import vocabulary as vocabularies
@@ -43,7 +42,6 @@ _HELD_OUT = 0.1
 _registered: dict[str, str] = {}  # task name -> what it was made from
 
 
-@gin.configurable
 def file_task(
     path: str,
     template: str,
@@ -94,7 +92,6 @@ def file_task(
     return _done(name, TaskSpec(name, kind, verbalizers), paths, arguments)
 
 
-@gin.configurable
 def span_corruption_task_from_text(
     path: str,
     text_field_name: str = "text",

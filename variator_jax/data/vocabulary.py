@@ -34,11 +34,8 @@ LABEL_WORDS = (
     "no",
     "standard",
     "numpy",
-    "scipy",
     "tensorflow",
-    "keras",
     "jax",
-    "flax",
     "matplotlib",
 )
 

@@ -157,6 +157,10 @@ class TestOverrides:
         gin_utils.parse([name], [f"NAME={value}"])
         assert gin_utils.macro("NAME") == expected
 
+    def test_a_text_with_spaces_needs_no_second_quotes(self, run_gin):
+        gin_utils.parse([run_gin("NAME = %gin.REQUIRED")], ["NAME=Sentence: {text} Positive?"])
+        assert gin_utils.macro("NAME") == "Sentence: {text} Positive?"
+
     def test_bare_words_serve_parameters_too(self, run_gin):
         name = run_gin("model.train.task = 'a'")
         gin_utils.parse([name], ["train.task=pairs", "train.model_dir=runs/x"])
@@ -166,7 +170,7 @@ class TestOverrides:
         message = refusal([run_gin("STEPS = 100")], ["STEPS=1O0"])
         assert message == "--gin.STEPS=1O0: expected a value such as 100."
 
-    @pytest.mark.parametrize("value", ["true", "none", "2,4", "[a, b]", "'open", "two words", ""])
+    @pytest.mark.parametrize("value", ["true", "none", "2,4", "[a, b]", "'open", "it's", ""])
     def test_what_is_neither_literal_nor_word_is_refused(self, run_gin, value):
         assert "--gin.NAME" in refusal([run_gin("NAME = 'x'")], [f"NAME={value}"])
 

@@ -31,8 +31,8 @@ from variator_jax.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 _MACRO = "gin.macro"
-# What a shell leaves of an unquoted string: a path, a task name, a bucket.
-_BARE_WORD = re.compile(r"[\w.~/$][\w.~/:+=$-]*")
+# What a shell leaves of an unquoted string: a path, a task name, a bucket, a template.
+_BARE_WORD = re.compile(r"[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$-]+")
 # Dependencies of the `train` extra, by the module that is found missing.
 _TRAIN_MODULES = ("matplotlib", "seqio", "sentencepiece", "tensorflow", "tensorflow_datasets")
 

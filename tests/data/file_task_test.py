@@ -1,10 +1,11 @@
+import copy
 import gzip
 import json
 import os
 
-import gin
 import pytest
 
+from variator_jax import gin_utils
 from variator_jax.data.batches import batches, num_examples
 from variator_jax.data.file_task import file_task, span_corruption_task_from_text
 from variator_jax.data.majority import majority
@@ -238,18 +239,16 @@ def test_broken_lines_of_a_text_file_are_reported(tmp_path):
         span_corruption_task_from_text(str(path))
 
 
-def test_a_file_task_can_be_written_in_gin(tmp_path):
+def test_a_file_task_can_be_written_in_gin(tmp_path, fresh_gin):
     path = _write(tmp_path / "gin.jsonl", _rows())
-    with gin.unlock_config():
-        try:
-            gin.parse_config(
-                [
-                    f"file_task.path = {os.fspath(path)!r}",
-                    f"file_task.template = {TEMPLATE!r}",
-                    "file_task.labels = ['no', 'yes']",
-                    "file_task.name = 'file_from_gin'",
-                ]
-            )
-            assert file_task() == "file_from_gin"
-        finally:
-            gin.clear_config()
+    gin_utils.parse(
+        ["tasks/file.gin"],
+        [
+            f"TASK_FILE={os.fspath(path)}",
+            f"TASK_TEMPLATE={TEMPLATE}",
+            "TASK_LABELS=['no', 'yes']",
+        ],
+    )
+    # Copying a reference is how gin evaluates one that is called.
+    name = copy.deepcopy(gin_utils.macro("MIXTURE_OR_TASK_NAME"))
+    assert get_spec(name).labels == ("no", "yes")

@@ -98,6 +98,27 @@ def test_padding_and_neighbours_change_nothing(ratio, length, padding, seed):
     np.testing.assert_allclose(_encode(crowd, plugin_config, plugin)[2, :length], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [1, 2, 4, 8, 16])
+def test_the_same_text_gives_the_same_logits_however_it_is_batched(ratio):
+    rng = np.random.default_rng(ratio)
+    plugin_config = PluginConfig(ratio)
+    plugin = _plugin(plugin_config) if ratio > 1 else None
+    targets = jnp.asarray([[0, 7, 9]], jnp.int32)
+
+    @jax.jit
+    def logits(tokens):
+        with splice(plugin_config, plugin, tokens > 0):
+            return MODULE.apply({"params": BACKBONE}, tokens, jnp.repeat(targets, len(tokens), 0))
+
+    text = _tokens(rng, 1, 13)
+    alone = logits(jnp.asarray(text))[0]
+    for padding in (1, 17, 64):
+        padded = np.pad(text, ((0, 0), (0, padding)))
+        np.testing.assert_allclose(logits(jnp.asarray(padded))[0], alone, atol=1e-5)
+        crowd = np.concatenate([_tokens(rng, 1, 13 + padding), padded, padded])
+        np.testing.assert_allclose(logits(jnp.asarray(crowd))[1], alone, atol=1e-5)
+
+
 @settings(max_examples=10)
 @given(
     ratio=st.sampled_from([2, 3, 4, 8]),

@@ -92,7 +92,7 @@ def topic_examples(records: Iterable[Record], cap: int = _TOPIC_CAP) -> Examples
 
 
 def pair_examples(records: Iterable[Record]) -> Examples:
-    """Returns the openings of neighbouring sentences in the written order ('yes') and swapped ('no').
+    """Returns openings of neighbouring sentences, in the written order ('yes') and swapped ('no').
 
     Both orders of every pair are there, so the words of an input as a whole say nothing.
     """

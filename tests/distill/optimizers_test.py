@@ -1,0 +1,38 @@
+"""Schedules at their corners, and optimizers by name."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from variator_jax.distill.optimizers import optimizer, schedule
+from variator_jax.errors import ConfigError
+
+
+def test_linear_rises_to_the_peak_and_falls_to_zero():
+    rate = schedule("linear", 0.8, warmup_steps=4, train_steps=12)
+    np.testing.assert_allclose(
+        [rate(s) for s in (0, 2, 4, 8, 12)], [0, 0.4, 0.8, 0.4, 0], atol=1e-6
+    )
+
+
+def test_constant_stays_at_the_peak():
+    rate = schedule("constant", 0.8, warmup_steps=2)
+    np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 999)], [0, 0.4, 0.8, 0.8], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_every_optimizer_goes_downhill(name):
+    update = optimizer(name, learning_rate=0.1, schedule_name="constant")
+    params = {"w": jnp.full((3,), 2.0)}
+    state = update.init(params)
+    updates, _ = update.update({"w": jnp.full((3,), 5.0)}, state, params)
+    assert (updates["w"] < 0).all()
+
+
+def test_slips_name_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'adamw'"):
+        optimizer("adam_w", schedule_name="constant")
+    with pytest.raises(ConfigError, match="Did you mean 'linear'"):
+        schedule("linaer", 1.0)
+    with pytest.raises(ConfigError, match="WARMUP_STEPS"):
+        schedule("linear", 1.0, warmup_steps=10, train_steps=10)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -52,15 +51,8 @@ def running_installation() -> Installation:
     )
 
 
-@functools.lru_cache(maxsize=8)
-def corpus_key(installation: Installation) -> str:
-    """Names the cache folder: changes with the format and with any package or version."""
-    parts = [FORMAT_VERSION, installation.python_version, installation.packages]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
 def ensure_corpus(installation: Installation | None = None) -> Path:
-    """Returns the corpus folder, building it on the first call for this installation.
+    """Returns the corpus folder, building it on the first call from the packages that are there.
 
     The folder holds train.jsonl, validation.jsonl (one record a line: package, module, name, kind,
     text with one sentence a line) and manifest.json. It appears whole or not at all.
@@ -69,7 +61,9 @@ def ensure_corpus(installation: Installation | None = None) -> Path:
       DataError: if the cache folder cannot be written, or no docstring was found.
     """
     installation = installation or running_installation()
-    folder = cache_root() / f"docs-{corpus_key(installation)}"
+    # Not named after the packages: what is trained on the corpus and on its vocabulary must stay
+    # usable when a package comes or goes. Delete the folder to read the installation anew.
+    folder = cache_root() / f"docs-v{FORMAT_VERSION}"
     if not (folder / "manifest.json").is_file():
         _build_atomically(installation, folder)
     return folder

@@ -105,7 +105,7 @@ _BYT5 = {
 }
 # Our own sizes for machines without an accelerator; 4,224 rows hold the documentation vocabulary.
 _OURS = {
-    "nano": _t5(128, 4, 32, 384, (3, 1)),
+    "nano": _t5(128, 4, 32, 320, (3, 1)),
     "micro": _t5(192, 6, 32, 512, (6, 2)),
     "mini": _t5(256, 4, 64, 704, (8, 4)),
 }

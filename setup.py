@@ -32,6 +32,7 @@ TRAIN = [
     "sentencepiece>=0.2.3",
     "seqio>=0.0.20",
     "tensorflow-datasets>=4.9.10",
+    "tensorboard>=2.20",
     "tqdm>=4.70",
 ]
 

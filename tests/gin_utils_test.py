@@ -114,7 +114,9 @@ class TestParsing:
     def test_starts_from_nothing_each_time(self, run_gin):
         gin_utils.parse([run_gin("STEPS = 1\nmodel.train.steps = %STEPS")])
         gin_utils.parse([run_gin("", "empty.gin")])
-        assert gin_utils.macros() == {}
+        assert "STEPS" not in gin_utils.resolved_config()
+        with pytest.raises(ConfigError, match="no macro 'STEPS'"):
+            gin_utils.macro("STEPS")
 
     def test_includes_resolve_along_the_search_path(self, run_gin, tmp_path, capfd):
         run_gin("WIDTH = 5", "lib/sizes/five.gin")
@@ -150,6 +152,10 @@ class TestOverrides:
             ("gs://bucket/x-1", "gs://bucket/x-1"),
             ("/tmp/a.b", "/tmp/a.b"),
             ("2026-11-22", "2026-11-22"),
+            ("2024-run/x", "2024-run/x"),
+            ("1st/~x", "1st/~x"),
+            ("~/x", "~/x"),
+            ("3/4-steps", "3/4-steps"),
         ],
     )
     def test_literals_are_literals_and_bare_words_are_strings(self, run_gin, value, expected):
@@ -170,7 +176,9 @@ class TestOverrides:
         message = refusal([run_gin("STEPS = 100")], ["STEPS=1O0"])
         assert message == "--gin.STEPS=1O0: expected a value such as 100."
 
-    @pytest.mark.parametrize("value", ["true", "none", "2,4", "[a, b]", "'open", "it's", ""])
+    @pytest.mark.parametrize(
+        "value", ["true", "none", "2,4", "2/3,4", "[a, b]", "'open", "it's", ""]
+    )
     def test_what_is_neither_literal_nor_word_is_refused(self, run_gin, value):
         assert "--gin.NAME" in refusal([run_gin("NAME = 'x'")], [f"NAME={value}"])
 
@@ -266,7 +274,7 @@ class TestRequired:
 class TestReading:
     def test_macros_are_resolved_through_one_another(self, run_gin):
         gin_utils.parse([run_gin("A = 1\nB = %A\nC = {'x': [%B, 2]}\nmodel.train.steps = %C")])
-        assert gin_utils.macros() == {"A": 1, "B": 1, "C": {"x": [1, 2]}}
+        assert gin_utils.macro("B") == 1 and gin_utils.macro("C") == {"x": [1, 2]}
 
     def test_unknown_macro(self, run_gin):
         gin_utils.parse([run_gin("STEPS = 1")])
@@ -279,7 +287,7 @@ class TestReading:
         )
         gin_utils.parse([run_gin(text + "model.Net.width = 3\nmodel.Net.depth = 9")])
         before = toy_train()
-        assert "train.task = 'topic'" in gin_utils.operative_config()  # A default that was used.
-        for again in (gin_utils.operative_config(), gin_utils.resolved_config()):
+        assert "train.task = 'topic'" in gin.operative_config_str()  # A default that was used.
+        for again in (gin.operative_config_str(), gin_utils.resolved_config()):
             gin_utils.parse([run_gin(again, "again.gin", header="")])
             assert toy_train() == before

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 import sys
 import time
@@ -17,6 +18,11 @@ import time
 from variator_jax import cli
 
 RATIOS = (2, 4, 8)
+_WHY = (
+    "Why a figure may be missed: a minute of plugin training and 2,000 validation examples a task "
+    "leave a difference of about half a point to chance, and other work on the machine spoils the "
+    "clock. Longer adaptation (TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine help."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +90,14 @@ def _train(
 
 
 def _command(verb: str, gin: str, **macros: object) -> tuple[str, ...]:
-    # A bare word is read as a string, which spares the reader two layers of quotes.
-    settings = (
-        f"--gin.{name}={value if isinstance(value, str) else repr(value)}"
-        for name, value in macros.items()
-    )
+    settings = (f"--gin.{name}={_value(value)}" for name, value in macros.items())
     return (verb, f"--gin_file={gin}", *settings)
+
+
+def _value(value: object) -> str:
+    """A plain path as it is, which spares the reader two layers of quotes; else a literal."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
+    return str(value) if plain else repr(value)
 
 
 def run(folder: pathlib.Path) -> int:
@@ -101,21 +109,26 @@ def run(folder: pathlib.Path) -> int:
             continue
         print(f"\n[{number}/{len(plan)}] {stage.name}\n  $ variator {shlex.join(stage.command)}")
         started = time.monotonic()
-        code = cli.main(stage.command)
+        try:
+            code = cli.main(stage.command)
+        finally:
+            # Added up, because a stage that was cut off took time before.
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
+            folder.mkdir(parents=True, exist_ok=True)
+            clock.write_text(json.dumps(seconds, indent=2) + "\n")
         if code:
             return code
-        # Added up, because a stage that was cut off took time before.
-        seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
-        clock.write_text(json.dumps(seconds, indent=2) + "\n")
     return _finish(folder, seconds)
 
 
 def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> int:
     """Puts the stages' seconds into the report and says where to go next."""
     from variator_jax.evaluation.report import read_report, write_report
+    from variator_jax.evaluation.targets import QUICKSTART, targets_missed
 
     report = dataclasses.replace(read_report(folder / "report.json"), seconds=seconds)
-    write_report(report, folder)
+    notes = (_WHY,) if targets_missed(report, QUICKSTART) else ()
+    write_report(dataclasses.replace(report, notes=notes), folder, QUICKSTART)
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(
         f"Table, figures and plot: {folder}/report.md, report.json, report.png\n"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from variator_jax.data import epochs
-from variator_jax.data.batches import batches, num_examples, task_or_mixture
+from variator_jax.data.batches import batches, task_or_mixture
 from variator_jax.data.docs_tasks import docs_examples_of
 from variator_jax.data.vocabulary import docs_vocabulary
 from variator_jax.errors import DataError
@@ -30,6 +30,10 @@ def _same(one, other):
         a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
         for a, b in zip(one, other, strict=True)
     )
+
+
+def _count(name, split="train"):
+    return len(_take(None, name, split=split, size=1, repeat=False, shuffle=False))
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -81,7 +85,7 @@ def test_starting_at_a_batch_past_the_end_of_one_epoch_gives_nothing(packed):
 
 
 def test_an_epoch_has_every_example_once_in_a_new_order():
-    count = num_examples("docs_topic", "train", LENGTHS)
+    count = _count("docs_topic")
     rows = np.concatenate([b["encoder_input_tokens"] for b in _take(2 * count, size=1)])
     first, second = rows[:count], rows[count:]
     assert (first != second).any()
@@ -90,7 +94,7 @@ def test_an_epoch_has_every_example_once_in_a_new_order():
 
 
 def test_span_corruption_draws_new_noise_every_epoch():
-    count = num_examples("docs_span_corruption", "train", LENGTHS)
+    count = _count("docs_span_corruption")
     rows = [
         b["encoder_input_tokens"].tobytes()
         for b in _take(2 * count, "docs_span_corruption", size=1, shuffle=False)
@@ -99,7 +103,7 @@ def test_span_corruption_draws_new_noise_every_epoch():
 
 
 def test_evaluation_pads_the_last_batch_with_zero_rows():
-    count = num_examples("docs_topic", "validation", LENGTHS)
+    count = _count("docs_topic", "validation")
     size = next(size for size in (7, 8, 9, 10) if count % size)
     options = {"split": "validation", "size": size, "repeat": False, "shuffle": False}
     padded = _take(None, pad_last=True, **options)
@@ -123,8 +127,8 @@ def test_a_mixture_gives_every_task_its_share_and_one_epoch_of_all():
     mixed = np.concatenate([b["encoder_input_tokens"] for b in _take(60, "docs_tasks", size=16)])
     drawn = [prompts[row.tobytes()] for row in mixed]
     assert all(0.27 < drawn.count(name) / len(drawn) < 0.40 for name in names)
-    total = num_examples("docs_tasks", "train", LENGTHS)
-    assert total == sum(num_examples(name, "train", LENGTHS) for name in names)
+    total = _count("docs_tasks")
+    assert total == sum(_count(name) for name in names)
     epoch = _take(None, "docs_tasks", size=1, repeat=False)
     assert {b["encoder_input_tokens"].tobytes() for b in epoch} == set(prompts)
 
@@ -159,7 +163,7 @@ def test_tasks_too_large_for_memory_are_streamed_with_the_same_examples(monkeypa
     monkeypatch.setattr(epochs, "_BYTES_IN_MEMORY", 0)
     assert _same(_take(None, **options), expected)
     examples = docs_examples_of("docs_topic", "train")
-    assert num_examples("docs_topic", "train", LENGTHS) == len(examples)
+    assert _count("docs_topic") == len(examples)
     shuffled = _take(12, seed=3)
     assert _same(shuffled[5:], _take(7, seed=3, start_batch=5))
     assert len(_take(3, "docs_tasks")) == 3

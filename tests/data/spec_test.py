@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from variator_jax.data.spec import TaskSpec, get_spec, register_spec
+from variator_jax.data.spec import TaskSpec, get_spec, register_spec, verbalizer_ids
 from variator_jax.errors import DataError
 
 
@@ -38,6 +38,32 @@ def test_an_unknown_name_gives_the_nearest():
 def test_a_spec_that_cannot_be_scored_is_refused(kind, labels, message):
     with pytest.raises(DataError, match=message):
         TaskSpec("x", kind, labels)
+
+
+PAIR = TaskSpec("pair", "classification", ("yes", "no"))
+
+
+def test_verbalizers_are_known_by_their_first_token():
+    assert verbalizer_ids(PAIR, {"yes": [11], "no": [12, 5]}.__getitem__) == [11, 12]
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        ([11, 6], "'yes' and 'no' both begin with token 11"),
+        ([], "'no' encodes to no token"),
+        ([1], "'no' encodes to no token"),
+        ([2, 7], "cannot spell the verbalizer 'no'"),
+    ],
+)
+def test_verbalizers_that_the_first_token_does_not_tell_apart_are_refused(tokens, message):
+    with pytest.raises(DataError, match=message):
+        verbalizer_ids(PAIR, {"yes": [11], "no": tokens}.__getitem__, unknown_id=2)
+
+
+def test_only_classification_has_verbalizers():
+    with pytest.raises(DataError, match="is generation, so it has no verbalizers"):
+        verbalizer_ids(TaskSpec("x", "generation"), lambda text: [5])
 
 
 def test_neither_spec_corpus_rows_nor_noise_import_tensorflow():

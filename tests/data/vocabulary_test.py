@@ -67,10 +67,3 @@ def test_bytes_need_no_model_and_differ_from_pieces():
         for v in (vocabulary, vocabularies.byte_vocabulary(125), vocabularies.docs_vocabulary())
     }
     assert len(fingerprints) == 3
-
-
-def test_labels_that_begin_alike_are_refused():
-    vocabulary = vocabularies.byte_vocabulary()
-    vocabularies.check_verbalizers(vocabulary, ["yes", "no"])
-    with pytest.raises(DataError, match="'never' and 'no' begin with the same token"):
-        vocabularies.check_verbalizers(vocabulary, ["never", "no"])

@@ -29,6 +29,14 @@ def test_every_optimizer_goes_downhill(name):
     assert (updates["w"] < 0).all()
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weight_decay_is_times_the_learning_rate(name):
+    update = optimizer(name, learning_rate=0.01, schedule_name="constant", weight_decay=0.1)
+    params = {"w": jnp.full((3,), 10.0)}
+    updates, _ = update.update({"w": jnp.zeros((3,))}, update.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.01 * 0.1 * 10.0, rtol=1e-5)
+
+
 def test_slips_name_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'adamw'"):
         optimizer("adam_w", schedule_name="constant")

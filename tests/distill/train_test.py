@@ -1,10 +1,13 @@
 """Whole runs of the built-in engine: exact resume, SIGTERM, a loss that is not finite, refusals."""
 
+import dataclasses
+import itertools
 import json
 import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -15,8 +18,11 @@ from variator_jax.checkpoints import load_backbone, load_plugin
 from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.distill import optimizers, train
+from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.evaluate import EvalData, evaluate
-from variator_jax.distill.loop import Schedule
+from variator_jax.distill.logs import RunLog
+from variator_jax.distill.loop import Schedule, fit
+from variator_jax.distill.step import TrainState
 from variator_jax.errors import CheckpointError, ConfigError, TrainingError
 from variator_jax.plugin import PluginConfig
 
@@ -38,12 +44,12 @@ if TASK not in seqio.TaskRegistry.names():
     register_spec(TaskSpec(TASK, "classification", ("odd", "even")))
 
 
-def _run(model_dir, steps=6, *, learning_rate=1e-2, checkpoint_period=2, **kwargs):
+def _run(model_dir, steps=6, *, learning_rate=1e-2, checkpoint_period=2, eval_period=0, **kwargs):
     return train.train(
         **{
             "model_dir": str(model_dir),
             "data": train.DataConfig(TASK, {"inputs": 16, "targets": 6}, 4, eval_batches=1),
-            "schedule": Schedule(steps, log_period=2, checkpoint_period=checkpoint_period),
+            "schedule": Schedule(steps, 2, eval_period, checkpoint_period),
             "optimizer": optimizers.optimizer(
                 learning_rate=learning_rate, schedule_name="constant", clip_norm=None
             ),
@@ -59,6 +65,11 @@ def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone")
     _run(folder, trained="backbone")
     return folder
+
+
+def _logged_steps(folder, kind="train"):
+    rows = [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if row["kind"] == kind]
 
 
 def _assert_equal(one, other):
@@ -81,9 +92,8 @@ def test_a_plugin_run_leaves_its_backbone_alone_and_its_folder_is_a_plugins_size
     assert 3 * trained <= sum(np.size(x) for x in jax.tree.leaves(saved)) <= 3 * trained + 5
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     assert identity["backbone"] == before.fingerprint
-    rows = [json.loads(r) for r in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["kind"] == "train"] == [2, 4, 6]
-    assert rows[-1]["kind"] == "eval" and "encoder_hidden" in rows[-1]
+    assert _logged_steps(tmp_path / "run") == [2, 4, 6]
+    assert _logged_steps(tmp_path / "run", "eval") == [6]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
@@ -96,26 +106,36 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     _run(tmp_path / "cut", 4, **kwargs)  # leaves a checkpoint of step 4
     result = _run(tmp_path / "cut", 6, **kwargs)
     assert result.step == 6
+    assert _logged_steps(tmp_path / "cut") == [2, 4, 6]  # none was done twice
     load = load_plugin if trained == "plugin" else load_backbone
     whole, cut = (load(tmp_path / name / trained) for name in ("whole", "cut"))
     arrays = (lambda x: x.variables) if trained == "plugin" else (lambda x: x.params)
     _assert_equal(arrays(whole), arrays(cut))
 
 
-def test_sigterm_saves_and_stops(backbone, tmp_path, monkeypatch):
-    kwargs = {"initial_checkpoint_path": str(backbone), "checkpoint_period": 100}
-    real = train.DataConfig.train
+@pytest.mark.parametrize("moment", ["train", "validation"])
+def test_sigterm_at_any_moment_saves_and_stops(backbone, tmp_path, monkeypatch, moment):
+    kwargs = {"initial_checkpoint_path": str(backbone), "checkpoint_period": 100, "eval_period": 3}
+    real_train, real_validation = train.DataConfig.train, train.DataConfig.validation
 
     def stream(self, start):
-        for number, batch in enumerate(real(self, start), start=start):
-            if number == 3:
+        for number, batch in enumerate(real_train(self, start), start=start):
+            if number == 3 and moment == "train":
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
+    def validation(self):
+        if moment == "validation":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_validation(self)
+
     with monkeypatch.context() as patched:
         patched.setattr(train.DataConfig, "train", stream)
+        patched.setattr(train.DataConfig, "validation", validation)
         result = _run(tmp_path / "cut", **kwargs)
     assert result.interrupted and result.exported is None and 3 <= result.step < 6
+    saved = [int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == [result.step]
     assert _run(tmp_path / "cut", **kwargs).step == 6
     _run(tmp_path / "whole", **kwargs)
     _assert_equal(
@@ -162,6 +182,10 @@ def test_adaptation_starts_from_the_pretrained_plugin(backbone, tmp_path):
 def test_a_plugin_run_needs_a_backbone_of_the_right_shape_and_vocabulary(backbone, tmp_path):
     with pytest.raises(ConfigError, match="INITIAL_CHECKPOINT_PATH"):
         _run(tmp_path)
+    with pytest.raises(ConfigError, match="must divide BATCH_SIZE"):
+        _run(tmp_path, num_microbatches=3)
+    with pytest.raises(ConfigError, match="not a local folder"):
+        _run("gs://bucket/run", trained="backbone")
     with pytest.raises(CheckpointError, match="holds no backbone"):
         _run(tmp_path, initial_checkpoint_path=str(tmp_path))
     other = get_config("nano", vocab_size=384)
@@ -174,6 +198,47 @@ def test_a_plugin_run_needs_a_backbone_of_the_right_shape_and_vocabulary(backbon
     nothing = PluginConfig(2, compression="mean", decompression="repeat")
     with pytest.raises(ConfigError, match="nothing to train"):
         _run(tmp_path, initial_checkpoint_path=str(backbone), plugin=nothing)
+
+
+def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_never_saved(tmp_path):
+    def step(state, batch):
+        bad = int(state.step) == 3
+        metrics = {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(np.inf if bad else 1.0)}
+        return state.replace(step=state.step + 1), metrics
+
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, ())
+    checkpoints, log = Checkpoints(tmp_path, 5, {}), RunLog(tmp_path, 8)
+    batch = {"encoder_input_tokens": np.ones((1, 2))}
+    with pytest.raises(TrainingError, match="gradient norm of step 4 is inf"):
+        fit(
+            state,
+            step,
+            lambda start: itertools.repeat(batch),
+            Schedule(8, 8, 0, 2),
+            checkpoints,
+            log,
+        )
+    checkpoints.close()
+    log.close()
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == 2
+
+
+def test_held_out_loss_is_measured_on_the_same_batches_without_dropout(backbone, tmp_path):
+    dropped = dataclasses.replace(TINY, dropout_rate=0.5)
+    _run(
+        tmp_path, 6, trained="backbone", backbone=dropped, learning_rate=0.0, eval_period=2,
+        initial_checkpoint_path=str(backbone),
+    )  # fmt: skip
+    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len({row["loss"] for row in rows if row["kind"] == "eval"}) == 1
+    assert len({row["loss"] for row in rows if row["kind"] == "train"}) == 3
+
+
+@pytest.mark.parametrize("field", ["train_steps", "log_period", "checkpoint_period"])
+def test_periods_are_positive(field):
+    with pytest.raises(ConfigError, match=field.upper()):
+        Schedule(**({"train_steps": 1} | {field: 0}))
 
 
 def test_evaluation_reports_every_ratio_and_the_control(backbone, tmp_path):

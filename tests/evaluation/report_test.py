@@ -13,7 +13,7 @@ from variator_jax.evaluation.latency import Latency
 from variator_jax.evaluation.report import read_report, to_json, write_report
 from variator_jax.evaluation.schema import Backbone, Report, latency_entry, ratio_entry
 from variator_jax.evaluation.tables import report_markdown
-from variator_jax.evaluation.targets import targets_missed
+from variator_jax.evaluation.targets import QUICKSTART, targets_missed
 from variator_jax.plugin import PluginConfig
 
 NANO, BASE = get_config("nano"), get_config("t5_1_0_base")
@@ -56,7 +56,7 @@ def with_ratio(report, ratio, **changes):
 
 
 def test_the_json_has_the_promised_fields(tmp_path):
-    assert write_report(good_report(), tmp_path / "new") == []
+    assert write_report(good_report(), tmp_path / "new", QUICKSTART) == []
     content = json.loads((tmp_path / "new" / "report.json").read_text())
     assert set(content["backbone"]) == {"name", "parameters", "fingerprint"}
     assert content["majority"] == {"docs_topic": 20.0, "docs_pair": 50.0}
@@ -79,7 +79,7 @@ def test_the_json_has_the_promised_fields(tmp_path):
 
 def test_a_report_reads_back_as_it_was(tmp_path):
     report = good_report(notes=("A remark.",))
-    write_report(report, tmp_path)
+    write_report(report, tmp_path, QUICKSTART)
     assert read_report(tmp_path / "report.json") == report
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.png"}
 
@@ -96,14 +96,14 @@ def test_what_is_no_report_is_told(tmp_path):
 def test_a_figure_that_is_not_finite_is_told_and_nothing_is_written(tmp_path):
     report = good_report(control_no_ffn={"docs_topic": float("nan")})
     with pytest.raises(DataError, match="control_no_ffn.docs_topic is nan"):
-        write_report(report, tmp_path / "report")
+        write_report(report, tmp_path / "report", QUICKSTART)
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match="at least one ratio"):
         write_report(good_report(ratios=()), tmp_path)
 
 
 def test_the_table_shows_differences_costs_and_controls():
-    lines = report_markdown(good_report(notes=("A remark.",))).splitlines()
+    lines = report_markdown(good_report(notes=("A remark.",)), QUICKSTART).splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
     [header] = [line for line in lines if line.startswith("| k |")]
     assert "docs_topic" in header and "nano, batch 8, length 128" in header
@@ -117,14 +117,14 @@ def test_the_table_shows_differences_costs_and_controls():
 
 
 def test_all_rows_of_a_table_have_the_headers_width():
-    blocks = report_markdown(good_report()).split("\n\n")
+    blocks = report_markdown(good_report(), QUICKSTART).split("\n\n")
     for block in blocks:
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
 def test_a_report_that_keeps_every_promise_misses_nothing():
-    assert targets_missed(good_report()) == []
+    assert targets_missed(good_report(), QUICKSTART) == []
 
 
 @pytest.mark.parametrize("change, words", [
@@ -145,23 +145,23 @@ def test_a_report_that_keeps_every_promise_misses_nothing():
 ])  # fmt: skip
 def test_a_missed_promise_is_said_in_words(change, words):
     report = change(good_report())
-    missed = targets_missed(report)
+    missed = targets_missed(report, QUICKSTART)
     assert any(words in sentence for sentence in missed), missed
-    markdown = report_markdown(report)
+    markdown = report_markdown(report, QUICKSTART)
     assert all(f"- {sentence}" in markdown for sentence in missed)
-    assert to_json(report)["targets_missed"] == missed
+    assert to_json(report, QUICKSTART)["targets_missed"] == missed
 
 
 def test_a_report_without_the_backbone_keeps_no_promise_silently():
     report = good_report(ratios=(entry(2), entry(4)))
-    missed = targets_missed(report)
+    missed = targets_missed(report, QUICKSTART)
     assert any("Ratio 1 was not evaluated" in sentence for sentence in missed)
     assert any("k=2 was not evaluated" in sentence for sentence in missed)
-    assert report_markdown(report)
+    assert report_markdown(report, QUICKSTART)
 
 
 def test_the_plot_is_a_png_of_a_papers_size(tmp_path):
-    write_report(good_report(), tmp_path)
+    write_report(good_report(), tmp_path, QUICKSTART)
     data = (tmp_path / "report.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n")
     width, height = struct.unpack(">II", data[16:24])

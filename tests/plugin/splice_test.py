@@ -275,6 +275,23 @@ def test_a_pattern_that_matches_nothing_names_what_ran():
             MODULE.apply({"params": BACKBONE}, tokens, method="encode")
 
 
+def test_splicing_round_a_compiled_function_is_refused():
+    encode = jax.jit(lambda tokens: MODULE.apply({"params": BACKBONE}, tokens, method="encode"))
+    tokens = jnp.ones((1, 4), jnp.int32)
+    encode(tokens)
+    with pytest.raises(PluginError, match="inside the function that is jitted"):
+        with splice(PluginConfig(2), _plugin(PluginConfig(2)), tokens > 0):
+            encode(tokens)
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(layers=2), dict(layers=("0",)), dict(bottleneck=6.5), dict(sites="(")]
+)
+def test_unusable_settings_are_refused_at_once(bad):
+    with pytest.raises(PluginError):
+        PluginConfig(2, **bad)
+
+
 def test_another_linen_network_is_spliced_by_its_own_paths():
     class Block(nn.Module):
         @nn.compact

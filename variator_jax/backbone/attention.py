@@ -14,9 +14,6 @@ from variator_jax.backbone.layers import ATTENTION_INIT, Dense, Initializer, dro
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
 _MASKED = -1e10
-# Wider than T5X's, whose heads start out seeing all distances nearly alike: a small backbone then
-# learns word order within hundreds of steps instead of thousands. Loaded weights do not care.
-_RELPOS_INIT = nn.initializers.normal(stddev=1.5)
 
 
 def padding_mask(
@@ -80,7 +77,7 @@ class RelativePositionBias(nn.Module):
         # [heads, buckets]
         table = param_with_axes(
             "rel_embedding",
-            _RELPOS_INIT,
+            nn.initializers.normal(self.config.relpos_stddev),
             (self.config.num_heads, NUM_BUCKETS),
             jnp.dtype(self.config.param_dtype),
             axes=("heads", "relpos_buckets"),

@@ -102,27 +102,6 @@ def _whole(found: Iterator[Batch], batch_size: int, pad_last: bool) -> Iterator[
             yield pad_rows(batch, batch_size)
 
 
-def num_examples(
-    task_name: str, split: str, feature_lengths: Mapping[str, int] | None = None
-) -> int:
-    """Returns how many examples one epoch of a task or mixture has, after preprocessing.
-
-    The lengths matter for span corruption alone, which cuts text to them; default 512 and 128.
-    """
-    provider = task_or_mixture(task_name)
-    lengths = _checked(
-        provider, split, feature_lengths or {"inputs": 512, "targets": 128}, batch_size=1
-    )
-    return sum(_count(task, split, lengths) for task in _tasks(provider, split))
-
-
-def _count(task: Any, split: str, lengths: Mapping[str, int]) -> int:
-    if fits_in_memory(task, split, lengths):
-        return rows(epoch(task, split, lengths, 0))
-    dataset = task.get_dataset(lengths, split, shuffle=False, seed=0)
-    return int(dataset.reduce(np.int64(0), lambda count, _: count + 1))
-
-
 def _tasks(provider: Any, split: str) -> list[Any]:
     tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
     return [task for task in tasks if split in task.splits]

@@ -158,7 +158,11 @@ def _padded(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
 
 
 def through_seqio(task: Any, split: str, lengths: dict[str, int], seed: int) -> Batch:
-    """Returns an epoch as seqio itself makes it; `epoch` gives the same for tasks in memory."""
+    """Returns an epoch as seqio itself makes it.
+
+    For tasks in memory without noise `epoch` gives the same. For span corruption it does not: its
+    noise has the same shape and distribution, but is drawn by numpy and not by seqio.
+    """
     dataset = task.get_dataset(lengths, split, shuffle=False, seed=seed, num_epochs=1)
     dataset = seqio.EncDecFeatureConverter(pack=False)(dataset, lengths)
     chunks = list(dataset.batch(1024).as_numpy_iterator())

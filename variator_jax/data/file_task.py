@@ -21,13 +21,14 @@ from variator_jax.data.rows import (
     BadRow,
     Row,
     RowError,
+    content_of,
     read_rows,
     refuse_bad_rows,
     require_field,
     text_field,
 )
 from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
-from variator_jax.data.spec import Kind, TaskSpec, register_spec
+from variator_jax.data.spec import Kind, TaskSpec, register_spec, verbalizer_ids
 from variator_jax.data.templates import (
     Labels,
     fields_of,
@@ -67,7 +68,8 @@ def file_task(
       vocabulary: a seqio vocabulary or the path of a SentencePiece model; that of the documentation
         corpus if not given.
       tolerate_bad_rows: how many bad rows of both files together are skipped with a warning.
-      name: the task's name; made from the file's name if not given.
+      name: the task's name; if not given, made from the file's name and a hash of all that the
+        task consists of, so that it is the same in another process, or for a copy of the file.
 
     Raises:
       DataError: for anything wrong with the files, the template or the labels; bad rows are listed
@@ -78,18 +80,20 @@ def file_task(
     verbalizers = verbalizers_of(labels) if labels is not None else ()
     chosen = _vocabulary(vocabulary)
     paths = _paths(path, validation_path)
-    arguments = [template, target, _plain(labels), label_field, str(vocabulary), tolerate_bad_rows]
-    name, is_new = _claim(name, paths, arguments)
-    if not is_new:
-        return name
-    if verbalizers:
-        vocabularies.check_verbalizers(chosen, verbalizers)
     render = renderer(template, target, labels, label_field)
+    arguments = [template, target, _plain(labels), label_field, tolerate_bad_rows]
+    origin = _origin(paths, chosen, arguments)
+    name = name or _name(paths[0], origin)
+    if _is_registered(name, origin):
+        return name
+    kind: Kind = "classification" if verbalizers else "generation"
+    spec = TaskSpec(name, kind, verbalizers)
+    if verbalizers:
+        verbalizer_ids(spec, chosen.encode, chosen.unk_id)  # refuses those that begin alike
     required = [*fields_of(template), *([label_field] if target is None else target_fields(target))]
     splits = _load(paths, required, render, tolerate_bad_rows)
     text_to_text_task(name, splits.__getitem__, _SPLITS, chosen)
-    kind: Kind = "classification" if verbalizers else "generation"
-    return _done(name, TaskSpec(name, kind, verbalizers), paths, arguments)
+    return _done(spec, origin)
 
 
 def span_corruption_task_from_text(
@@ -106,10 +110,10 @@ def span_corruption_task_from_text(
     read into memory. The other arguments and errors are those of `file_task`.
     """
     paths = _paths(path, validation_path)
-    arguments = [text_field_name, str(vocabulary), tolerate_bad_rows]
     chosen = _vocabulary(vocabulary)
-    name, is_new = _claim(name, paths, arguments)
-    if not is_new:
+    origin = _origin(paths, chosen, [text_field_name, tolerate_bad_rows])
+    name = name or _name(paths[0], origin)
+    if _is_registered(name, origin):
         return name
 
     def render(row: Row) -> dict[str, str]:
@@ -117,7 +121,7 @@ def span_corruption_task_from_text(
 
     splits = _load(paths, [text_field_name], render, tolerate_bad_rows)
     span_corruption_task(name, splits.__getitem__, _SPLITS, chosen)
-    return _done(name, TaskSpec(name, "span_corruption"), paths, arguments)
+    return _done(TaskSpec(name, "span_corruption"), origin)
 
 
 def _vocabulary(vocabulary: Any) -> Any:
@@ -134,38 +138,44 @@ def _paths(path: str, validation_path: str | None) -> list[Path]:
 
 
 def _plain(labels: Labels | None) -> Any:
-    return [[str(k), v] for k, v in labels.items()] if isinstance(labels, Mapping) else labels
+    if isinstance(labels, Mapping):
+        return [[str(raw), word] for raw, word in labels.items()]
+    return labels if labels is None else list(labels)
 
 
-def _origin(paths: Sequence[Path], arguments: Sequence[Any]) -> str:
-    """Identifies files, their present state, and arguments."""
-    states = [path.stat() for path in paths if path.is_file()]
+def _origin(paths: Sequence[Path], vocabulary: Any, arguments: Sequence[Any]) -> str:
+    """Identifies files by name and content, the vocabulary by its tokens, and the arguments.
+
+    Nothing of this machine or process enters: neither folders nor times nor addresses.
+    """
     parts = [
-        [str(path) for path in paths],
-        [[s.st_size, s.st_mtime_ns] for s in states],
-        [list(a) if isinstance(a, tuple) else a for a in arguments],
+        [[path.name, hashlib.sha256(content_of(path)).hexdigest()] for path in paths],
+        [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size],  # sentinels count too
+        arguments,
     ]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _claim(name: str | None, paths: list[Path], arguments: Sequence[Any]) -> tuple[str, bool]:
-    """Returns the task's name, and whether it is still to be registered."""
-    origin = _origin(paths, arguments)
-    name = name or f"file_{paths[0].name.split('.')[0]}_{origin[:8]}".replace("-", "_")
+def _name(path: Path, origin: str) -> str:
+    return f"file_{path.name.split('.')[0]}_{origin[:8]}".replace("-", "_")
+
+
+def _is_registered(name: str, origin: str) -> bool:
+    """Whether the very same task has this name; a DataError if another task has it."""
     if _registered.get(name) == origin:
-        return name, False
+        return True
     if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
         raise DataError(
             f"a task named {name!r} is already registered, from other files or other arguments; "
             "give this one another name"
         )
-    return name, True
+    return False
 
 
-def _done(name: str, spec: TaskSpec, paths: list[Path], arguments: Sequence[Any]) -> str:
+def _done(spec: TaskSpec, origin: str) -> str:
     register_spec(spec)
-    _registered[name] = _origin(paths, arguments)
-    return name
+    _registered[spec.name] = origin
+    return spec.name
 
 
 def _load(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[BadRow]]:
       DataError: if the file is missing, empty, broken as a whole, or of another format.
     """
     path = Path(path).expanduser()
-    lines = list(_lines(path, _content(path)))
+    lines = list(_lines(path, content_of(path)))
     if not lines:
         raise DataError(f"{path} is empty")
     parse = {".jsonl": _parse_json, ".txt": _parse_text}.get(_format(path))
@@ -87,14 +88,19 @@ def _format(path: Path) -> str:
     return suffix
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Returns the bytes of a data file, of a .gz unpacked.
+
+    Raises:
+      DataError: if the file is missing, damaged or of another format.
+    """
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise DataError(f"no data file {path}.{did_you_mean(path.name, beside)}")
     _format(path)
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -131,6 +137,8 @@ def _parse_json(line: str) -> dict[str, Any]:
         raise RowError(f"broken JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise RowError("broken JSON: nested too deeply") from error
+    except ValueError as error:  # Python's limit on digits; nothing else is left
+        raise RowError("an integer has too many digits") from error
     if not isinstance(value, dict):
         raise RowError(f"expected a JSON object, found {_kind(value)}")
     return value

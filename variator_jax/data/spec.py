@@ -7,9 +7,12 @@ imports TensorFlow or seqio, so that serving and evaluation can name tasks witho
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from variator_jax.errors import DataError, did_you_mean
+
+_PAD, _EOS = 0, 1
 
 Kind = Literal["classification", "generation", "span_corruption"]
 
@@ -77,3 +80,37 @@ def get_spec(name: str) -> TaskSpec:
 def spec_names() -> tuple[str, ...]:
     """Returns the names of all registered specs, sorted."""
     return tuple(sorted(_SPECS))
+
+
+def verbalizer_ids(
+    spec: TaskSpec, encode: Callable[[str], Sequence[int]], unknown_id: int | None = None
+) -> list[int]:
+    """Returns the first token id of each verbalizer, in label order.
+
+    Args:
+      spec: a classification task.
+      encode: from a text to its token ids.
+      unknown_id: the id of what the vocabulary cannot spell, where a verbalizer may be such.
+
+    Raises:
+      DataError: if a verbalizer encodes to nothing or to the unknown, or two of them begin with the
+        same token, for then the first target position cannot tell them apart.
+    """
+    if not spec.labels:
+        raise DataError(f"task {spec.name!r} is {spec.kind}, so it has no verbalizers")
+    owners: dict[int, str] = {}
+    for label in spec.labels:
+        first = next((int(token) for token in encode(label)), _PAD)
+        if first in (_PAD, _EOS):
+            raise DataError(f"task {spec.name!r}: the verbalizer {label!r} encodes to no token")
+        if first == unknown_id:
+            raise DataError(
+                f"task {spec.name!r}: the vocabulary cannot spell the verbalizer {label!r}"
+            )
+        if first in owners:
+            raise DataError(
+                f"task {spec.name!r}: the verbalizers {owners[first]!r} and {label!r} both begin "
+                f"with token {first} in this vocabulary; choose words that differ there"
+            )
+        owners[first] = label
+    return list(owners)

@@ -31,19 +31,31 @@ def fields_of(template: str) -> list[str]:
     """Returns the names of a template's fields.
 
     Raises:
-      DataError: if the template is broken or has no fields.
+      DataError: if the template is broken, has no fields, or asks for more than plain fields: a
+        format ('{hour:02d}'), a conversion ('{text!r}') or a position ('{0}').
     """
     try:
-        names = [
-            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
-        ]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise DataError(f"the template {template!r} is broken: {error}") from error
-    if not names or not all(name.replace("_", "a").replace("-", "a").isalnum() for name in names):
+    names = [str(name) for _, name, _, _ in parts]
+    if not names or not all(map(_is_name, names)):
         raise DataError(
             f"the template {template!r} needs fields in braces, such as {{text}}; found {names}"
         )
+    for _, name, form, conversion in parts:
+        if form or conversion:
+            extra = f"!{conversion}" if conversion else f":{form}"
+            raise DataError(
+                f"the template {template!r} has {extra!r} after the field {name!r}; fields are put "
+                f"in as they are, so write {{{name}}}"
+            )
     return list(dict.fromkeys(names))
+
+
+def _is_name(name: str) -> bool:
+    """Whether `str.format_map` looks this up as it stands; digits alone would be a position."""
+    return name.replace("_", "a").replace("-", "a").isalnum() and not name.isdecimal()
 
 
 def target_fields(target: str) -> list[str]:
@@ -54,14 +66,15 @@ def target_fields(target: str) -> list[str]:
 def renderer(
     template: str, target: str | None, labels: Labels | None, label_field: str
 ) -> Callable[[Row], dict[str, str]]:
-    """Returns what makes {'inputs', 'targets'} of a row, or raises RowError."""
+    """Returns what makes {'inputs', 'targets'} of a row, or raises RowError.
 
-    def fill(text: str, row: Row) -> str:
-        return text.format_map({field: text_field(row, field) for field in fields_of(text)})
-
+    Raises:
+      DataError: if the template or the target is broken.
+    """
+    fill = _filler(template)
     if labels is None:
-        goal = str(target) if "{" in str(target) else f"{{{target}}}"
-        return lambda row: {"inputs": fill(template, row), "targets": fill(goal, row)}
+        goal = _target_filler(str(target))
+        return lambda row: {"inputs": fill(row), "targets": goal(row)}
     known = _label_table(labels)
 
     def classify(row: Row) -> dict[str, str]:
@@ -70,9 +83,18 @@ def renderer(
             raise RowError(
                 f"unknown label {label!r}.{did_you_mean(label, known)} Known: {', '.join(known)}"
             )
-        return {"inputs": fill(template, row), "targets": known[label]}
+        return {"inputs": fill(row), "targets": known[label]}
 
     return classify
+
+
+def _filler(template: str) -> Callable[[Row], str]:
+    fields = fields_of(template)
+    return lambda row: template.format_map({field: text_field(row, field) for field in fields})
+
+
+def _target_filler(target: str) -> Callable[[Row], str]:
+    return _filler(target) if "{" in target else lambda row: text_field(row, target)
 
 
 def _label_table(labels: Labels) -> dict[str, str]:

@@ -188,22 +188,3 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     else:
         content = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}".encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def check_verbalizers(vocabulary: seqio.Vocabulary, labels: Sequence[str]) -> None:
-    """Checks that the labels can be told apart by their first token, as classification does.
-
-    Raises:
-      DataError: naming the labels that begin with the same token, or a label without tokens.
-    """
-    first: dict[int, str] = {}
-    for label in labels:
-        ids = list(vocabulary.encode(label))
-        if not ids or ids[0] == vocabulary.unk_id:
-            raise DataError(f"the vocabulary cannot spell the label {label!r}")
-        if ids[0] in first:
-            raise DataError(
-                f"the labels {first[ids[0]]!r} and {label!r} begin with the same token, so their "
-                "scores at the first position would be equal; choose other verbalizers"
-            )
-        first[ids[0]] = label

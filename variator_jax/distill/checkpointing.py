@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from variator_jax.distill.step import TrainState
-from variator_jax.errors import CheckpointError
+from variator_jax.errors import CheckpointError, ConfigError
 
 
 class Checkpoints:
@@ -21,8 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
-        folder = pathlib.Path(model_dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _local_folder(model_dir)
         _check_identity(folder / "run.json", identity)
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
@@ -58,6 +57,22 @@ class Checkpoints:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _local_folder(model_dir: str | os.PathLike) -> pathlib.Path:
+    if not isinstance(model_dir, str | os.PathLike):
+        raise ConfigError(f"MODEL_DIR is {model_dir!r}; it must be a path, in quotes.")
+    if "://" in str(model_dir):
+        raise ConfigError(
+            f"MODEL_DIR {str(model_dir)!r} is not a local folder; the built-in engine writes to "
+            "local or mounted folders only."
+        )
+    folder = pathlib.Path(model_dir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"MODEL_DIR {folder} cannot be made: {error.strerror}.") from error
+    return folder
 
 
 def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:

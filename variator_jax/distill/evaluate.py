@@ -17,7 +17,8 @@ import jax
 from variator_jax.backbone import Transformer, get_config
 from variator_jax.backbone.decoding import greedy_decode
 from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.distill.train import backbone_folder, run_part
+from variator_jax.distill.data import check_vocabulary, task_vocabulary
+from variator_jax.distill.jobs import backbone_folder, run_part
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, latency, scorers
 from variator_jax.evaluation.cost import backbone_parameters
@@ -38,6 +39,17 @@ class LatencyShape:
     batch: int
     length: int
     rounds: int = 7
+
+    @classmethod
+    def of(cls, fields: Sequence[Any]) -> LatencyShape:
+        """From `(backbone name, batch, length)`, with an optional number of rounds."""
+        if isinstance(fields, str) or not 3 <= len(fields) <= 4:
+            raise ConfigError(
+                f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
+                "('t5_1_0_base', 4, 256)."
+            )
+        get_config(fields[0])
+        return cls(*fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +107,10 @@ def evaluate(
     started = time.monotonic()
     backbone = load_backbone(backbone_folder(initial_checkpoint_path))
     plugins = _load_plugins(plugin_paths, backbone)
+    shapes = [LatencyShape.of(fields) for fields in latency_shapes]
+    for task in data.tasks():
+        vocabulary = task_vocabulary(task)
+        check_vocabulary(task, vocabulary, backbone.config, backbone.vocabulary_fingerprint)
     settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)} | {
         ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
     }
@@ -102,7 +118,7 @@ def evaluate(
     quality = {ratio: runner.quality(*setting) for ratio, setting in settings.items()}
     control = runner.quality(None, None, skip_ffn=True)
     identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
-    times = _latencies(latency_shapes, settings)
+    times = _latencies(shapes, settings)
     length = data.feature_lengths["inputs"]
     report = Report(
         backbone=BackboneEntry(
@@ -218,10 +234,10 @@ def _load_plugins(paths: Sequence[str], backbone: Backbone) -> dict[int, Plugin]
 
 
 def _latencies(
-    shapes: Sequence[tuple[str, int, int]], settings: Mapping[int, Settings]
+    shapes: Sequence[LatencyShape], settings: Mapping[int, Settings]
 ) -> dict[int, list[LatencyEntry]]:
     rows: dict[int, list[LatencyEntry]] = {ratio: [] for ratio in settings}
-    for shape in (LatencyShape(*fields) for fields in shapes):
+    for shape in shapes:
         config = get_config(shape.config)
         # Plugins are trained per backbone; for the clock, fresh ones of the same kind serve.
         plugins = {

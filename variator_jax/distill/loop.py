@@ -18,7 +18,7 @@ import numpy as np
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.logs import RunLog
 from variator_jax.distill.step import Metrics, TrainState
-from variator_jax.errors import TrainingError
+from variator_jax.errors import ConfigError, TrainingError
 
 HostBatch = Mapping[str, np.ndarray]
 
@@ -39,11 +39,23 @@ class Schedule:
     eval_period: int = 0
     checkpoint_period: int = 1000
 
+    def __post_init__(self) -> None:
+        for field in ("train_steps", "log_period", "checkpoint_period"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{field.upper()} is {value!r}; it must be a positive integer.")
+        if self.eval_period < 0:
+            raise ConfigError(f"EVAL_PERIOD is {self.eval_period!r}; 0 means only at the end.")
+
 
 class _Window:
     """Metrics since the last log line. They stay on the device until the line is written."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything and starts the clock anew."""
         self._metrics: list[Metrics] = []
         self._tokens = 0
         self._started = time.monotonic()
@@ -56,16 +68,23 @@ class _Window:
         """Means over the window; raises where a loss is not finite, naming the first such step."""
         rows = jax.device_get(self._metrics)
         for step, row in enumerate(rows, start=last_step - len(rows) + 1):
-            if not math.isfinite(row["loss"]):
-                raise TrainingError(
-                    f"The loss of step {step} is {float(row['loss'])}. The last good checkpoint is "
-                    "kept; a lower LEARNING_RATE or a smaller CLIP_NORM is the usual remedy."
-                )
+            # A finite loss may have an infinite gradient, and then the parameters are lost, too.
+            for name, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+                if not math.isfinite(row[name]):
+                    raise TrainingError(
+                        f"The {words} of step {step} is {float(row[name])}. The last good "
+                        "checkpoint is kept; a lower LEARNING_RATE or a smaller CLIP_NORM is the "
+                        "usual remedy."
+                    )
         seconds = max(time.monotonic() - self._started, 1e-9)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         means["steps_per_second"] = len(rows) / seconds
         means["tokens_per_second"] = self._tokens / seconds
+        self.restart()
         return means
+
+    def __bool__(self) -> bool:
+        return bool(self._metrics)
 
 
 def fit(
@@ -102,21 +121,28 @@ def fit(
             state, metrics = step_fn(state, batch)
             step += 1
             window.add(metrics, _tokens(batch))
-            at_end = step == schedule.train_steps or bool(stopped)
+            at_end = step == schedule.train_steps
             saves = at_end or step % schedule.checkpoint_period == 0
             # A window closes before every save, so that no bad step is ever saved.
             if saves or step % schedule.log_period == 0:
-                means, window = window.close(step), _Window()
+                means = window.close(step)
                 log.write("train", step, means)
                 log.progress(step, means)
             if saves:
                 checkpoints.save(state)
             evaluates = schedule.eval_period and step % schedule.eval_period == 0
-            if evaluate is not None and (evaluates or step == schedule.train_steps):
+            if evaluate is not None and (evaluates or at_end):
                 means = evaluate(state)
                 log.write("eval", step, means)
                 log.say("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
-    return state, bool(stopped)
+            if not window:
+                window.restart()  # here, so that saving and evaluating do not count as slow steps
+        # The signal may have come at any point of the step; what is saved already stays.
+        if stopped and step < schedule.train_steps:
+            if window:
+                window.close(step)
+            checkpoints.save(state)
+    return state, step < schedule.train_steps
 
 
 def _tokens(batch: HostBatch) -> int:

@@ -28,7 +28,7 @@ class Objective(Protocol):
         """What each term's sum is divided by, from the batch's masks alone."""
 
     def terms(
-        self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array
+        self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Each term's sum over a batch or a microbatch; terms without a coefficient only inform."""
 
@@ -84,7 +84,7 @@ class Distillation:
         return {name: positions[name] for name in self.coefficients}
 
     def terms(
-        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array
+        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
         backbone, output_scales = frozen
@@ -120,10 +120,10 @@ class TaskTraining:
         return {"task": targets, "accuracy": targets}
 
     def terms(
-        self, trained: dict, frozen: None, batch: Batch, rng: jax.Array
+        self, trained: dict, frozen: None, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Cross-entropy, and how many target tokens the largest logit hits."""
-        enable = self._module.config.dropout_rate > 0
+        enable = rng is not None and self._module.config.dropout_rate > 0
         rngs = {"dropout": rng} if enable else None
         outputs = run(self._module, trained, batch, enable_dropout=enable, rngs=rngs)
         targets, mask = batch["decoder_target_tokens"], batch["decoder_loss_weights"]

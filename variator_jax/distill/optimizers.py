@@ -52,8 +52,8 @@ def optimizer(
     """AdamW or Adafactor behind global-norm clipping.
 
     Args:
-      name: 'adamw' or 'adafactor' (with T5's own settings, absolute learning rate).
-      learning_rate: the peak.
+      name: 'adamw', or 'adafactor' as T5 uses it: a step is relative to the size of the parameter.
+      learning_rate: the peak; 1e-3 is usual for AdamW, 1e-2 for Adafactor.
       schedule_name: 'constant' or 'linear', see `schedule`.
       warmup_steps: steps of linear warm-up.
       train_steps: where a linear decay reaches 0.
@@ -74,7 +74,12 @@ def optimizer(
     if name == "adamw":
         update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
     else:
-        update = optax.adafactor(rate, weight_decay_rate=weight_decay or None)
+        # optax's own decay for Adafactor is not scaled by the learning rate, so both come behind.
+        update = optax.chain(
+            optax.adafactor(learning_rate=None),
+            optax.add_decayed_weights(-weight_decay),
+            optax.scale_by_learning_rate(rate, flip_sign=False),
+        )
     return (
         update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
     )

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from variator_jax.data.spec import TaskSpec
+from variator_jax.data.spec import verbalizer_ids as verbalizer_ids  # for callers of this module
 from variator_jax.errors import ConfigError, DataError
 from variator_jax.evaluation import metrics
 from variator_jax.evaluation.scorers import Batch
-
-if TYPE_CHECKING:
-    from variator_jax.data.spec import TaskSpec
 
 PAD, EOS = 0, 1
 
@@ -139,29 +138,6 @@ def evaluate_span_corruption(
         raise DataError(f"Task {spec.name!r} has no target token to score.")
     details = {"cross_entropy": loss / tokens, "perplexity": float(np.exp(loss / tokens))}
     return TaskResult(spec.name, spec.kind, 100.0 * hits / tokens, examples, details=details)
-
-
-def verbalizer_ids(spec: TaskSpec, encode: Callable[[str], Sequence[int]]) -> list[int]:
-    """First token id of each verbalizer, in label order.
-
-    Raises:
-      DataError: if a verbalizer encodes to nothing, or two of them begin with the same token, for
-        then the first target position cannot tell them apart.
-    """
-    if len(spec.labels) < 2:
-        raise DataError(f"Task {spec.name!r} needs at least two labels; found {list(spec.labels)}.")
-    owners: dict[int, str] = {}
-    for label in spec.labels:
-        tokens = [int(token) for token in encode(label)]
-        if not tokens or tokens[0] in (PAD, EOS):
-            raise DataError(f"Task {spec.name!r}: the verbalizer {label!r} encodes to no token.")
-        if tokens[0] in owners:
-            raise DataError(
-                f"Task {spec.name!r}: the verbalizers {owners[tokens[0]]!r} and {label!r} both "
-                f"begin with token {tokens[0]} in this vocabulary; choose words that differ there."
-            )
-        owners[tokens[0]] = label
-    return list(owners)
 
 
 def bit_identical(first: ScoreBatch, second: ScoreBatch, batches: Iterable[Batch]) -> bool:

@@ -16,11 +16,13 @@ from variator_jax.errors import DataError
 from variator_jax.evaluation.plots import plot_report
 from variator_jax.evaluation.schema import Backbone, LatencyEntry, RatioEntry, Report
 from variator_jax.evaluation.tables import report_markdown
-from variator_jax.evaluation.targets import QUICKSTART, Targets, targets_missed
+from variator_jax.evaluation.targets import Targets, targets_missed
 
 
-def write_report(report: Report, folder: Path | str, targets: Targets = QUICKSTART) -> list[str]:
+def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> list[str]:
     """Writes the three files, making the folder if needed, and returns the promised figures missed.
+
+    Without `targets` nothing was promised, and nothing is said about it.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
@@ -35,12 +37,13 @@ def write_report(report: Report, folder: Path | str, targets: Targets = QUICKSTA
     draft = folder / "report.json.partial"
     draft.write_text(content + "\n", encoding="utf-8")
     draft.replace(folder / "report.json")
-    return targets_missed(report, targets)
+    return targets_missed(report, targets) if targets else []
 
 
-def to_json(report: Report, targets: Targets = QUICKSTART) -> dict[str, Any]:
-    """The report's fields as plain JSON values, with the figures missed under `targets_missed`."""
-    return {**dataclasses.asdict(report), "targets_missed": targets_missed(report, targets)}
+def to_json(report: Report, targets: Targets | None = None) -> dict[str, Any]:
+    """The report's fields as plain JSON values, and under `targets_missed` the figures missed."""
+    missed = {"targets_missed": targets_missed(report, targets)} if targets else {}
+    return {**dataclasses.asdict(report), **missed}
 
 
 def read_report(path: Path | str) -> Report:

@@ -36,7 +36,7 @@ class Targets:
 QUICKSTART = Targets()
 
 
-def targets_missed(report: Report, targets: Targets = QUICKSTART) -> list[str]:
+def targets_missed(report: Report, targets: Targets) -> list[str]:
     """One sentence for each promised figure that the report misses or does not hold."""
     return [
         *_identity(report),

@@ -37,13 +37,26 @@ class PluginConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, int) or isinstance(self.ratio, bool) or self.ratio < 1:
             raise PluginError(f"A compression ratio is a positive integer; found {self.ratio!r}.")
-        if self.bottleneck < 1:
-            raise PluginError(f"The bottleneck must be at least 1; found {self.bottleneck!r}.")
+        if not isinstance(self.bottleneck, int) or self.bottleneck < 1:
+            raise PluginError(f"The bottleneck is a positive integer; found {self.bottleneck!r}.")
         _check_choice("compression", self.compression, ("learned", "mean"))
         _check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
         if self.layers is not None:
+            if isinstance(self.layers, int | str) or not all(
+                isinstance(layer, int) for layer in self.layers
+            ):
+                raise PluginError(
+                    f"The plugin's layers are a tuple of numbers, such as (2,); found "
+                    f"{self.layers!r}."
+                )
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        if re.compile(self.sites).groups != 1:
+        try:
+            groups = re.compile(self.sites).groups
+        except re.error as error:
+            raise PluginError(
+                f"The site pattern {self.sites!r} is no regular expression: {error}."
+            ) from error
+        if groups != 1:
             raise PluginError(
                 f"The site pattern {self.sites!r} needs exactly one group, the layer's number."
             )

@@ -33,7 +33,8 @@ def surround_sites(pattern: str, surround: Surround) -> Iterator[None]:
       surround: what to do instead of the call.
 
     Raises:
-      PluginError: on leaving, if some module ran but none matched; with the paths that were seen.
+      PluginError: on leaving, if no module matched, with the paths that ran; or if none ran at all,
+        as round a function that was compiled before and so knows nothing of this context.
     """
     matcher = re.compile(pattern)
     matched: set[str] = set()
@@ -55,7 +56,12 @@ def surround_sites(pattern: str, surround: Surround) -> Iterator[None]:
 
     with nn.intercept_methods(interceptor):
         yield
-    if seen and not matched:
+    if not seen:
+        raise PluginError(
+            "No Linen module ran inside the splice. Enter it inside the function that is jitted: "
+            "one that was compiled outside stays as it was compiled."
+        )
+    if not matched:
         paths = ", ".join(path for path in seen if path) or "none"
         raise PluginError(
             f"The site pattern {pattern!r} matches no module. Modules that ran: {paths}."

@@ -1,0 +1,232 @@
+"""What a run trains: a plugin beside a frozen backbone, or a whole backbone. From folder to folder.
+
+The step and the loop are the same for both; what differs is gathered in a `Job`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from variator_jax.backbone import T5Config, Transformer, init_params
+from variator_jax.checkpoints import (
+    Backbone,
+    Plugin,
+    load_backbone,
+    load_plugin,
+    save_backbone,
+    save_plugin,
+)
+from variator_jax.checkpoints.backbone_folder import DESCRIPTION
+from variator_jax.checkpoints.folders import fingerprint
+from variator_jax.distill.data import DataConfig, check_vocabulary, vocabulary_file
+from variator_jax.distill.loop import HostBatch
+from variator_jax.distill.losses import LossConfig
+from variator_jax.distill.objectives import Distillation, Objective, TaskTraining, run
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.plugin import (
+    PluginConfig,
+    PluginVariables,
+    calibrate,
+    init_plugin,
+    site_output_rms,
+)
+
+# What must agree between a loaded backbone and the run's; dtypes, dropout and remat may differ.
+_SHAPE_FIELDS = (
+    "vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers",
+    "num_decoder_layers", "mlp_activations", "logits_via_embedding",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run trains.
+
+    Attributes:
+      objective: what a step minimises.
+      identity: what makes the run this one; a run folder is never continued as another.
+      start: the trained and the frozen arrays, made when the folder is known to be this run's.
+      export: writes the trained arrays, with a summary of the run, and returns the folder.
+    """
+
+    objective: Objective
+    identity: dict[str, Any]
+    start: Callable[[], tuple[Any, Any]]
+    export: Callable[[Any, Any, Mapping[str, Any]], pathlib.Path]
+
+
+def backbone_job(
+    model_dir: str,
+    config: T5Config,
+    initial_checkpoint_path: str | None,
+    data: DataConfig,
+    seed: int,
+) -> Job:
+    """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
+    vocabulary = data.vocabulary()
+    check_vocabulary(data.task, vocabulary, config)
+    initial = None
+    if initial_checkpoint_path is not None:
+        initial = load_initial_backbone(initial_checkpoint_path, config, data)
+
+    def start() -> tuple[dict, None]:
+        return (initial.params if initial else init_params(config, jax.random.key(seed))), None
+
+    def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
+        folder = pathlib.Path(model_dir) / "backbone"
+        save_backbone(folder, config, params, vocabulary_file(vocabulary))
+        return folder
+
+    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else config.name}
+    return Job(TaskTraining(Transformer(config)), identity, start, export)
+
+
+def plugin_job(
+    model_dir: str,
+    config: T5Config,
+    initial_checkpoint_path: str | None,
+    plugin: PluginConfig | None,
+    initial_plugin_path: str | None,
+    loss: LossConfig,
+    data: DataConfig,
+    seed: int,
+) -> Job:
+    """Trains a plugin beside a frozen backbone, a fresh one or one to adapt."""
+    if plugin is None or plugin.ratio == 1:
+        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
+    if plugin.compression == "mean" and plugin.decompression == "repeat":
+        raise ConfigError(
+            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
+            "no parameters. Evaluate it as it is."
+        )
+    if data.packed and data.pack_multiple % plugin.ratio:
+        raise ConfigError(
+            f"Packed examples must start on multiples of the ratio {plugin.ratio}: set "
+            f"PACK_MULTIPLE to one; found {data.pack_multiple}."
+        )
+    if initial_checkpoint_path is None:
+        raise ConfigError(
+            "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to its folder."
+        )
+    backbone = load_initial_backbone(initial_checkpoint_path, config, data)
+    initial = None
+    if initial_plugin_path is not None:
+        initial = _initial_plugin(initial_plugin_path, plugin, backbone)
+
+    def start() -> tuple[dict, tuple[dict, dict]]:
+        if initial is not None:
+            variables = initial.variables
+        else:
+            variables = _fresh_plugin(pathlib.Path(model_dir), plugin, backbone, data, seed)
+        return variables.params, jax.device_put((backbone.params, variables.output_scales))
+
+    def export(params: dict, frozen: tuple, training: Mapping[str, Any]) -> pathlib.Path:
+        folder = pathlib.Path(model_dir) / "plugin"
+        trained = PluginVariables(params, frozen[1])
+        save_plugin(folder, plugin, trained, backbone, training=training)
+        return folder
+
+    identity = {
+        "trained": "plugin",
+        "ratio": plugin.ratio,
+        "plugin": dataclasses.asdict(plugin),
+        "backbone": backbone.fingerprint,
+        "initial_plugin": fingerprint(initial.variables.params) if initial else None,
+    }
+    objective = Distillation(Transformer(backbone.config), plugin, loss)
+    return Job(objective, identity, start, export)
+
+
+def run_part(path: str, part: str) -> pathlib.Path:
+    """`path` itself, or the 'backbone' or 'plugin' folder in it where `path` is a run folder."""
+    folder = pathlib.Path(path)
+    return folder / part if (folder / part).is_dir() else folder
+
+
+def backbone_folder(path: str) -> pathlib.Path:
+    """The backbone folder that `path` is, or that a run folder `path` holds.
+
+    Raises:
+      CheckpointError: if it is neither, with how to get one.
+    """
+    folder = run_part(path, "backbone")
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(
+            f"INITIAL_CHECKPOINT_PATH {path!r} holds no backbone ({DESCRIPTION}). Train one with "
+            "--gin_file=runs/backbone.gin, or name another folder."
+        )
+    return folder
+
+
+def load_initial_backbone(path: str, config: T5Config, data: DataConfig) -> Backbone:
+    """Loads a backbone and checks that the run's shape and vocabulary are its own."""
+    folder = backbone_folder(path)
+    loaded = load_backbone(folder)
+    for field in _SHAPE_FIELDS:
+        found, expected = getattr(loaded.config, field), getattr(config, field)
+        if found != expected:
+            raise CheckpointError(
+                f"{folder} holds a backbone of another shape: {loaded.config.name!r} has {field} "
+                f"{found}; this run's {config.name!r} has {expected}."
+            )
+    check_vocabulary(data.task, data.vocabulary(), config, loaded.vocabulary_fingerprint)
+    return dataclasses.replace(loaded, config=config)
+
+
+def measure_output_scales(
+    backbone: Backbone, config: PluginConfig, batch: HostBatch
+) -> dict[str, jax.Array]:
+    """The RMS of each encoder FFN's output on a batch, `{'layers_<i>': a}`."""
+    # Rematerialised layers would keep what is measured inside themselves.
+    module = Transformer(dataclasses.replace(backbone.config, remat=False))
+
+    @jax.jit
+    def measure(params: dict, batch: HostBatch) -> dict[str, jax.Array]:
+        mask = batch["encoder_input_tokens"] > 0
+        return site_output_rms(lambda: run(module, params, batch), config.sites, mask)
+
+    return measure(backbone.params, batch)
+
+
+def _initial_plugin(path: str, config: PluginConfig, backbone: Backbone) -> Plugin:
+    """A pre-trained plugin to adapt. It may come from another backbone of the same shape.
+
+    That is the paper's recipe: pre-training runs beside the general backbone, adaptation beside one
+    that was fine-tuned from it.
+    """
+    folder = run_part(path, "plugin")
+    loaded = load_plugin(folder)
+    if loaded.config != config:
+        raise CheckpointError(
+            f"The plugin in {folder} was trained as {loaded.config}; this run asks for {config}."
+        )
+    owner, shape = loaded.description["backbone"], backbone.config
+    for field in ("num_encoder_layers", "embed_dim"):
+        if owner[field] != getattr(shape, field):
+            raise CheckpointError(
+                f"The plugin in {folder} was trained beside {owner['name']!r} with {field} "
+                f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
+            )
+    return loaded
+
+
+def _fresh_plugin(
+    model_dir: pathlib.Path, config: PluginConfig, backbone: Backbone, data: DataConfig, seed: int
+) -> PluginVariables:
+    shape = backbone.config
+    fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
+    # Measured once and kept, because a resumed run must go on in the very same units.
+    kept = model_dir / "calibration.json"
+    if kept.is_file():
+        rms = {k: jnp.float32(v) for k, v in json.loads(kept.read_text()).items()}
+    else:
+        rms = measure_output_scales(backbone, config, next(data.train(0)))
+        kept.write_text(json.dumps({k: float(v) for k, v in rms.items()}, indent=2) + "\n")
+    return calibrate(fresh, rms)

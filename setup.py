@@ -17,10 +17,13 @@ CORE = [
     "flax>=0.12.8",
     "gin-config>=0.5.0,<0.6",  # gin_utils reads gin's tables, which have no public readers.
     "jax>=0.10.2",
+    "ml_dtypes>=0.6",
+    "msgpack>=1.2.4",
     "numpy>=2.4",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "safetensors>=0.8",
+    "tensorstore>=0.1.86",
 ]
 
 # TensorFlow is not named, for seqio brings it (seqio -> tensorflow-text -> tensorflow), and
@@ -42,6 +45,9 @@ DEV = [
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
+    # Only the tests compare with these; the library reads and writes their files without them.
+    "torch==2.13.0",
+    "transformers>=5.23,<6",
 ]
 
 

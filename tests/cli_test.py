@@ -1,3 +1,4 @@
+import shlex
 import sys
 import types
 
@@ -31,6 +32,7 @@ def calls(monkeypatch, fresh_gin):
                 raise KeyboardInterrupt
             if model_dir == "bug":
                 raise ZeroDivisionError("a bug")
+            return types.SimpleNamespace(interrupted=model_dir == "preempted")
 
         module = types.ModuleType(f"variator_jax.distill.{name}")
         stand_in.__name__ = stand_in.__qualname__ = function
@@ -126,6 +128,11 @@ class TestErrors:
         code, _, err = variator("train", f"--gin_file={gin_file}", "--gin.MODEL_DIR=bad_rows")
         assert code == 2 and "Traceback" in err and "variator: error: rows.jsonl:3" in err
 
+    def test_a_run_that_a_signal_ended_exits_as_if_the_signal_had(self, variator, gin_file, calls):
+        with pytest.raises(SystemExit) as done:
+            variator("train", f"--gin_file={gin_file}", "--gin.MODEL_DIR=preempted")
+        assert done.value.code == 143
+
     def test_an_interrupt_gives_130(self, variator, gin_file, calls):
         code, _, err = variator("train", f"--gin_file={gin_file}", "--gin.MODEL_DIR=interrupt")
         assert code == 130 and "Traceback" not in err
@@ -182,3 +189,28 @@ class TestInspectAndReport:
     def test_report_takes_a_folder_and_no_overrides(self, variator):
         assert "needs a folder" in complaint(variator("report"))
         assert "takes no gin overrides" in complaint(variator("report", "x", "--gin.A=1"))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [e for name in ("train", "eval") for e in cli.COMMANDS[name].examples],
+)
+def test_the_examples_of_the_help_resolve(example, capsys):
+    _, _, *arguments = shlex.split(example)
+    assert cli.main(["inspect", *arguments]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_the_family_names_what_it_requires(size, capsys):
+    required = {
+        "INITIAL_CHECKPOINT_PATH": "backbone",
+        "TEXT_FILE": "wiki.txt",
+        "VOCABULARY": "spiece.model",
+        "MODEL_DIR": "runs/x",
+    }
+    command = ["inspect", f"--gin_file=variator_{size}.gin"]
+    assert cli.main(command) == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in required)
+    assert cli.main(command + [f"--gin.{k}={v}" for k, v in required.items()]) == 0
+    assert f"'t5_1_1_{size}'" in capsys.readouterr().out

@@ -107,8 +107,9 @@ def _path(text: str) -> Callable[[argparse.ArgumentParser], object]:
     "train",
     "Train a backbone or a compression plugin.",
     (
-        "variator train --gin_file=nano_docs.gin --gin.MODEL_DIR=runs/nano",
-        "variator train --gin_file=nano_docs.gin --gin_file=runs/adapt.gin --gin.TRAIN_STEPS=500",
+        "variator train --gin_file=nano_docs.gin --gin_file=runs/backbone.gin "
+        "--gin.TRAIN_STEPS=1000 --gin.MODEL_DIR=runs/nano_docs",
+        "variator train --gin_file=nano_docs.gin --gin.RATIO=4",
     ),
     _gin_arguments,
 )
@@ -124,7 +125,11 @@ def _train(args: argparse.Namespace) -> None:
 @_command(
     "eval",
     "Evaluate a backbone with its compression plugins: quality, cost and latency per ratio.",
-    ("variator eval --gin_file=nano_docs.gin --gin_file=runs/eval.gin --gin.MODEL_DIR=runs/nano",),
+    (
+        "variator eval --gin_file=nano_docs.gin --gin_file=runs/eval.gin "
+        "--gin.MODEL_DIR=runs/nano_report --gin.INITIAL_CHECKPOINT_PATH=runs/nano_docs "
+        "--gin.PLUGIN_PATHS=\"('runs/nano_docs/pretrain_4',)\"",
+    ),
     _gin_arguments,
 )
 def _eval(args: argparse.Namespace) -> None:
@@ -133,9 +138,6 @@ def _eval(args: argparse.Namespace) -> None:
     from variator_jax.distill import evaluate
 
     gin_utils.configured(evaluate.evaluate)()
-    folder = Path(gin_utils.macro("MODEL_DIR"))
-    print((folder / "report.md").read_text(encoding="utf-8").rstrip())
-    print(f"\nWritten: {folder}/report.json, report.md, report.png")
 
 
 @_command(
@@ -160,6 +162,58 @@ def _inspect(args: argparse.Namespace) -> None:
         from variator_jax import gin_utils
 
         print(gin_utils.resolved_config())
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a folder, a file, or a URL such as gs://...")
+    parser.add_argument("target", metavar="DST", help="a folder that does not exist yet")
+    for option, dest, text in (
+        ("--from", "source_format", "what SRC is: hf, t5x, variator or official"),
+        ("--to", "target_format", "what DST becomes: hf, t5x or variator"),
+    ):
+        parser.add_argument(option, dest=dest, metavar="FORMAT", required=True, help=text)
+    parser.add_argument("--dtype", help="cast the weights to f32, bf16 or f16")
+    parser.add_argument(
+        "--scan", action="store_true", help="to t5x: the form of scalable_t5 with scanned layers"
+    )
+    parser.add_argument(
+        "--backbone", metavar="PATH", help="from official: the backbone that the plugin belongs to"
+    )
+    parser.add_argument(
+        "--residual_scale",
+        type=float,
+        default=100.0,
+        help="from official: 100 for the released plugins, 1 for one trained on an unscaled T5",
+    )
+
+
+@_command(
+    "convert",
+    "Convert a backbone between Hugging Face, T5X and variator, or an official plugin to variator.",
+    (
+        "variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16",
+        "variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base",
+        "variator convert --from variator --to t5x runs/nano/backbone nano_t5x --scan",
+        "variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin "
+        "--backbone t5_base",
+    ),
+    _convert_arguments,
+)
+def _convert(args: argparse.Namespace) -> None:
+    from variator_jax.checkpoints import convert
+
+    print(
+        convert.run(
+            args.source_format,
+            args.target_format,
+            args.source,
+            args.target,
+            dtype=args.dtype,
+            scan=args.scan,
+            backbone=args.backbone,
+            residual_scale=args.residual_scale,
+        )
+    )
 
 
 @_command(

@@ -2,15 +2,22 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_vectors import config
+from tiny import random_params, random_plugin
 
-from variator_jax.backbone import init_params
 from variator_jax.checkpoints import (
+    arrays_file,
+    backbone_folder,
+    description,
     folders,
     inspect,
     load_backbone,
@@ -19,12 +26,12 @@ from variator_jax.checkpoints import (
     save_plugin,
 )
 from variator_jax.errors import CheckpointError
-from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.plugin import PluginConfig
 
 SHAPE = config("1_1")
-PARAMS = init_params(SHAPE, jax.random.key(0))
+PARAMS = random_params(SHAPE)
 PLUGIN = PluginConfig(4, bottleneck=8, layers=(0, 2))
-VARIABLES = init_plugin(PLUGIN, 3, 32, jax.random.key(1), output_scale=7.0)
+VARIABLES = random_plugin(PLUGIN, SHAPE)
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def test_a_backbone_is_the_same_after_reloading(backbone, tmp_path):
 
 @pytest.mark.parametrize("plugin", [PLUGIN, PluginConfig(2, decompression="repeat")])
 def test_a_plugin_is_the_same_after_reloading(backbone, tmp_path, plugin):
-    variables = init_plugin(plugin, 3, 32, jax.random.key(1), output_scale=7.0)
+    variables = random_plugin(plugin, SHAPE)
     save_plugin(
         tmp_path / "plugin", plugin, variables, backbone, {"task": "x"}, quality={"x": 81.25}
     )
@@ -95,7 +102,9 @@ def test_each_kind_of_damage_has_its_own_message(backbone, tmp_path):
         with pytest.raises(CheckpointError, match=words):
             load_plugin(folder)
 
-    fails("holds no plugin")
+    fails("holds no plugin: there is no such folder")
+    folder.mkdir()
+    fails("holds no plugin: there is no plugin.json")
     fresh()
     (folder / "plugin.json").write_text("{")
     fails("not readable JSON")
@@ -103,8 +112,35 @@ def test_each_kind_of_damage_has_its_own_message(backbone, tmp_path):
     _edit(folder / "plugin.json", lambda c: c.update(format_version=99))
     fails("Update variator_jax")
     fresh()
+    _edit(folder / "plugin.json", lambda c: c.update(format_version="1"))
+    fails("format version '1'")
+    fresh()
     _edit(folder / "plugin.json", lambda c: c.update(kind="backbone"))
     fails("does not describe a plugin")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["config"].update(ratio=0))
+    fails("'config.ratio' is 0")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["config"].update(ratio="4"))
+    fails("'config.ratio' is a text; expected a whole number")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c.update(backbone=[]))
+    fails("'backbone' is a list; expected an object")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["backbone"].update(embed_dim=10**12))
+    fails("'backbone.embed_dim' is 1000000000000")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["config"].pop("sites"))
+    fails("has no 'config.sites'")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["config"].update(sites="(("))
+    fails("no usable config")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c["config"].update(layers=[0, 7]))
+    fails(r"names encoder layers \[7\]")
+    fresh()
+    _edit(folder / "plugin.json", lambda c: c.update(training={"task": "another"}))
+    fails("plugin.json was changed or damaged")
     fresh()
     _edit(folder / "plugin.json", lambda c: c["config"].update(bottleneck=16))
     fails("has shape")
@@ -117,7 +153,11 @@ def test_each_kind_of_damage_has_its_own_message(backbone, tmp_path):
     fresh()
     data = (folder / "plugin.safetensors").read_bytes()
     (folder / "plugin.safetensors").write_bytes(data[:-100])
-    fails("damaged")
+    fails("cut short or damaged")
+    changed = bytearray(data)
+    changed[-3] ^= 1
+    (folder / "plugin.safetensors").write_bytes(changed)
+    fails("plugin.safetensors was changed or damaged: its checksum")
     (folder / "plugin.safetensors").unlink()
     fails("is missing")
 
@@ -139,11 +179,227 @@ def test_a_crash_while_writing_leaves_what_was_there(backbone, tmp_path, monkeyp
     def crash(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(folders, "write_json", crash)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(arrays_file, "write_arrays", crash)
+    with pytest.raises(CheckpointError, match="plugin cannot be written: disk full"):
         save_plugin(folder, PLUGIN, VARIABLES, backbone)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     load_plugin(folder, backbone)
+
+
+def test_links_that_lead_nowhere_and_files_in_the_place_of_folders_are_told(backbone, tmp_path):
+    folder, file = tmp_path / "plugin", tmp_path / "plugin" / "plugin.safetensors"
+    save_plugin(folder, PLUGIN, VARIABLES, backbone)
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(CheckpointError, match="plugin.safetensors cannot be read: Too many levels"):
+        load_plugin(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CheckpointError, match="plugin.safetensors is a folder"):
+        load_plugin(folder)
+    with pytest.raises(CheckpointError, match="plugin.json is a file; a folder was expected"):
+        load_plugin(folder / "plugin.json")
+    with pytest.raises(CheckpointError, match="is no path"):
+        load_plugin("a\0b")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told(backbone, tmp_path):
+    save_plugin(tmp_path / "plugin", PLUGIN, VARIABLES, backbone)
+    (tmp_path / "plugin" / "plugin.safetensors").chmod(0)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        load_plugin(tmp_path / "plugin")
+
+
+def test_permission_is_told_whoever_asks(backbone, tmp_path, monkeypatch):
+    save_plugin(tmp_path / "plugin", PLUGIN, VARIABLES, backbone)
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"plugin.json cannot be read: Permission denied"):
+        load_plugin(tmp_path / "plugin")
+
+
+def test_a_plugin_with_the_wrong_vocabulary_is_refused_with_both_fingerprints(backbone, tmp_path):
+    save_plugin(tmp_path / "plugin", PLUGIN, VARIABLES, backbone)
+    stranger = dataclasses.replace(backbone, vocabulary_fingerprint="e" * 64)
+    with pytest.raises(CheckpointError) as error:
+        load_plugin(tmp_path / "plugin", stranger)
+    assert "e" * 64 in str(error.value) and backbone.vocabulary_fingerprint in str(error.value)
+
+
+def test_what_is_not_finite_or_does_not_fit_is_never_written(backbone, tmp_path):
+    nan = jax.tree.map(lambda x: x * jnp.nan, VARIABLES)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        save_plugin(tmp_path / "plugin", PLUGIN, nan, backbone)
+    with pytest.raises(CheckpointError, match="lacks"):
+        save_plugin(tmp_path / "plugin", PluginConfig(4, bottleneck=8), VARIABLES, backbone)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), VARIABLES)
+    with pytest.raises(CheckpointError, match="has dtype bfloat16; expected float32"):
+        save_plugin(tmp_path / "plugin", PLUGIN, half, backbone)
+    infinite = {
+        **PARAMS,
+        "token_embedder": {"embedding": PARAMS["token_embedder"]["embedding"] * np.inf},
+    }
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        save_backbone(tmp_path / "other", SHAPE, infinite)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["backbone", "spiece.model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_among_many_is_found(tmp_path, dtype, bad):
+    array = np.full(5_000_000, -3.3e4, dtype)  # more than is looked at in one go
+    arrays_file.check_finite(tmp_path, {"a": array})
+    array[4_999_998] = bad
+    with pytest.raises(CheckpointError, match="a holds numbers that are NaN or infinite"):
+        arrays_file.check_finite(tmp_path, {"a": array})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_backbone_keeps_the_dtype_of_its_weights(tmp_path, dtype):
+    params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    save_backbone(tmp_path / "backbone", SHAPE, params)
+    loaded = load_backbone(tmp_path / "backbone")
+    _equal(loaded.params, params)
+    assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {np.dtype(dtype)}
+    whole = jax.tree.map(lambda x: x.astype(jnp.int32), PARAMS)
+    with pytest.raises(CheckpointError, match="has dtype int32"):
+        save_backbone(tmp_path / "other", SHAPE, whole)
+
+
+def test_a_backbone_is_hashed_once_and_not_copied(backbone, tmp_path, monkeypatch):
+    hashed = []
+    checksum = arrays_file.file_checksum
+
+    def count(path):
+        hashed.append(pathlib.Path(path).name)
+        return checksum(path)
+
+    monkeypatch.setattr(description, "file_checksum", count)
+    loaded = load_backbone(tmp_path / "backbone")
+    assert hashed.count("backbone.safetensors") == 1
+    for leaf in jax.tree.leaves(loaded.params):
+        assert isinstance(leaf, np.ndarray) and not leaf.flags.owndata and not leaf.flags.writeable
+    hashed.clear()
+    backbone_folder.load_backbone(tmp_path / "backbone", verify=False)
+    assert hashed == []
+
+
+def test_somebody_elses_folder_is_never_replaced(backbone, tmp_path):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds other things .thesis.tex."):
+        save_plugin(tmp_path / "papers", PLUGIN, VARIABLES, backbone)
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_plugin(tmp_path / "spiece.model", PLUGIN, VARIABLES, backbone)
+    assert (tmp_path / "papers" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "spiece.model").read_bytes() == b"a vocabulary"
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(backbone, tmp_path):
+    save_plugin(tmp_path / "real", PLUGIN, VARIABLES, backbone)
+    (tmp_path / "link").symlink_to("real")
+    other = jax.tree.map(lambda x: x + 1, VARIABLES)
+    save_plugin(tmp_path / "link", PLUGIN, other, backbone)
+    assert (tmp_path / "link").is_symlink()
+    _equal(load_plugin(tmp_path / "real").variables, other)
+
+
+# Dies at each system-visible event in turn, as if the power button were pressed there.
+KILLED = """
+import os, pathlib, signal, sys
+from variator_jax.checkpoints import folders
+
+folder, swap = pathlib.Path(sys.argv[1]), sys.argv[2] == "swap"
+if not swap:
+    folders._exchange = lambda one, other: False
+
+def write(content):
+    with folders.atomic_folder(folder) as draft:
+        folders.write_json(draft / "plugin.json", {"is": content})
+        (draft / "plugin.safetensors").write_bytes(content.encode() * 9)
+
+def in_child(deadly):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    seen = 0
+    def watch(event, arguments):
+        nonlocal seen
+        if str(folder.parent) in str(arguments) or event.startswith("ctypes.call"):
+            seen += 1
+            if seen == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    write("new")
+    os._exit(0)
+
+def state():
+    held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None
+    if held is None:
+        return "none"
+    assert held == ["plugin.json", "plugin.safetensors"], held
+    content = (folder / "plugin.safetensors").read_text()[:3]
+    assert (folder / "plugin.safetensors").read_text() == content * 9
+    assert content in (folder / "plugin.json").read_text()
+    return content
+
+seen = []
+for deadly in range(1, 1000):
+    write("old")
+    left = [p.name for p in folder.parent.iterdir() if p != folder]
+    assert not left, left
+    ended = in_child(deadly)
+    seen.append(state())
+    if ended == 0:
+        break
+    assert ended == -signal.SIGKILL
+    if seen[-1] == "none":  # between two renames; the next write puts the old one back first
+        folders._clear_left_over(folder)
+        assert state() == "old"
+print(deadly, *sorted(set(seen)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("rename", ["swap", "in two steps"])
+def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_path, rename):
+    (tmp_path / "place").mkdir()
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "place" / "plugin"), rename]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    points, *seen = result.stdout.split()
+    assert int(points) > 10
+    if sys.platform == "linux" and rename == "swap":
+        assert seen == ["new", "old"]
+    else:
+        assert set(seen) <= {"new", "old", "none"} and {"new", "old"} <= set(seen)
+
+
+def test_a_draft_that_is_being_written_is_left_alone(tmp_path):
+    with folders.atomic_folder(tmp_path / "a") as slow:
+        (slow / "plugin.json").write_text("slow")
+        with folders.atomic_folder(tmp_path / "a") as fast:
+            (fast / "plugin.json").write_text("fast")
+        assert (tmp_path / "a" / "plugin.json").read_text() == "fast"
+        assert slow.is_dir()
+    assert (tmp_path / "a" / "plugin.json").read_text() == "slow"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_description_survives_other_line_ends_but_no_other_change(backbone, tmp_path):
+    save_plugin(tmp_path / "plugin", PLUGIN, VARIABLES, backbone)
+    file = tmp_path / "plugin" / "plugin.json"
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"\n", b"\r\n"))
+    load_plugin(tmp_path / "plugin", backbone)
+    file.write_bytes(data.replace(b"  ", b" \t", 1))
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        load_plugin(tmp_path / "plugin")
 
 
 def test_inspect_says_what_a_folder_is_not(tmp_path):

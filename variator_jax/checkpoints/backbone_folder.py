@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import os
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
+import numpy as np
 from flax import traverse_util
 
 from variator_jax.backbone import T5Config, shape_params
-from variator_jax.checkpoints import folders
-from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.checkpoints import arrays_file, description, folders
+from variator_jax.checkpoints.arrays_file import ArraysWriter, file_checksum
+from variator_jax.checkpoints.description import CHECKSUMS, Fields, read_description
+from variator_jax.checkpoints.files import check_folder
+from variator_jax.errors import CheckpointError
 
-DESCRIPTION, ARRAYS, VOCABULARY = "backbone.json", "backbone.safetensors", "spiece.model"
+DESCRIPTION: str = "backbone.json"
+ARRAYS: str = "backbone.safetensors"
+VOCABULARY: str = "spiece.model"
+_DTYPES = ("float32", "bfloat16", "float16")
+# Far above any T5, and low enough that nothing a description claims can exhaust the memory.
+_MOST = {
+    "vocab_size": 1 << 24,
+    "embed_dim": 1 << 20,
+    "num_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "mlp_dim": 1 << 24,
+    "num_encoder_layers": 1000,
+    "num_decoder_layers": 1000,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,54 +50,158 @@ class Backbone:
 def save_backbone(
     path: str | os.PathLike, config: T5Config, params: dict, vocabulary_file: str | None = None
 ) -> str:
-    """Writes a backbone folder, whole or not at all, and returns the backbone's fingerprint."""
-    params = jax.device_get(params)
-    description: dict[str, Any] = {
-        "kind": "backbone",
-        "format_version": folders.FORMAT_VERSION,
-        "fingerprint": folders.fingerprint(params),
-        "config": dataclasses.asdict(config),
-    }
+    """Writes a backbone folder, whole or not at all, and returns the backbone's fingerprint.
+
+    Raises:
+      CheckpointError: if the folder cannot be written, the parameters are not those of the config,
+        or one of them is not finite.
+    """
+    leaves = folders.flatten(params)
+    with backbone_writer(path, config, leaves, vocabulary_file) as writer:
+        for name in sorted(leaves):
+            writer.write(name, np.asarray(leaves[name]))
+    return writer.fingerprint
+
+
+class BackboneWriter:
+    """Takes a backbone's leaves one by one; `fingerprint` is set when the folder is in place."""
+
+    def __init__(self, write: Callable[[str, np.ndarray], None]) -> None:
+        self.write, self.fingerprint = write, ""
+
+
+@contextlib.contextmanager
+def backbone_writer(
+    path: str | os.PathLike,
+    config: T5Config,
+    arrays: Mapping[str, Any],
+    vocabulary_file: str | os.PathLike | None = None,
+) -> Iterator[BackboneWriter]:
+    """Writes a backbone folder whose leaves come one by one, in the order of their names.
+
+    Args:
+      path: the folder, which appears when the block ends well.
+      config: the shape of the backbone.
+      arrays: name ('/' between levels) -> anything with a shape and a dtype, of all leaves.
+      vocabulary_file: a SentencePiece model to keep beside them.
+
+    Raises:
+      CheckpointError: as `save_backbone`.
+    """
+    target = pathlib.Path(path)
+    check_header(target / ARRAYS, config, arrays)
     with folders.atomic_folder(path) as draft:
-        folders.write_arrays(draft / ARRAYS, params)
+        file = ArraysWriter(draft / ARRAYS, arrays)
+        writer = BackboneWriter(file.write)
+        yield writer
+        fingerprint = file.close()
+        content: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "config": dataclasses.asdict(config),
+            "vocabulary_fingerprint": None,
+            CHECKSUMS: {ARRAYS: file_checksum(draft / ARRAYS)},
+        }
         if vocabulary_file is not None:
             shutil.copyfile(vocabulary_file, draft / VOCABULARY)
-            description["vocabulary_fingerprint"] = file_fingerprint(draft / VOCABULARY)
-        folders.write_json(draft / DESCRIPTION, description)
-    return description["fingerprint"]
+            content["vocabulary_fingerprint"] = file_fingerprint(draft / VOCABULARY)
+        description.write_description(draft / DESCRIPTION, "backbone", content)
+    writer.fingerprint = fingerprint
 
 
-def load_backbone(path: str | os.PathLike) -> Backbone:
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `backbone.json` says."""
+
+    fields: Fields
+    config: T5Config
+    fingerprint: str
+    vocabulary_file: pathlib.Path | None
+    vocabulary_fingerprint: str | None
+
+
+def read_backbone_description(path: str | os.PathLike) -> Description:
+    """Reads what a backbone folder says about itself, and none of its weights.
+
+    Raises:
+      CheckpointError: if the description is missing, damaged, or the vocabulary it names is.
+    """
+    folder = check_folder(path, "backbone")
+    fields = read_description(folder / DESCRIPTION, "backbone")
+    shape = fields.fields("config")
+    for name, most in _MOST.items():
+        shape.size(name, 0, most)
+    config, fingerprint = fields.config("config", T5Config), fields.fingerprint("fingerprint")
+    if fields.get("vocabulary_fingerprint", str, type(None)) is None:
+        vocabulary, expected = None, None
+    else:
+        expected = fields.fingerprint("vocabulary_fingerprint")
+        vocabulary = folder / VOCABULARY
+        found = file_fingerprint(vocabulary)
+        if found != expected:
+            raise CheckpointError(
+                f"{vocabulary} was changed or damaged: its fingerprint is {found}, the backbone's "
+                f"description says {expected}."
+            )
+    return Description(fields, config, fingerprint, vocabulary, expected)
+
+
+def load_backbone(path: str | os.PathLike, *, verify: bool = True) -> Backbone:
     """Reads a backbone folder and checks it against its own description.
+
+    The parameters are read-only views into the file; the file is read once for its checksum and
+    once to see that all numbers are finite, which for a backbone of 22 GB takes about a minute.
+
+    Args:
+      path: the folder.
+      verify: False skips these two, and leaves names, shapes and dtypes to be checked.
 
     Raises:
       CheckpointError: if anything is missing, damaged or does not fit.
     """
-    folder = pathlib.Path(path)
-    description = folders.read_json(folder / DESCRIPTION, "backbone")
-    try:
-        config = T5Config(**description["config"])
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} has no usable config: {error}.") from error
-    expected = traverse_util.flatten_dict(shape_params(config), sep="/")
-    arrays = folders.read_arrays(folder / ARRAYS)
-    params = folders.match_shapes(folder / ARRAYS, arrays, expected)
-    found = folders.fingerprint(jax.device_get(params))
-    if found != description.get("fingerprint"):
-        raise CheckpointError(
-            f"{folder / ARRAYS} has fingerprint {found}; its description says "
-            f"{description.get('fingerprint')}. The file was changed or damaged."
-        )
-    vocabulary = folder / VOCABULARY
+    said = read_backbone_description(path)
+    file = said.fields.path.parent / ARRAYS
+    arrays = arrays_file.read_arrays(file)
+    check_header(file, said.config, arrays)
+    description.check_unchanged(said.fields, *([file] if verify else []))
+    if verify:
+        arrays_file.check_finite(file, arrays)
     return Backbone(
-        config,
-        params,
-        found,
-        vocabulary if vocabulary.is_file() else None,
-        description.get("vocabulary_fingerprint"),
+        said.config,
+        traverse_util.unflatten_dict(arrays, sep="/"),
+        said.fingerprint,
+        said.vocabulary_file,
+        said.vocabulary_fingerprint,
     )
+
+
+def check_header(file: pathlib.Path, config: T5Config, found: Mapping[str, Any]) -> None:
+    """Compares what a file of weights holds with what a config asks for.
+
+    Args:
+      file: the file, for messages.
+      config: the shape of the backbone.
+      found: name -> anything with a shape and a dtype.
+
+    Raises:
+      CheckpointError: naming what is missing, surplus, misshapen or mistyped.
+    """
+    # The depth first, for a wrong one would make a thousand missing leaves.
+    for stack, said in (
+        ("encoder", config.num_encoder_layers),
+        ("decoder", config.num_decoder_layers),
+    ):
+        layers = {x.split("/")[1] for x in found if x.startswith(f"{stack}/layers_")}
+        if len(layers) != said:
+            raise CheckpointError(
+                f"{file} has {len(layers)} {stack} layers; its description says {said}."
+            )
+    try:
+        expected = folders.flatten(shape_params(config))
+    except (TypeError, ValueError, OverflowError) as error:  # JAX's, for sizes beyond its integers
+        raise CheckpointError(f"{file}: there can be no backbone of the shape {config}.") from error
+    folders.match_arrays(file, found, expected, _DTYPES)
 
 
 def file_fingerprint(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    return file_checksum(path)

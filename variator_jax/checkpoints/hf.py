@@ -33,8 +33,12 @@ _TOP = {
     "decoder.final_layer_norm.weight": ("decoder/decoder_norm/scale", False),
 }
 _BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d+\.\w+?)\.(?:(\w+)\.)?weight")
+_LEAF = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(?:(\w+)/)?(?:kernel|scale)")
+_BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 # The same table under other names, written by some versions of transformers.
-_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# The released T5 1.0 files hold a bias of the cross-attention that no version ever used.
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def leaf_of(name: str) -> tuple[str, bool] | None:
@@ -43,7 +47,7 @@ def leaf_of(name: str) -> tuple[str, bool] | None:
     Raises:
       CheckpointError: for a name that no T5 has.
     """
-    if name in _ALIASES:
+    if name in ALIASES or name == UNUSED:
         return None
     if name in _TOP:
         return _TOP[name]
@@ -55,8 +59,37 @@ def leaf_of(name: str) -> tuple[str, bool] | None:
     if weight is None:
         return f"{prefix}/scale", False
     if weight == "relative_attention_bias":
+        if name != _BIAS.format(stack):
+            raise CheckpointError(
+                f"{name!r} is a position bias of a layer's own, as in UMT5; this network shares "
+                "that of the first layer, as T5 and mT5 do."
+            )
         return f"{stack}/relpos_bias/rel_embedding", True
     return f"{prefix}/{_ATTENTION.get(weight, weight)}/kernel", True
+
+
+def name_of(path: str) -> str:
+    """The Hugging Face name of one of our paths: `leaf_of` backwards."""
+    for name, (known, _) in _TOP.items():
+        if path == known:
+            return name
+    if path.endswith("/relpos_bias/rel_embedding"):
+        return _BIAS.format(path.partition("/")[0])
+    match = _LEAF.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path!r} is no path of a T5")
+    stack, layer, module, weight = match.groups()
+    sublayer = next(hf for hf, ours in _SUBLAYERS[stack].items() if ours == module)
+    prefix = f"{stack}.block.{layer}.layer.{sublayer}"
+    if weight is None:
+        return f"{prefix}.weight"
+    letter = next((hf for hf, ours in _ATTENTION.items() if ours == weight), weight)
+    return f"{prefix}.{letter}.weight"
+
+
+def is_transposed(path: str) -> bool:
+    """True for our paths whose matrix transformers keeps the other way round."""
+    return path.endswith(("/kernel", "/rel_embedding"))
 
 
 def params_from_state_dict(state: Mapping[str, np.ndarray], config: T5Config) -> dict:

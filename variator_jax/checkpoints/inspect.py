@@ -1,85 +1,248 @@
-"""What a folder is, in a few lines for people: `variator inspect PATH`."""
+"""What a folder is, in a few lines for people: `variator inspect PATH`.
+
+Descriptions and headers say it all, so that a backbone of any size is described at once; that its
+weights are whole is only seen by reading them, which is done on request.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
+from variator_jax.backbone import T5Config
+from variator_jax.checkpoints import backbone_folder, kinds, plugin_folder, plugin_set
+from variator_jax.checkpoints.description import check_unchanged
+from variator_jax.checkpoints.plugin_folder import Plugin
+from variator_jax.checkpoints.safetensors_file import read_header
+from variator_jax.errors import CheckpointError, VariatorError
 
-from variator_jax.checkpoints import backbone_folder, plugin_folder
-from variator_jax.errors import CheckpointError
+Rows = Iterable[tuple[str, str]]
 
 
-def describe(path: str | os.PathLike) -> str:
-    """Describes a backbone, a plugin or a run folder.
+def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
+    """Describes a backbone (ours, Hugging Face's or T5X's), plugins, a run folder or a report.
+
+    Args:
+      path: the folder, or a URL of a T5X checkpoint.
+      verify: also reads every weight of a backbone, to see that it is whole and what its
+        fingerprint is. Plugins are small and always read.
 
     Raises:
       CheckpointError: if the folder is missing, damaged or none of these.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"There is no folder {folder}.")
-    if (folder / backbone_folder.DESCRIPTION).is_file():
-        return _describe_backbone(folder)
-    if (folder / plugin_folder.DESCRIPTION).is_file():
-        return _describe_plugin(folder)
-    parts = [name for name in ("backbone", "plugin") if (folder / name).is_dir()]
-    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
-    if not parts and not steps:
-        raise CheckpointError(
-            f"{folder} is no backbone (backbone.json), no plugin (plugin.json) and no run folder."
+    kind, folder = kinds.kind_of(path), pathlib.Path(path)
+    if kind == kinds.BACKBONE:
+        return _backbone(folder, verify)
+    if kind == kinds.HUGGING_FACE:
+        from variator_jax.checkpoints.hf_folder import open_hf
+
+        return _source("Hugging Face backbone", path, open_hf(path), verify)
+    if kind == kinds.T5X:
+        from variator_jax.checkpoints.t5x import open_t5x
+
+        return _source("T5X backbone", path, open_t5x(path), verify)
+    if kind == kinds.PLUGIN:
+        return _plugin(folder)
+    if kind == kinds.RUN:
+        return _run(folder, verify)
+    if kind == kinds.PLUGIN_SET and _is_set(folder):
+        return _set(folder)
+    if kind in (kinds.PLUGIN_SET, kinds.FOLDERS, kinds.REPORT):
+        return _listing(folder)
+    raise CheckpointError(
+        f"{folder} is no backbone (backbone.json, config.json, a T5X checkpoint), no plugin "
+        f"(plugin.json), no set of plugins and no run folder: {kinds.held(folder)}."
+    )
+
+
+def _backbone(folder: pathlib.Path, verify: bool) -> str:
+    said = backbone_folder.read_backbone_description(folder)
+    file = folder / backbone_folder.ARRAYS
+    entries = read_header(file)
+    backbone_folder.check_header(file, said.config, entries)
+    check_unchanged(said.fields)
+    if verify:
+        backbone_folder.load_backbone(folder)
+    return _lines(
+        f"backbone {said.config.name} in {folder}",
+        [
+            *_sizes(entries.values()),
+            *_shape(said.config),
+            ("fingerprint", said.fingerprint),
+            ("vocabulary", said.vocabulary_fingerprint or "none in the folder"),
+            ("fits", "plugins of that fingerprint"),
+            ("weights", "read and whole" if verify else "not read; only their names and shapes"),
+        ],
+    )
+
+
+def _source(what: str, path: str | os.PathLike, source: Any, verify: bool) -> str:
+    """A backbone in another's format, from its headers."""
+    fingerprint = "not known before every weight was read"
+    if verify:
+        from variator_jax.checkpoints import stream
+
+        fingerprint = stream.copy(source, lambda *_: None).fingerprint
+    vocabulary = source.vocabulary_file
+    return _lines(
+        f"{what} {source.config.name} in {path}",
+        [
+            *_sizes(source.leaves),
+            *_shape(source.config),
+            ("fingerprint", fingerprint),
+            ("vocabulary", vocabulary.name if vocabulary else "none in the folder"),
+            ("weights", "read and whole" if verify else "not read; only their names and shapes"),
+        ],
+    )
+
+
+def _sizes(leaves: Iterable[Any]) -> Rows:
+    leaves = list(leaves)
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    dtypes = ", ".join(sorted({leaf.dtype.name for leaf in leaves}))
+    return [("parameters", f"{count:,} in {len(leaves)} leaves, {_bytes(size)} of {dtypes}")]
+
+
+def _shape(config: T5Config) -> Rows:
+    decoder = f"and {config.num_decoder_layers} decoder layers"
+    return [
+        (
+            "shape",
+            f"{config.num_encoder_layers} encoder {decoder if config.has_decoder else 'layers'}, "
+            f"embed {config.embed_dim}, mlp {config.mlp_dim}, {config.num_heads} heads of "
+            f"{config.head_dim}, vocabulary {config.vocab_size}",
+        ),
+        ("feed-forward", " * ".join(config.mlp_activations)),
+    ]
+
+
+def _plugin(folder: pathlib.Path) -> str:
+    plugin = plugin_folder.load_plugin(folder)
+    said, config = plugin.description, plugin.config
+    owner = said["backbone"]
+    return _lines(
+        f"compression plugin in {folder}",
+        [
+            ("ratio", str(config.ratio)),
+            ("parameters", f"{_count(plugin):,}, {_bytes(4 * _count(plugin))}"),
+            ("layers", ", ".join(plugin.variables.output_scales) or "none"),
+            (
+                "method",
+                f"compression {config.compression}, decompression {config.decompression}, "
+                f"bottleneck {config.bottleneck}",
+            ),
+            ("sites", config.sites),
+            ("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"),
+            ("", f"of {owner['num_encoder_layers']} encoder layers, embed {owner['embed_dim']}"),
+            ("vocabulary", said["vocabulary_fingerprint"] or "not recorded"),
+            ("trained", _values(said["training"])),
+            ("quality", _values(said["quality"])),
+        ],
+    )
+
+
+def _is_set(folder: pathlib.Path) -> bool:
+    """Whether a folder holds plugins of one backbone, one a ratio, and nothing beside them."""
+    if (folder / plugin_set.INDEX).exists():
+        return True
+    found = kinds.plugin_folders(folder)
+    return len(found) == len(kinds.parts(folder)) and not (folder / "report.json").exists()
+
+
+def _set(folder: pathlib.Path) -> str:
+    plugins = plugin_set.load_plugins(folder)
+    owner = next(iter(plugins.values())).description["backbone"]
+    rows = [("ratios", ", ".join(map(str, plugins)))]
+    rows += [
+        (
+            f"ratio {ratio}",
+            f"{_count(plugin):,} parameters, {len(plugin.variables.output_scales)} layers, "
+            f"bottleneck {plugin.config.bottleneck}; quality "
+            f"{_values(plugin.description['quality'])}",
         )
-    lines = [f"run folder {folder}"]
-    lines.append(f"  training checkpoints: {', '.join(map(str, steps)) or 'none'}")
-    return "\n".join(lines + [describe(folder / part) for part in parts])
+        for ratio, plugin in plugins.items()
+    ]
+    rows.append(("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"))
+    return _lines(f"set of {len(plugins)} compression plugins in {folder}", rows)
 
 
-def _count(tree: object) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _run(folder: pathlib.Path, verify: bool) -> str:
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    lines = _lines(
+        f"run folder {folder}",
+        [("training checkpoints", ", ".join(map(str, steps)) or "none")],
+    )
+    written = [folder / part for part in ("backbone", "plugin") if (folder / part).is_dir()]
+    parts = [describe(part, verify=verify) for part in written]
+    if not parts:
+        parts = ["  nothing written yet: a run writes its backbone or plugin when it ends"]
+    return "\n".join([lines, *_report(folder), *parts])
 
 
-def _listing(values: Mapping[str, Any]) -> str:
+def _listing(folder: pathlib.Path) -> str:
+    """A folder of runs, one line each, and the report on them."""
+    lines = [f"folder {folder}", *_report(folder)]
+    for part in kinds.parts(folder):
+        lines.append(f"  {part.name}: {_headline(part)}")
+    return "\n".join(lines)
+
+
+def _headline(folder: pathlib.Path) -> str:
+    try:
+        kind = kinds.kind_of(folder)
+        if kind == kinds.UNKNOWN:
+            return "something else"
+        lines = describe(folder).splitlines()
+    except VariatorError as error:
+        return f"cannot be read: {error}"
+    if kind != kinds.RUN:
+        return lines[0]
+    found = [line for line in lines[1:] if not line.startswith(" ")]
+    return f"run folder: {'; '.join(found) or 'nothing written yet'}"
+
+
+def _report(folder: pathlib.Path) -> list[str]:
+    """A finished evaluation: quality and saved work of each ratio."""
+    if not (folder / "report.json").is_file():
+        return []
+    from variator_jax.evaluation.report import read_report
+
+    report = read_report(folder / "report.json")
+    rows = [
+        (
+            f"ratio {entry.ratio}",
+            f"{_values(entry.quality)}; {100 * entry.flops_saved:.1f} % of the encoder's FLOPs "
+            "saved",
+        )
+        for entry in report.ratios
+    ]
+    owner = report.backbone
+    title = f"report on backbone {owner.name} with fingerprint {owner.fingerprint}"
+    return [_lines(title, rows)]
+
+
+def _count(plugin: Plugin) -> int:
+    import jax
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plugin.variables.params))
+
+
+def _bytes(size: int) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000  # type: ignore[assignment]
+    return f"{size:,.1f} GB"
+
+
+def _values(values: Mapping[str, Any]) -> str:
     shown = (f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
     return ", ".join(shown) or "not recorded"
 
 
-def _describe_backbone(folder: pathlib.Path) -> str:
-    backbone = backbone_folder.load_backbone(folder)
-    config = backbone.config
-    return "\n".join(
-        [
-            f"backbone {config.name} in {folder}",
-            f"  parameters:  {_count(backbone.params):,}",
-            f"  shape:       {config.num_encoder_layers} encoder and {config.num_decoder_layers} "
-            f"decoder layers, embed {config.embed_dim}, mlp {config.mlp_dim}, "
-            f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
-            f"  feed-forward: {' * '.join(config.mlp_activations)}",
-            f"  fingerprint: {backbone.fingerprint}",
-            f"  vocabulary:  {backbone.vocabulary_fingerprint or 'none in the folder'}",
-        ]
-    )
-
-
-def _describe_plugin(folder: pathlib.Path) -> str:
-    plugin = plugin_folder.load_plugin(folder)
-    config, owner = plugin.config, plugin.description["backbone"]
-    quality = plugin.description.get("quality") or {}
-    training = plugin.description.get("training") or {}
-    return "\n".join(
-        [
-            f"compression plugin in {folder}",
-            f"  ratio:       {config.ratio}",
-            f"  parameters:  {_count(plugin.variables.params):,}",
-            f"  layers:      {', '.join(plugin.variables.output_scales) or 'none'}",
-            f"  method:      compression {config.compression}, decompression "
-            f"{config.decompression}, bottleneck {config.bottleneck}",
-            f"  sites:       {config.sites}",
-            f"  fits:        backbone {owner['name']} with fingerprint {owner['fingerprint']}",
-            f"  trained:     {_listing(training)}",
-            f"  quality:     {_listing(quality)}",
-        ]
-    )
+def _lines(title: str, rows: Rows) -> str:
+    return "\n".join([title, *(f"  {name + ':' if name else '':<13}{text}" for name, text in rows)])

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
-from variator_jax.checkpoints import folders
+from variator_jax.checkpoints import arrays_file, folders
 from variator_jax.checkpoints.backbone_folder import Backbone
+from variator_jax.checkpoints.description import (
+    CHECKSUMS,
+    Fields,
+    check_unchanged,
+    read_description,
+    write_description,
+)
+from variator_jax.checkpoints.files import check_folder
 from variator_jax.errors import CheckpointError, PluginError
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, layer_name
 
-DESCRIPTION, ARRAYS = "plugin.json", "plugin.safetensors"
+DESCRIPTION: str = "plugin.json"
+ARRAYS: str = "plugin.safetensors"
+# Far above any use, and low enough that nothing a description claims can exhaust the memory.
+_MOST_LAYERS, _MOST_WIDE, _LARGEST_RATIO = 1000, 1 << 20, 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
-    """A compression plugin for one ratio of one backbone."""
+    """A compression plugin for one ratio of one backbone.
+
+    `description` is what its folder says of it: `backbone` with name, fingerprint, layers and
+    width, `vocabulary_fingerprint`, `training` and `quality`; empty for one that was just made.
+    """
 
     config: PluginConfig
     variables: PluginVariables
@@ -45,12 +63,30 @@ def save_plugin(
       backbone: the backbone it was trained on, whose name and fingerprints are kept.
       training: what made it (task, steps, loss), for people.
       quality: score by task, 0 to 100.
+
+    Raises:
+      CheckpointError: if the folder cannot be written, the arrays are not those of the config on
+        this backbone, or one of them is not finite.
     """
-    variables = jax.device_get(variables)
-    description = {
-        "kind": "plugin",
-        "format_version": folders.FORMAT_VERSION,
-        "config": dataclasses.asdict(config),
+    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(variables).items()}
+    shape = backbone.config
+    expected = _expected(config, shape.num_encoder_layers, shape.embed_dim)
+    folders.match_arrays(pathlib.Path(path) / ARRAYS, leaves, expected, ("float32",))
+    content = describe_plugin(backbone, training, quality)
+    with folders.atomic_folder(path) as draft:
+        arrays_file.write_arrays(draft / ARRAYS, leaves)
+        checksums = {ARRAYS: arrays_file.file_checksum(draft / ARRAYS)}
+        content = {"config": dataclasses.asdict(config), **content, CHECKSUMS: checksums}
+        write_description(draft / DESCRIPTION, "plugin", content)
+
+
+def describe_plugin(
+    backbone: Backbone,
+    training: Mapping[str, Any] | None = None,
+    quality: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The description of a plugin that belongs to `backbone`."""
+    return {
         "backbone": {
             "name": backbone.config.name,
             "fingerprint": backbone.fingerprint,
@@ -61,9 +97,6 @@ def save_plugin(
         "training": dict(training or {}),
         "quality": dict(quality or {}),
     }
-    with folders.atomic_folder(path) as draft:
-        folders.write_arrays(draft / ARRAYS, _tree(variables))
-        folders.write_json(draft / DESCRIPTION, description)
 
 
 def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Plugin:
@@ -72,28 +105,104 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     Raises:
       CheckpointError: if anything is missing or damaged, or the plugin is another backbone's.
     """
-    folder = pathlib.Path(path)
-    description = folders.read_json(folder / DESCRIPTION, "plugin")
+    folder = check_folder(path, "plugin")
+    fields = read_description(folder / DESCRIPTION, "plugin")
+    config, layers, embed = _read_shape(fields)
+    if backbone is not None:
+        check_belongs(f"The plugin in {folder}", fields.content, backbone)
     try:
-        config = PluginConfig(**description["config"])
-        shape = description["backbone"]
-        layers, embed = int(shape["num_encoder_layers"]), int(shape["embed_dim"])
-    except (PluginError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} is not usable: {error}.") from error
-    if backbone is not None and shape.get("fingerprint") != backbone.fingerprint:
-        raise CheckpointError(
-            f"The plugin in {folder} belongs to backbone {shape.get('name')!r} with fingerprint "
-            f"{shape.get('fingerprint')}; this backbone is {backbone.config.name!r} with "
-            f"fingerprint {backbone.fingerprint}."
-        )
-    expected = jax.eval_shape(lambda: init_plugin(config, layers, embed, jax.random.key(0)))
-    flat = traverse_util.flatten_dict(_tree(expected), sep="/")
-    tree = folders.match_shapes(folder / ARRAYS, folders.read_arrays(folder / ARRAYS), flat)
+        expected = _expected(config, layers, embed)
+    except PluginError as error:
+        raise CheckpointError(f"{fields.path} is not usable: {error}") from error
+    arrays = arrays_file.read_arrays(folder / ARRAYS)
+    folders.match_arrays(folder / ARRAYS, arrays, expected, ("float32",))
+    check_unchanged(fields, folder / ARRAYS)
+    arrays_file.check_finite(folder / ARRAYS, arrays)
+    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.array, arrays), sep="/")
     # The ablations have layers without parameters, which a file of arrays cannot name.
-    params = {name: tree.get("params", {}).get(name, {}) for name in expected.params}
+    names = [layer_name(layer) for layer in config.compressed_layers(layers)]
+    params = {name: tree.get("params", {}).get(name, {}) for name in names}
     variables = PluginVariables(params, tree.get("output_scales", {}))
-    return Plugin(config, variables, description)
+    return Plugin(config, variables, fields.content)
 
 
-def _tree(variables: PluginVariables) -> dict:
-    return {"params": variables.params, "output_scales": variables.output_scales}
+def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone) -> None:
+    """Compares the fingerprints in a plugin's description with a backbone's.
+
+    Args:
+      what: the plugin, as a message begins.
+      description: the plugin's, whose types were checked.
+      backbone: the backbone it is to be spliced into.
+
+    Raises:
+      CheckpointError: with both fingerprints.
+    """
+    owner = description["backbone"]
+    if owner["fingerprint"] != backbone.fingerprint:
+        raise CheckpointError(
+            f"{what} belongs to backbone {owner['name']!r} with fingerprint "
+            f"{owner['fingerprint']}; this backbone is {backbone.config.name!r} with fingerprint "
+            f"{backbone.fingerprint}."
+        )
+    theirs, ours = description["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
+    if theirs and ours and theirs != ours:
+        raise CheckpointError(
+            f"{what} was trained with the vocabulary of fingerprint {theirs}; the backbone's "
+            f"vocabulary has {ours}, so that the same text would become other tokens."
+        )
+
+
+def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
+    """Compares a plugin's arrays with what its settings ask for on a backbone.
+
+    Raises:
+      CheckpointError: naming the first array that is missing, surplus or misshapen.
+    """
+    shape = backbone.config
+    try:
+        expected = _expected(plugin.config, shape.num_encoder_layers, shape.embed_dim)
+    except PluginError as error:
+        raise CheckpointError(f"{what} does not fit backbone {shape.name!r}: {error}") from error
+    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(plugin.variables).items()}
+    folders.match_arrays(what, leaves, expected, ("float32",))
+
+
+def _read_shape(fields: Fields) -> tuple[PluginConfig, int, int]:
+    """The settings, and the layers and width of the backbone; every value checked for its type."""
+    sizes = fields.fields("config")
+    sizes.size("ratio", 1, _LARGEST_RATIO)
+    sizes.size("bottleneck", 1, _MOST_WIDE)
+    config = fields.config("config", PluginConfig)
+    owner = fields.fields("backbone")
+    owner.get("name", str)
+    owner.fingerprint("fingerprint")
+    layers = owner.size("num_encoder_layers", 1, _MOST_LAYERS)
+    embed = owner.size("embed_dim", 1, _MOST_WIDE)
+    if fields.get("vocabulary_fingerprint", str, type(None)) is not None:
+        fields.fingerprint("vocabulary_fingerprint")
+    fields.get("training", dict)
+    quality = fields.fields("quality")
+    for task in quality.content:
+        quality.get(task, float, int)
+    return config, layers, embed
+
+
+def _leaves(variables: PluginVariables) -> dict[str, Any]:
+    return folders.flatten({"params": variables.params, "output_scales": variables.output_scales})
+
+
+def _expected(config: PluginConfig, layers: int, embed: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a plugin on such an encoder."""
+    one = dataclasses.replace(config, layers=None, sites=PluginConfig(2).sites)
+    leaves = _layer_leaves(one, embed) if config.ratio > 1 else {}
+    expected = {}
+    for layer in config.compressed_layers(layers):
+        for name, leaf in leaves.items():
+            expected[name.replace(layer_name(0), layer_name(layer))] = leaf
+    return expected
+
+
+@functools.lru_cache
+def _layer_leaves(config: PluginConfig, embed: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a plugin on an encoder of one layer; more layers only repeat them."""
+    return _leaves(jax.eval_shape(lambda: init_plugin(config, 1, embed, jax.random.key(0))))

@@ -26,6 +26,7 @@ from variator_jax.evaluation.hardware import hardware
 from variator_jax.evaluation.report import write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import LatencyEntry, Report, latency_entry, ratio_entry
+from variator_jax.evaluation.tables import report_markdown
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 
 Settings = tuple[PluginConfig, PluginVariables | None]
@@ -137,6 +138,8 @@ def evaluate(
         encoder_length=length,
     )
     write_report(report, model_dir)
+    print(report_markdown(report))
+    print(f"Written: {model_dir}/report.json, report.md, report.png")
     return report
 
 

@@ -23,7 +23,6 @@ from variator_jax.checkpoints import (
     save_backbone,
     save_plugin,
 )
-from variator_jax.checkpoints.backbone_folder import DESCRIPTION
 from variator_jax.checkpoints.folders import fingerprint
 from variator_jax.distill.data import DataConfig, check_vocabulary, vocabulary_file
 from variator_jax.distill.loop import HostBatch
@@ -151,16 +150,16 @@ def run_part(path: str, part: str) -> pathlib.Path:
 
 
 def backbone_folder(path: str) -> pathlib.Path:
-    """The backbone folder that `path` is, or that a run folder `path` holds.
+    """The folder that `path` names, or the backbone in it where it is a run folder.
 
     Raises:
-      CheckpointError: if it is neither, with how to get one.
+      CheckpointError: if there is nothing, with how to get a backbone.
     """
     folder = run_part(path, "backbone")
-    if not (folder / DESCRIPTION).is_file():
+    if not folder.is_dir() or not any(folder.iterdir()):
         raise CheckpointError(
-            f"INITIAL_CHECKPOINT_PATH {path!r} holds no backbone ({DESCRIPTION}). Train one with "
-            "--gin_file=runs/backbone.gin, or name another folder."
+            f"INITIAL_CHECKPOINT_PATH {path!r} holds no backbone. Train one with "
+            "--gin_file=runs/backbone.gin, or name a Hugging Face, T5X or variator folder."
         )
     return folder
 

@@ -1,0 +1,411 @@
+"""The library's four lines: any backbone, any plugins, every ratio, ids and texts."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+from golden_vectors import config
+from tiny import random_params, random_plugin
+
+import variator_jax
+from variator_jax import VariatorError, VariatorModel, load_backbone, load_plugins
+from variator_jax.backbone import Transformer
+from variator_jax.backbone.decoding import beam_decode, greedy_decode
+from variator_jax.checkpoints import Backbone, Plugin, save_backbone, save_plugin, save_plugins
+from variator_jax.checkpoints.folders import fingerprint
+from variator_jax.plugin import PluginConfig, splice
+from variator_jax.texts import load_tokenizer
+
+SHAPE = config("1_1", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
+PARAMS = random_params(SHAPE)
+BACKBONE = Backbone(SHAPE, PARAMS, fingerprint(PARAMS))
+TOKENS = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0]], np.int32)
+DECODER = np.array([[0, 20, 21], [0, 22, 23]], np.int32)
+ENCODER = Backbone(
+    dataclasses.replace(SHAPE, num_decoder_layers=0),
+    {name: PARAMS[name] for name in ("encoder", "token_embedder")},
+    "e" * 64,
+)
+
+
+def _plugin(ratio, owner=BACKBONE):
+    settings = PluginConfig(ratio, bottleneck=4)
+    variables = random_plugin(settings, owner.config, seed=ratio)
+    said = {"name": owner.config.name, "fingerprint": owner.fingerprint}
+    return Plugin(settings, variables, {"backbone": said, "vocabulary_fingerprint": None})
+
+
+PLUGINS = {ratio: _plugin(ratio) for ratio in (2, 4)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return VariatorModel(BACKBONE, PLUGINS)
+
+
+def _by_hand(ratio, method, *tokens):
+    @jax.jit
+    def run(params, variables, *tokens):
+        with splice(PLUGINS[ratio].config, variables, tokens[0] > 0):
+            return Transformer(SHAPE).apply({"params": params}, *tokens, method=method)
+
+    return run(PARAMS, PLUGINS[ratio].variables, *tokens)
+
+
+class TestRatios:
+    def test_ratio_1_is_the_backbone_bit_by_bit_and_the_default(self, model):
+        apply = jax.jit(lambda *tokens: Transformer(SHAPE).apply({"params": PARAMS}, *tokens))
+        encode = jax.jit(
+            lambda tokens: Transformer(SHAPE).apply({"params": PARAMS}, tokens, method="encode")
+        )
+        np.testing.assert_array_equal(model.encode(TOKENS), encode(TOKENS))
+        np.testing.assert_array_equal(model.encode(TOKENS, ratio=1), encode(TOKENS))
+        np.testing.assert_array_equal(model.logits(TOKENS, DECODER), apply(TOKENS, DECODER))
+
+    def test_other_ratios_are_the_splice(self, model):
+        encoded = model.encode(TOKENS, ratio=4)
+        assert encoded.shape == (2, 6, SHAPE.embed_dim)
+        np.testing.assert_array_equal(encoded, _by_hand(4, "encode", TOKENS))
+        logits = model.logits(TOKENS, DECODER, ratio=2)
+        assert logits.shape == (2, 3, SHAPE.vocab_size) and logits.dtype == jnp.float32
+        np.testing.assert_array_equal(logits, _by_hand(2, "__call__", TOKENS, DECODER))
+        for one, other in ((1, 2), (2, 4)):
+            states = [np.asarray(model.encode(TOKENS, ratio=r))[TOKENS > 0] for r in (one, other)]
+            assert np.abs(states[0] - states[1]).max() > 1e-3
+
+    @pytest.mark.parametrize("ratio", [3, 0, -1, True, 4.0, "4", None])
+    def test_a_ratio_that_is_not_loaded_is_refused_with_the_loaded_ones(self, model, ratio):
+        with pytest.raises(VariatorError, match="is not loaded.*of ratio: 2, 4; 1 is"):
+            model.encode(TOKENS, ratio=ratio)
+
+    def test_the_ratios_are_told(self, model):
+        assert model.ratios == (1, 2, 4)
+        assert VariatorModel(BACKBONE).ratios == (1,)
+        with pytest.raises(VariatorError, match="of ratio: none"):
+            VariatorModel(BACKBONE).encode(TOKENS, ratio=4)
+
+    def test_each_ratio_and_shape_is_compiled_once(self):
+        model = VariatorModel(BACKBONE, PLUGINS)
+        for _ in range(3):
+            for tokens in (TOKENS, TOKENS[:, :4]):
+                model.encode(tokens, ratio=2)
+        assert model._encode[2]._cache_size() == 2
+        assert model._encode[4]._cache_size() == 0
+
+    def test_the_weights_are_put_on_the_device_once(self, model):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model._params))
+        before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(model._params)]
+        model.encode(TOKENS, ratio=2)
+        after = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(model._params)]
+        assert before == after
+
+
+class TestPlugins:
+    def test_one_plugin_and_a_list_of_plugins_will_do(self):
+        assert VariatorModel(BACKBONE, PLUGINS[4]).ratios == (1, 4)
+        assert VariatorModel(BACKBONE, PLUGINS.values()).ratios == (1, 2, 4)
+
+    def test_a_stranger_is_refused_with_both_fingerprints(self):
+        stranger = _plugin(4, dataclasses.replace(BACKBONE, fingerprint="f" * 64))
+        with pytest.raises(VariatorError, match="ratio 4 belongs to") as error:
+            VariatorModel(BACKBONE, {2: PLUGINS[2], 4: stranger})
+        assert "f" * 64 in str(error.value) and BACKBONE.fingerprint in str(error.value)
+
+    def test_another_shape_is_refused_even_without_a_fingerprint(self):
+        settings = PluginConfig(4, bottleneck=4)
+        for field, value, words in (
+            ("embed_dim", 16, "has shape"),
+            ("num_encoder_layers", 2, "has no use for"),
+        ):
+            variables = random_plugin(settings, dataclasses.replace(SHAPE, **{field: value}))
+            with pytest.raises(VariatorError, match=words):
+                VariatorModel(BACKBONE, Plugin(settings, variables))
+
+    def test_two_of_a_ratio_and_a_wrong_key_are_refused(self):
+        with pytest.raises(VariatorError, match="Two plugins of ratio 2"):
+            VariatorModel(BACKBONE, [PLUGINS[2], PLUGINS[2]])
+        with pytest.raises(VariatorError, match="for ratio 4 is one of ratio 2"):
+            VariatorModel(BACKBONE, {4: PLUGINS[2]})
+
+
+class TestIds:
+    def test_lists_of_unequal_length_are_padded(self, model):
+        expected = model.encode(TOKENS, ratio=4)
+        ragged = [TOKENS[0].tolist(), TOKENS[1, :3].tolist()]
+        np.testing.assert_array_equal(model.encode(ragged, ratio=4), expected)
+        rows = (TOKENS[0].astype(np.uint8), jnp.asarray(TOKENS[1, :3]))
+        np.testing.assert_array_equal(model.encode(rows, ratio=4), expected)
+        np.testing.assert_array_equal(model.encode(jnp.asarray(TOKENS), ratio=4), expected)
+        np.testing.assert_array_equal(model.encode(TOKENS.astype(np.int64), ratio=4), expected)
+
+    @pytest.mark.parametrize(
+        ("tokens", "words"),
+        [
+            ([5, 6, 1], r"a batch of one is a list in it: \[\[...\]\]"),
+            (np.array([5, 6, 1]), r"shape \(3,\); expected \[batch, length\]"),
+            (np.zeros((1, 2, 3), np.int32), r"shape \(1, 2, 3\)"),
+            ([], r"shape \(0, 0\)"),
+            ([[5], []], "empty in row 1"),
+            (np.zeros((2, 0), np.int32), r"shape \(2, 0\)"),
+            ([[5, 6], [384]], "id 384 in row 1 at position 0; the vocabulary's ids are 0 to 383"),
+            ([[5, -1]], "id -1 in row 0 at position 1"),
+            ([[2**40]], "id 1099511627776 in row 0"),
+            ([[2**80]], "mixed kinds|no array of token ids"),
+            ([[5.0, 6.0]], "dtype float64"),
+            (np.ones((2, 3), bool), "dtype bool"),
+            (jnp.ones((2, 3)), "dtype float32"),
+            ([[5, None]], "mixed kinds"),
+            ([[[5]], [[6]]], r"shape \(1, 1\) in row 0"),
+            ([[5, [6]]], "no array of token ids"),
+            (None, "mixed kinds"),
+            ({"a": 1}, "mixed kinds"),
+            (7, r"shape \(\)"),
+            (["text", [5]], "Texts are mixed with a list"),
+        ],
+    )
+    def test_what_is_no_batch_of_ids_is_refused_early(self, model, tokens, words):
+        for call in (model.encode, lambda tokens: model.generate(tokens, ratio=2)):
+            with pytest.raises(VariatorError, match=words):
+                call(tokens)
+
+    def test_the_decoders_ids_are_checked_as_well(self, model):
+        with pytest.raises(VariatorError, match="decoder_token_ids holds id 999"):
+            model.logits(TOKENS, [[0, 999], [0]])
+        with pytest.raises(VariatorError, match="token_ids has 2 rows, decoder_token_ids has 1"):
+            model.logits(TOKENS, DECODER[:1])
+
+    def test_a_call_within_jit_is_refused_with_the_way_out(self, model):
+        with pytest.raises(VariatorError, match="variator_jax.splice"):
+            jax.jit(model.encode)(TOKENS)
+
+
+class TestGenerate:
+    @pytest.mark.parametrize("beams", [1, 2])
+    def test_it_is_the_search_over_the_spliced_encoding(self, model, beams):
+        found = model.generate(TOKENS, ratio=4, max_length=5, num_beams=beams)
+        encoded = _by_hand(4, "encode", TOKENS)
+        arguments = (Transformer(SHAPE), PARAMS, encoded, jnp.asarray(TOKENS), 5)
+        search = greedy_decode if beams == 1 else beam_decode
+        expected = search(*arguments, *([] if beams == 1 else [beams])).tokens
+        assert isinstance(found, np.ndarray) and found.shape == (2, 5) and found.dtype == np.int32
+        np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize("wrong", [{"max_length": 0}, {"num_beams": 1.5}, {"max_length": "9"}])
+    def test_lengths_and_beams_are_positive_whole_numbers(self, model, wrong):
+        with pytest.raises(VariatorError, match="is a positive whole number"):
+            model.generate(TOKENS, **wrong)
+
+    def test_an_encoder_alone_encodes_and_refuses_the_rest(self):
+        plugin = _plugin(4, ENCODER)
+        model = VariatorModel(ENCODER, plugin)
+        np.testing.assert_array_equal(model.encode(TOKENS), VariatorModel(BACKBONE).encode(TOKENS))
+        assert model.encode(TOKENS, ratio=4).shape == (2, 6, SHAPE.embed_dim)
+        with pytest.raises(VariatorError, match="without a decoder.*no logits"):
+            model.logits(TOKENS, DECODER)
+        with pytest.raises(VariatorError, match="without a decoder.*no generate"):
+            model.generate(TOKENS)
+
+
+@pytest.fixture(scope="module")
+def vocabulary_file(tmp_path_factory):
+    """A SentencePiece model of 120 pieces, which a hundred sentinels follow."""
+    texts = ["the quick brown fox jumps over the lazy dog", "Is it a sentence? Yes, it is.", "no."]
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 30), model_writer=written, vocab_size=120, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    path.write_bytes(written.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_model(vocabulary_file):
+    backbone = dataclasses.replace(BACKBONE, vocabulary_file=vocabulary_file)
+    return VariatorModel(backbone, PLUGINS)
+
+
+TEXTS = ["the lazy dog", "Is it <extra_id_0> or <extra_id_1>?", "a fox", "", "<extra_id_99>"]
+
+
+class TestTexts:
+    def test_ids_are_those_that_seqio_trains_on(self, text_model, vocabulary_file):
+        from variator_jax.data.vocabulary import load_vocabulary
+
+        vocabulary = load_vocabulary(vocabulary_file)
+        tokens = text_model.tokenize(TEXTS)
+        for text, row in zip(TEXTS, tokens, strict=True):
+            assert [*row[: np.argmax(row == 1)]] == vocabulary.encode(text), text
+        assert vocabulary.vocab_size == text_model.tokenizer.size
+
+    def test_texts_are_their_ids_padded_to_the_longest(self, text_model):
+        tokens = text_model.tokenize(TEXTS)
+        lengths = (tokens > 0).sum(axis=1)
+        assert tokens.shape == (5, lengths.max()) and len(set(lengths)) > 1
+        assert all(row[n - 1] == 1 for row, n in zip(tokens, lengths, strict=True))
+        encoded = text_model.encode(TEXTS, ratio=4)
+        np.testing.assert_array_equal(encoded, text_model.encode(tokens, ratio=4))
+        one = text_model.encode("a fox", ratio=4)
+        assert one.shape[0] == 1
+        np.testing.assert_allclose(one[0], encoded[2, : one.shape[1]], atol=1e-5)
+
+    def test_sentinels_lie_at_the_top_and_are_understood_both_ways(self, text_model):
+        size = text_model.tokenizer.size
+        row = text_model.tokenize("fox<extra_id_0>dog <extra_id_7>")[0].tolist()
+        assert row.count(size - 1) == 1 and row.count(size - 8) == 1
+        assert text_model.tokenizer.decode([size - 1, *row]) == (
+            "<extra_id_0> fox <extra_id_0>dog <extra_id_7>"
+        )
+        with pytest.raises(VariatorError, match="<extra_id_100>; sentinels go from"):
+            text_model.encode("a <extra_id_100>")
+
+    def test_decoding_stops_at_the_end_and_survives_ids_without_a_piece(self, text_model):
+        ids = text_model.tokenize("the lazy dog")[0].tolist()
+        assert text_model.tokenizer.decode([*ids, 5, 6, 383]) == "the lazy dog"
+        assert text_model.tokenizer.decode([383, *ids]).endswith("the lazy dog")
+        assert text_model.tokenizer.decode([0, 0]) == ""
+
+    def test_generated_ids_become_texts(self, text_model):
+        ids = text_model.generate(text_model.tokenize(TEXTS), ratio=2, max_length=6)
+        texts = text_model.generate(TEXTS, ratio=2, max_length=6)
+        assert texts == [text_model.tokenizer.decode(row) for row in ids]
+        assert isinstance(text_model.generate(TEXTS[0], max_length=6), str)
+
+    def test_the_logits_of_a_text_score_its_own_tokens(self, text_model):
+        targets = ["a fox", "no."]
+        found = text_model.logits(TEXTS[:2], targets, ratio=2)
+        tokens = text_model.tokenize(targets)
+        assert found.shape == (*tokens.shape, SHAPE.vocab_size)
+        shifted = [[0, *row[:-1]] for row in tokens.tolist()]
+        np.testing.assert_array_equal(found, text_model.logits(TEXTS[:2], shifted, ratio=2))
+
+    def test_a_model_with_sentinels_of_its_own_keeps_them(self, vocabulary_file, tmp_path):
+        """mT5's vocabulary holds its sentinels already."""
+        from sentencepiece import sentencepiece_model_pb2 as pb2
+
+        proto = pb2.ModelProto.FromString(vocabulary_file.read_bytes())
+        pieces = len(proto.pieces)
+        for i in (1, 0):
+            proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=4)
+        (tmp_path / "spiece.model").write_bytes(proto.SerializeToString())
+        tokenizer = load_tokenizer(tmp_path / "spiece.model")
+        assert tokenizer.size == pieces + 2
+        assert tokenizer.encode("<extra_id_0>") == [pieces + 1, 1]
+        with pytest.raises(VariatorError, match="to <extra_id_1>"):
+            tokenizer.encode("<extra_id_2>")
+
+    def test_what_is_missing_is_told(self, model, vocabulary_file, monkeypatch, tmp_path):
+        with pytest.raises(VariatorError, match="came without a vocabulary"):
+            model.encode("a text")
+        (tmp_path / "spiece.model").write_bytes(b"no model")
+        broken = dataclasses.replace(BACKBONE, vocabulary_file=tmp_path / "spiece.model")
+        with pytest.raises(VariatorError, match="spiece.model is not a SentencePiece model"):
+            VariatorModel(broken).encode("a text")
+        small = dataclasses.replace(
+            BACKBONE,
+            config=dataclasses.replace(SHAPE, vocab_size=128),
+            vocabulary_file=vocabulary_file,
+        )
+        with pytest.raises(VariatorError, match="has only 128 embeddings"):
+            VariatorModel(small).encode("a text")
+        monkeypatch.setitem(sys.modules, "sentencepiece", None)
+        with pytest.raises(VariatorError, match="pip install sentencepiece.*variator_jax"):
+            VariatorModel(dataclasses.replace(small)).encode("a text")
+
+
+class TestAnyBackbone:
+    @pytest.fixture(scope="class")
+    def places(self, tmp_path_factory):
+        from variator_jax.checkpoints.hf_folder import save_hf
+        from variator_jax.checkpoints.t5x import save_t5x
+
+        folder = tmp_path_factory.mktemp("places")
+        save_backbone(folder / "run" / "backbone", SHAPE, PARAMS)
+        ours = load_backbone(folder / "run" / "backbone")
+        save_hf(folder / "hf", ours)
+        save_t5x(folder / "t5x" / "checkpoint_1000", ours)
+        save_plugin(folder / "run" / "plugin", PLUGINS[4].config, PLUGINS[4].variables, ours)
+        save_plugins(folder / "set", {r: dataclasses.replace(p, description={})
+                                      for r, p in PLUGINS.items()}, ours)  # fmt: skip
+        return folder
+
+    @pytest.mark.parametrize("place", ["run", "run/backbone", "hf", "t5x", "t5x/checkpoint_1000"])
+    def test_every_format_is_told_apart_by_its_content(self, places, place):
+        backbone = load_backbone(str(places / place))
+        assert backbone.fingerprint == BACKBONE.fingerprint
+        model = VariatorModel(backbone, load_plugins(places / "set", backbone))
+        assert model.ratios == (1, 2, 4)
+        for one, other in zip(
+            jax.tree.leaves(backbone.params), jax.tree.leaves(PARAMS), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+    def test_the_four_lines(self, places):
+        backbone = variator_jax.load_backbone(places / "run")
+        plugins = variator_jax.load_plugins(places / "run")
+        model = variator_jax.VariatorModel(backbone, plugins)
+        encoded = model.encode(TOKENS, ratio=4)
+        np.testing.assert_array_equal(encoded, _by_hand(4, "encode", TOKENS))
+
+    def test_a_dtype_is_what_weights_are_cast_to(self, places):
+        backbone = load_backbone(places / "hf", dtype="bfloat16")
+        assert {leaf.dtype for leaf in jax.tree.leaves(backbone.params)} == {jnp.dtype("bfloat16")}
+        assert backbone.fingerprint == BACKBONE.fingerprint
+        with pytest.raises(VariatorError, match="variator convert --dtype"):
+            load_backbone(places / "run", dtype="bfloat16")
+
+    def test_what_is_no_backbone_is_told_with_what_was_found(self, places, tmp_path):
+        (tmp_path / "a.txt").write_text("")
+        for path, words in (
+            (tmp_path, "it holds a.txt"),
+            (tmp_path / "a.txt", "is a file; a folder was expected"),
+            (tmp_path / "none", "There is no folder"),
+            (places / "set", "holds a compression plugin and no backbone"),
+            (places / "run" / "plugin", "holds a compression plugin and no backbone"),
+        ):
+            with pytest.raises(VariatorError, match=words):
+                load_backbone(path)
+        with pytest.raises(VariatorError, match="is no plugin"):
+            load_plugins(places / "hf")
+
+
+def _python(script):
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_library_imports_nothing_heavy_before_it_is_used_and_no_tensorflow_then(tmp_path):
+    script = f"""
+import sys
+import variator_jax
+assert not sys.modules.keys() & {{"jax", "flax", "numpy", "gin"}}
+assert set(variator_jax.__all__) <= set(dir(variator_jax))
+try:
+    variator_jax.load_backbone("{tmp_path}")
+except variator_jax.VariatorError as error:
+    assert "it is empty" in str(error)
+for name in variator_jax.__all__:
+    assert getattr(variator_jax, name).__name__ == name
+heavy = {{"tensorflow", "seqio", "t5x", "sentencepiece", "torch", "transformers", "gin"}}
+print(sorted(sys.modules.keys() & heavy))
+try:
+    variator_jax.load_backbon
+except AttributeError as error:
+    print(error)
+"""
+    out = _python(script)
+    assert out == "[]\nmodule 'variator_jax' has no attribute 'load_backbon'\n"

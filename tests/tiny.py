@@ -1,0 +1,30 @@
+"""Tiny backbones and plugins of random numbers, made without compiling anything."""
+
+import jax
+import numpy as np
+
+from variator_jax.backbone import shape_params
+from variator_jax.plugin import init_plugin
+
+
+def random_params(config, seed=0):
+    """Parameters of a backbone, as numpy arrays."""
+    return _random(shape_params(config), seed)
+
+
+def random_plugin(settings, config, seed=0):
+    """Variables of a plugin on that backbone, with positive output scales."""
+    layers, embed = config.num_encoder_layers, config.embed_dim
+    shapes = jax.eval_shape(lambda: init_plugin(settings, layers, embed, jax.random.key(0)))
+    found = _random(shapes, seed)
+    return found.replace(output_scales=jax.tree.map(np.abs, found.output_scales))
+
+
+def _random(shapes, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        scale = 1 / np.sqrt(leaf.shape[0]) if len(leaf.shape) > 1 else 1.0
+        return np.asarray(rng.normal(0.5, 1.0, leaf.shape) * scale, "f4")
+
+    return jax.tree.map(draw, shapes)

@@ -1,0 +1,58 @@
+"""Backbones in whatever format they come: ours, Hugging Face's or T5X's, told apart by content."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+from variator_jax.checkpoints import backbone_folder, kinds
+from variator_jax.checkpoints.backbone_folder import Backbone
+from variator_jax.errors import CheckpointError
+
+_EXPECTED = (
+    "backbone (backbone.json), Hugging Face folder (config.json), T5X checkpoint and no run folder "
+    "with a backbone"
+)
+
+
+def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
+    """Reads a backbone folder, a Hugging Face folder, a T5X checkpoint or a run's backbone.
+
+    Args:
+      path: a local folder, or for T5X also a URL such as gs://bucket/checkpoint_1000000.
+      dtype: what the weights of another format are cast to ('bfloat16', ...), and what the
+        backbone then computes in; None keeps what the files have. Our own folders keep theirs.
+
+    Raises:
+      CheckpointError: if there is none, or it is damaged; saying what was found.
+    """
+    kind = kinds.kind_of(path)
+    if kind == kinds.HUGGING_FACE:
+        from variator_jax.checkpoints.hf_folder import load_hf
+
+        return load_hf(path, dtype)
+    if kind == kinds.T5X:
+        from variator_jax.checkpoints.t5x import load_t5x
+
+        return load_t5x(path, dtype)
+    folder = pathlib.Path(path)
+    if kind == kinds.RUN and (folder / "backbone").is_dir():
+        folder = folder / "backbone"
+    elif kind != kinds.BACKBONE:
+        raise _no_backbone(folder, kind)
+    if dtype is not None:
+        raise CheckpointError(
+            f"{folder} is a backbone folder, which keeps the dtype it was written in; convert it "
+            "to another one with: variator convert --dtype"
+        )
+    return backbone_folder.load_backbone(folder)
+
+
+def _no_backbone(folder: pathlib.Path, kind: str) -> CheckpointError:
+    if kind in (kinds.PLUGIN, kinds.PLUGIN_SET, kinds.RUN):
+        return CheckpointError(
+            f"{folder} holds a compression plugin and no backbone. A plugin is loaded with "
+            "load_plugins, beside the backbone that it belongs to."
+        )
+    return kinds.unknown(folder, _EXPECTED)

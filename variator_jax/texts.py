@@ -1,0 +1,167 @@
+"""Texts to token ids and back by a SentencePiece model, and ragged lists of ids to arrays.
+
+Ids are T5's: padding 0, end of sequence 1, and the sentinels `<extra_id_0>`, `<extra_id_1>`, ... at
+the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text;
+but neither seqio nor TensorFlow is needed, only `sentencepiece`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from variator_jax.errors import CheckpointError, ConfigError
+
+PAD, EOS = 0, 1
+SENTINELS = 100
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+
+
+class Tokenizer:
+    """A SentencePiece model with T5's hundred sentinels."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._sentinels = {
+            match[0]: i
+            for i in range(processor.get_piece_size())
+            if (match := _SENTINEL.search(processor.id_to_piece(i)))
+        }
+
+    @property
+    def size(self) -> int:
+        """Number of ids, sentinels included."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, the end of the sequence included.
+
+        Raises:
+          ConfigError: for a sentinel that there is not.
+        """
+        for match in _SENTINEL.finditer(text):
+            if match[0] not in self._sentinels:
+                raise ConfigError(
+                    f"the text holds {match[0]}; sentinels go from <extra_id_0> to "
+                    f"<extra_id_{len(self._sentinels) - 1}>."
+                )
+        # A sentinel is a piece of its own only behind a space.
+        spaced = _SENTINEL.sub(lambda match: f" {match[0]}", text)
+        return [*self._processor.encode(spaced), EOS]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the end of the sequence; ids without a piece become unknown."""
+        kept: list[int] = []
+        for token in map(int, ids):
+            if token == EOS:
+                break
+            if token != PAD:
+                kept.append(token if token < self.size else self._processor.unk_id())
+        return self._processor.decode(kept)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a `spiece.model`; models without sentinels of their own (all but mT5's) get T5's.
+
+    Raises:
+      ConfigError: if `sentencepiece` is not installed.
+      CheckpointError: if the file is missing or no SentencePiece model.
+    """
+    try:
+        import sentencepiece
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2 as model_pb2
+    except ImportError as error:
+        raise ConfigError(
+            f"Texts need sentencepiece and protobuf ({error}): pip install sentencepiece protobuf, "
+            "or 'variator_jax[train]' with all that training needs. Token ids need neither."
+        ) from error
+    message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
+    try:
+        proto = message.FromString(path.read_bytes())
+        if not any(_SENTINEL.search(piece.piece) for piece in proto.pieces):
+            for i in reversed(range(SENTINELS)):
+                piece = proto.pieces.add(type=message.SentencePiece.USER_DEFINED)
+                piece.piece, piece.score = f"\u2581<extra_id_{i}>", 0.0
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (DecodeError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
+    return Tokenizer(processor)
+
+
+def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
+    """Token ids as an array `[batch, length]` int32; rows of unequal length are padded with 0.
+
+    Args:
+      what: the argument's name, for messages.
+      tokens: an integer array `[batch, length]`, or a list of lists (or arrays) of ids.
+      vocab_size: ids lie below it.
+
+    Raises:
+      ConfigError: naming what is no such thing, or the first id that does not exist.
+    """
+    if isinstance(tokens, jax.core.Tracer):
+        raise ConfigError(
+            f"{what} is traced: a model compiles its own calls. Inside jit, enter "
+            "variator_jax.splice round the network."
+        )
+    array = _padded(what, tokens) if isinstance(tokens, (list, tuple)) else _array(what, tokens)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ConfigError(
+            f"{what} has shape {array.shape}; expected [batch, length] with a row and a token or "
+            "more. One sequence is a batch of one: [[...]]."
+        )
+    wrong = np.argwhere((array < 0) | (array >= vocab_size))
+    if wrong.size:
+        row, column = wrong[0]
+        raise ConfigError(
+            f"{what} holds id {array[row, column]} in row {row} at position {column}; the "
+            f"vocabulary's ids are 0 to {vocab_size - 1}."
+        )
+    return array.astype(np.int32)
+
+
+def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
+    arrays = []
+    for i, row in enumerate(rows):
+        if isinstance(row, (int, np.integer)):
+            raise ConfigError(
+                f"{what} is one list of ids; a batch of one is a list in it: [[...]]."
+            )
+        if isinstance(row, (list, tuple)) and not row:
+            raise ConfigError(f"{what} is empty in row {i}.")
+        found = _array(f"{what}, row {i},", row)
+        if found.ndim != 1:
+            raise ConfigError(f"{what} has shape {found.shape} in row {i}; expected [length].")
+        arrays.append(found)
+    length = max((len(found) for found in arrays), default=0)
+    padded: np.ndarray = np.zeros((len(arrays), length), np.int64)
+    for row, found in zip(padded, arrays, strict=True):
+        row[: len(found)] = found
+    return padded
+
+
+def _array(what: str, tokens: Any) -> np.ndarray:
+    try:
+        found = np.asarray(tokens)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{what} is no array of token ids: {error}.") from error
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ConfigError(
+            f"{what} is {_kind(tokens, found)}; expected whole numbers, the ids of tokens."
+        )
+    return found
+
+
+def _kind(tokens: Any, found: np.ndarray) -> str:
+    if found.dtype == object:
+        return f"of mixed kinds ({type(tokens).__name__})"
+    return f"of dtype {found.dtype}" if found.dtype.kind in "fbc" else f"{type(tokens).__name__}"

@@ -13,9 +13,7 @@ def t5x_tree(config, params, form="t5"):
     tree = {}
     for path, array in small_t5.flat(params).items():
         stack, *middle, last = path.split("/")
-        if path == "logits_dense/kernel":
-            tree["decoder/logits_dense/kernel"] = array
-        elif form == "t5":
+        if path == "decoder/logits_dense/kernel" or form == "t5":
             tree[path] = array
         elif "relpos_bias" in path:
             for i in range(_depth(config, stack)):

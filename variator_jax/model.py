@@ -29,7 +29,8 @@ class VariatorModel:
     """A frozen backbone that runs compressed at the ratios whose plugins it was given.
 
     Weights are put on the device once. Each method is compiled once per ratio and shape, so that
-    batches of a few fixed lengths run faster than such of every length.
+    batches of a few fixed lengths run faster than such of every length. A result does not depend on
+    how far its batch is padded, except with the official release's plugins, which pool padding.
 
         model = VariatorModel(load_backbone(PATH), load_plugins(PLUGINS))
         encoded = model.encode(["a text", "another one"], ratio=4)  # [2, length, embed]

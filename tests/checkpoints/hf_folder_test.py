@@ -64,7 +64,7 @@ class TestLoad:
         # Tied but not scaled, as transformers 5 saves a T5 1.1 that was never trained.
         unscaled = load_hf(write(folder, plain, **relu, scale_decoder_outputs=False))
         assert not unscaled.config.logits_via_embedding
-        head = unscaled.params["logits_dense"]["kernel"]
+        head = unscaled.params["decoder"]["logits_dense"]["kernel"]
         assert np.array_equal(head.T, plain["shared.weight"])
         other = {**plain, "lm_head.weight": plain["shared.weight"] + 1}
         with pytest.raises(CheckpointError, match="another lm_head.weight"):

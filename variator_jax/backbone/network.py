@@ -114,6 +114,18 @@ class Decoder(nn.Module):
 
     config: T5Config
 
+    def setup(self) -> None:
+        """The output projection belongs to the decoder, as in T5X, and is a step of its own."""
+        config = self.config
+        if not config.logits_via_embedding:
+            self.logits_dense = Dense(
+                config.vocab_size, config, ("embed", "vocab"), MLP_INIT, dtype="float32"
+            )
+
+    def logits(self, decoded: jax.Array) -> jax.Array:
+        """`[..., embed] -> [..., vocab]` in float32, where logits are not tied to the embedding."""
+        return self.logits_dense(decoded)
+
     @nn.compact
     def __call__(
         self,
@@ -152,10 +164,6 @@ class Transformer(nn.Module):
         self.encoder = Encoder(config)
         if config.has_decoder:
             self.decoder = Decoder(config)
-            if not config.logits_via_embedding:
-                self.logits_dense = Dense(
-                    config.vocab_size, config, ("embed", "vocab"), MLP_INIT, dtype="float32"
-                )
 
     def __call__(
         self,
@@ -287,7 +295,7 @@ class Transformer(nn.Module):
         """`[..., embed] -> [..., vocab]` in float32, by the embedding where it is tied."""
         if self.config.logits_via_embedding:
             return self.token_embedder.attend(decoded)
-        return self.logits_dense(decoded)
+        return self.decoder.logits(decoded)
 
 
 def init_params(config: T5Config, rng: jax.Array) -> dict:

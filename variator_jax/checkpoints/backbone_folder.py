@@ -149,7 +149,7 @@ def load_backbone(path: str | os.PathLike, *, verify: bool = True) -> Backbone:
     """Reads a backbone folder and checks it against its own description.
 
     The parameters are read-only views into the file; the file is read once for its checksum and
-    once to see that all numbers are finite, which for a backbone of 22 GB takes about a minute.
+    once to see that all numbers are finite, about a second a gigabyte.
 
     Args:
       path: the folder.

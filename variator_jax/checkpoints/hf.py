@@ -28,7 +28,7 @@ _DECODER_SUBLAYERS = {
 _SUBLAYERS = {"encoder": _ENCODER_SUBLAYERS, "decoder": _DECODER_SUBLAYERS}
 _TOP = {
     "shared.weight": ("token_embedder/embedding", False),
-    "lm_head.weight": ("logits_dense/kernel", True),
+    "lm_head.weight": ("decoder/logits_dense/kernel", True),
     "encoder.final_layer_norm.weight": ("encoder/encoder_norm/scale", False),
     "decoder.final_layer_norm.weight": ("decoder/decoder_norm/scale", False),
 }
@@ -101,7 +101,7 @@ def params_from_state_dict(state: Mapping[str, np.ndarray], config: T5Config) ->
     tree: dict = {}
     for name, array in state.items():
         leaf = leaf_of(name)
-        if leaf is None or (leaf[0] == "logits_dense/kernel" and config.logits_via_embedding):
+        if leaf is None or (leaf[0] == "decoder/logits_dense/kernel" and config.logits_via_embedding):
             continue
         path, transpose = leaf
         *parents, last = path.split("/")

@@ -31,7 +31,7 @@ from variator_jax.errors import CheckpointError
 
 CONFIG = "config.json"
 SHARD_SIZE = 5 * 10**9  # bytes; transformers' own
-_EMBEDDING, _HEAD = "token_embedder/embedding", "logits_dense/kernel"
+_EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 
 
 def load_hf(path: str | os.PathLike, dtype: Any = None) -> Backbone:

@@ -22,7 +22,7 @@ from variator_jax.errors import CheckpointError, ConfigError
 _BIAS = "relpos_bias/rel_embedding"
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
-_HEAD, _T5X_HEAD = "logits_dense/kernel", "decoder/logits_dense/kernel"
+_HEAD = "decoder/logits_dense/kernel"
 _AXIS = 1  # of the layers, T5Config.param_scan_axis in T5X
 
 
@@ -65,7 +65,7 @@ def _layers(
     elif match := _LAYER.fullmatch(path):
         yield int(match[2]), f"{match[1]}/{match[3]}", ()
     else:
-        yield None, _HEAD if path == _T5X_HEAD else path, ()
+        yield None, path, ()
 
 
 def _leaf(origin: str, path: str, array: StoredArray, index: tuple[Any, ...]) -> Leaf:
@@ -148,9 +148,9 @@ def deduce_config(where: str, leaves: list[Leaf]) -> T5Config:
 
 def place(config: T5Config, path: str, shape: tuple[int, ...], scan: bool) -> Place:
     """Where T5X keeps one of our leaves, in `t5`'s form or the scanned one of `scalable_t5`."""
-    if path == _HEAD:
-        return Place(_T5X_HEAD, None, shape)
-    return _scanned_place(config, path, shape) if scan else Place(path, None, shape)
+    if scan and path != _HEAD:
+        return _scanned_place(config, path, shape)
+    return Place(path, None, shape)
 
 
 def _scanned_place(config: T5Config, path: str, shape: tuple[int, ...]) -> Place:

@@ -172,8 +172,9 @@ class TestInspectAndReport:
     def test_inspect_describes_a_folder(self, variator, monkeypatch):
         from variator_jax.checkpoints import inspect
 
-        monkeypatch.setattr(inspect, "describe", lambda path: f"{path} is a plugin")
-        assert variator("inspect", "runs/x") == (0, "runs/x is a plugin\n", "")
+        monkeypatch.setattr(inspect, "describe", lambda path, verify: f"{path} {verify}")
+        assert variator("inspect", "runs/x") == (0, "runs/x False\n", "")
+        assert variator("inspect", "runs/x", "--verify") == (0, "runs/x True\n", "")
 
     def test_inspect_takes_one_of_the_two(self, variator, gin_file):
         assert "one of the two" in complaint(variator("inspect"))

@@ -149,6 +149,9 @@ def _eval(args: argparse.Namespace) -> None:
     ),
     _gin_arguments,
     _path("a run folder, a backbone or a compression plugin"),
+    lambda parser: parser.add_argument(
+        "--verify", action="store_true", help="also read every weight of a backbone"
+    ),
 )
 def _inspect(args: argparse.Namespace) -> None:
     if bool(args.path) == bool(args.gin_file):
@@ -156,7 +159,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.path:
         from variator_jax.checkpoints import inspect
 
-        print(inspect.describe(args.path))
+        print(inspect.describe(args.path, verify=args.verify))
     else:
         _parse_gin(args)
         from variator_jax import gin_utils

@@ -101,7 +101,7 @@ def params_from_state_dict(state: Mapping[str, np.ndarray], config: T5Config) ->
     tree: dict = {}
     for name, array in state.items():
         leaf = leaf_of(name)
-        if leaf is None or (leaf[0] == "decoder/logits_dense/kernel" and config.logits_via_embedding):
+        if leaf is None or (name == "lm_head.weight" and config.logits_via_embedding):
             continue
         path, transpose = leaf
         *parents, last = path.split("/")

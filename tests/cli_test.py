@@ -128,6 +128,12 @@ class TestErrors:
         code, _, err = variator("train", f"--gin_file={gin_file}", "--gin.MODEL_DIR=bad_rows")
         assert code == 2 and "Traceback" in err and "variator: error: rows.jsonl:3" in err
 
+    @pytest.mark.parametrize(
+        "slip,meant", [("--TRAIN_STEPS=5", "--gin.TRAIN_STEPS"), ("a.gin", "--gin_file=a.gin")]
+    )
+    def test_macros_and_files_without_their_option_are_told_it(self, variator, calls, slip, meant):
+        assert meant in complaint(variator("train", slip))
+
     def test_a_run_that_a_signal_ended_exits_as_if_the_signal_had(self, variator, gin_file, calls):
         with pytest.raises(SystemExit) as done:
             variator("train", f"--gin_file={gin_file}", "--gin.MODEL_DIR=preempted")

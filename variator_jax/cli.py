@@ -289,7 +289,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = did_you_mean(unknown[1], [*options, "--gin.NAME"]) if unknown else ""
+        near = did_you_mean(unknown[1], options) if unknown else ""
+        if macro := re.match(r"unrecognized arguments: --([A-Z_]+)", message):
+            near = f" Did you mean '--gin.{macro[1]}'?"
+        elif file := re.match(r"unrecognized arguments: ([^-\s]\S*\.gin)", message):
+            near = f" Did you mean '--gin_file={file[1]}'?"
         raise ConfigError(f"{self.prog}: {message}.{near}")
 
 

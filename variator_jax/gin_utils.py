@@ -187,7 +187,9 @@ def _literal(name: str, value: str) -> str:
     except (SyntaxError, tokenize.TokenError):
         pass  # Not a literal, so perhaps a word: told apart below.
     current = _current(name)
-    if current is not None and not isinstance(current, str | gin_config.ConfigurableReference):
+    if current is not None and not isinstance(
+        current, str | tuple | gin_config.ConfigurableReference
+    ):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
     if value.lower() in ("true", "false", "none", "null"):
         raise ConfigError(f"--gin.{name}={value}: Python writes True, False and None.")

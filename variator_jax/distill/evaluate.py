@@ -90,7 +90,7 @@ def evaluate(
     model_dir: str,
     data: EvalData,
     initial_checkpoint_path: str,
-    plugin_paths: Sequence[str] = (),
+    plugin_paths: Sequence[str] | str = (),
     latency_shapes: Sequence[tuple[str, int, int]] = (),
 ) -> Report:
     """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
@@ -107,7 +107,8 @@ def evaluate(
     """
     started = time.monotonic()
     backbone = load_backbone(backbone_folder(initial_checkpoint_path))
-    plugins = _load_plugins(plugin_paths, backbone)
+    paths = [plugin_paths] if isinstance(plugin_paths, str) else plugin_paths
+    plugins = _load_plugins(paths, backbone)
     shapes = [LatencyShape.of(fields) for fields in latency_shapes]
     for task in data.tasks():
         vocabulary = task_vocabulary(task)

@@ -14,7 +14,7 @@ import pytest
 import seqio
 
 from variator_jax.backbone import get_config
-from variator_jax.checkpoints import load_backbone, load_plugin
+from variator_jax.checkpoints import load_backbone, load_plugin, save_backbone
 from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.distill import optimizers, train
@@ -159,6 +159,19 @@ def test_a_folder_is_never_continued_as_another_run(backbone, tmp_path):
     _run(tmp_path, initial_checkpoint_path=str(backbone))
     with pytest.raises(CheckpointError, match="ratio is 2, this one's is 4"):
         _run(tmp_path, initial_checkpoint_path=str(backbone), plugin=PluginConfig(4, bottleneck=4))
+
+
+def test_a_backbone_stored_in_bfloat16_is_fine_tuned_in_float32_and_keeps_its_epsilon(
+    backbone, tmp_path
+):
+    whole = load_backbone(backbone / "backbone")
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), whole.params)
+    stored = dataclasses.replace(TINY, param_dtype="bfloat16", layer_norm_epsilon=1e-5)
+    save_backbone(tmp_path / "half", stored, half)
+    _run(tmp_path / "run", 2, trained="backbone", initial_checkpoint_path=str(tmp_path / "half"))
+    tuned = load_backbone(tmp_path / "run" / "backbone")
+    assert {x.dtype.name for x in jax.tree.leaves(tuned.params)} == {"float32"}
+    assert tuned.config.layer_norm_epsilon == 1e-5
 
 
 def test_adaptation_starts_from_the_pretrained_plugin(backbone, tmp_path):

@@ -75,8 +75,15 @@ def backbone_job(
     if initial_checkpoint_path is not None:
         initial = load_initial_backbone(initial_checkpoint_path, config, data)
 
+    config = initial.config if initial else config
+
     def start() -> tuple[dict, None]:
-        return (initial.params if initial else init_params(config, jax.random.key(seed))), None
+        if initial is None:
+            return init_params(config, jax.random.key(seed)), None
+        # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
+        # fine-tuning would be lost in its rounding.
+        dtype = jnp.dtype(config.param_dtype)
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype), initial.params), None
 
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
         folder = pathlib.Path(model_dir) / "backbone"
@@ -176,7 +183,9 @@ def load_initial_backbone(path: str, config: T5Config, data: DataConfig) -> Back
                 f"{found}; this run's {config.name!r} has {expected}."
             )
     check_vocabulary(data.task, data.vocabulary(), config, loaded.vocabulary_fingerprint)
-    return dataclasses.replace(loaded, config=config)
+    # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
+    kept = dataclasses.replace(config, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
+    return dataclasses.replace(loaded, config=kept)
 
 
 def measure_output_scales(

@@ -322,6 +322,57 @@ class TestTexts:
             VariatorModel(dataclasses.replace(small)).encode("a text")
 
 
+class TestBytes:
+    """ByT5 needs no file to take texts."""
+
+    @pytest.fixture(scope="class")
+    def byte_model(self):
+        named = dataclasses.replace(BACKBONE, config=dataclasses.replace(SHAPE, name="byt5_tiny"))
+        return VariatorModel(named, _plugin(4, named))
+
+    def test_ids_are_bytes_behind_three_special_ids(self, byte_model):
+        tokenizer, text = byte_model.tokenizer, "Grüße, 世界 🙂\n"
+        ids = tokenizer.encode(text)
+        assert ids == [*(byte + 3 for byte in text.encode()), 1]
+        assert tokenizer.decode([*ids, 5, 6]) == text and tokenizer.size == 384
+        assert tokenizer.decode([0, 2, 300 + 3 * 384, *ids]) == text
+        assert tokenizer.decode(tokenizer.encode("ü")[1:]) == ""  # half a character
+        with pytest.raises(VariatorError, match="UTF-8"):
+            tokenizer.encode("\ud800")
+
+    def test_ids_are_those_of_seqio(self, byte_model):
+        from variator_jax.data.vocabulary import byte_vocabulary
+
+        for text in ("", "Grüße, 世界"):
+            assert byte_model.tokenizer.encode(text) == [*byte_vocabulary().encode(text), 1]
+
+    def test_sentinels_lie_behind_the_bytes(self, byte_model):
+        ids = byte_model.tokenizer.encode("a<extra_id_0> b<extra_id_124>")
+        assert ids == [100, 259, 35, 101, 383, 1]
+        assert byte_model.tokenizer.decode(ids) == "a<extra_id_0> b<extra_id_124>"
+        with pytest.raises(VariatorError, match="go from <extra_id_0> to <extra_id_124>"):
+            byte_model.encode("<extra_id_125>")
+
+    def test_texts_are_encoded_and_generated(self, byte_model):
+        texts = ["Grüße", "世界, 世界"]
+        tokens = byte_model.tokenize(texts)
+        encoded = byte_model.encode(texts, ratio=4)
+        assert encoded.shape == (2, 15, SHAPE.embed_dim)
+        np.testing.assert_array_equal(encoded, byte_model.encode(tokens, ratio=4))
+        ids = byte_model.generate(tokens, ratio=4, max_length=6)
+        found = byte_model.generate(texts, ratio=4, max_length=6)
+        assert found == [byte_model.tokenizer.decode(row) for row in ids]
+
+    def test_a_vocabulary_of_its_own_comes_first_and_few_embeddings_are_told(self, vocabulary_file):
+        named = dataclasses.replace(SHAPE, name="byt5_tiny")
+        own = dataclasses.replace(BACKBONE, config=named, vocabulary_file=vocabulary_file)
+        pieces = load_tokenizer(vocabulary_file).encode("a fox")
+        assert VariatorModel(own).tokenizer.encode("a fox") == pieces
+        few = dataclasses.replace(BACKBONE, config=dataclasses.replace(named, vocab_size=256))
+        with pytest.raises(VariatorError, match="bytes has 259 ids.*only 256 embeddings"):
+            VariatorModel(few).encode("a text")
+
+
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):

@@ -19,7 +19,7 @@ from variator_jax.checkpoints.backbone_folder import Backbone
 from variator_jax.checkpoints.plugin_folder import Plugin, check_belongs, check_shapes
 from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig, splice
-from variator_jax.texts import Tokenizer, load_tokenizer, token_array
+from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
@@ -150,22 +150,22 @@ class VariatorModel:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The backbone's vocabulary.
+        """The backbone's vocabulary; ByT5, which has no file of one, takes texts by their bytes.
 
         Raises:
           ConfigError: if the backbone came without one, or `sentencepiece` is not installed.
         """
-        file = self.backbone.vocabulary_file
-        if file is None:
+        file, config = self.backbone.vocabulary_file, self.backbone.config
+        if file is None and not config.name.startswith("byt5"):
             raise ConfigError(
-                f"Backbone {self.backbone.config.name!r} came without a vocabulary (spiece.model), "
+                f"Backbone {config.name!r} came without a vocabulary (spiece.model), "
                 "so that it takes token ids only."
             )
-        tokenizer = load_tokenizer(file)
-        if tokenizer.size > self.backbone.config.vocab_size:
+        tokenizer = load_tokenizer(file) if file else ByteTokenizer(config.vocab_size)
+        if tokenizer.size > config.vocab_size:
             raise ConfigError(
-                f"{file} has {tokenizer.size} ids; backbone {self.backbone.config.name!r} has only "
-                f"{self.backbone.config.vocab_size} embeddings."
+                f"{file or 'The vocabulary of bytes'} has {tokenizer.size} ids; backbone "
+                f"{config.name!r} has only {config.vocab_size} embeddings."
             )
         return tokenizer
 

@@ -1,16 +1,17 @@
-"""Texts to token ids and back by a SentencePiece model, and ragged lists of ids to arrays.
+"""Texts to token ids and back, and ragged lists of ids to arrays.
 
 Ids are T5's: padding 0, end of sequence 1, and the sentinels `<extra_id_0>`, `<extra_id_1>`, ... at
 the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text;
-but neither seqio nor TensorFlow is needed, only `sentencepiece`.
+but neither seqio nor TensorFlow is needed, only `sentencepiece`. ByT5 has no SentencePiece model:
+its ids are bytes, and its sentinels follow them, counted upwards as transformers does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,10 +20,25 @@ from variator_jax.errors import CheckpointError, ConfigError
 
 PAD, EOS = 0, 1
 SENTINELS = 100
+_FIRST_BYTE, _BYTES, _BYTE_SENTINELS = 3, 256, 125  # of ByT5: behind padding, EOS and unknown
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
-class Tokenizer:
+class Tokenizer(Protocol):
+    """Texts to ids and back."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids, sentinels included."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, the end of the sequence included."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the end of the sequence."""
+
+
+class PieceTokenizer:
     """A SentencePiece model with T5's hundred sentinels."""
 
     def __init__(self, processor: Any) -> None:
@@ -44,12 +60,7 @@ class Tokenizer:
         Raises:
           ConfigError: for a sentinel that there is not.
         """
-        for match in _SENTINEL.finditer(text):
-            if match[0] not in self._sentinels:
-                raise ConfigError(
-                    f"the text holds {match[0]}; sentinels go from <extra_id_0> to "
-                    f"<extra_id_{len(self._sentinels) - 1}>."
-                )
+        _check_sentinels(text, self._sentinels)
         # A sentinel is a piece of its own only behind a space.
         spaced = _SENTINEL.sub(lambda match: f" {match[0]}", text)
         return [*self._processor.encode(spaced), EOS]
@@ -65,7 +76,71 @@ class Tokenizer:
         return self._processor.decode(kept)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+class ByteTokenizer:
+    """ByT5's ids: 0 padding, 1 end, 2 unknown, then the 256 bytes of UTF-8, then sentinels.
+
+    Args:
+      vocab_size: the backbone's number of embeddings, 384 in all of ByT5; those behind the bytes
+        are sentinels, up to 125.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        first = _FIRST_BYTE + _BYTES
+        count = max(0, min(vocab_size - first, _BYTE_SENTINELS))
+        self._sentinels = {f"<extra_id_{i}>": first + i for i in range(count)}
+        self._pieces = {i: name.encode() for name, i in self._sentinels.items()}
+        self._pieces |= {_FIRST_BYTE + i: bytes([i]) for i in range(_BYTES)}
+
+    @property
+    def size(self) -> int:
+        """Number of ids, sentinels included."""
+        return _FIRST_BYTE + len(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text's bytes and sentinels, the end of the sequence included.
+
+        Raises:
+          ConfigError: for a sentinel that there is not, or a text that is no Unicode.
+        """
+        _check_sentinels(text, self._sentinels)
+        ids: list[int] = []
+        at = 0
+        for match in _SENTINEL.finditer(text):
+            ids += [*_byte_ids(text[at : match.start()]), self._sentinels[match[0]]]
+            at = match.end()
+        return [*ids, *_byte_ids(text[at:]), EOS]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the end of the sequence.
+
+        Ids that stand for nothing, and bytes that make up no character, are left out, as seqio and
+        transformers do.
+        """
+        found = b""
+        for token in map(int, ids):
+            if token == EOS:
+                break
+            found += self._pieces.get(token, b"")
+        return found.decode(errors="ignore")
+
+
+def _byte_ids(text: str) -> list[int]:
+    try:
+        return [_FIRST_BYTE + byte for byte in text.encode()]
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the text cannot be written as UTF-8: {error}.") from error
+
+
+def _check_sentinels(text: str, known: Mapping[str, int]) -> None:
+    for match in _SENTINEL.finditer(text):
+        if match[0] not in known:
+            last = f"; sentinels go from <extra_id_0> to <extra_id_{len(known) - 1}>"
+            raise ConfigError(
+                f"the text holds {match[0]}{last if known else ', but there are no sentinels'}."
+            )
+
+
+def load_tokenizer(path: Path) -> PieceTokenizer:
     """Reads a `spiece.model`; models without sentinels of their own (all but mT5's) get T5's.
 
     Raises:
@@ -94,7 +169,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (DecodeError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
-    return Tokenizer(processor)
+    return PieceTokenizer(processor)
 
 
 def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:

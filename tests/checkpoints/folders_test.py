@@ -299,6 +299,27 @@ def test_somebody_elses_folder_is_never_replaced(backbone, tmp_path):
     assert (tmp_path / "spiece.model").read_bytes() == b"a vocabulary"
 
 
+def test_a_folder_of_another_kind_is_never_replaced(backbone, tmp_path):
+    with pytest.raises(CheckpointError, match="holds other things .backbone.json"):
+        save_plugin(tmp_path / "backbone", PLUGIN, VARIABLES, backbone)
+    save_plugin(tmp_path / "plugin", PLUGIN, VARIABLES, backbone)
+    with pytest.raises(CheckpointError, match="holds other things .plugin.json"):
+        save_backbone(tmp_path / "plugin", SHAPE, PARAMS)
+    load_backbone(tmp_path / "backbone")
+    load_plugin(tmp_path / "plugin")
+
+
+@pytest.mark.parametrize("surprise", ["thesis.tex", "notes/plugin.json", "pluginXsafetensors"])
+def test_a_folder_with_a_file_beyond_its_kind_is_not_replaced(backbone, tmp_path, surprise):
+    folder = tmp_path / "plugin"
+    save_plugin(folder, PLUGIN, VARIABLES, backbone)
+    (folder / surprise).parent.mkdir(exist_ok=True)
+    (folder / surprise).write_text("years of work")
+    with pytest.raises(CheckpointError, match=f"holds {surprise} too, which would be lost"):
+        save_plugin(folder, PLUGIN, VARIABLES, backbone)
+    assert (folder / surprise).read_text() == "years of work"
+
+
 def test_a_linked_folder_is_replaced_where_it_lies(backbone, tmp_path):
     save_plugin(tmp_path / "real", PLUGIN, VARIABLES, backbone)
     (tmp_path / "link").symlink_to("real")
@@ -318,7 +339,8 @@ if not swap:
     folders._exchange = lambda one, other: False
 
 def write(content):
-    with folders.atomic_folder(folder) as draft:
+    kind = {"replaces": ["plugin.json"], "holds": ["plugin.safetensors"]}
+    with folders.atomic_folder(folder, **kind) as draft:
         folders.write_json(draft / "plugin.json", {"is": content})
         (draft / "plugin.safetensors").write_bytes(content.encode() * 9)
 
@@ -381,9 +403,9 @@ def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_p
 
 
 def test_a_draft_that_is_being_written_is_left_alone(tmp_path):
-    with folders.atomic_folder(tmp_path / "a") as slow:
+    with folders.atomic_folder(tmp_path / "a", replaces=("plugin.json",)) as slow:
         (slow / "plugin.json").write_text("slow")
-        with folders.atomic_folder(tmp_path / "a") as fast:
+        with folders.atomic_folder(tmp_path / "a", replaces=("plugin.json",)) as fast:
             (fast / "plugin.json").write_text("fast")
         assert (tmp_path / "a" / "plugin.json").read_text() == "fast"
         assert slow.is_dir()

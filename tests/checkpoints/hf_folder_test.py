@@ -86,6 +86,11 @@ class TestLoad:
         changes = dict(feed_forward_proj=said, tie_word_embeddings=not gated)
         assert load_hf(write(folder, state, **changes)).config.mlp_activations == expected
 
+    def test_token_ids_may_be_left_out(self, folder):
+        state = state_dict(small_t5.backbone(small_t5.GATED))
+        ids = dict(pad_token_id=None, eos_token_id=1, decoder_start_token_id=0)
+        assert load_hf(write(folder, state, **ids)).config == small_t5.GATED
+
 
 class TestRoundTrip:
     @pytest.mark.parametrize("family", small_t5.CONFIGS)
@@ -124,6 +129,21 @@ class TestRoundTrip:
             save_hf(tmp_path / "out", backbone)
         assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
         assert sorted(x.name for x in tmp_path.iterdir()) == ["hf", "mine", "out"]
+
+    def test_a_folder_with_more_than_is_written_is_kept(self, folder, tmp_path):
+        backbone = load_hf(folder)
+        save_hf(tmp_path / "out", backbone, shard_size=8000)
+        save_hf(tmp_path / "out", backbone)
+        assert not list((tmp_path / "out").glob("model-*"))
+        (tmp_path / "out" / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="holds tokenizer.json too"):
+            save_hf(tmp_path / "out", backbone)
+        assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+    def test_the_written_config_has_the_dropout_of_transformers(self, tmp_path):
+        save_hf(tmp_path / "out", small_t5.backbone(small_t5.GATED))
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["dropout_rate"] == 0.1
+        assert load_hf(tmp_path / "out").config.dropout_rate == 0.0
 
 
 def test_names_go_both_ways():

@@ -98,6 +98,16 @@ def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_set_is_replaced_only_if_it_holds_nothing_else(tmp_path):
+    save_plugins(tmp_path, PLUGINS, BACKBONE)
+    save_plugins(tmp_path, {2: PLUGINS[2]}, BACKBONE)
+    assert list(load_plugins(tmp_path)) == [2]
+    (tmp_path / "ratio_2" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds ratio_2/notes.txt too"):
+        save_plugins(tmp_path, PLUGINS, BACKBONE)
+    assert (tmp_path / "ratio_2" / "notes.txt").read_text() == "mine"
+
+
 def test_slips_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(CheckpointError, match="no plugins to write"):
         save_plugins(tmp_path / "set", {}, BACKBONE)

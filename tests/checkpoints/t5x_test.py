@@ -141,6 +141,24 @@ class TestWrite:
             small_t5.assert_same(checkpointer.restore(folder / "state")["target"], _nested(tree))
         small_t5.assert_same(load_t5x(folder).params, loaded.params)
 
+    @pytest.mark.parametrize(
+        ("family", "setting", "value"),
+        [
+            ("1.1", "mlp_activations", ("silu", "linear")),
+            ("encoder", "layer_norm_epsilon", 1e-5),
+            ("1.0", "mlp_activations", ("gelu",)),
+        ],
+    )
+    def test_what_the_tree_cannot_hold_is_refused(self, family, setting, value, tmp_path):
+        config = dataclasses.replace(small_t5.CONFIGS[family], **{setting: value})
+        with pytest.raises(CheckpointError, match=setting):
+            save_t5x(tmp_path / "checkpoint_1", small_t5.backbone(config))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_encoder_alone_has_no_logits_to_lose(self, tmp_path):
+        config = dataclasses.replace(small_t5.ENCODER, logits_via_embedding=True)
+        save_t5x(tmp_path, small_t5.backbone(config))
+
     def test_targets_that_are_refused(self, tmp_path):
         backbone, _ = tree_of(small_t5.ENCODER)
         folder = save_t5x(tmp_path, backbone)

@@ -19,6 +19,10 @@ _EXPECTED = (
 def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
     """Reads a backbone folder, a Hugging Face folder, a T5X checkpoint or a run's backbone.
 
+    Our own folders have checksums. Foreign formats without them (Hugging Face's safetensors, raw
+    data of T5X) cannot tell a flipped bit in the data; the backbone's fingerprint can, where the
+    right one is known.
+
     Args:
       path: a local folder, or for T5X also a URL such as gs://bucket/checkpoint_1000000.
       dtype: what the weights of another format are cast to ('bfloat16', ...), and what the

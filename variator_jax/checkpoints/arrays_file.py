@@ -8,6 +8,7 @@ there should be is known to the callers.
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import pathlib
@@ -101,7 +102,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise read_error(path, error) from error
 
     def view(entry: safetensors_file.Entry) -> np.ndarray:
-        size = int(np.prod(entry.shape))
+        size = math.prod(entry.shape)
         if not size:
             return np.zeros(entry.shape, entry.dtype)
         return np.frombuffer(content, entry.dtype, size, entry.offset).reshape(entry.shape)

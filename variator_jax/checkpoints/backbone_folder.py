@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -90,7 +91,8 @@ def backbone_writer(
     """
     target = pathlib.Path(path)
     check_header(target / ARRAYS, config, arrays)
-    with folders.atomic_folder(path) as draft:
+    holds = (re.escape(ARRAYS), re.escape(VOCABULARY))
+    with folders.atomic_folder(path, replaces=(DESCRIPTION,), holds=holds) as draft:
         file = ArraysWriter(draft / ARRAYS, arrays)
         writer = BackboneWriter(file.write)
         yield writer

@@ -42,6 +42,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
+_MAX_ARGUMENTS = 32  # of a call; a tensor's have about seven
 
 
 def read(
@@ -70,6 +71,8 @@ def read(
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"it is a broken pickle ({error})") from error
+    except (RecursionError, MemoryError) as error:
+        raise CheckpointError("it is a broken pickle (too deep or too large)") from error
     raise CheckpointError("it is a broken pickle (no end)")
 
 
@@ -163,7 +166,9 @@ class _Machine:
                 raise CheckpointError(
                     "it calls something that is no tensor and no container; nothing was run"
                 )
-            self._stack.append(symbol.call(*_of(tuple, arguments)))
+            if len(_of(tuple, arguments)) > _MAX_ARGUMENTS:  # copied by each call
+                raise ValueError(f"a call with {len(arguments)} arguments")
+            self._stack.append(symbol.call(*arguments))
         elif word == "BUILD":
             state, target = self.pop(), self._top()
             if isinstance(target, Buildable):
@@ -189,6 +194,14 @@ class _Machine:
         return self._symbols[full]
 
 
+def is_key(found: Any) -> bool:
+    """Whether dictionaries may have this key: a text or a whole number of 64 bits.
+
+    Larger numbers take time with each look at them, for their hash is not kept.
+    """
+    return isinstance(found, str) or (isinstance(found, int) and found.bit_length() <= 64)
+
+
 def _of(kind: type, found: Any) -> Any:
     if not isinstance(found, kind):
         raise ValueError(f"a {type(found).__name__} where a {kind.__name__} belongs")
@@ -200,7 +213,7 @@ def _filled(target: dict, items: list[Any]) -> dict:
     if len(items) % 2:
         raise ValueError("a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, (str, int)):
-            raise ValueError(f"a {type(key).__name__} as a dictionary's key")
+        if not is_key(key):
+            raise ValueError(f"no proper key of a dictionary: a {type(key).__name__}")
         target[key] = value
     return target

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -28,15 +29,13 @@ try:
 except ImportError:  # Windows: nobody can tell there whether a draft's writer is alive
     fcntl = None  # type: ignore[assignment]
 
-# One of these marks a folder that a write may replace.
-DESCRIPTIONS = ("backbone.json", "plugin.json", "plugins.json", "config.json")
 _DRAFT, _OLD = "draft-", "old-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: str | os.PathLike, replaces: Collection[str] = DESCRIPTIONS
+    path: str | os.PathLike, replaces: Collection[str] = (), holds: Collection[str] = ()
 ) -> Iterator[pathlib.Path]:
     """Yields a draft that becomes `path` on success; on failure `path` stays as it was.
 
@@ -46,7 +45,10 @@ def atomic_folder(
 
     Args:
       path: the folder to write; a link is followed.
-      replaces: an existing folder is replaced only if it is empty or holds one of these files.
+      replaces: an existing folder is replaced only if it is empty or holds one of these files, and
+        nothing beside them but what `holds` allows.
+      holds: regular expressions of the other files that such a folder may hold, as paths in it with
+        '/' between folders.
 
     Raises:
       CheckpointError: if `path` is a file or somebody else's folder, or cannot be written.
@@ -54,7 +56,7 @@ def atomic_folder(
     target = pathlib.Path(os.path.realpath(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_replaceable(target, replaces)
+        _check_replaceable(target, replaces, holds)
         _clear_left_over(target)
         draft, lock = _locked_draft(target)
     except OSError as error:
@@ -76,7 +78,9 @@ def _write_error(path: str | os.PathLike, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} cannot be written: {error}.")
 
 
-def _check_replaceable(target: pathlib.Path, replaces: Collection[str]) -> None:
+def _check_replaceable(
+    target: pathlib.Path, replaces: Collection[str], holds: Collection[str]
+) -> None:
     if not target.exists():
         return
     if not target.is_dir():
@@ -87,6 +91,15 @@ def _check_replaceable(target: pathlib.Path, replaces: Collection[str]) -> None:
             f"{target} holds other things ({', '.join(held[:3])}), which would be lost; name a new "
             "folder."
         )
+    allowed = [*map(re.escape, replaces), *holds]
+    for item in target.rglob("*") if held else ():
+        name = item.relative_to(target).as_posix()
+        is_file = item.is_symlink() or not item.is_dir()
+        if is_file and not any(re.fullmatch(each, name) for each in allowed):
+            raise CheckpointError(
+                f"{target} holds {name} too, which would be lost; move it away or name a new "
+                "folder."
+            )
 
 
 def _hidden(target: pathlib.Path, what: str) -> str:

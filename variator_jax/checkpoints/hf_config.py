@@ -40,6 +40,10 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# Data and decoding have these built in.
+_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+# transformers' own; a `T5Config` that was loaded has none, for training brings its own.
+_DROPOUT_RATE = 0.1
 _THEIRS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
 
 
@@ -73,6 +77,9 @@ def parse(where: str, content: Mapping[str, Any], vocab_size: int) -> Descriptio
         raise CheckpointError(f"{where} has not {NUM_BUCKETS} relative_attention_num_buckets.")
     if get.number("relative_attention_max_distance", MAX_DISTANCE) != MAX_DISTANCE:
         raise CheckpointError(f"{where} has a relative_attention_max_distance not {MAX_DISTANCE}.")
+    for key, expected in _TOKENS.items():
+        if content.get(key) not in (None, expected):
+            raise CheckpointError(f"{where} has {key} {content[key]!r}; expected {expected}.")
     layers = get.number("num_layers")
     decoder_layers = layers
     if content.get("num_decoder_layers") is not None:
@@ -131,7 +138,7 @@ def render(config: T5Config) -> dict[str, Any]:
         "dense_act_fn": act,
         "is_gated_act": gated,
         "layer_norm_epsilon": config.layer_norm_epsilon,
-        "dropout_rate": config.dropout_rate,
+        "dropout_rate": config.dropout_rate or _DROPOUT_RATE,
         "relative_attention_num_buckets": NUM_BUCKETS,
         "relative_attention_max_distance": MAX_DISTANCE,
         "tie_word_embeddings": scaled,
@@ -139,9 +146,7 @@ def render(config: T5Config) -> dict[str, Any]:
         "is_encoder_decoder": config.has_decoder,
         "use_cache": config.has_decoder,
         "initializer_factor": 1.0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
+        **_TOKENS,
         "dtype": config.param_dtype,
         "torch_dtype": config.param_dtype,
     }

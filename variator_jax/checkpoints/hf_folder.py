@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable
 from typing import Any
@@ -29,8 +30,9 @@ from variator_jax.checkpoints.hf_weights import Weight
 from variator_jax.checkpoints.stream import Leaf, Source
 from variator_jax.errors import CheckpointError
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 SHARD_SIZE = 5 * 10**9  # bytes; transformers' own
+_SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 _EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 
 
@@ -78,7 +80,7 @@ def save_hf(path: str | os.PathLike, backbone: Backbone, shard_size: int = SHARD
     """Writes a folder that opens in transformers, whole or not at all.
 
     Args:
-      path: a new folder, or one with a `config.json`, which is replaced.
+      path: a new folder, or one that this function wrote, which is replaced.
       backbone: with a decoder, or an encoder alone.
       shard_size: bytes; beyond them the weights are split over several files with an index.
 
@@ -88,7 +90,9 @@ def save_hf(path: str | os.PathLike, backbone: Backbone, shard_size: int = SHARD
     folder = pathlib.Path(path)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} exists and is no Hugging Face folder; it is left alone.")
-    with folders.atomic_folder(folder) as draft:
+    written = (GENERATION, hf_weights.WEIGHTS, hf_weights.INDEX, VOCABULARY)
+    holds = (*map(re.escape, written), _SHARD)
+    with folders.atomic_folder(folder, replaces=(CONFIG,), holds=holds) as draft:
         write(draft, stream.backbone_source(folder, backbone), shard_size=shard_size)
 
 
@@ -131,7 +135,7 @@ def write(
         shutil.copyfile(source.vocabulary_file, draft / VOCABULARY)
     tokens = {key: content[key] for key in content if key.endswith("_token_id")}
     if config.has_decoder:
-        _write_json(draft / "generation_config.json", tokens)
+        _write_json(draft / GENERATION, tokens)
     _write_json(draft / CONFIG, content)
     return summary
 

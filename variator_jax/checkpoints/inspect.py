@@ -81,11 +81,13 @@ def _backbone(folder: pathlib.Path, verify: bool) -> str:
 
 def _source(what: str, path: str | os.PathLike, source: Any, verify: bool) -> str:
     """A backbone in another's format, from its headers."""
-    fingerprint = "not known before every weight was read"
+    fingerprint = "not known before every weight was read: variator inspect --verify"
+    fits: Rows = []
     if verify:
         from variator_jax.checkpoints import stream
 
         fingerprint = stream.copy(source, lambda *_: None).fingerprint
+        fits = [("fits", f"plugins of fingerprint {fingerprint}")]
     vocabulary = source.vocabulary_file
     return _lines(
         f"{what} {source.config.name} in {path}",
@@ -94,6 +96,7 @@ def _source(what: str, path: str | os.PathLike, source: Any, verify: bool) -> st
             *_shape(source.config),
             ("fingerprint", fingerprint),
             ("vocabulary", vocabulary.name if vocabulary else "none in the folder"),
+            *fits,
             ("weights", "read and whole" if verify else "not read; only their names and shapes"),
         ],
     )

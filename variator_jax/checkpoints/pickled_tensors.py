@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from variator_jax.checkpoints.data_pickle import Buildable, Symbol
+from variator_jax.checkpoints.data_pickle import Buildable, Symbol, is_key
 from variator_jax.errors import CheckpointError
 
 _STORAGES: dict[str, np.dtype] = {
@@ -33,16 +33,33 @@ _STORAGES: dict[str, np.dtype] = {
         "BoolStorage": "?",
     }.items()
 }
+_MAX_ITEMS = 10_000_000  # of ordered dicts, in one file; each is copied from a list
 
 
-def symbols(load_from_bytes: Callable[[Any], Any] | None) -> dict[str, Symbol]:
+class Budget:
+    """Counts what a file builds by calls, for a call of few bytes can copy a long list."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_ITEMS
+
+    def take(self, count: int) -> None:
+        """Takes `count` items from the file's share."""
+        self._left -= count
+        if self._left < 0:
+            raise CheckpointError(f"its dictionaries have more than {_MAX_ITEMS} items in all")
+
+
+def symbols(
+    load_from_bytes: Callable[[Any], Any] | None, budget: Budget | None = None
+) -> dict[str, Symbol]:
     """The names that a state dict may hold.
 
     Args:
       load_from_bytes: reads a storage that a plain pickle holds as bytes; None where none belongs.
+      budget: what the file may still build, with the files in it; None begins a new one.
     """
     allowed: dict[str, Callable[..., Any] | None] = {
-        "collections.OrderedDict": _ordered_dict,
+        "collections.OrderedDict": _ordered_dict(budget or Budget()),
         "torch._utils._rebuild_tensor": Tensor,
         "torch._utils._rebuild_tensor_v2": Tensor,
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -104,7 +121,7 @@ class Tensor:
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> None:
         if not isinstance(storage, Storage):
             raise CheckpointError("a tensor has no storage")
-        shape, strides = _sizes(shape), _sizes(strides)
+        shape, strides = _shape(shape), _sizes(strides)
         last = _sizes((offset,))[0]
         if len(shape) != len(strides):
             raise CheckpointError(f"a tensor has shape {shape} and strides {strides}")
@@ -134,7 +151,8 @@ class _Dtype(Buildable):
         if isinstance(name, Symbol):
             name = name.value
         elif not isinstance(name, str) or not re.fullmatch(r"[<>|=]?[fiub][1248]", name):
-            raise CheckpointError(f"arrays of dtype {str(name)[:40]!r}, which are no numbers")
+            found = repr(name[:40]) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise CheckpointError(f"arrays of dtype {found}, which are no numbers")
         self.dtype = np.dtype(name)
 
     def build(self, state: Any) -> None:
@@ -170,7 +188,7 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
 def _from_bytes(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, bytearray)):
         raise CheckpointError("an array without numbers")
-    shape = _sizes(shape)
+    shape = _shape(shape)
     if len(content) != math.prod(shape) * dtype.dtype.itemsize or order not in ("C", "F"):
         raise CheckpointError(f"an array of shape {shape} with {len(content)} bytes")
     return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
@@ -183,6 +201,14 @@ def _sizes(found: Any) -> tuple[int, ...]:
         if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 1 << 48:
             raise CheckpointError("a tensor without a proper shape")
     return tuple(found)
+
+
+def _shape(found: Any) -> tuple[int, ...]:
+    shape = _sizes(found)
+    # numpy refuses these even where there is not a single number in them.
+    if 0 in shape and math.prod(n for n in shape if n) >= 1 << 58:
+        raise CheckpointError("a tensor without a proper shape")
+    return shape
 
 
 def _latin1() -> Callable[[Any, Any], bytes]:
@@ -203,12 +229,14 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _ordered_dict(items: Any = ()) -> dict:
-    content: dict = {}
-    if not isinstance(items, (list, tuple)) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (str, int))
-        for pair in items
-    ):
-        raise CheckpointError("a dictionary is broken")
-    content.update(items)
-    return content
+def _ordered_dict(budget: Budget) -> Callable[..., dict]:
+    def ordered_dict(items: Any = ()) -> dict:
+        if not isinstance(items, (list, tuple)):
+            raise CheckpointError("a dictionary is broken")
+        budget.take(len(items))
+        for pair in items:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not is_key(pair[0]):
+                raise CheckpointError("a dictionary is broken")
+        return dict(items)
+
+    return ordered_dict

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,8 @@ def save_plugin(
     expected = _expected(config, shape.num_encoder_layers, shape.embed_dim)
     folders.match_arrays(pathlib.Path(path) / ARRAYS, leaves, expected, ("float32",))
     content = describe_plugin(backbone, training, quality)
-    with folders.atomic_folder(path) as draft:
+    holds = (re.escape(ARRAYS),)
+    with folders.atomic_folder(path, replaces=(DESCRIPTION,), holds=holds) as draft:
         arrays_file.write_arrays(draft / ARRAYS, leaves)
         checksums = {ARRAYS: arrays_file.file_checksum(draft / ARRAYS)}
         content = {"config": dataclasses.asdict(config), **content, CHECKSUMS: checksums}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 from variator_jax.checkpoints import folders, kinds
@@ -20,6 +21,7 @@ from variator_jax.checkpoints.description import (
 )
 from variator_jax.checkpoints.files import check_folder
 from variator_jax.checkpoints.plugin_folder import (
+    ARRAYS,
     DESCRIPTION,
     Plugin,
     check_belongs,
@@ -29,6 +31,7 @@ from variator_jax.checkpoints.plugin_folder import (
 from variator_jax.errors import CheckpointError
 
 INDEX = "plugins.json"
+_MEMBER = rf"ratio_\d+/({re.escape(DESCRIPTION)}|{re.escape(ARRAYS)})"
 
 
 def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[int, Plugin]:
@@ -72,7 +75,7 @@ def save_plugins(
     """
     if not plugins:
         raise CheckpointError(f"There are no plugins to write to {path}.")
-    with folders.atomic_folder(path) as draft:
+    with folders.atomic_folder(path, replaces=(INDEX,), holds=(_MEMBER,)) as draft:
         for ratio, plugin in sorted(plugins.items()):
             what = f"The plugin of ratio {plugin.config.ratio}"
             if ratio != plugin.config.ratio:

@@ -19,6 +19,7 @@ import numpy as np
 from variator_jax.errors import CheckpointError
 
 _MAX_HEADER = 100_000_000  # the library's own limit
+_MAX_DIMENSIONS = 8  # no network's arrays have more; numpy ends at 64
 _DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -101,7 +102,15 @@ def _entry(path: pathlib.Path, name: str, content: Any, start: int) -> Entry:
     if not isinstance(shape, list) or not all(map(number, [*shape, begin, end])):
         raise CheckpointError(f"{path} is damaged: {name!r} has no proper shape or place.")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CheckpointError(f"{path}: {name!r} has dtype {dtype!r}, which is not read.")
+        found = repr(dtype[:40]) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
+        raise CheckpointError(f"{path}: {name!r} has dtype {found}, which is not read.")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointError(
+            f"{path} is damaged: {name!r} has {len(shape)} dimensions; up to {_MAX_DIMENSIONS} "
+            "are read."
+        )
+    if math.prod(n for n in shape if n) >= 1 << 58:  # more than numpy takes, even without numbers
+        raise CheckpointError(f"{path} is damaged: {name!r} has no proper shape.")
     if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise CheckpointError(f"{path} is damaged: {name!r} has another size than its shape.")
     return Entry(path, name, tuple(shape), _DTYPES[dtype], start + begin)

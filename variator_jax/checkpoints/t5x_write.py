@@ -22,6 +22,7 @@ from variator_jax.checkpoints import stores
 from variator_jax.checkpoints.scan import Place
 from variator_jax.checkpoints.stream import Leaf
 from variator_jax.checkpoints.t5x_orbax import METADATA
+from variator_jax.errors import CheckpointError
 
 _STEP = ("state", "step")
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
@@ -39,6 +40,10 @@ class Writer:
       dtype: what the leaves will have been cast to; None for their own.
       scan: whether to write `scalable_t5`'s form with scanned layers.
       step: the training step that the checkpoint is said to be of.
+
+    Raises:
+      CheckpointError: if the config has settings that are not told by the leaves, which are all
+        that such a checkpoint holds.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Writer:
         scan: bool = False,
         step: int = 0,
     ) -> None:
+        leaves = list(leaves)
+        _check_told_by_leaves(config, leaves)
         self._folder, self._started = folder, time.time_ns()
         (folder / "state").mkdir()
         base = {"driver": "file", "path": f"{(folder / 'state').absolute()}/"}
@@ -146,3 +153,18 @@ class Writer:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         (self._folder / name).write_text(json.dumps(content), encoding="utf8")
+
+
+def _check_told_by_leaves(config: T5Config, leaves: list[Leaf]) -> None:
+    """Compares the settings that a reader would deduce with those of the backbone."""
+    deduced = scan_lib.deduce_config(f"backbone {config.name}", leaves)
+    settings = ["mlp_activations", "layer_norm_epsilon"]
+    if config.has_decoder:
+        settings.append("logits_via_embedding")
+    for name in settings:
+        ours, read = getattr(config, name), getattr(deduced, name)
+        if ours != read:
+            raise CheckpointError(
+                f"Backbone {config.name!r} has {name} {ours}. A T5X checkpoint holds no settings, "
+                f"and this one would be read as having {read}. Write another format."
+            )

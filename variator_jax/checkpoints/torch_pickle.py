@@ -15,13 +15,20 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from variator_jax.checkpoints import data_pickle
-from variator_jax.checkpoints.pickled_tensors import Array, Persistent, Tensor, symbols
+from variator_jax.checkpoints.pickled_tensors import (
+    Array,
+    Budget,
+    Persistent,
+    Storage,
+    Tensor,
+    symbols,
+)
 from variator_jax.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older layout
@@ -43,6 +50,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path} cannot be read as a state dict: {error}.") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: it is too deep or too large.") from error
     return content
 
 
@@ -58,10 +67,10 @@ def _read(path: pathlib.Path) -> Any:
     return _read_pickles(content)
 
 
-def _read_pickles(content: bytes | mmap.mmap, nested: bool = False) -> Any:
+def _read_pickles(content: bytes | mmap.mmap, within: Budget | None = None) -> Any:
     """A plain pickle, or torch's older layout: magic number, versions, object, keys, numbers."""
     stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
-    names = symbols(None if nested else _load_from_bytes)
+    names = _symbols() if within is None else symbols(None, within)
     first = data_pickle.read(stream, names)
     if first != _MAGIC:
         return first
@@ -93,11 +102,26 @@ def _read_pickles(content: bytes | mmap.mmap, nested: bool = False) -> Any:
     return result
 
 
-def _load_from_bytes(content: Any) -> Any:
-    """A storage in a plain pickle: an older torch file within the file."""
-    if not isinstance(content, (bytes, bytearray)):
-        raise CheckpointError("a storage without bytes")
-    return _read_pickles(bytes(content), nested=True)
+def _symbols() -> dict[str, data_pickle.Symbol]:
+    budget = Budget()
+    return symbols(_storage_loader(budget), budget)
+
+
+def _storage_loader(budget: Budget) -> Callable[[Any], Storage]:
+    """Reads a storage in a plain pickle: an older torch file within the file."""
+    seen: dict[int, tuple[Any, Storage]] = {}  # so that bytes named twice are read once
+
+    def load_from_bytes(content: Any) -> Storage:
+        if not isinstance(content, (bytes, bytearray)):
+            raise CheckpointError("a storage without bytes")
+        if id(content) not in seen:
+            found = _read_pickles(bytes(content), budget)
+            if not isinstance(found, Storage):
+                raise CheckpointError(f"a {type(found).__name__} where a storage belongs")
+            seen[id(content)] = (content, found)
+        return seen[id(content)][1]
+
+    return load_from_bytes
 
 
 def _read_zip(path: pathlib.Path, content: mmap.mmap) -> Any:
@@ -127,7 +151,7 @@ def _read_zip(path: pathlib.Path, content: mmap.mmap) -> Any:
         return np.frombuffer(found, dtype) if count else np.zeros(0, dtype)
 
     stream = io.BytesIO(bytes(_member(content, entries[pickles[0]])))
-    return data_pickle.read(stream, symbols(_load_from_bytes), Persistent(load))
+    return data_pickle.read(stream, _symbols(), Persistent(load))
 
 
 def _member(content: mmap.mmap, entry: zipfile.ZipInfo) -> memoryview:
@@ -159,6 +183,11 @@ def _resolve(content: Any) -> dict[str, np.ndarray]:
     for name, value in content.items():
         found = value.array() if isinstance(value, Tensor) else getattr(value, "value", None)
         if not isinstance(name, str) or not isinstance(found, np.ndarray):
-            raise CheckpointError(f"{str(name)[:60]!r} is a {type(value).__name__} and no tensor")
+            what = repr(name[:60]) if isinstance(name, str) else f"the value of a {_kind(name)}"
+            raise CheckpointError(f"{what} is a {_kind(value)} and no tensor")
         arrays[name] = found
     return arrays
+
+
+def _kind(found: Any) -> str:
+    return type(found).__name__

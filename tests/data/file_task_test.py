@@ -301,7 +301,7 @@ def test_broken_lines_of_a_text_file_are_reported(tmp_path):
 def test_a_file_task_can_be_written_in_gin(tmp_path, fresh_gin):
     path = _write(tmp_path / "gin.jsonl", _rows())
     gin_utils.parse(
-        ["tasks/file.gin"],
+        ["vocabularies/docs.gin", "tasks/file.gin"],
         [
             f"TASK_FILE={os.fspath(path)}",
             f"TASK_TEMPLATE={TEMPLATE}",

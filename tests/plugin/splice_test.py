@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from golden_vectors import config
+from golden_vectors import config, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -250,7 +250,8 @@ def test_rematerialised_layers_have_the_same_gradients():
         jax.tree.leaves(gradients(False)), jax.tree.leaves(gradients(True)), strict=True
     ):
         assert np.abs(plain).max() > 0
-        np.testing.assert_allclose(plain, remat, rtol=2e-3, atol=1e-5)
+        # Against the largest entry: single small ones are differences of large numbers.
+        assert relative_error(remat, plain) < 1e-5
 
 
 def test_all_padding_gives_finite_outputs_and_gradients():

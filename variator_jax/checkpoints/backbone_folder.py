@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -187,21 +188,42 @@ def check_header(file: pathlib.Path, config: T5Config, found: Mapping[str, Any])
     Raises:
       CheckpointError: naming what is missing, surplus, misshapen or mistyped.
     """
+    folders.match_arrays(file, found, expected_leaves(file, config, found), _DTYPES)
+
+
+def expected_leaves(
+    where: str | os.PathLike, config: T5Config, found: Iterable[str]
+) -> dict[str, Any]:
+    """The leaves that a config asks for, by path, as shapes and dtypes.
+
+    Args:
+      where: the file or folder, for messages.
+      config: the shape of the backbone.
+      found: the paths of the leaves that are there.
+
+    Raises:
+      CheckpointError: if they are those of another depth, or no backbone has such a shape.
+    """
     # The depth first, for a wrong one would make a thousand missing leaves.
     for stack, said in (
         ("encoder", config.num_encoder_layers),
         ("decoder", config.num_decoder_layers),
     ):
-        layers = {x.split("/")[1] for x in found if x.startswith(f"{stack}/layers_")}
+        layers = {path.split("/")[1] for path in found if path.startswith(f"{stack}/layers_")}
         if len(layers) != said:
             raise CheckpointError(
-                f"{file} has {len(layers)} {stack} layers; its description says {said}."
+                f"{where}: the weights have {len(layers)} {stack} layers, the config says {said}."
             )
     try:
-        expected = folders.flatten(shape_params(config))
+        return _shapes(config)
     except (TypeError, ValueError, OverflowError) as error:  # JAX's, for sizes beyond its integers
-        raise CheckpointError(f"{file}: there can be no backbone of the shape {config}.") from error
-    folders.match_arrays(file, found, expected, _DTYPES)
+        raise CheckpointError(f"{where}: there is no backbone of the shape {config}.") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(config: T5Config) -> dict[str, Any]:
+    """Tracing a network takes longer than reading the headers of its file."""
+    return folders.flatten(shape_params(config))
 
 
 def file_fingerprint(path: str | os.PathLike) -> str:

@@ -7,7 +7,6 @@ it to a sink. Which file holds what is the business of the formats' own modules.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 import time
@@ -17,9 +16,13 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from variator_jax.backbone import T5Config, shape_params
+from variator_jax.backbone import T5Config
 from variator_jax.checkpoints import arrays_file, dtypes
-from variator_jax.checkpoints.backbone_folder import Backbone, file_fingerprint
+from variator_jax.checkpoints.backbone_folder import (
+    Backbone,
+    expected_leaves,
+    file_fingerprint,
+)
 from variator_jax.errors import CheckpointError
 
 Sink = Callable[[str, np.ndarray], None]
@@ -82,7 +85,7 @@ def checked_source(
             other = found[leaf.path].origin
             raise CheckpointError(f"{where} holds {leaf.path} twice: {other} and {leaf.origin}.")
         found[leaf.path] = leaf
-    expected = _expected(where, config, found)
+    expected = expected_leaves(where, config, found)
     missing = [spell(path) for path in sorted(set(expected) - set(found))]
     if missing:
         raise CheckpointError(f"{where} lacks {_listing(missing)}.")
@@ -103,30 +106,6 @@ def checked_source(
     stored = found["token_embedder/embedding"].dtype
     config = dtypes.cast_config(config, stored)
     return Source(where, config, tuple(found[path] for path in sorted(found)), vocabulary_file)
-
-
-def _expected(where: str, config: T5Config, found: Iterable[str]) -> dict[str, Any]:
-    """The leaves that a config asks for."""
-    # The depth first, for a damaged one would make a thousand missing leaves.
-    for stack, said in (
-        ("encoder", config.num_encoder_layers),
-        ("decoder", config.num_decoder_layers),
-    ):
-        layers = {path.split("/")[1] for path in found if path.startswith(f"{stack}/layers_")}
-        if len(layers) != said:
-            raise CheckpointError(
-                f"{where}: the weights have {len(layers)} {stack} layers, the config says {said}."
-            )
-    try:
-        return _shapes(config)
-    except (TypeError, ValueError, OverflowError) as error:  # JAX's, for sizes beyond its integers
-        raise CheckpointError(f"{where}: there is no backbone of the shape {config}.") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _shapes(config: T5Config) -> dict[str, Any]:
-    """Tracing a network takes longer than reading the headers of its file."""
-    return traverse_util.flatten_dict(shape_params(config), sep="/")
 
 
 def _listing(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -51,6 +52,26 @@ def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
             "to another one with: variator convert --dtype"
         )
     return backbone_folder.load_backbone(folder)
+
+
+def identify_backbone(path: str | os.PathLike) -> Backbone:
+    """Which backbone lies at a path: what `load_backbone` gives, without the parameters.
+
+    The fingerprint of another format is made leaf by leaf, so that no more than one is held.
+
+    Raises:
+      CheckpointError: as `load_backbone`.
+    """
+    kind = kinds.kind_of(path)
+    if kind == kinds.HUGGING_FACE:
+        from variator_jax.checkpoints import hf_folder, stream
+
+        return stream.identify(hf_folder.open_hf(path))
+    if kind == kinds.T5X:
+        from variator_jax.checkpoints import stream, t5x
+
+        return stream.identify(t5x.open_t5x(path))
+    return dataclasses.replace(load_backbone(path), params={})
 
 
 def _no_backbone(folder: pathlib.Path, kind: str) -> CheckpointError:

@@ -130,10 +130,7 @@ def read_backbone_description(path: str | os.PathLike) -> Description:
     """
     folder = check_folder(path, "backbone")
     fields = read_description(folder / DESCRIPTION, "backbone")
-    shape = fields.fields("config")
-    for name, most in _MOST.items():
-        shape.size(name, 0, most)
-    config, fingerprint = fields.config("config", T5Config), fields.fingerprint("fingerprint")
+    config, fingerprint = read_config(fields), fields.fingerprint("fingerprint")
     if fields.get("vocabulary_fingerprint", str, type(None)) is None:
         vocabulary, expected = None, None
     else:
@@ -146,6 +143,18 @@ def read_backbone_description(path: str | os.PathLike) -> Description:
                 f"description says {expected}."
             )
     return Description(fields, config, fingerprint, vocabulary, expected)
+
+
+def read_config(fields: Fields, key: str = "config") -> T5Config:
+    """The shape of a backbone under a key, every value checked for its type and its size.
+
+    Raises:
+      CheckpointError: naming the file and what is wrong in it.
+    """
+    shape = fields.fields(key)
+    for name, most in _MOST.items():
+        shape.size(name, 0, most)
+    return fields.config(key, T5Config)
 
 
 def load_backbone(path: str | os.PathLike, *, verify: bool = True) -> Backbone:

@@ -1,4 +1,4 @@
-"""`variator convert`: from one format of backbones to another, leaf by leaf, and official plugins.
+"""From one format of backbones to another, leaf by leaf; the command is `convert_command.py`.
 
 How much memory a conversion takes does not depend on the number of layers: one leaf is held at a
 time, in the dtype of its file and in the one it is cast to.
@@ -30,8 +30,7 @@ from variator_jax.checkpoints import (
 from variator_jax.checkpoints.stream import Leaf, Source, Summary
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 
-SOURCES = ("hf", "t5x", "variator", "official")
-TARGETS = ("hf", "t5x", "variator")
+FORMATS = ("hf", "t5x", "variator")
 _EVERY = 5.0  # seconds between two lines of progress where there is no bar
 
 Progress = Callable[[Leaf], None]
@@ -69,9 +68,9 @@ def convert(
     """
     _check_formats(source, target, scan)
     cast = dtypes.parse_dtype(dtype)
-    folder = _destination(destination, target)
+    folder = new_folder(destination, target)
     opened = open_source(source, path)
-    with _progress(opened) as progress:
+    with showing_progress(opened) as progress:
         if target == "variator":
             summary = write_variator(folder, opened, cast, progress)
         else:
@@ -84,35 +83,6 @@ def convert(
                         draft, opened, cast, scan=scan, step=step, progress=progress
                     )
     return Conversion(folder, opened.config.name, summary)
-
-
-def convert_official(
-    path: str | os.PathLike,
-    destination: str | os.PathLike,
-    backbone: str | os.PathLike,
-    residual_scale: float = 100.0,
-) -> pathlib.Path:
-    """Turns a file of the official release into a plugin folder.
-
-    Args:
-      path: the file, such as `plugin-t5_base-mux_4.pkl`.
-      destination: a folder that does not exist yet, or is empty.
-      backbone: the backbone that the plugin belongs to, in any format.
-      residual_scale: what `official_file.load_official` says.
-
-    Raises:
-      CheckpointError: if anything is damaged or does not fit.
-    """
-    from variator_jax.checkpoints.any_backbone import load_backbone
-    from variator_jax.checkpoints.official_file import load_official
-    from variator_jax.checkpoints.plugin_folder import save_plugin
-
-    folder = _destination(destination, "variator")
-    owner = load_backbone(backbone)
-    plugin = load_official(path, owner, residual_scale)
-    training = plugin.description.get("training")
-    save_plugin(folder, plugin.config, plugin.variables, owner, training)
-    return folder
 
 
 def open_source(source: str, path: str | os.PathLike) -> Source:
@@ -150,65 +120,28 @@ def write_variator(
         return stream.copy(source, writer.write, dtype, progress)
 
 
-def run(
-    source: str,
-    target: str,
-    path: str,
-    destination: str,
-    *,
-    dtype: str | None,
-    scan: bool,
-    backbone: str | None,
-    residual_scale: float,
-) -> str:
-    """The command: converts, and says in a few lines what was made."""
-    if source != "official":
-        if backbone is not None:
-            raise ConfigError("--backbone goes with --from official only.")
-        made, name, summary = convert(source, target, path, destination, dtype, scan)
-        return "\n".join(
-            [
-                f"backbone {name} in {made}",
-                f"  leaves:      {summary.leaves}",
-                f"  bytes:       {summary.bytes:,}",
-                f"  dtype:       {summary.dtype}",
-                f"  fingerprint: {summary.fingerprint}",
-                f"  seconds:     {summary.seconds:.1f}",
-            ]
-        )
-    if target != "variator" or dtype is not None or scan:
-        raise ConfigError(
-            "--from official makes a plugin folder: it goes with --to variator, and with neither "
-            "--dtype nor --scan."
-        )
-    if backbone is None:
-        raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
-    made = convert_official(path, destination, backbone, residual_scale)
-    from variator_jax.checkpoints import inspect
-
-    return inspect.describe(made)
-
-
 class _Announced(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def _check_formats(source: str, target: str, scan: bool) -> None:
-    for option, name, known in (("--from", source, SOURCES), ("--to", target, TARGETS)):
-        if name not in known:
+    for option, name in (("--from", source), ("--to", target)):
+        if name not in FORMATS:
             raise ConfigError(
-                f"{option} {name} is no format, only {', '.join(known)} are."
-                f"{did_you_mean(name, known)}"
+                f"{option} {name} is no format of backbones, only {', '.join(FORMATS)} are."
+                f"{did_you_mean(name, FORMATS)}"
             )
     if scan and target != "t5x":
         raise ConfigError("--scan is a form of T5X's tree: it goes with --to t5x only.")
-    if source == "official":
-        raise ConfigError("--from official reads a plugin and no backbone.")
 
 
-def _destination(path: str | os.PathLike, target: str) -> pathlib.Path:
-    """The folder to write, which must not hold anything."""
+def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
+    """The folder to write in a format, which must not hold anything.
+
+    Raises:
+      CheckpointError: if it does, or lies behind a URL.
+    """
     if target == "t5x":
         return t5x.target_folder(path)
     if stores.is_url(path):
@@ -220,7 +153,7 @@ def _destination(path: str | os.PathLike, target: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _progress(source: Source) -> Iterator[Progress]:
+def showing_progress(source: Source) -> Iterator[Progress]:
     """A bar on a terminal where tqdm is installed, else a line every few seconds."""
     try:
         from tqdm import tqdm

@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from variator_jax.backbone import T5Config
 from variator_jax.checkpoints import backbone_folder, kinds, plugin_folder, plugin_set
 from variator_jax.checkpoints.description import check_unchanged
 from variator_jax.checkpoints.plugin_folder import Plugin
+from variator_jax.checkpoints.rows import Rows, size_of, titled, values
 from variator_jax.checkpoints.safetensors_file import read_header
 from variator_jax.errors import CheckpointError, VariatorError
-
-Rows = Iterable[tuple[str, str]]
 
 
 def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
@@ -41,9 +40,7 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
 
         return _source("Hugging Face backbone", path, open_hf(path), verify)
     if kind == kinds.T5X:
-        from variator_jax.checkpoints.t5x import open_t5x
-
-        return _source("T5X backbone", path, open_t5x(path), verify)
+        return _t5x(path, verify)
     if kind == kinds.PLUGIN:
         return _plugin(folder)
     if kind == kinds.RUN:
@@ -66,7 +63,7 @@ def _backbone(folder: pathlib.Path, verify: bool) -> str:
     check_unchanged(said.fields)
     if verify:
         backbone_folder.load_backbone(folder)
-    return _lines(
+    return titled(
         f"backbone {said.config.name} in {folder}",
         [
             *_sizes(entries.values()),
@@ -79,7 +76,22 @@ def _backbone(folder: pathlib.Path, verify: bool) -> str:
     )
 
 
-def _source(what: str, path: str | os.PathLike, source: Any, verify: bool) -> str:
+def _t5x(path: str | os.PathLike, verify: bool) -> str:
+    """A checkpoint of T5X, perhaps of a run that trained a plugin, which is read."""
+    from variator_jax.checkpoints import t5x, t5x_run
+
+    checkpoint = t5x.open_checkpoint(path)
+    if not checkpoint.plugin:
+        return _source("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
+    run = t5x_run.run_of(checkpoint)
+    plugin = Plugin(run.config, t5x_run.read_variables(run))
+    ratio = run.config.ratio
+    owner = _source("T5X backbone", path, run.source, verify, f" with plugin ratio {ratio}")
+    rows = [("ratio", str(ratio)), *_method(plugin), ("trained", values(run.training))]
+    return f"{owner}\n{titled('compression plugin beside it', rows)}"
+
+
+def _source(what: str, path: str | os.PathLike, source: Any, verify: bool, beside: str = "") -> str:
     """A backbone in another's format, from its headers."""
     fingerprint = "not known before every weight was read: variator inspect --verify"
     fits: Rows = []
@@ -89,8 +101,8 @@ def _source(what: str, path: str | os.PathLike, source: Any, verify: bool) -> st
         fingerprint = stream.copy(source, lambda *_: None).fingerprint
         fits = [("fits", f"plugins of fingerprint {fingerprint}")]
     vocabulary = source.vocabulary_file
-    return _lines(
-        f"{what} {source.config.name} in {path}",
+    return titled(
+        f"{what} {source.config.name}{beside} in {path}",
         [
             *_sizes(source.leaves),
             *_shape(source.config),
@@ -107,7 +119,7 @@ def _sizes(leaves: Iterable[Any]) -> Rows:
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     dtypes = ", ".join(sorted({leaf.dtype.name for leaf in leaves}))
-    return [("parameters", f"{count:,} in {len(leaves)} leaves, {_bytes(size)} of {dtypes}")]
+    return [("parameters", f"{count:,} in {len(leaves)} leaves, {size_of(size)} of {dtypes}")]
 
 
 def _shape(config: T5Config) -> Rows:
@@ -125,27 +137,33 @@ def _shape(config: T5Config) -> Rows:
 
 def _plugin(folder: pathlib.Path) -> str:
     plugin = plugin_folder.load_plugin(folder)
-    said, config = plugin.description, plugin.config
-    owner = said["backbone"]
-    return _lines(
+    said, owner = plugin.description, plugin.description["backbone"]
+    return titled(
         f"compression plugin in {folder}",
         [
-            ("ratio", str(config.ratio)),
-            ("parameters", f"{_count(plugin):,}, {_bytes(4 * _count(plugin))}"),
-            ("layers", ", ".join(plugin.variables.output_scales) or "none"),
-            (
-                "method",
-                f"compression {config.compression}, decompression {config.decompression}, "
-                f"bottleneck {config.bottleneck}",
-            ),
-            ("sites", config.sites),
+            ("ratio", str(plugin.config.ratio)),
+            *_method(plugin),
             ("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"),
             ("", f"of {owner['num_encoder_layers']} encoder layers, embed {owner['embed_dim']}"),
             ("vocabulary", said["vocabulary_fingerprint"] or "not recorded"),
-            ("trained", _values(said["training"])),
-            ("quality", _values(said["quality"])),
+            ("trained", values(said["training"])),
+            ("quality", values(said["quality"])),
         ],
     )
+
+
+def _method(plugin: Plugin) -> Rows:
+    config = plugin.config
+    return [
+        ("parameters", f"{_count(plugin):,}, {size_of(4 * _count(plugin))}"),
+        ("layers", ", ".join(plugin.variables.output_scales) or "none"),
+        (
+            "method",
+            f"compression {config.compression}, decompression {config.decompression}, "
+            f"bottleneck {config.bottleneck}",
+        ),
+        ("sites", config.sites),
+    ]
 
 
 def _is_set(folder: pathlib.Path) -> bool:
@@ -165,17 +183,17 @@ def _set(folder: pathlib.Path) -> str:
             f"ratio {ratio}",
             f"{_count(plugin):,} parameters, {len(plugin.variables.output_scales)} layers, "
             f"bottleneck {plugin.config.bottleneck}; quality "
-            f"{_values(plugin.description['quality'])}",
+            f"{values(plugin.description['quality'])}",
         )
         for ratio, plugin in plugins.items()
     ]
     rows.append(("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"))
-    return _lines(f"set of {len(plugins)} compression plugins in {folder}", rows)
+    return titled(f"set of {len(plugins)} compression plugins in {folder}", rows)
 
 
 def _run(folder: pathlib.Path, verify: bool) -> str:
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
-    lines = _lines(
+    lines = titled(
         f"run folder {folder}",
         [("training checkpoints", ", ".join(map(str, steps)) or "none")],
     )
@@ -218,34 +236,17 @@ def _report(folder: pathlib.Path) -> list[str]:
     rows = [
         (
             f"ratio {entry.ratio}",
-            f"{_values(entry.quality)}; {100 * entry.flops_saved:.1f} % of the encoder's FLOPs "
+            f"{values(entry.quality)}; {100 * entry.flops_saved:.1f} % of the encoder's FLOPs "
             "saved",
         )
         for entry in report.ratios
     ]
     owner = report.backbone
     title = f"report on backbone {owner.name} with fingerprint {owner.fingerprint}"
-    return [_lines(title, rows)]
+    return [titled(title, rows)]
 
 
 def _count(plugin: Plugin) -> int:
     import jax
 
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plugin.variables.params))
-
-
-def _bytes(size: int) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000  # type: ignore[assignment]
-    return f"{size:,.1f} GB"
-
-
-def _values(values: Mapping[str, Any]) -> str:
-    shown = (f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-    return ", ".join(shown) or "not recorded"
-
-
-def _lines(title: str, rows: Rows) -> str:
-    return "\n".join([title, *(f"  {name + ':' if name else '':<13}{text}" for name, text in rows)])

@@ -31,7 +31,8 @@ from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, laye
 DESCRIPTION: str = "plugin.json"
 ARRAYS: str = "plugin.safetensors"
 # Far above any use, and low enough that nothing a description claims can exhaust the memory.
-_MOST_LAYERS, _MOST_WIDE, _LARGEST_RATIO = 1000, 1 << 20, 1 << 12
+_MOST_LAYERS, _MOST_WIDE = 1000, 1 << 20
+LARGEST_RATIO = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def save_plugin(
     """
     leaves = {name: np.asarray(leaf) for name, leaf in _leaves(variables).items()}
     shape = backbone.config
-    expected = _expected(config, shape.num_encoder_layers, shape.embed_dim)
+    expected = expected_leaves(config, shape.num_encoder_layers, shape.embed_dim)
     folders.match_arrays(pathlib.Path(path) / ARRAYS, leaves, expected, ("float32",))
     content = describe_plugin(backbone, training, quality)
     holds = (re.escape(ARRAYS),)
@@ -113,19 +114,25 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     if backbone is not None:
         check_belongs(f"The plugin in {folder}", fields.content, backbone)
     try:
-        expected = _expected(config, layers, embed)
+        expected = expected_leaves(config, layers, embed)
     except PluginError as error:
         raise CheckpointError(f"{fields.path} is not usable: {error}") from error
     arrays = arrays_file.read_arrays(folder / ARRAYS)
     folders.match_arrays(folder / ARRAYS, arrays, expected, ("float32",))
     check_unchanged(fields, folder / ARRAYS)
     arrays_file.check_finite(folder / ARRAYS, arrays)
-    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.array, arrays), sep="/")
+    return Plugin(config, to_variables(config, layers, arrays), fields.content)
+
+
+def to_variables(
+    config: PluginConfig, layers: int, arrays: Mapping[str, np.ndarray]
+) -> PluginVariables:
+    """The arrays of a plugin from its leaves, which are those of `expected_leaves`."""
+    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.array, dict(arrays)), sep="/")
     # The ablations have layers without parameters, which a file of arrays cannot name.
     names = [layer_name(layer) for layer in config.compressed_layers(layers)]
     params = {name: tree.get("params", {}).get(name, {}) for name in names}
-    variables = PluginVariables(params, tree.get("output_scales", {}))
-    return Plugin(config, variables, fields.content)
+    return PluginVariables(params, tree.get("output_scales", {}))
 
 
 def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone) -> None:
@@ -162,19 +169,28 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     """
     shape = backbone.config
     try:
-        expected = _expected(plugin.config, shape.num_encoder_layers, shape.embed_dim)
+        expected = expected_leaves(plugin.config, shape.num_encoder_layers, shape.embed_dim)
     except PluginError as error:
         raise CheckpointError(f"{what} does not fit backbone {shape.name!r}: {error}") from error
     leaves = {name: np.asarray(leaf) for name, leaf in _leaves(plugin.variables).items()}
     folders.match_arrays(what, leaves, expected, ("float32",))
 
 
+def read_config(fields: Fields, key: str = "config") -> PluginConfig:
+    """The settings of a plugin under a key, every value checked for its type and its size.
+
+    Raises:
+      CheckpointError: naming the file and what is wrong in it.
+    """
+    sizes = fields.fields(key)
+    sizes.size("ratio", 1, LARGEST_RATIO)
+    sizes.size("bottleneck", 1, _MOST_WIDE)
+    return fields.config(key, PluginConfig)
+
+
 def _read_shape(fields: Fields) -> tuple[PluginConfig, int, int]:
     """The settings, and the layers and width of the backbone; every value checked for its type."""
-    sizes = fields.fields("config")
-    sizes.size("ratio", 1, _LARGEST_RATIO)
-    sizes.size("bottleneck", 1, _MOST_WIDE)
-    config = fields.config("config", PluginConfig)
+    config = read_config(fields)
     owner = fields.fields("backbone")
     owner.get("name", str)
     owner.fingerprint("fingerprint")
@@ -193,8 +209,14 @@ def _leaves(variables: PluginVariables) -> dict[str, Any]:
     return folders.flatten({"params": variables.params, "output_scales": variables.output_scales})
 
 
-def _expected(config: PluginConfig, layers: int, embed: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on such an encoder."""
+def expected_leaves(
+    config: PluginConfig, layers: int, embed: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a plugin on an encoder of so many layers and that width, by path.
+
+    Raises:
+      PluginError: if the settings name layers that the encoder does not have.
+    """
     one = dataclasses.replace(config, layers=None, sites=PluginConfig(2).sites)
     leaves = _layer_leaves(one, embed) if config.ratio > 1 else {}
     expected = {}

@@ -38,7 +38,8 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     """Reads the plugins of one backbone, by compression ratio in rising order.
 
     Args:
-      path: a plugin folder, a set, a run folder, or a folder of plugin or run folders.
+      path: a plugin folder, a set, a run folder, or a folder of plugin or run folders; or a T5X
+        checkpoint with a plugin, whose backbone is read to the end for its fingerprint.
       backbone: the backbone they must belong to; None leaves that to whoever uses them.
 
     Raises:
@@ -50,6 +51,11 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if kind == kinds.RUN:
         folder = _plugin_of_run(folder)
         kind = kinds.kind_of(folder)
+    if kind == kinds.T5X:
+        from variator_jax.checkpoints.t5x_run import load_t5x_plugin  # most users have none
+
+        plugin = load_t5x_plugin(folder, backbone)
+        return {plugin.config.ratio: plugin}
     if kind == kinds.PLUGIN:
         plugin = load_plugin(folder, backbone)
         return {plugin.config.ratio: plugin}

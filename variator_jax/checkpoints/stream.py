@@ -166,6 +166,15 @@ def copy(
     return Summary(len(source.leaves), size, stored, digest.hexdigest(), seconds)
 
 
+def identify(source: Source, progress: Callable[[Leaf], None] | None = None) -> Backbone:
+    """What `collect` gives, without the parameters: each leaf is read, and none is kept.
+
+    Raises:
+      CheckpointError: if a leaf cannot be read.
+    """
+    return _backbone(source, copy(source, lambda *_: None, progress=progress), {})
+
+
 def backbone_source(where: str | os.PathLike, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory."""
     flat = traverse_util.flatten_dict(backbone.params, sep="/")
@@ -189,10 +198,15 @@ def collect(source: Source, dtype: Any = None) -> Backbone:
     cast = dtypes.parse_dtype(dtype)
     leaves: dict[str, np.ndarray] = {}
     summary = copy(source, leaves.__setitem__, cast)
+    backbone = _backbone(source, summary, traverse_util.unflatten_dict(leaves, sep="/"))
+    return dataclasses.replace(backbone, config=dtypes.cast_config(source.config, cast))
+
+
+def _backbone(source: Source, summary: Summary, params: dict) -> Backbone:
     vocabulary = source.vocabulary_file
     return Backbone(
-        dtypes.cast_config(source.config, cast),
-        traverse_util.unflatten_dict(leaves, sep="/"),
+        source.config,
+        params,
         summary.fingerprint,
         vocabulary,
         None if vocabulary is None else file_fingerprint(vocabulary),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,25 @@ from variator_jax.checkpoints.stores import StoredArray
 from variator_jax.checkpoints.stream import Source
 from variator_jax.errors import CheckpointError
 
+PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin, beside the backbone
 _STEP = re.compile(r"checkpoint_(\d+)")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's parameters, not read yet: the backbone's, and a plugin's if it has one."""
+
+    folder: str  # `checkpoint_<step>`, or its URL
+    where: str  # the part of it that holds the arrays, for messages
+    backbone: dict[str, StoredArray]
+    plugin: dict[str, StoredArray]
 
 
 def load_t5x(
     path: str | os.PathLike, dtype: Any = None, config: T5Config | None = None
 ) -> Backbone:
     """Reads a checkpoint of T5X, in its older layout or today's, scanned or not.
+
+    A plugin beside the backbone, as our T5X engine trains it, is left to `t5x_run.py`.
 
     Args:
       path: a folder `checkpoint_<step>`, or a local folder of such, whose latest is taken; local or
@@ -42,8 +54,28 @@ def load_t5x(
 
 def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
     """The leaves of a checkpoint, by their descriptions; arguments as for `load_t5x`."""
-    where, target = _open_target(path)
-    leaves = scan.to_leaves(where, target)
+    return backbone_source(open_checkpoint(path), config)
+
+
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Opens every array of a checkpoint; `path` as for `load_t5x`.
+
+    Raises:
+      CheckpointError: if it is none of T5X's, or its descriptions are damaged.
+    """
+    folder, key, content = _find(path)
+    where, target = _open_target(folder, key, content)
+    if not key.startswith("state/") and os.path.basename(folder) == "state":
+        folder = os.path.dirname(folder)
+    plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
+    backbone = {name: array for name, array in target.items() if name not in plugin}
+    return Checkpoint(folder, where, backbone, plugin)
+
+
+def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> Source:
+    """The leaves of a checkpoint's backbone, whatever lies beside it."""
+    where = checkpoint.where
+    leaves = scan.to_leaves(where, checkpoint.backbone)
     return stream.checked_source(where, config or scan.deduce_config(where, leaves), leaves)
 
 
@@ -115,8 +147,7 @@ def step_of(folder: pathlib.Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _open_target(path: str | os.PathLike) -> tuple[str, dict[str, StoredArray]]:
-    where, key, content = _find(path)
+def _open_target(where: str, key: str, content: bytes) -> tuple[str, dict[str, StoredArray]]:
     if key == t5x_legacy.FILE:
         return where, t5x_legacy.open_target(stores.folder(where), where, content)
     inner = key.removesuffix(t5x_orbax.METADATA)

@@ -124,7 +124,7 @@ def plugin_job(
     backbone = load_initial_backbone(initial_checkpoint_path, config, data)
     initial = None
     if initial_plugin_path is not None:
-        initial = _initial_plugin(initial_plugin_path, plugin, backbone)
+        initial = initial_plugin(initial_plugin_path, plugin, backbone.config)
 
     def start() -> tuple[dict, tuple[dict, dict]]:
         if initial is not None:
@@ -203,7 +203,7 @@ def measure_output_scales(
     return measure(backbone.params, batch)
 
 
-def _initial_plugin(path: str, config: PluginConfig, backbone: Backbone) -> Plugin:
+def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     """A pre-trained plugin to adapt. It may come from another backbone of the same shape.
 
     That is the paper's recipe: pre-training runs beside the general backbone, adaptation beside one
@@ -215,7 +215,7 @@ def _initial_plugin(path: str, config: PluginConfig, backbone: Backbone) -> Plug
         raise CheckpointError(
             f"The plugin in {folder} was trained as {loaded.config}; this run asks for {config}."
         )
-    owner, shape = loaded.description["backbone"], backbone.config
+    owner = loaded.description["backbone"]
     for field in ("num_encoder_layers", "embed_dim"):
         if owner[field] != getattr(shape, field):
             raise CheckpointError(

@@ -5,6 +5,7 @@ Two objectives share one interface, so that one step and one loop train plugins 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -55,42 +56,44 @@ def run_spliced(
         return run(module, params, batch)
 
 
-class Distillation:
-    """The student is the backbone with the plugin, the teacher the same backbone without it.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How a student's outputs are compared with its teacher's, whichever network made them.
 
-    `trained` is the plugin's parameters; `frozen` is `(backbone parameters, output scales)`.
-    Both passes run without dropout, as the plugin has none and should imitate what will be served.
+    Attributes:
+      config: the weights of the losses.
+      embed_dim: width of the hidden states.
+      has_decoder: False for an encoder alone, which is compared by its hidden states only.
     """
 
-    def __init__(self, module: Transformer, plugin: PluginConfig, config: LossConfig) -> None:
-        self._module, self._plugin, self._config = module, plugin, config
-        coefficients: Mapping[str, float] = {
-            "encoder_hidden": config.encoder_hidden,
-            "decoder_hidden": config.decoder_hidden,
-            "logits": config.logits,
-            "task": config.task,
-        }
-        if not module.config.has_decoder:
-            coefficients = {"encoder_hidden": config.encoder_hidden}
-        self.coefficients: Mapping[str, float] = {k: v for k, v in coefficients.items() if v}
+    config: LossConfig
+    embed_dim: int
+    has_decoder: bool = True
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """How much each term counts; terms that count nothing are left out."""
+        config = self.config
+        terms = {"encoder_hidden": config.encoder_hidden}
+        if self.has_decoder:
+            terms |= {
+                "decoder_hidden": config.decoder_hidden,
+                "logits": config.logits,
+                "task": config.task,
+            }
+        return {name: value for name, value in terms.items() if value}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, valid positions of the targets."""
-        embed = self._module.config.embed_dim
-        positions = {"encoder_hidden": _valid_inputs(batch) * embed}
-        if self._module.config.has_decoder:
+        positions = {"encoder_hidden": _valid_inputs(batch) * self.embed_dim}
+        if self.has_decoder:
             targets = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
-            positions |= {"decoder_hidden": targets * embed, "logits": targets, "task": targets}
+            elements = targets * self.embed_dim
+            positions |= {"decoder_hidden": elements, "logits": targets, "task": targets}
         return {name: positions[name] for name in self.coefficients}
 
-    def terms(
-        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Runs teacher and student and compares them."""
-        backbone, output_scales = frozen
-        teacher = jax.lax.stop_gradient(run(self._module, backbone, batch))
-        plugin = PluginVariables(trained, output_scales)
-        student = run_spliced(self._module, backbone, self._plugin, plugin, batch)
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """Each term's sum over the batch. The caller has stopped the teacher's gradient."""
         return {name: self._term(name, student, teacher, batch)[0] for name in self.coefficients}
 
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
@@ -101,9 +104,37 @@ class Distillation:
         if name == "decoder_hidden":
             return losses.hidden_mse(student.decoded, teacher.decoded, mask)
         if name == "logits":
-            temperature = self._config.temperature
+            temperature = self.config.temperature
             return losses.logits_kl(student.logits, teacher.logits, mask, temperature)
         return losses.cross_entropy(student.logits, batch["decoder_target_tokens"], mask)
+
+
+class Distillation:
+    """The student is the backbone with the plugin, the teacher the same backbone without it.
+
+    `trained` is the plugin's parameters; `frozen` is `(backbone parameters, output scales)`.
+    Both passes run without dropout, as the plugin has none and should imitate what will be served.
+    """
+
+    def __init__(self, module: Transformer, plugin: PluginConfig, config: LossConfig) -> None:
+        shape = module.config
+        self._module, self._plugin = module, plugin
+        self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
+        self.coefficients: Mapping[str, float] = self._comparison.coefficients
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Valid elements of the hidden states, valid positions of the targets."""
+        return self._comparison.weights(batch)
+
+    def terms(
+        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Runs teacher and student and compares them."""
+        backbone, output_scales = frozen
+        teacher = jax.lax.stop_gradient(run(self._module, backbone, batch))
+        plugin = PluginVariables(trained, output_scales)
+        student = run_spliced(self._module, backbone, self._plugin, plugin, batch)
+        return self._comparison.terms(student, teacher, batch)
 
 
 class TaskTraining:

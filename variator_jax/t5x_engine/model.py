@@ -1,0 +1,233 @@
+"""The T5X model that trains and runs a compression plugin: distillation loss, start values.
+
+Training evaluation, `predict` and `score` are T5X's own, over the spliced network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from t5x import decoding, losses, metrics, models
+
+from variator_jax.backbone import T5Config
+from variator_jax.backbone.network import Outputs
+from variator_jax.data.packing import GroupedFeatureConverter
+from variator_jax.data.vocabulary import load_vocabulary
+from variator_jax.distill.losses import LossConfig
+from variator_jax.distill.objectives import Batch, Comparison
+from variator_jax.errors import ConfigError
+from variator_jax.plugin import PluginConfig
+from variator_jax.t5x_engine.network import (
+    PLUGIN,
+    SplicedTransformer,
+    network_of,
+    refuse_scanned,
+    to_tree,
+)
+from variator_jax.t5x_engine.optimizer import PluginOptimizer, is_trained
+from variator_jax.t5x_engine.start import Start, start_values
+
+# The modules whose outputs are the last hidden states, in T5X's network.
+LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")
+
+
+class DistillationModel(models.EncoderDecoderModel):
+    """A spliced T5X network whose loss compares it with itself uncompressed.
+
+    Modifications to the host:
+      `loss_fn` is the distillation loss, a mean over the whole batch and not a sum.
+      `get_initial_variables` starts the plugin where the built-in engine starts it.
+      `predict_batch_with_aux` is defined here, because T5X's export.gin binds it, and gin refuses
+      to register a subclass that only inherits what is bound.
+    """
+
+    def __init__(
+        self,
+        module: SplicedTransformer,
+        vocabulary: Any,
+        optimizer: PluginOptimizer | None,
+        comparison: Comparison,
+        start: Start,
+        decode_fn: Any = decoding.beam_search,
+        last_norms: tuple[str, str] = LAST_NORMS,
+        feature_converter_cls: Any = None,
+    ) -> None:
+        super().__init__(
+            module,
+            vocabulary,
+            vocabulary,
+            optimizer,
+            decode_fn=decode_fn,
+            feature_converter_cls=feature_converter_cls,
+        )
+        self.start = start
+        self._comparison = comparison
+        self._last_norms = last_norms
+        self._whole_weights: Mapping[str, jax.Array] | None = None
+
+    def get_initial_variables(
+        self,
+        rng: jax.Array,
+        input_shapes: Mapping[str, Any],
+        input_types: Mapping[str, Any] | None = None,
+    ) -> flax.core.FrozenDict:
+        """The network's variables, the plugin's being those of `start`."""
+        # T5X's evaluation leaves the types out and then asks for tokens of float32.
+        types = {name: jnp.int32 for name in input_shapes} | dict(input_types or {})
+        variables = dict(super().get_initial_variables(rng, input_shapes, types))
+        if PLUGIN in variables["params"]:
+            tree = to_tree(start_values(self.start))
+            variables["params"] = {**variables["params"], PLUGIN: tree}
+        return flax.core.freeze(variables)
+
+    def for_batch(self, batch: Batch) -> DistillationModel:
+        """This model with the whole batch's weights, for losses of the batch's parts.
+
+        T5X adds the gradients of microbatches up. Divided by the whole batch's weights, their sum
+        is the whole batch's gradient, however many they are.
+        """
+        model = copy.copy(self)
+        model._whole_weights = self._comparison.weights(batch)
+        return model
+
+    def loss_fn(
+        self, params: Any, batch: Batch, dropout_rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The distillation loss of a batch, or a microbatch's share of it. Runs without dropout."""
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: x if is_trained(path) else jax.lax.stop_gradient(x), params
+        )
+        teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
+        student = self.outputs(params, batch, compressed=True)
+        sums = self._comparison.terms(student, teacher, batch)
+        weights = self._whole_weights or self._comparison.weights(batch)
+        means = {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
+        loss = jnp.asarray(
+            sum(c * means[name] for name, c in self._comparison.coefficients.items())
+        )
+        return loss, _metrics({"loss": loss, **means}, batch)
+
+    def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        """The loss, and T5X's own figures of the student's logits."""
+        loss, found = self.loss_fn(params, batch, None)
+        logits = self._compute_logits(params, batch)
+        _, weights = losses.get_loss_normalizing_factor_and_weights(None, batch)
+        targets = batch["decoder_target_tokens"]
+        usual = self._compute_metrics(
+            logits=logits, targets=targets, mask=weights, loss=loss, z_loss=jnp.zeros(())
+        )
+        return loss, {**usual, **found}
+
+    def outputs(self, params: Any, batch: Batch, compressed: bool) -> Outputs:
+        """Last hidden states and logits of one pass, with the plugin in place or without it."""
+        logits, captured = self.module.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            encoder_segment_ids=batch.get("encoder_segment_ids"),
+            decoder_segment_ids=batch.get("decoder_segment_ids"),
+            encoder_positions=batch.get("encoder_positions"),
+            decoder_positions=batch.get("decoder_positions"),
+            enable_dropout=False,
+            compressed=compressed,
+            capture_intermediates=self._is_last_norm,
+            mutable=["intermediates"],
+        )
+        encoded, decoded = (self._captured(captured, path) for path in self._last_norms)
+        return Outputs(encoded, decoded, logits)
+
+    def predict_batch_with_aux(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """T5X's decoding, over the spliced encoder."""
+        return super().predict_batch_with_aux(*args, **kwargs)
+
+    def _is_last_norm(self, module: nn.Module, method: str) -> bool:
+        return method == "__call__" and "/".join(module.path) in self._last_norms
+
+    def _captured(self, captured: Mapping[str, Any], path: str) -> jax.Array:
+        found: Any = captured["intermediates"]
+        for name in (*path.split("/"), "__call__"):
+            if name not in found:
+                raise ConfigError(
+                    f"The network ran no module {path!r}, whose output would be its last hidden "
+                    "states; give the model's last_norms."
+                )
+            found = found[name]
+        return found[-1]
+
+
+def model(
+    *,
+    backbone: T5Config,
+    plugin: PluginConfig,
+    vocabulary: Any,
+    optimizer: Any = None,
+    loss: LossConfig | None = None,
+    plugin_path: Any = None,
+    seed: int = 0,
+    trained: str = "plugin",
+    network: nn.Module | None = None,
+    last_norms: tuple[str, str] = LAST_NORMS,
+    pack_multiple: int = 1,
+    decode_fn: Any = decoding.temperature_sample,
+) -> DistillationModel:
+    """T5X's MODEL, from the settings that the built-in engine takes, too.
+
+    Args:
+      backbone: shape of the backbone.
+      plugin: the compression plugin; ratio 1 evaluates the backbone itself.
+      vocabulary: a seqio vocabulary, or the path of a SentencePiece model.
+      optimizer: an optax transformation for the plugin's parameters; None where nothing is trained.
+      loss: the distillation losses' weights, the paper's by default.
+      plugin_path: a plugin folder whose arrays the plugin starts as; None for a fresh one.
+      seed: of a fresh plugin.
+      trained: must be 'plugin'.
+      network: another Linen network with T5X's interface, in place of `t5x.examples.t5`'s; its
+        feed-forward layers are those that `plugin.sites` names.
+      last_norms: paths of the modules that put out its last hidden states.
+      pack_multiple: packed examples start on multiples of it.
+      decode_fn: T5X's decoding function; by default greedy, as T5X's temperature 0.
+
+    Raises:
+      ConfigError: for settings that T5X cannot serve, with what can.
+    """
+    if trained != "plugin":
+        raise ConfigError(
+            f"TRAINED is {trained!r}: under T5X this library trains plugins. Train a backbone with "
+            "T5X's own t5x/configs/runs/finetune.gin, or with --engine=builtin."
+        )
+    if network is not None:
+        refuse_scanned(network)
+    module = SplicedTransformer(
+        network or network_of(backbone), plugin, backbone.num_encoder_layers, backbone.embed_dim
+    )
+    converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
+    return DistillationModel(
+        module,
+        load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary,
+        None if optimizer is None else PluginOptimizer(optimizer),
+        Comparison(loss or LossConfig(), backbone.embed_dim),
+        Start(plugin, backbone, plugin_path, seed),
+        decode_fn=decode_fn,
+        last_norms=last_norms,
+        feature_converter_cls=converter,
+    )
+
+
+def _metrics(figures: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
+    """The loss's terms, per step whatever the microbatches, and T5X's clocks."""
+    found = {name: metrics.AveragePerStep.from_model_output(x) for name, x in figures.items()}
+    rows, length = batch["encoder_input_tokens"].shape
+    return found | {
+        "timing/seqs_per_second": metrics.TimeRate.from_model_output(numerator=rows),
+        "timing/steps_per_second": metrics.StepsPerTime.from_model_output(),
+        "timing/input_tokens_per_second": metrics.TimeRate.from_model_output(
+            numerator=rows * length
+        ),
+    }

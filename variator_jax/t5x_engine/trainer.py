@@ -1,0 +1,189 @@
+"""How a T5X run starts and steps: frozen leaves verified, the plugin calibrated, exact averages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from t5x import trainer as t5x_trainer
+from t5x import utils
+from tensorflow.io import gfile
+
+from variator_jax.checkpoints.t5x_run import SETTINGS
+from variator_jax.errors import CheckpointError
+from variator_jax.plugin import calibrate, site_output_rms
+from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
+
+
+class PluginInitializer(utils.TrainStateInitializer):
+    """Makes what a checkpoint of a backbone lacks: the plugin and the optimizer's state.
+
+    Modifications to the host: the backbone's leaves are not initialised but left as NaN that takes
+    no memory. T5X falls back on them for every leaf that it does not find, and random weights in
+    place of a missing leaf would go unnoticed, but for a warning; besides, they would double the
+    memory at the start.
+    """
+
+    def from_scratch(self, init_rng: jax.Array) -> Any:
+        """A train state whose plugin is real and whose backbone is not a number."""
+        shapes = self.global_train_state_shape
+        axes = self.train_state_axes
+        real = jax.tree_util.tree_map_with_path(lambda path, _: not _is_backbone(path), shapes)
+
+        def initialize(rng: jax.Array) -> list[jax.Array]:
+            state = self._initialize_train_state(rng)
+            return [x for x, keep in zip(jax.tree.leaves(state), jax.tree.leaves(real)) if keep]
+
+        kept = [x for x, keep in zip(_leaves(axes), jax.tree.leaves(real)) if keep]
+        made = iter(
+            self._partitioner.partition(
+                initialize, in_axis_resources=None, out_axis_resources=kept
+            )(init_rng)
+        )
+        return jax.tree.map(lambda x, keep: next(made) if keep else _nothing(x), shapes, real)
+
+
+class PluginTrainer(t5x_trainer.Trainer):
+    """T5X's trainer for a `DistillationModel`.
+
+    Modifications to the host:
+      A fresh run's backbone is checked leaf by leaf, and its plugin calibrated on the first batch.
+      A microbatch's loss is divided by the whole batch's weights, for T5X adds gradients up.
+      The plugin's settings are written beside the checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: DistillationModel,
+        train_state: Any,
+        *,
+        task: str | None = None,
+        batch_size: int | None = None,
+        initial_checkpoint_path: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As T5X's; `task`, `batch_size` and `initial_checkpoint_path` are told for the record."""
+        super().__init__(model=model, train_state=train_state, **kwargs)
+        self._calibrated = True
+        if train_state is None:  # T5X's evaluation sets it later.
+            return
+        if int(utils.get_local_data(train_state.step)) == 0:
+            verify(train_state.params)
+            self._calibrated = not model.start.fresh
+        if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
+            training = {"engine": "t5x", "task": task, "batch_size": batch_size}
+            _write_run_file(folder, model, training, initial_checkpoint_path)
+
+    def train(
+        self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
+    ) -> Any:
+        """T5X's loop; before the first step of all, the output scales are measured."""
+        if not self._calibrated:
+            self._calibrate(batch_iter.peek())  # type: ignore[attr-defined]
+            self._calibrated = True
+        return super().train(batch_iter, num_steps, start_step)
+
+    def _calibrate(self, batch: Mapping[str, jax.Array]) -> None:
+        model, state = self._model, self.train_state
+        config = model.start.plugin
+
+        def measure(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            mask = batch["encoder_input_tokens"] > 0
+            return site_output_rms(
+                lambda: model.outputs(params, batch, compressed=False), config.sites, mask
+            )
+
+        axes = (self._train_state_axes.params, self._partitioner.data_partition_spec)
+        rms = self._partitioner.partition(measure, in_axis_resources=axes, out_axis_resources=None)(
+            state.params, batch
+        )
+        plugin = calibrate(from_tree(state.params[PLUGIN]), rms)
+        self.train_state = state.replace_params(state.params.copy({PLUGIN: to_tree(plugin)}))
+
+    @cached_property
+    def _partitioned_train_step(self) -> Any:
+        def train_step(train_state: Any, batch: Any) -> Any:
+            return t5x_trainer.train_with_lr(
+                train_state,
+                batch,
+                learning_rate=self._learning_rate_fn(train_state.step),
+                dropout_rng=self._get_step_rng(train_state.step),
+                model=self._model.for_batch(batch),
+                num_microbatches=self._num_microbatches,
+                weight_metrics_computer=self._weight_metrics_computer,
+                data_partition_spec=self._partitioner.data_partition_spec,
+            )
+
+        return self._partitioner.partition(
+            train_step,
+            in_axis_resources=(self._train_state_axes, self._partitioner.data_partition_spec),
+            out_axis_resources=(self._train_state_axes, None),
+            donate_argnums=(0,),
+        )
+
+
+def verify(params: Any) -> None:
+    """Looks at every leaf of a state that was just restored.
+
+    Raises:
+      CheckpointError: naming leaves that the checkpoint did not fill, or filled with NaN or
+        infinity; or a plugin that is not float32.
+    """
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
+    bad = [
+        "/".join(key.key for key in path)
+        for path, good in jax.tree_util.tree_leaves_with_path(finite)
+        if not bool(utils.get_local_data(good))
+    ]
+    if bad:
+        shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise CheckpointError(
+            f"INITIAL_CHECKPOINT_PATH left {len(bad)} of {len(jax.tree.leaves(finite))} leaves "
+            f"without finite values: {shown}. It is a checkpoint of another network, or damaged."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params.get(PLUGIN, {})):
+        if leaf.dtype != jnp.float32:
+            name = "/".join(key.key for key in path)
+            raise CheckpointError(f"The plugin's {name} is {leaf.dtype}; plugins are float32.")
+
+
+def _is_backbone(path: tuple[Any, ...]) -> bool:
+    """Whether a path of a train state leads to a parameter that is not the plugin's."""
+    # T5X's train state holds them in its optimizer's `target`, its inference state in `params`.
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return (names[0] == "params" or "target" in names[:2]) and PLUGIN not in names
+
+
+def _leaves(axes: Any) -> list[Any]:
+    return jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, jax.P))
+
+
+def _nothing(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.broadcast_to(np.asarray(np.nan, shape.dtype), shape.shape)
+
+
+def _write_run_file(
+    folder: str,
+    model: DistillationModel,
+    training: Mapping[str, Any],
+    initial_checkpoint_path: str | None,
+) -> None:
+    """Says what the run trains; `variator convert --from t5x-run` reads it."""
+    content = {
+        "plugin": dataclasses.asdict(model.start.plugin),
+        "backbone": dataclasses.asdict(model.start.backbone),
+        "training": training,
+        "initial_checkpoint_path": initial_checkpoint_path,
+        "initial_plugin_path": model.start.path,
+    }
+    gfile.makedirs(folder)
+    with gfile.GFile(os.path.join(folder, SETTINGS), "w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")

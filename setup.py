@@ -81,7 +81,13 @@ setup(
     package_data={"variator_jax.gin_configs": ["*.gin", "**/*.gin"]},
     install_requires=CORE,
     extras_require={"train": TRAIN, "dev": TRAIN + DEV},
-    entry_points={"console_scripts": ["variator = variator_jax.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "variator = variator_jax.cli:main",
+            # Upstream T5X installs no command.
+            "t5x = variator_jax.cli:t5x",
+        ]
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -30,15 +30,19 @@ def check_macros(scan: Scan) -> None:
 
 def check_required() -> None:
     """Nothing may still be `%gin.REQUIRED`."""
+    if missing := unset_required():
+        raise ConfigError(f"required, but not set: {', '.join(missing)}.{how(missing)}")
+
+
+def unset_required() -> list[str]:
+    """The names that are still `%gin.REQUIRED`, as an override would name them."""
     missing = []
     for (scope, selector), parameters in gin_config._CONFIG.items():
         for parameter, value in parameters.items():
             references = gin_config.iterate_references([value])
             if any(r.scoped_selector == "gin.REQUIRED/gin.constant" for r in references):
                 missing.append(scope if selector == MACRO else _bound(scope, selector, parameter))
-    if missing:
-        missing.sort()
-        raise ConfigError(f"required, but not set: {', '.join(missing)}.{how(missing)}")
+    return sorted(missing)
 
 
 def missing_parameters(

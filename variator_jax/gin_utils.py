@@ -31,9 +31,20 @@ from variator_jax.gin_checks import (
     how,
     mentioned,
     missing_parameters,
+    unset_required,
 )
 from variator_jax.gin_messages import told
 from variator_jax.gin_scan import Reader, Scan
+
+__all__ = [
+    "configs_dir",
+    "configured",
+    "find_config",
+    "macro",
+    "parse",
+    "resolved_config",
+    "unset_required",
+]
 
 T = TypeVar("T")
 
@@ -76,8 +87,11 @@ def find_config(name: str, search_paths: Sequence[str] = ()) -> Path:
 
 
 def parse(
-    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
-) -> None:
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    require: bool = True,
+) -> list[tuple[str, str]]:
     """Clears gin, parses files and then bindings, and checks the result.
 
     Gin is left unlocked: the built-in engine imports lazily, and a locked gin refuses modules that
@@ -88,6 +102,10 @@ def parse(
       bindings: overrides `NAME=VALUE`, where the value is a Python literal or a gin reference. A
         bare word (`runs/x`) stands for a string, unless the files give the name another type.
       search_paths: folders for gin files and for the files that they include.
+      require: whether required macros must be set; `unset_required` tells which are not.
+
+    Returns:
+      The overrides as names and gin literals, for handing them on.
 
     Raises:
       ConfigError: for a missing file, a syntax error, an unknown module, name, parameter or macro,
@@ -98,15 +116,19 @@ def parse(
     scan = Scan(functools.partial(find_config, search_paths=search_paths))
     for path in paths:
         scan.file(path)
-    overrides = named_overrides(bindings, scan)
+    given = named_overrides(bindings, scan)
+    overrides = []
     with _search_path(search_paths):
         for path in paths:
             told(functools.partial(gin.parse_config_file, str(path)), scan)
-    for name, value in overrides:
-        statement = f"{name} = {_literal(name, value)}"
+    for name, value in given:
+        overrides.append((name, _literal(name, value)))
+        statement = " = ".join(overrides[-1])
         told(functools.partial(gin.parse_config, statement), scan, f"--gin.{name}={value}")
     check_macros(scan)
-    check_required()
+    if require:
+        check_required()
+    return overrides
 
 
 def macro(name: str) -> Any:

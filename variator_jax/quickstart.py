@@ -91,7 +91,7 @@ def _train(
 
 def _command(verb: str, gin: str, **macros: object) -> tuple[str, ...]:
     settings = (f"--gin.{name}={_value(value)}" for name, value in macros.items())
-    return (verb, f"--gin_file={gin}", *settings)
+    return (verb, "--engine=builtin", f"--gin_file={gin}", *settings)
 
 
 def _value(value: object) -> str:

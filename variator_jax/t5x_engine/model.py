@@ -196,6 +196,7 @@ def model(
 
     Raises:
       ConfigError: for settings that T5X cannot serve, with what can.
+      CheckpointError: for a plugin folder that is damaged or has another plugin.
     """
     if trained != "plugin":
         raise ConfigError(
@@ -204,6 +205,9 @@ def model(
         )
     if network is not None:
         refuse_scanned(network)
+    start = Start(plugin, backbone, plugin_path, seed)
+    if plugin.ratio > 1 and not start.fresh:
+        start_values(start)  # refuses now what cannot be loaded
     module = SplicedTransformer(
         network or network_of(backbone), plugin, backbone.num_encoder_layers, backbone.embed_dim
     )
@@ -213,7 +217,7 @@ def model(
         load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         None if optimizer is None else PluginOptimizer(optimizer),
         Comparison(loss or LossConfig(), backbone.embed_dim),
-        Start(plugin, backbone, plugin_path, seed),
+        start,
         decode_fn=decode_fn,
         last_norms=last_norms,
         feature_converter_cls=converter,

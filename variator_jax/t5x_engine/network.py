@@ -119,7 +119,7 @@ class _ScaledLayer(PluginLayer):
             OUTPUT_SCALE, nn.initializers.ones, (), jnp.float32, axes=(), module=self
         )
 
-    def __call__(self) -> None:
+    def __call__(self) -> None:  # type: ignore[override]
         if self.is_initializing():
             super().__call__(jnp.zeros((1, 1, self.config.ratio, self.embed_dim), jnp.float32))
 

@@ -1,8 +1,8 @@
 """Which checkpoint a T5X program restores, looked at before T5X does.
 
-T5X restores what it finds, and makes the rest up. So the leaves' names and shapes are compared with
-the backbone's beforehand, and what is to come from elsewhere (a fresh plugin, the optimizer's state)
-is named.
+T5X restores what it finds, and makes the rest up. So the leaves' names and shapes are compared
+with the backbone's beforehand, and what is to come from elsewhere (a fresh plugin, the optimizer's
+state) is named.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def restore_config(
     training: bool = False,
     dtype: str | None = None,
     custom_network: bool = False,
+    check_owner: bool = True,
 ) -> utils.RestoreCheckpointConfig:
     """T5X's settings for restoring a backbone, and a plugin beside it.
 
@@ -58,6 +59,7 @@ def restore_config(
       training: a new run, which takes nothing but the backbone from `path`.
       dtype: what the backbone is cast to; None keeps the checkpoint's.
       custom_network: the network is the user's own, so its leaves are not known here.
+      check_owner: whether to read every weight once, to see that a plugin folder belongs to them.
 
     Raises:
       CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin.
@@ -65,15 +67,16 @@ def restore_config(
     """
     if not path:
         raise ConfigError(
-            "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to a T5X checkpoint."
+            "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to a T5X "
+            "checkpoint."
         )
     where, found = _leaves(absolute_path(path))
     fresh_plugin = (training or bool(plugin_path)) and plugin.ratio > 1
     if not custom_network:
         wanted = _shapes(backbone, None if fresh_plugin else plugin)
         check_leaves(where, found, wanted)
-    if fresh_plugin and not training:
-        _check_owner(where, plugin, plugin_path)
+    if plugin_path and plugin.ratio > 1 and not training and check_owner:
+        load_plugin(chosen_path(plugin_path, plugin), any_backbone.identify_backbone(where))
     rules = [_FRESH_STATE] if training else []
     rules += [_FRESH_PLUGIN] if fresh_plugin else []
     return utils.RestoreCheckpointConfig(
@@ -101,8 +104,8 @@ def check_leaves(
         )
     if missing and all(name.startswith(f"{PLUGIN}/") for name in missing):
         raise CheckpointError(
-            f"{where} has no plugin (it lacks {missing[0]} and {len(missing) - 1} more leaves): name "
-            "a checkpoint of a T5X run that trained one, or a plugin folder in PLUGIN_PATH."
+            f"{where} has no plugin (it lacks {missing[0]} and {len(missing) - 1} more leaves): "
+            "name a checkpoint of a T5X run that trained one, or a plugin folder in PLUGIN_PATH."
         )
     if missing:
         raise CheckpointError(
@@ -115,11 +118,6 @@ def check_leaves(
             raise CheckpointError(
                 f"{where} has {name} of shape {found[name]}, this run's is {shape}.{hint}"
             )
-
-
-def _check_owner(where: str, plugin: PluginConfig, path: str | Sequence[str]) -> None:
-    """Refuses a plugin folder that was trained beside another backbone; reads every weight once."""
-    load_plugin(chosen_path(path, plugin), any_backbone.identify_backbone(where))
 
 
 def _shapes(backbone: T5Config, plugin: PluginConfig | None) -> dict[str, tuple[int, ...]]:

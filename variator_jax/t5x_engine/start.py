@@ -46,7 +46,7 @@ def start_values(start: Start) -> PluginVariables:
       CheckpointError: if a folder is damaged or has another plugin.
       ConfigError: if none of several folders has the wanted ratio.
     """
-    if start.fresh:
+    if not start.path:
         shape, key = start.backbone, jax.random.key(start.seed)
         return init_plugin(start.plugin, shape.num_encoder_layers, shape.embed_dim, key)
     return _loaded(str(chosen_path(start.path, start.plugin)), start.plugin, start.backbone)

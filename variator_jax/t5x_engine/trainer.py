@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -40,9 +41,9 @@ class PluginInitializer(utils.TrainStateInitializer):
 
         def initialize(rng: jax.Array) -> list[jax.Array]:
             state = self._initialize_train_state(rng)
-            return [x for x, keep in zip(jax.tree.leaves(state), jax.tree.leaves(real)) if keep]
+            return list(itertools.compress(jax.tree.leaves(state), jax.tree.leaves(real)))
 
-        kept = [x for x, keep in zip(_leaves(axes), jax.tree.leaves(real)) if keep]
+        kept = list(itertools.compress(_leaves(axes), jax.tree.leaves(real)))
         made = iter(
             self._partitioner.partition(
                 initialize, in_axis_resources=None, out_axis_resources=kept
@@ -92,7 +93,7 @@ class PluginTrainer(t5x_trainer.Trainer):
         return super().train(batch_iter, num_steps, start_step)
 
     def _calibrate(self, batch: Mapping[str, jax.Array]) -> None:
-        model, state = self._model, self.train_state
+        model, state = self._model, self.train_state  # type: ignore[has-type]
         config = model.start.plugin
 
         def measure(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,171 @@
+"""Which engine a command runs on, and how T5X's own programs are started.
+
+Nothing here imports T5X but `check`, which asks it what a gin file's names mean before a program of
+T5X is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from variator_jax import gin_utils
+from variator_jax.errors import ConfigError, did_you_mean
+
+BUILTIN, T5X = "builtin", "t5x"
+HOW = "docs/t5x.md says how T5X is installed"
+
+# T5X's programs, and what gin configures in each.
+PROGRAMS = {
+    "train": ("t5x.train", "train"),
+    "eval": ("t5x.eval", "evaluate"),
+    "infer": ("t5x.infer", "infer"),
+    "export": ("t5x.export", "save"),
+    "precompile": ("t5x.precompile", "precompile"),
+}
+_SERVING = "tensorflow-serving-api"  # the package of what t5x.export imports
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An engine, and why it was taken."""
+
+    name: str
+    why: str
+
+    def search_paths(self, command: str) -> list[str]:
+        """Where its part of a configuration lies: `engine.gin` and what that includes."""
+        folder = gin_utils.configs_dir() / "engines" / self.name
+        if self.name == BUILTIN:
+            return [str(folder)]
+        return [str(folder / command), str(folder), str(_t5x_root())]
+
+
+def choose(asked: str | None) -> Engine:
+    """T5X where it can be imported, the built-in engine otherwise, or the one that is asked for.
+
+    Raises:
+      ConfigError: for an unknown engine, or for T5X where there is none.
+    """
+    if asked not in (None, BUILTIN, T5X):
+        near = did_you_mean(asked, (BUILTIN, T5X))
+        raise ConfigError(f"--engine={asked}: the engines are {BUILTIN} and {T5X}.{near}")
+    found = _t5x_root()
+    if asked == BUILTIN:
+        return Engine(BUILTIN, "--engine=builtin")
+    if found is not None:
+        return Engine(T5X, f"t5x is importable, from {found}")
+    if asked == T5X:
+        raise ConfigError(f"--engine=t5x, but t5x cannot be imported; {HOW}.")
+    return Engine(BUILTIN, f"t5x is not importable; {HOW}")
+
+
+def check(
+    command: str,
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str],
+    require: bool = True,
+) -> list[tuple[str, str]]:
+    """Parses a configuration as T5X's program will, so that slips are told in one line.
+
+    Args:
+      command: one of `PROGRAMS`.
+      gin_files: as for `gin_utils.parse`, which says what is raised.
+      bindings: the overrides.
+      search_paths: all of them.
+      require: whether required macros must be set.
+
+    Returns:
+      The overrides, as names and gin literals.
+
+    Raises:
+      ConfigError: if T5X, or what it needs, cannot be imported.
+      VariatorError: for anything else that shows before T5X starts.
+    """
+    with _as_main(PROGRAMS[command][0]):
+        overrides = gin_utils.parse(gin_files, bindings, search_paths, require)
+        if require:
+            _rehearse(command)
+        return overrides
+
+
+def _rehearse(command: str) -> None:
+    """Builds what raises an error of ours, while it can still be told in one line."""
+    import jax
+
+    from variator_jax import t5x_engine
+    from variator_jax.t5x_engine import rehearsal
+
+    # The accelerator is for T5X's program, which may be another process's for a while.
+    jax.config.update("jax_platforms", "cpu")
+    gin_utils.configured(rehearsal.rehearse)()
+    if command != "precompile":
+        gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
+
+
+def command_line(
+    command: str,
+    gin_files: Sequence[str],
+    overrides: Sequence[tuple[str, str]],
+    search_paths: Sequence[str],
+    rest: Sequence[str] = (),
+) -> list[str]:
+    """The call of T5X's own program that a command comes to."""
+    folders = [os.getcwd(), *search_paths, str(gin_utils.configs_dir())]
+    return [
+        sys.executable,
+        "-m",
+        PROGRAMS[command][0],
+        *(f"--gin_file={gin_utils.find_config(name, search_paths)}" for name in gin_files),
+        f"--gin_search_paths={','.join(folders)}",
+        *(f"--gin.{name}={value}" for name, value in overrides),
+        *rest,
+    ]
+
+
+def run_program(arguments: Sequence[str]) -> NoReturn:
+    """Becomes T5X's program: its signals and its exit code are this process's own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # `python -m` puts the current folder first, where a console command has its own.
+    paths = [path for path in sys.path if path and path != os.path.dirname(sys.argv[0])]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    os.execve(arguments[0], list(arguments), environment)
+
+
+@contextlib.contextmanager
+def _as_main(module: str) -> Iterator[None]:
+    """Lets `import __main__` in a gin file mean T5X's program, as it will when that runs."""
+    own = sys.modules["__main__"]
+    try:
+        sys.modules["__main__"] = importlib.import_module(module)
+        yield
+    except ImportError as error:
+        package = _SERVING if "tensorflow_serving" in str(error) else error.name
+        raise ConfigError(
+            f"{module} cannot be imported: {error}. It needs the package {package!r}; {HOW}, or "
+            f"use --engine={BUILTIN}."
+        ) from error
+    finally:
+        sys.modules["__main__"] = own
+
+
+def _t5x_root() -> pathlib.Path | None:
+    """The folder that holds the package t5x; a folder that is only called so does not count.
+
+    Nothing is imported: a T5X whose dependencies are missing is there, and `check` says what it
+    lacks.
+    """
+    found = importlib.util.find_spec("t5x")
+    if found is None or not found.origin:
+        return None
+    package = pathlib.Path(found.origin).parent
+    return package.parent if (package / "train.py").is_file() else None

@@ -1,0 +1,117 @@
+"""What a run will need, told before anything is built: parameters, memory per device, FLOPs saved.
+
+Shapes are all that is read; no weights, no data. Activations are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from variator_jax.backbone import T5Config
+from variator_jax.backbone.network import shape_params
+from variator_jax.evaluation import cost
+from variator_jax.plugin import PluginConfig, init_plugin
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One kind of arrays: how many numbers in all, and bytes on the fullest device."""
+
+    name: str
+    numbers: int
+    bytes: int
+
+    @classmethod
+    def of(cls, name: str, leaves: Iterable[Any], dtype: Any = None, shards: int = 1) -> Part:
+        """Counts leaves that have a shape and a dtype, spread evenly over `shards` devices."""
+        sizes = [(math.prod(x.shape), np.dtype(dtype or x.dtype).itemsize) for x in leaves]
+        total = sum(numbers * size for numbers, size in sizes)
+        return cls(name, sum(numbers for numbers, _ in sizes), -(-total // shards))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The budget of a run.
+
+    Attributes:
+      backbone: its shape.
+      plugin: the plugin that is trained or used.
+      parts: what lies in each device's memory.
+      devices: how many there are.
+      length: tokens of an encoder input.
+    """
+
+    backbone: T5Config
+    plugin: PluginConfig
+    parts: tuple[Part, ...]
+    devices: int
+    length: int
+
+    def __str__(self) -> str:
+        saved = cost.flops_saved(self.backbone, self.length, self.plugin.ratio, self.plugin)
+        allowed = cost.flops_allowed_speedup(
+            self.backbone, self.length, self.plugin.ratio, self.plugin
+        )
+        share = cost.plugin_parameters(self.backbone, self.plugin) / cost.backbone_parameters(
+            self.backbone
+        )
+        rows = [
+            f"{part.name:<18}{part.numbers:>18,}{_readable(part.bytes):>14}" for part in self.parts
+        ]
+        total = _readable(sum(part.bytes for part in self.parts))
+        return "\n".join(
+            (
+                f"backbone {self.backbone.name}, plugin of ratio {self.plugin.ratio} "
+                f"({share:.2%} of its parameters), {self.devices} device(s)",
+                f"{'':<18}{'numbers':>18}{'per device':>14}",
+                *rows,
+                f"{'together':<18}{'':>18}{total:>14}, without activations",
+                f"encoder FLOPs at {self.length} tokens: {saved:.1%} saved, so at most "
+                f"{allowed:.2f} times as fast",
+            )
+        )
+
+
+def _readable(count: int) -> str:
+    """Bytes in the unit that keeps the number short."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.2f} {units[0]}"
+
+
+def plan(
+    *,
+    backbone: T5Config,
+    plugin: PluginConfig,
+    feature_lengths: Mapping[str, int],
+    trained: str = "plugin",
+    optimizer: Any = None,
+) -> Plan:
+    """The built-in engine's budget; it keeps everything on every device.
+
+    Args:
+      backbone: shape of the backbone.
+      plugin: the compression plugin.
+      feature_lengths: tokens of `inputs` and `targets`.
+      trained: 'plugin' or 'backbone'.
+      optimizer: the optax transformation of a run that trains; None where nothing is trained.
+    """
+    weights = shape_params(backbone)
+    layers, embed = backbone.num_encoder_layers, backbone.embed_dim
+    fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
+    moved = weights if trained == "backbone" else fresh.params
+    parts = [Part.of("backbone", jax.tree.leaves(weights))]
+    if trained == "plugin":
+        parts.append(Part.of("plugin", jax.tree.leaves(fresh)))
+    if optimizer is not None:
+        parts.append(Part.of("gradients", jax.tree.leaves(moved)))
+        state = jax.eval_shape(optimizer.init, moved)
+        parts.append(Part.of("optimizer state", jax.tree.leaves(state)))
+    return Plan(backbone, plugin, tuple(parts), jax.device_count(), feature_lengths["inputs"])

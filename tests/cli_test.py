@@ -5,7 +5,7 @@ import types
 import pytest
 
 import variator_jax.distill
-from variator_jax import cli
+from variator_jax import cli, engines, gin_utils
 from variator_jax.errors import DataError
 
 GIN = """from __gin__ import dynamic_registration
@@ -16,6 +16,12 @@ STEPS = 10
   model_dir = %MODEL_DIR
   steps = %STEPS
 """
+
+
+@pytest.fixture(autouse=True)
+def without_t5x(monkeypatch):
+    """These are tests of the built-in engine; `t5x_engine/` has those of T5X."""
+    monkeypatch.setattr(engines, "_t5x_root", lambda: None)
 
 
 @pytest.fixture
@@ -66,9 +72,11 @@ def variator(capsys):
 
 
 def complaint(result):
-    """The one line on stderr of a refused command."""
+    """The one line on stderr of a refused command, behind the one that names the engine."""
     code, out, err = result
     assert code == 2 and out == ""
+    if err.startswith("engine: "):
+        err = err.partition("\n")[2]
     assert err.startswith("variator: error: ") and err.count("\n") == 1 and "Traceback" not in err
     return err
 
@@ -200,24 +208,32 @@ class TestInspectAndReport:
 
 @pytest.mark.parametrize(
     "example",
-    [e for name in ("train", "eval") for e in cli.COMMANDS[name].examples],
+    [e for name in ("train", "eval", "infer") for e in cli.COMMANDS[name].examples],
 )
 def test_the_examples_of_the_help_resolve(example, capsys):
-    _, _, *arguments = shlex.split(example)
-    assert cli.main(["inspect", *arguments]) == 0, capsys.readouterr().err
+    _, *arguments = shlex.split(example)
+    assert cli.main([*arguments, "--dry_run"]) == 0, capsys.readouterr().err
+    assert "encoder FLOPs at" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
-def test_the_family_names_what_it_requires(size, capsys):
-    required = {
-        "INITIAL_CHECKPOINT_PATH": "backbone",
-        "TEXT_FILE": "wiki.txt",
-        "VOCABULARY": "spiece.model",
-        "MODEL_DIR": "runs/x",
-    }
-    command = ["inspect", f"--gin_file=variator_{size}.gin"]
+FAMILY = sorted(path.stem for path in gin_utils.configs_dir().glob("variator_*.gin"))
+REQUIRED = {"INITIAL_CHECKPOINT_PATH": "backbone", "MODEL_DIR": "runs/x"}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_names_what_it_requires(name, capsys):
+    command = ["inspect", f"--gin_file={name}.gin"]
     assert cli.main(command) == 2
     message = capsys.readouterr().err
-    assert all(name in message for name in required)
-    assert cli.main(command + [f"--gin.{k}={v}" for k, v in required.items()]) == 0
-    assert f"'t5_1_1_{size}'" in capsys.readouterr().out
+    header = (gin_utils.configs_dir() / f"{name}.gin").read_text().partition("include")[0]
+    assert all(macro in message and macro in header for macro in REQUIRED)
+    assert cli.main(command + [f"--gin.{k}={v}" for k, v in REQUIRED.items()]) == 0
+    size, _, family = name.removeprefix("variator_").partition("_")
+    assert f"'{family or 't5_1_1'}_{size}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["mnli", "squad", "text", "file"])
+def test_adaptation_is_stacked_on_the_family(task, capsys):
+    files = [f"--gin_file={f}.gin" for f in ("variator_xl", f"tasks/{task}", "runs/adapt")]
+    assert cli.main(["train", *files, "--dry_run"]) == 0, capsys.readouterr().err
+    assert "INITIAL_PLUGIN_PATH" in capsys.readouterr().out.rpartition("still to be set")[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from variator_jax.data import corpus
+from variator_jax.data import corpus, vocabulary
 from variator_jax.data.docstrings import Installation
 
 PACKAGES = ("numpy", "scipy", "keras", "jax", "flax", "matplotlib", "tensorflow", "someone")
@@ -56,3 +56,14 @@ def documentation(tmp_path_factory, tiny_installation):
     patch.setattr(corpus, "running_installation", lambda: tiny_installation)
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def verbalizer_model(tmp_path_factory) -> str:
+    """A SentencePiece model file in which each of the paper's verbalizers is one piece."""
+    words = ("Yes", "No", "Maybe", "negative", "positive", "Sentence", "Question", "Answer")
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices((*words, *_WORDS), k=12)) for _ in range(300)]
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    path.write_bytes(vocabulary.train_sentencepiece(lines, 200, words[:5]))
+    return str(path)

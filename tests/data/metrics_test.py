@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from variator_jax.data import metrics
 from variator_jax.errors import DataError
-from variator_jax.evaluation import metrics
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from variator_jax.data.spec import TaskSpec, get_spec, register_spec, verbalizer_ids
+from variator_jax.data.spec import TaskSpec, get_spec, prefix_ids, register_spec, verbalizer_ids
 from variator_jax.errors import DataError
 
 
@@ -73,3 +73,31 @@ def test_neither_spec_corpus_rows_nor_noise_import_tensorflow():
         "import variator_jax.data.rows, variator_jax.data.noise"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_behind_a_prefix_the_verbalizer_begins_after_it():
+    spec = TaskSpec("pair", "classification", ("yes", "no"), prefix="<s>")
+    words = {"<s>": [9], "<s> yes": [9, 11], "<s> no": [9, 12, 5]}
+    assert verbalizer_ids(spec, words.__getitem__) == [11, 12]
+    assert prefix_ids(spec, words.__getitem__) == [9]
+    assert spec.target("yes") == "<s> yes" and PAIR.target("yes") == "yes"
+    assert prefix_ids(PAIR, words.__getitem__) == []
+
+
+@pytest.mark.parametrize("tokens", [[], [2], [9, 8]])
+def test_a_prefix_that_is_no_token_is_refused(tokens):
+    spec = TaskSpec("pair", "generation", prefix="<s>")
+    with pytest.raises(DataError, match="needs <s> as one token"):
+        prefix_ids(spec, lambda _: tokens, unknown_id=2)
+
+
+@pytest.mark.parametrize(
+    "kind, fields, message",
+    [
+        ("span_corruption", {"prefix": "<s>"}, "takes no prefix"),
+        ("classification", {"labels": ("a", "b"), "many_answers": True}, "one answer an example"),
+    ],
+)
+def test_fields_that_do_not_suit_the_kind_are_refused(kind, fields, message):
+    with pytest.raises(DataError, match=message):
+        TaskSpec("x", kind, **fields)

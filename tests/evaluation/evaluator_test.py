@@ -57,6 +57,37 @@ def test_a_target_that_is_no_verbalizer_is_told():
         evaluate_task(PAIR, [label_batch([99], [0])], score_batch=say(2), label_ids=[11, 12])
 
 
+PREFIXED = TaskSpec("prefixed", "classification", ("yes", "no"), prefix="<extra_id_0>")
+ASKED = TaskSpec("asked", "generation", prefix="<extra_id_0>", many_answers=True)
+
+
+def test_a_verbalizer_behind_a_prefix_is_read_there():
+    batch = label_batch([9, 9, 9], [0, 1, 1])
+    batch["decoder_target_tokens"][:, 1] = [11, 11, 12]
+    options = {"score_batch": say(2), "label_ids": [11, 12]}
+    result = evaluate_task(PREFIXED, [batch], label_position=1, **options)
+    assert result.score == pytest.approx(200 / 3)
+    with pytest.raises(DataError, match="token 9 at position 0"):
+        evaluate_task(PREFIXED, [batch], **options)
+    with pytest.raises(DataError, match="targets of 3 tokens have no verbalizer.*TASK_FEATURE"):
+        evaluate_task(PREFIXED, [batch], label_position=3, **options)
+
+
+def test_generation_drops_the_prefix_and_takes_the_best_of_all_answers():
+    targets = np.array([[9, 5, 1], [9, 6, 1], [0, 0, 0]], np.int32)
+    texts = {9: "<extra_id_0>", 5: "five", 6: "six", 8: "<extra_id_1>"}
+    outputs = np.array([[9, 6, 8, 5], [6, 1, 0, 0], [5, 5, 5, 5]], np.int32)
+    result = evaluate_task(
+        ASKED,
+        [{"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}],
+        generate=lambda _: outputs,
+        decode=lambda ids: " ".join(texts[token] for token in ids),
+        references=[["five", "Six."], ["eleven"]],
+    )
+    assert result.predictions == ("six", "six")
+    assert result.details == {"token_f1": 50.0, "exact_match": 50.0}
+
+
 def test_no_example_at_all_is_told():
     for spec in (PAIR, STORY, SPANS):
         with pytest.raises(DataError):

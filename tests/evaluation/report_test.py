@@ -66,7 +66,7 @@ def test_the_json_has_the_promised_fields(tmp_path):
     for row in content["ratios"]:
         assert set(row) == {
             "ratio", "quality", "identical_to_backbone", "encoder_flops", "flops_saved",
-            "extra_parameters", "extra_parameters_share", "latency",
+            "extra_parameters", "extra_parameters_share", "latency", "details",
         }  # fmt: skip
         assert {
             "config", "batch", "length", "milliseconds", "speedup", "flops_allowed_speedup",
@@ -175,7 +175,7 @@ def test_a_plot_without_latency_and_controls_is_drawn(tmp_path):
 
 
 def test_importing_evaluation_imports_neither_matplotlib_nor_tensorflow_nor_seqio():
-    names = "report evaluator scorers latency hardware control cost metrics targets"
+    names = "report evaluator scorers latency hardware control cost targets"
     code = (
         f"import sys, importlib\n"
         f"for n in {names.split()!r}: importlib.import_module('variator_jax.evaluation.' + n)\n"

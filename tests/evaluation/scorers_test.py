@@ -52,6 +52,14 @@ def test_label_scores_are_the_first_positions_logits(params):
     np.testing.assert_allclose(scores, logits[:, 0, LABELS], rtol=1e-4, atol=1e-5)
 
 
+def test_label_scores_behind_a_prefix_are_that_positions_logits(params):
+    arrays = batch()
+    scores = label_scorer(MODULE, [3, 5], position=1)(params, None, arrays)
+    logits = FORWARD(params, arrays)
+    np.testing.assert_allclose(scores, logits[:, 1, [3, 5]], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(scores, logits[:, 0, [3, 5]])
+
+
 def test_target_scores_are_likelihoods_and_hits(params):
     data = batch()
     loss, hits = map(np.asarray, TARGETS(params, None, data))

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 
 from variator_jax.backbone.config import T5Config
-from variator_jax.backbone.layers import ATTENTION_INIT, Dense, Initializer, dropout
+from variator_jax.backbone.layers import ATTENTION_INIT, Dense, Initializer, constrain, dropout
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -149,7 +149,7 @@ class MultiHeadAttention(nn.Module):
         )
         x = dense(x).reshape(*x.shape[:2], config.num_heads, config.head_dim)
         # Heads first, once: both products then run over the last two axes, a third faster on CPU.
-        return jnp.swapaxes(x, 1, 2)
+        return constrain(jnp.swapaxes(x, 1, 2), "batch", "heads", "length", "kv")
 
     def _update_cache(
         self, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None

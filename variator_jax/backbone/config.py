@@ -21,6 +21,8 @@ class T5Config:
     parameters; norms, softmax and logits run in float32 whatever they say. `relpos_stddev` is that
     of a fresh relative position bias. T5X's heads start out seeing all distances nearly alike; with
     a wide one a small backbone learns word order in hundreds of steps instead of thousands.
+    `remat` is what a layer keeps for the backward pass: False everything, True nothing but its
+    input, 'dots' the results of its products with weights.
     """
 
     name: str
@@ -36,7 +38,7 @@ class T5Config:
     dropout_rate: float = 0.0
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: bool = False
+    remat: bool | str = False
     layer_norm_epsilon: float = 1e-6
     relpos_stddev: float = 0.2
 
@@ -52,6 +54,8 @@ class T5Config:
                 f"T5Config needs an encoder layer or more and no negative decoder layers; "
                 f"found {self.num_encoder_layers} and {self.num_decoder_layers}."
             )
+        if self.remat not in (False, True, "dots"):
+            raise ConfigError(f"T5Config.remat is {self.remat!r}; it is False, True or 'dots'.")
         for activation in self.mlp_activations:
             if activation not in _ACTIVATIONS:
                 raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.partitioning import param_with_axes
+from flax.linen.partitioning import param_with_axes, with_sharding_constraint
 
 from variator_jax.backbone.config import T5Config
 
@@ -121,8 +121,32 @@ class MlpBlock(nn.Module):
             branch = _ACTIVATIONS[activation](branch)
             hidden = branch if hidden is None else hidden * branch
         hidden = dropout(config, hidden, deterministic)
+        if hidden is not None and hidden.ndim == 3:
+            hidden = constrain(hidden, "batch", "length", "mlp")
         # [..., embed]
         return Dense(config.embed_dim, config, ("mlp", "embed"), name="wo")(hidden)
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Pins activations to the mesh by their logical axes, by default those of a hidden state.
+
+    Outside of a mesh and of axis rules (`variator_jax.partitioning`, or T5X's) it does nothing.
+    """
+    return with_sharding_constraint(x, names or ("batch", "length", "embed"))
+
+
+def remat(layer: type[nn.Module], config: T5Config, static: tuple[int, ...]) -> type[nn.Module]:
+    """The layer, run again in the backward pass from what `config.remat` lets it keep.
+
+    Args:
+      layer: a layer of a stack.
+      config: the backbone's settings.
+      static: which arguments, counted from self, are no arrays.
+    """
+    policy = None
+    if config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return nn.remat(layer, static_argnums=static, policy=policy)
 
 
 def dropout(config: T5Config, x: jax.Array, deterministic: bool) -> jax.Array:

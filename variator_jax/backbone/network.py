@@ -19,7 +19,16 @@ from variator_jax.backbone.attention import (
     padding_mask,
 )
 from variator_jax.backbone.config import T5Config
-from variator_jax.backbone.layers import MLP_INIT, Dense, Embed, MlpBlock, RMSNorm, dropout
+from variator_jax.backbone.layers import (
+    MLP_INIT,
+    Dense,
+    Embed,
+    MlpBlock,
+    RMSNorm,
+    constrain,
+    dropout,
+    remat,
+)
 from variator_jax.errors import ConfigError
 
 
@@ -51,7 +60,7 @@ class EncoderLayer(nn.Module):
 
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
         x = MlpBlock(config, name="mlp")(x, deterministic)
-        return h + dropout(config, x, deterministic)
+        return constrain(h + dropout(config, x, deterministic))
 
 
 class DecoderLayer(nn.Module):
@@ -84,7 +93,7 @@ class DecoderLayer(nn.Module):
 
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
         x = MlpBlock(config, name="mlp")(x, deterministic)
-        return h + dropout(config, x, deterministic)
+        return constrain(h + dropout(config, x, deterministic))
 
 
 class Encoder(nn.Module):
@@ -100,9 +109,9 @@ class Encoder(nn.Module):
         config = self.config
         length = h.shape[1]
         bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(length, length)
-        h = dropout(config, h, deterministic)
+        h = constrain(dropout(config, h, deterministic))
         # Arguments count from self: 5 is `deterministic`, which the layer branches on.
-        layer = nn.remat(EncoderLayer, static_argnums=(5,)) if config.remat else EncoderLayer
+        layer = remat(EncoderLayer, config, (5,)) if config.remat else EncoderLayer
         for i in range(config.num_encoder_layers):
             h = layer(config, name=f"layers_{i}")(h, mask, bias, valid, deterministic)
         h = RMSNorm(config, name="encoder_norm")(h)
@@ -141,9 +150,9 @@ class Decoder(nn.Module):
         config = self.config
         length = max_decode_length if decode and max_decode_length else h.shape[1]
         bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(length, length)
-        h = dropout(config, h, deterministic)
-        remat = config.remat and not decode
-        layer = nn.remat(DecoderLayer, static_argnums=(6, 7)) if remat else DecoderLayer
+        h = constrain(dropout(config, h, deterministic))
+        again = config.remat and not decode
+        layer = remat(DecoderLayer, config, (6, 7)) if again else DecoderLayer
         for i in range(config.num_decoder_layers):
             h = layer(config, name=f"layers_{i}")(
                 h, encoded, self_mask, cross_mask, bias, deterministic, decode

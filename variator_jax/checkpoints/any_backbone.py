@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variator_jax.checkpoints import backbone_folder, kinds
 from variator_jax.checkpoints.backbone_folder import Backbone
 from variator_jax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from variator_jax.checkpoints.stream import Source
 
 _EXPECTED = (
     "backbone (backbone.json), Hugging Face folder (config.json), T5X checkpoint and no run folder "
@@ -62,16 +65,32 @@ def identify_backbone(path: str | os.PathLike) -> Backbone:
     Raises:
       CheckpointError: as `load_backbone`.
     """
+    from variator_jax.checkpoints import stream
+
+    if kinds.kind_of(path) in (kinds.HUGGING_FACE, kinds.T5X):
+        return stream.identify(open_backbone(path))
+    return dataclasses.replace(load_backbone(path), params={})
+
+
+def open_backbone(path: str | os.PathLike) -> Source:
+    """The leaves of the backbone at a path, in any format, none of them read yet.
+
+    Raises:
+      CheckpointError: as `load_backbone`.
+    """
+    from variator_jax.checkpoints import convert, hf_folder, t5x
+
     kind = kinds.kind_of(path)
     if kind == kinds.HUGGING_FACE:
-        from variator_jax.checkpoints import hf_folder, stream
-
-        return stream.identify(hf_folder.open_hf(path))
+        return hf_folder.open_hf(path)
     if kind == kinds.T5X:
-        from variator_jax.checkpoints import stream, t5x
-
-        return stream.identify(t5x.open_t5x(path))
-    return dataclasses.replace(load_backbone(path), params={})
+        return t5x.open_t5x(path)
+    folder = pathlib.Path(path)
+    if kind == kinds.RUN and (folder / "backbone").is_dir():
+        return convert.open_variator(folder / "backbone")
+    if kind != kinds.BACKBONE:
+        raise _no_backbone(folder, kind)
+    return convert.open_variator(folder)
 
 
 def _no_backbone(folder: pathlib.Path, kind: str) -> CheckpointError:

@@ -205,6 +205,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "bool": (bool,),
     "str": (str,),
+    "bool | str": (bool, str),
     "Sequence[str]": (list,),
     "Sequence[int] | None": (list, type(None)),
 }

@@ -189,15 +189,27 @@ def backbone_source(where: str | os.PathLike, backbone: Backbone) -> Source:
     return dataclasses.replace(found, config=config)
 
 
-def collect(source: Source, dtype: Any = None) -> Backbone:
-    """Reads a whole source into the host's memory, as numpy arrays.
+def collect(
+    source: Source, dtype: Any = None, place: Callable[[str, np.ndarray], Any] | None = None
+) -> Backbone:
+    """Reads a whole source.
+
+    Args:
+      source: where the leaves come from.
+      dtype: what they are cast to; None keeps each one's.
+      place: puts a leaf, of which the path is given, where it belongs, such as among devices; by
+        default it stays in the host's memory as a numpy array.
 
     Raises:
       CheckpointError: if a leaf cannot be read.
     """
     cast = dtypes.parse_dtype(dtype)
-    leaves: dict[str, np.ndarray] = {}
-    summary = copy(source, leaves.__setitem__, cast)
+    leaves: dict[str, Any] = {}
+
+    def keep(path: str, array: np.ndarray) -> None:
+        leaves[path] = array if place is None else place(path, array)
+
+    summary = copy(source, keep, cast)
     backbone = _backbone(source, summary, traverse_util.unflatten_dict(leaves, sep="/"))
     return dataclasses.replace(backbone, config=dtypes.cast_config(source.config, cast))
 

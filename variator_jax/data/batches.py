@@ -18,6 +18,7 @@ import numpy as np
 from variator_jax.data._tf import seqio
 from variator_jax.data.epochs import Batch, Order, Reader, epoch, fits_in_memory, pad_rows, rows
 from variator_jax.data.packing import GroupedFeatureConverter
+from variator_jax.data.scoring import split_answers
 from variator_jax.errors import DataError, did_you_mean
 
 _MIXING_BLOCK = 4096  # rows whose tasks are drawn together
@@ -38,6 +39,17 @@ def task_or_mixture(name: str) -> Any:
             f"Registered: {', '.join(sorted(known))}"
         )
     return seqio.get_mixture_or_task(name)
+
+
+def accepted_answers(task_name: str, split: str) -> list[list[str]]:
+    """Returns the accepted answers of each example of a task with `TaskSpec.many_answers`.
+
+    They are in the order of `batches(..., shuffle=False, repeat=False)`.
+    """
+    task = task_or_mixture(task_name)
+    dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1)
+    dataset = dataset.map(lambda example: example["answers"])
+    return [split_answers(joined) for joined in dataset.as_numpy_iterator()]
 
 
 def batches(

@@ -49,13 +49,19 @@ def _records(folder: str, split: str) -> list[dict[str, str]]:
 
 def _register() -> None:
     vocabulary = docs_vocabulary()
-    for name in _MAKERS:
-        add = span_corruption_task if name == "docs_span_corruption" else text_to_text_task
-        add(name, functools.partial(docs_examples_of, name), corpus.SPLITS, vocabulary)
-    register_spec(TaskSpec("docs_span_corruption", "span_corruption"))
-    register_spec(TaskSpec("docs_topic", "classification", tuple(docs_examples.TOPICS)))
-    register_spec(TaskSpec("docs_pair", "classification", ("no", "yes")))
-    register_spec(TaskSpec("docs_name", "generation"))
+    spans, *answered = [
+        TaskSpec("docs_span_corruption", "span_corruption"),
+        TaskSpec("docs_topic", "classification", tuple(docs_examples.TOPICS)),
+        TaskSpec("docs_pair", "classification", ("no", "yes")),
+        TaskSpec("docs_name", "generation"),
+    ]
+    make = functools.partial(docs_examples_of, spans.name)
+    span_corruption_task(spans.name, make, corpus.SPLITS, vocabulary)
+    for spec in answered:
+        make = functools.partial(docs_examples_of, spec.name)
+        text_to_text_task(spec.name, make, corpus.SPLITS, vocabulary, spec)
+    for spec in (spans, *answered):
+        register_spec(spec)
     seqio.MixtureRegistry.add(
         "docs_tasks", [("docs_topic", 1.0), ("docs_pair", 1.0), ("docs_name", 1.0)]
     )

@@ -16,7 +16,7 @@ from typing import Any
 from absl import logging
 
 from variator_jax.data import vocabulary as vocabularies
-from variator_jax.data._tf import seqio
+from variator_jax.data.registry import is_registered, origin_of, remember
 from variator_jax.data.rows import (
     BadRow,
     Row,
@@ -28,7 +28,7 @@ from variator_jax.data.rows import (
     text_field,
 )
 from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
-from variator_jax.data.spec import Kind, TaskSpec, register_spec, verbalizer_ids
+from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
 from variator_jax.data.templates import (
     Labels,
     fields_of,
@@ -40,7 +40,6 @@ from variator_jax.errors import DataError
 
 _SPLITS = ("train", "validation")
 _HELD_OUT = 0.1
-_registered: dict[str, str] = {}  # task name -> what it was made from
 
 
 def file_task(
@@ -78,13 +77,13 @@ def file_task(
     if (labels is None) == (target is None):
         raise DataError("a file task needs either labels (classification) or target (generation)")
     verbalizers = verbalizers_of(labels) if labels is not None else ()
-    chosen = _vocabulary(vocabulary)
+    chosen = vocabularies.vocabulary_of(vocabulary)
     paths = _paths(path, validation_path)
     render = renderer(template, target, labels, label_field)
     arguments = [template, target, _plain(labels), label_field, tolerate_bad_rows]
     origin = _origin(paths, chosen, arguments)
     name = name or _name(paths[0], origin)
-    if _is_registered(name, origin):
+    if is_registered(name, origin):
         return name
     kind: Kind = "classification" if verbalizers else "generation"
     spec = TaskSpec(name, kind, verbalizers)
@@ -92,8 +91,8 @@ def file_task(
         verbalizer_ids(spec, chosen.encode, chosen.unk_id)  # refuses those that begin alike
     required = [*fields_of(template), *([label_field] if target is None else target_fields(target))]
     splits = _load(paths, required, render, tolerate_bad_rows)
-    text_to_text_task(name, splits.__getitem__, _SPLITS, chosen)
-    return _done(spec, origin)
+    text_to_text_task(name, splits.__getitem__, _SPLITS, chosen, spec)
+    return remember(name, origin, spec)
 
 
 def span_corruption_task_from_text(
@@ -110,10 +109,10 @@ def span_corruption_task_from_text(
     read into memory. The other arguments and errors are those of `file_task`.
     """
     paths = _paths(path, validation_path)
-    chosen = _vocabulary(vocabulary)
+    chosen = vocabularies.vocabulary_of(vocabulary)
     origin = _origin(paths, chosen, [text_field_name, tolerate_bad_rows])
     name = name or _name(paths[0], origin)
-    if _is_registered(name, origin):
+    if is_registered(name, origin):
         return name
 
     def render(row: Row) -> dict[str, str]:
@@ -121,15 +120,7 @@ def span_corruption_task_from_text(
 
     splits = _load(paths, [text_field_name], render, tolerate_bad_rows)
     span_corruption_task(name, splits.__getitem__, _SPLITS, chosen)
-    return _done(TaskSpec(name, "span_corruption"), origin)
-
-
-def _vocabulary(vocabulary: Any) -> Any:
-    if vocabulary is None:
-        return vocabularies.docs_vocabulary()
-    if isinstance(vocabulary, str | Path):
-        return vocabularies.load_vocabulary(vocabulary)
-    return vocabulary
+    return remember(name, origin, TaskSpec(name, "span_corruption"))
 
 
 def _paths(path: str, validation_path: str | None) -> list[Path]:
@@ -153,29 +144,11 @@ def _origin(paths: Sequence[Path], vocabulary: Any, arguments: Sequence[Any]) ->
         [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size],  # sentinels count too
         arguments,
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return origin_of(parts)
 
 
 def _name(path: Path, origin: str) -> str:
     return f"file_{path.name.split('.')[0]}_{origin[:8]}".replace("-", "_")
-
-
-def _is_registered(name: str, origin: str) -> bool:
-    """Whether the very same task has this name; a DataError if another task has it."""
-    if _registered.get(name) == origin:
-        return True
-    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
-        raise DataError(
-            f"a task named {name!r} is already registered, from other files or other arguments; "
-            "give this one another name"
-        )
-    return False
-
-
-def _done(spec: TaskSpec, origin: str) -> str:
-    register_spec(spec)
-    _registered[spec.name] = origin
-    return spec.name
 
 
 def _load(

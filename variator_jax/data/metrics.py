@@ -1,8 +1,9 @@
 """Scores of predictions against references, all on a scale of 0 to 100.
 
-Pure functions of labels and strings; running a model is the business of `evaluator`. Text is
-compared as the SQuAD evaluation does it (Rajpurkar et al., 2016): lower case, no punctuation, no
-articles, single spaces, and the best score over all accepted answers.
+Pure functions of labels and strings, for seqio's metric functions (`scoring`) and for our own
+evaluator; neither TensorFlow nor seqio is imported. Text is compared as the SQuAD evaluation does
+it (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single spaces, and the best
+score over all accepted answers.
 """
 
 from __future__ import annotations

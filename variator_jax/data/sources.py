@@ -1,4 +1,8 @@
-"""A seqio source over examples in memory that are made when they are first asked for."""
+"""seqio sources, and how a task is registered over one.
+
+Constructing a source, and so registering a task, reads nothing: a `LazySource` makes its examples
+when they are first asked for, a `TfdsSource` asks TensorFlow Datasets then.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from typing import Any
 
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.preprocessors import span_corruption_preprocessors
+from variator_jax.data.scoring import metric_functions, postprocessor
+from variator_jax.data.spec import TaskSpec
+from variator_jax.errors import DataError
 
 Examples = list[dict[str, str]]
 
@@ -48,6 +55,32 @@ class LazySource(seqio.FunctionDataSource):
         return len(self.make(split))
 
 
+class TfdsSource(seqio.TfdsDataSource):
+    """A dataset of TensorFlow Datasets; what cannot be loaded is told in the user's words."""
+
+    def get_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the examples of a split, as seqio does; downloads and prepares them if need be.
+
+        Raises:
+          DataError: if they are not prepared and cannot be downloaded.
+        """
+        try:
+            return super().get_dataset(*args, **kwargs)
+        except Exception as error:  # anything, from refused connections to TFDS's own
+            raise DataError(
+                f"TensorFlow Datasets cannot load {self.tfds_dataset.name!r}: {error}. Where it "
+                "cannot be downloaded, give a folder with the dataset's own files (DATA_DIR)."
+            ) from error
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Returns the number of rows of a split; None where TFDS has not prepared it."""
+        try:
+            count = super().num_input_examples(split)
+        except (KeyError, ValueError):  # TFDS knows no splits before the data is there
+            return None
+        return None if count is None or count == float("inf") else int(count)
+
+
 def as_dataset(examples: Examples) -> Any:
     """Returns a tf.data.Dataset of string scalars with the keys of the first example."""
     keys = list(examples[0]) if examples else ["inputs", "targets"]
@@ -56,44 +89,61 @@ def as_dataset(examples: Examples) -> Any:
 
 
 def text_to_text_task(
-    name: str, make: Callable[[str], Examples], splits: Iterable[str], vocabulary: Any
+    name: str,
+    make: Callable[[str], Examples],
+    splits: Iterable[str],
+    vocabulary: Any,
+    spec: TaskSpec | None = None,
 ) -> Any:
     """Registers and returns a seqio task from {'inputs', 'targets'} texts, both ending with EOS.
 
-    Texts that are longer than the feature lengths lose their end, before EOS is added.
+    Texts that are longer than the feature lengths lose their end, before EOS is added. With a
+    `spec`, seqio's and T5X's evaluators score the task's predictions.
     """
-    return _add(
-        name,
-        make,
-        splits,
-        vocabulary,
-        [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
-    )
+    return add_task(name, LazySource(make, splits), text_preprocessors(), vocabulary, spec)
+
+
+def text_preprocessors() -> list[Callable[..., Any]]:
+    """Returns the preprocessors of a task whose source gives {'inputs', 'targets'} texts."""
+    return [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
 
 
 def span_corruption_task(
     name: str, make: Callable[[str], Examples], splits: Iterable[str], vocabulary: Any
 ) -> Any:
     """Registers and returns a span corruption task over {'targets': text} examples."""
-    return _add(name, make, splits, vocabulary, span_corruption_preprocessors())
+    source = LazySource(make, splits)
+    return add_task(name, source, span_corruption_preprocessors(), vocabulary)
 
 
-def _add(
+def add_task(
     name: str,
-    make: Callable[[str], Examples],
-    splits: Iterable[str],
-    vocabulary: Any,
+    source: Any,
     preprocessors: list[Callable[..., Any]],
+    vocabulary: Any,
+    spec: TaskSpec | None = None,
+    shuffle_buffer_size: int = 1_000,
 ) -> Any:
+    """Registers and returns a seqio task over a source, scored as `spec` says where there is one.
+
+    Args:
+      name: of the task.
+      source: a seqio data source.
+      preprocessors: from the source's examples to tokens of 'inputs' and 'targets'.
+      vocabulary: of both features.
+      spec: what a right answer is.
+      shuffle_buffer_size: examples that seqio shuffles among each other.
+    """
     features: Mapping[str, Any] = {
         "inputs": seqio.Feature(vocabulary, add_eos=True),
         "targets": seqio.Feature(vocabulary, add_eos=True),
     }
     return seqio.TaskRegistry.add(
         name,
-        source=LazySource(make, splits),
+        source=source,
         preprocessors=preprocessors,
         output_features=features,
-        metric_fns=[],
-        shuffle_buffer_size=1_000,
+        postprocess_fn=postprocessor(spec) if spec else None,
+        metric_fns=metric_functions(spec) if spec else [],
+        shuffle_buffer_size=shuffle_buffer_size,
     )

@@ -11,20 +11,25 @@ import functools
 import hashlib
 import itertools
 import random
-import string
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from variator_jax.data import corpus
-from variator_jax.data._tf import seqio
+from variator_jax.data._tf import seqio, tf
+from variator_jax.data.sentencepiece_training import train_sentencepiece as train_sentencepiece
 from variator_jax.errors import DataError, did_you_mean
 
 EXTRA_IDS = 100
+
+#: Where the vocabulary of T5, T5 1.1 and T5X's configs lies: the same tokens, without and with
+#: the sentinels in the file.
+T5_VOCABULARIES = (
+    "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model",
+    "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model",
+)
 DOCS_PIECES = 4000
 _DOCS_SENTENCES = 60_000  # sampled for training; more sentences only cost time
 
@@ -86,91 +91,91 @@ def ensure_docs_model(folder: Path) -> Path:
     return path
 
 
-def train_sentencepiece(
-    sentences: Sequence[str], pieces: int, whole_words: Iterable[str] = ()
-) -> bytes:
-    """Trains a unigram model and returns its bytes; ids are T5's (pad 0, eos 1, unk 2).
+class UrlVocabulary(seqio.SentencePieceVocabulary):
+    """A SentencePiece model at an address such as gs://..., read when it is first used.
 
-    Args:
-      sentences: the training text.
-      pieces: size of the vocabulary; fewer come out if the text does not have so many.
-      whole_words: words that shall each be one piece, also at the start of a text.
-
-    Raises:
-      DataError: if SentencePiece cannot train on this text.
+    A model that holds its own sentinels, such as T5X's `cc_all.32000.100extra`, gets no more.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = str(Path(folder) / "model")
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
-                model_prefix=prefix,
-                model_type="unigram",
-                vocab_size=pieces,
-                hard_vocab_limit=False,
-                character_coverage=1.0,
-                pad_id=0,
-                eos_id=1,
-                unk_id=2,
-                bos_id=-1,
-                num_threads=2,
-                minloglevel=2,
-                required_chars=string.ascii_letters + string.digits + string.punctuation,
-                max_sentence_length=2000,
-                seed_sentencepiece_size=100_000,
-                num_sub_iterations=2,
-            )
-        except RuntimeError as error:
-            raise DataError(
-                f"SentencePiece cannot train on {len(sentences)} sentences: {error}"
-            ) from error
-        return _with_whole_words(Path(prefix + ".model").read_bytes(), whole_words)
+
+    _model: Any  # of seqio: what is loaded, or None
+
+    def _model_context(self) -> Any:
+        if self._model is None:
+            path = self._sentencepiece_model_file
+            added = 0 if _checked_model(path, _content(path)) else self._extra_ids
+            self._model = seqio.SentencePieceVocabulary(path, added)._model_context()
+        return self._model
+
+    def __str__(self) -> str:  # its parent's would read the file
+        return f"UrlVocabulary({self._sentencepiece_model_file}, extra_ids={self._extra_ids})"
 
 
-def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
-    """Makes each word a piece that always wins, in place of the rarest ordinary pieces.
+def vocabulary_of(given: Any) -> seqio.Vocabulary:
+    """Returns the vocabulary that a task is given: a seqio one, a path or URL, or the default.
 
-    SentencePiece's own user-defined symbols would also match inside longer words ('no' in 'note'),
-    so a word that is no piece yet enters as an ordinary one, likelier than any way of spelling it.
+    None stands for the documentation corpus's. Errors are those of `load_vocabulary`.
     """
-    message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
-    proto, normal = message.FromString(model), message.SentencePiece.NORMAL
-    wanted = {f"\u2581{word}" for word in words}
-    rare: Iterator[Any] = (
-        piece
-        for piece in reversed(list(proto.pieces))
-        if piece.type == normal and len(piece.piece) > 2 and piece.piece not in wanted
-    )
-    best = max(piece.score for piece in proto.pieces if piece.type == normal)
-    for word in sorted(wanted - {piece.piece for piece in proto.pieces}):
-        piece = next(rare, None) or proto.pieces.add(type=normal)
-        piece.piece, piece.score = word, best
-    return bytes(proto.SerializeToString(deterministic=True))
+    if given is None:
+        return docs_vocabulary()
+    return load_vocabulary(given) if isinstance(given, str | Path) else given
 
 
 def load_vocabulary(path: str | Path, extra_ids: int = EXTRA_IDS) -> seqio.SentencePieceVocabulary:
     """Returns the vocabulary of a user's SentencePiece model, such as T5's `spiece.model`.
 
     Args:
-      path: the model file.
-      extra_ids: sentinels that are added after the model's own pieces.
+      path: the model file, or its URL (gs://...). A URL is only read when a token is asked for, so
+        that tasks can be registered where it cannot be reached.
+      extra_ids: sentinels that are added after the model's own pieces; none are if the model has
+        its own.
 
     Raises:
-      DataError: if the file is missing or is no SentencePiece model.
+      DataError: if the file is missing or is no SentencePiece model; for a URL, at its first use.
     """
+    if is_url(path):
+        return UrlVocabulary(str(path), extra_ids=extra_ids)
     path = Path(path).expanduser()
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise DataError(f"no vocabulary file {path}.{did_you_mean(path.name, beside)}")
+    has_sentinels = _checked_model(str(path), path.read_bytes())
+    return seqio.SentencePieceVocabulary(str(path), extra_ids=0 if has_sentinels else extra_ids)
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is an address such as gs://bucket/file, which TensorFlow reads."""
+    return "://" in str(path)
+
+
+def is_t5(vocabulary: seqio.Vocabulary) -> bool:
+    """Whether a vocabulary is T5's own, by its address; reads nothing."""
+    return (
+        isinstance(vocabulary, UrlVocabulary)
+        and vocabulary.sentencepiece_model_file in T5_VOCABULARIES
+        and vocabulary.extra_ids == EXTRA_IDS
+    )
+
+
+def _content(path: str) -> bytes:
+    """Returns the bytes of a model file or URL."""
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read())
+    except (tf.errors.OpError, OSError) as error:
+        raise DataError(f"the vocabulary {path} cannot be read: {error}") from error
+
+
+def _checked_model(path: str, content: bytes) -> bool:
+    """Returns whether a SentencePiece model has its own sentinels; DataError if it is none."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        if not processor.LoadFromSerializedProto(path.read_bytes() or b"empty"):
+        if not processor.LoadFromSerializedProto(content or b"empty"):
             raise RuntimeError("not loaded")
     except RuntimeError as error:
         raise DataError(
             f"{path} is not a SentencePiece model; expected a file such as T5's spiece.model"
         ) from error
-    return seqio.SentencePieceVocabulary(str(path), extra_ids=extra_ids)
+    return bool(processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id())
 
 
 def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
@@ -184,7 +189,40 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     A vocabulary without a file (bytes) is identified by its class and size.
     """
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        content = Path(vocabulary.sentencepiece_model_file).read_bytes()
+        content = _content(vocabulary.sentencepiece_model_file)
     else:
         content = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}".encode()
     return hashlib.sha256(content).hexdigest()
+
+
+def identity(vocabulary: seqio.Vocabulary) -> str:
+    """Returns what a vocabulary was made from, such as its path; reads nothing.
+
+    A relative path and the absolute one are the same, and so are the addresses of T5's vocabulary,
+    which have the same tokens; two copies of a file are not.
+    """
+    if is_t5(vocabulary):
+        return "t5"
+    if isinstance(vocabulary, DocsVocabulary):
+        return f"docs:{vocabulary.extra_ids}"
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        file = vocabulary.sentencepiece_model_file
+        return f"{file if is_url(file) else Path(file).absolute()}:{vocabulary.extra_ids}"
+    return f"{type(vocabulary).__name__}:{vocabulary.extra_ids}"
+
+
+def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
+    """Returns the path of a vocabulary's model file, None for bytes; of a URL's, that of a copy."""
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return None
+    file = vocabulary.sentencepiece_model_file
+    if not is_url(file):
+        return file
+    content = _content(file)
+    path = corpus.cache_root() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
+            out.write(content)
+        Path(out.name).replace(path)
+    return str(path)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from variator_jax import partitioning
 from variator_jax.distill.step import TrainState
 from variator_jax.errors import CheckpointError, ConfigError
 
@@ -23,6 +24,7 @@ class Checkpoints:
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
         folder = _local_folder(model_dir)
         _check_identity(folder / "run.json", identity)
+        partitioning.wait_for_all("identity")
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder / "checkpoints", options=options)
@@ -78,6 +80,8 @@ def _local_folder(model_dir: str | os.PathLike) -> pathlib.Path:
 def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
     """Writes what the run trains, or compares it with what the folder's run trained before."""
     identity = json.loads(json.dumps(identity))
+    if jax.process_index():
+        return
     if not path.is_file():
         path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
         return

@@ -70,8 +70,10 @@ def task_vocabulary(task: str) -> Any:
 
 
 def vocabulary_file(vocabulary: Any) -> str | None:
-    """The SentencePiece model of a seqio vocabulary; None for bytes."""
-    return getattr(vocabulary, "sentencepiece_model_file", None)
+    """The SentencePiece model of a seqio vocabulary, of a URL's a local copy; None for bytes."""
+    from variator_jax.data.vocabulary import local_model_file
+
+    return local_model_file(vocabulary)
 
 
 def check_vocabulary(
@@ -94,9 +96,10 @@ def check_vocabulary(
             f"Task {task!r} has a vocabulary of {vocabulary.vocab_size} tokens, backbone "
             f"{config.name!r} only {config.vocab_size} embeddings."
         )
-    file = vocabulary_file(vocabulary)
-    if file and fingerprint and file_fingerprint(file) != fingerprint:
+    file = vocabulary_file(vocabulary) if fingerprint else None
+    if file and file_fingerprint(file) != fingerprint:
         raise CheckpointError(
-            f"The backbone was trained with another vocabulary than that of task {task!r}, {file}: "
-            "the same text would become other tokens. Set VOCABULARY to the backbone's own."
+            f"The backbone was trained with another vocabulary than that of task {task!r}, "
+            f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "
+            "Set VOCABULARY to the backbone's own."
         )

@@ -117,8 +117,8 @@ def evaluate(
         ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
     }
     runner = _Runner(backbone, data)
-    quality = {ratio: runner.quality(*setting) for ratio, setting in settings.items()}
-    control = runner.quality(None, None, skip_ffn=True)
+    results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
+    control = runner.results(None, None, skip_ffn=True)
     identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
     times = _latencies(shapes, settings)
     length = data.feature_lengths["inputs"]
@@ -131,11 +131,17 @@ def evaluate(
         majority=runner.majority,
         ratios=[
             ratio_entry(
-                backbone.config, config, length, quality[ratio], identical[ratio], times[ratio]
+                backbone.config,
+                config,
+                length,
+                _scores(results[ratio]),
+                identical[ratio],
+                times[ratio],
+                {task: result.details for task, result in results[ratio].items()},
             )
             for ratio, (config, _) in settings.items()
         ],
-        control_no_ffn=control,
+        control_no_ffn=_scores(control),
         encoder_length=length,
     )
     write_report(report, model_dir)
@@ -153,23 +159,23 @@ class _Runner:
         self._data = data
         self.majority: dict[str, float] = {}
 
-    def quality(
+    def results(
         self, config: PluginConfig | None, variables: PluginVariables | None, skip_ffn: bool = False
-    ) -> dict[str, float]:
-        """Task -> score. Fills `majority` in on the way, which no plugin changes."""
+    ) -> dict[str, evaluator.TaskResult]:
+        """Task -> result. Fills `majority` in on the way, which no plugin changes."""
         from variator_jax.data.spec import get_spec
 
-        scores = {}
+        results = {}
         for task in self._data.tasks():
             spec = get_spec(task)
             functions = self._functions(spec, config, variables, skip_ffn)
             result = evaluator.evaluate_task(spec, self._data.batches(task), **functions)
-            scores[task] = result.score
+            results[task] = result
             if result.majority is not None:
                 self.majority[task] = result.majority
         name = "control without encoder FFNs" if skip_ffn else f"ratio {config.ratio}"  # type: ignore[union-attr]
-        _say(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()))
-        return scores
+        _say(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
+        return results
 
     def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
@@ -189,7 +195,7 @@ class _Runner:
         variables: PluginVariables | None,
         skip_ffn: bool,
     ) -> dict[str, Any]:
-        from variator_jax.data.batches import task_or_mixture
+        from variator_jax.data.batches import accepted_answers, task_or_mixture
 
         vocabulary = task_or_mixture(spec.name).output_features["targets"].vocabulary
         if spec.kind == "generation":
@@ -199,12 +205,18 @@ class _Runner:
                     self._params, variables, batch["encoder_input_tokens"]
                 ),
                 "decode": vocabulary.decode,
+                "references": accepted_answers(spec.name, self._data.split)
+                if spec.many_answers
+                else None,
             }
         if spec.kind == "classification":
-            label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode)
-            scorer = scorers.label_scorer(self._module, label_ids, config, skip_ffn=skip_ffn)
+            label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
+            position = len(evaluator.prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
+            scorer = scorers.label_scorer(
+                self._module, label_ids, config, skip_ffn=skip_ffn, position=position
+            )
             bound = functools.partial(scorer, self._params, variables)
-            return {"score_batch": bound, "label_ids": label_ids}
+            return {"score_batch": bound, "label_ids": label_ids, "label_position": position}
         scorer = scorers.target_scorer(self._module, config, skip_ffn=skip_ffn)
         return {"score_batch": functools.partial(scorer, self._params, variables)}
 
@@ -217,6 +229,10 @@ class _Runner:
             return greedy_decode(self._module, params, encoded, tokens, length).tokens
 
         return generate
+
+
+def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
+    return {task: result.score for task, result in results.items()}
 
 
 def _encode(

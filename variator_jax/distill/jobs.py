@@ -13,19 +13,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
 
+from variator_jax import partitioning
 from variator_jax.backbone import T5Config, Transformer, init_params
 from variator_jax.checkpoints import (
     Backbone,
     Plugin,
-    load_backbone,
     load_plugin,
     save_backbone,
     save_plugin,
+    stream,
 )
+from variator_jax.checkpoints.any_backbone import open_backbone
+from variator_jax.checkpoints.backbone_folder import file_fingerprint
 from variator_jax.checkpoints.folders import fingerprint
 from variator_jax.distill.data import DataConfig, check_vocabulary, vocabulary_file
-from variator_jax.distill.loop import HostBatch
 from variator_jax.distill.losses import LossConfig
 from variator_jax.distill.objectives import Distillation, Objective, TaskTraining, run
 from variator_jax.errors import CheckpointError, ConfigError
@@ -51,7 +55,8 @@ class Job:
     Attributes:
       objective: what a step minimises.
       identity: what makes the run this one; a run folder is never continued as another.
-      start: the trained and the frozen arrays, made when the folder is known to be this run's.
+      start: the trained and the frozen arrays, made when the folder is known to be this run's;
+        they lie on the devices as `partitioning` says.
       export: writes the trained arrays, with a summary of the run, and returns the folder.
     """
 
@@ -67,27 +72,32 @@ def backbone_job(
     initial_checkpoint_path: str | None,
     data: DataConfig,
     seed: int,
+    mesh: Mesh,
 ) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
     vocabulary = data.vocabulary()
     check_vocabulary(data.task, vocabulary, config)
     initial = None
     if initial_checkpoint_path is not None:
-        initial = load_initial_backbone(initial_checkpoint_path, config, data)
+        # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
+        # fine-tuning would be lost in its rounding.
+        dtype = config.param_dtype
+        initial = load_initial_backbone(initial_checkpoint_path, config, data, mesh, dtype)
 
     config = initial.config if initial else config
 
     def start() -> tuple[dict, None]:
-        if initial is None:
-            return init_params(config, jax.random.key(seed)), None
-        # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
-        # fine-tuning would be lost in its rounding.
-        dtype = jnp.dtype(config.param_dtype)
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), initial.params), None
+        if initial is not None:
+            return initial.params, None
+        shardings = partitioning.parameter_shardings(config, mesh)
+        fresh = init_params(config, jax.random.key(seed))
+        return jax.tree.map(partitioning.place, fresh, shardings), None
 
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
         folder = pathlib.Path(model_dir) / "backbone"
-        save_backbone(folder, config, params, vocabulary_file(vocabulary))
+        whole = jax.tree.map(partitioning.gather, params)
+        if jax.process_index() == 0:
+            save_backbone(folder, config, whole, vocabulary_file(vocabulary))
         return folder
 
     identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else config.name}
@@ -103,6 +113,8 @@ def plugin_job(
     loss: LossConfig,
     data: DataConfig,
     seed: int,
+    mesh: Mesh,
+    backbone_dtype: str | None = None,
 ) -> Job:
     """Trains a plugin beside a frozen backbone, a fresh one or one to adapt."""
     if plugin is None or plugin.ratio == 1:
@@ -121,7 +133,7 @@ def plugin_job(
         raise ConfigError(
             "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to its folder."
         )
-    backbone = load_initial_backbone(initial_checkpoint_path, config, data)
+    backbone = load_initial_backbone(initial_checkpoint_path, config, data, mesh, backbone_dtype)
     initial = None
     if initial_plugin_path is not None:
         initial = initial_plugin(initial_plugin_path, plugin, backbone.config)
@@ -130,13 +142,16 @@ def plugin_job(
         if initial is not None:
             variables = initial.variables
         else:
-            variables = _fresh_plugin(pathlib.Path(model_dir), plugin, backbone, data, seed)
-        return variables.params, jax.device_put((backbone.params, variables.output_scales))
+            variables = _fresh_plugin(pathlib.Path(model_dir), plugin, backbone, data, seed, mesh)
+        everywhere = partitioning.replicated(mesh)
+        placed = jax.tree.map(lambda x: partitioning.place(x, everywhere), variables)
+        return placed.params, (backbone.params, placed.output_scales)
 
     def export(params: dict, frozen: tuple, training: Mapping[str, Any]) -> pathlib.Path:
         folder = pathlib.Path(model_dir) / "plugin"
         trained = PluginVariables(params, frozen[1])
-        save_plugin(folder, plugin, trained, backbone, training=training)
+        if jax.process_index() == 0:
+            save_plugin(folder, plugin, trained, backbone, training=training)
         return folder
 
     identity = {
@@ -171,32 +186,45 @@ def backbone_folder(path: str) -> pathlib.Path:
     return folder
 
 
-def load_initial_backbone(path: str, config: T5Config, data: DataConfig) -> Backbone:
-    """Loads a backbone and checks that the run's shape and vocabulary are its own."""
+def load_initial_backbone(
+    path: str, config: T5Config, data: DataConfig, mesh: Mesh, dtype: str | None = None
+) -> Backbone:
+    """Loads a backbone into its place on the mesh, if the run's shape and vocabulary are its own.
+
+    One array at a time is in the host's memory, so a backbone may be larger than that.
+    """
     folder = backbone_folder(path)
-    loaded = load_backbone(folder)
+    source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
-        found, expected = getattr(loaded.config, field), getattr(config, field)
+        found, expected = getattr(source.config, field), getattr(config, field)
         if found != expected:
             raise CheckpointError(
-                f"{folder} holds a backbone of another shape: {loaded.config.name!r} has {field} "
+                f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
                 f"{found}; this run's {config.name!r} has {expected}."
             )
-    check_vocabulary(data.task, data.vocabulary(), config, loaded.vocabulary_fingerprint)
+    given = source.vocabulary_file
+    trained_with = None if given is None else file_fingerprint(given)
+    check_vocabulary(data.task, data.vocabulary(), config, trained_with)
+    shardings = traverse_util.flatten_dict(
+        partitioning.parameter_shardings(source.config, mesh), sep="/"
+    )
+    loaded = stream.collect(
+        source, dtype, lambda name, array: partitioning.place(array, shardings[name])
+    )
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
     kept = dataclasses.replace(config, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
     return dataclasses.replace(loaded, config=kept)
 
 
 def measure_output_scales(
-    backbone: Backbone, config: PluginConfig, batch: HostBatch
+    backbone: Backbone, config: PluginConfig, batch: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """The RMS of each encoder FFN's output on a batch, `{'layers_<i>': a}`."""
     # Rematerialised layers would keep what is measured inside themselves.
     module = Transformer(dataclasses.replace(backbone.config, remat=False))
 
     @jax.jit
-    def measure(params: dict, batch: HostBatch) -> dict[str, jax.Array]:
+    def measure(params: dict, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         mask = batch["encoder_input_tokens"] > 0
         return site_output_rms(lambda: run(module, params, batch), config.sites, mask)
 
@@ -226,15 +254,26 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
 
 
 def _fresh_plugin(
-    model_dir: pathlib.Path, config: PluginConfig, backbone: Backbone, data: DataConfig, seed: int
+    model_dir: pathlib.Path,
+    config: PluginConfig,
+    backbone: Backbone,
+    data: DataConfig,
+    seed: int,
+    mesh: Mesh,
 ) -> PluginVariables:
     shape = backbone.config
     fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
     # Measured once and kept, because a resumed run must go on in the very same units.
     kept = model_dir / "calibration.json"
-    if kept.is_file():
+    measured = kept.is_file()
+    partitioning.wait_for_all("calibration")  # All have looked before one of them writes.
+    if measured:
         rms = {k: jnp.float32(v) for k, v in json.loads(kept.read_text()).items()}
     else:
-        rms = measure_output_scales(backbone, config, next(data.train(0)))
-        kept.write_text(json.dumps({k: float(v) for k, v in rms.items()}, indent=2) + "\n")
+        batch = partitioning.global_batch(next(data.train(0)), mesh)
+        with partitioning.activations(mesh):
+            scales = measure_output_scales(backbone, config, batch)
+        rms = {k: jnp.float32(partitioning.gather(v)) for k, v in scales.items()}
+        if jax.process_index() == 0:
+            kept.write_text(json.dumps({k: float(v) for k, v in rms.items()}, indent=2) + "\n")
     return calibrate(fresh, rms)

@@ -11,20 +11,28 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 
 class RunLog:
-    """Writes metrics by step. A resumed run appends to what is there."""
+    """Writes metrics by step. A resumed run appends to what is there.
+
+    Of several processes the first one writes; the others are silent.
+    """
 
     def __init__(self, model_dir: str | os.PathLike, train_steps: int) -> None:
         folder = pathlib.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._train_steps = train_steps
-        self._jsonl = open(folder / "log.jsonl", "a", encoding="utf8")  # noqa: SIM115
-        self._tensorboard = _tensorboard(folder)
+        self._train_steps, self._main = train_steps, jax.process_index() == 0
+        # The others' lines go nowhere.
+        name = folder / "log.jsonl" if self._main else os.devnull
+        self._jsonl = open(name, "a", encoding="utf8")  # noqa: SIM115
+        self._tensorboard = _tensorboard(folder) if self._main else None
 
     def say(self, text: str) -> None:
         """Prints one line for people."""
-        print(text, file=sys.stderr, flush=True)
+        if self._main:
+            print(text, file=sys.stderr, flush=True)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends `metrics` of 'train' or 'eval' to the files."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.logs import RunLog
@@ -116,7 +117,7 @@ def fit(
     step, window = int(state.step), _Window()
     stream = batches(step)
     with _sigterm() as stopped:
-        while step < schedule.train_steps and not stopped:
+        while step < schedule.train_steps and not _all_stop(stopped, step):
             batch = next(stream)
             state, metrics = step_fn(state, batch)
             step += 1
@@ -138,11 +139,19 @@ def fit(
             if not window:
                 window.restart()  # here, so that saving and evaluating do not count as slow steps
         # The signal may have come at any point of the step; what is saved already stays.
-        if stopped and step < schedule.train_steps:
+        if step < schedule.train_steps:
             if window:
                 window.close(step)
             checkpoints.save(state)
     return state, step < schedule.train_steps
+
+
+def _all_stop(stopped: list[int], step: int) -> bool:
+    """Whether the run ends before this step: of several processes, all of them at the same one."""
+    if jax.process_count() > 1:
+        # JAX's runtime hears the signal of any process, and tells all of them.
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+    return bool(stopped)
 
 
 def _tokens(batch: HostBatch) -> int:

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
+from variator_jax import partitioning
 from variator_jax.distill.objectives import Batch, Objective
 from variator_jax.errors import ConfigError
 
@@ -33,6 +35,35 @@ class TrainState:
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+
+
+def placed_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state on a mesh: moments lie where their parameter lies, the rest on every device."""
+    everywhere = partitioning.replicated(mesh)
+    params = jax.tree_util.tree_leaves_with_path(state.params)
+    where = {_names(path): leaf for path, leaf in params}
+
+    def move(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        # Optimizers keep moments in trees of the parameters' own form: the end of the path tells.
+        names = _names(path)
+        same = next((where[end] for i in range(len(names)) if (end := names[i:]) in where), None)
+        alike = same is not None and same.shape == leaf.shape
+        sharding = same.sharding if alike and same is not None else everywhere
+        return partitioning.place(partitioning.gather(leaf), sharding)
+
+    moved = jax.tree_util.tree_map_with_path(move, (state.step, state.opt_state))
+    return TrainState(moved[0], state.params, moved[1])
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def jit_train_step(train_step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+    """Compiles a step whose state keeps its place on the mesh; the old state's memory is reused."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = partitioning.replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def make_train_step(
@@ -114,8 +145,11 @@ def _accumulate(
             f"A batch of {size} does not divide into {num_microbatches} microbatches; choose a "
             f"divisor of {size}."
         )
-    # [microbatches, batch / microbatches, ...]
-    micro = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), dict(batch))
+    # [microbatches, batch / microbatches, ...]: every so many-th row, for devices hold neighbouring
+    # rows, and each microbatch shall have its part on each device.
+    micro = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), dict(batch)
+    )
 
     def body(total: tuple[Any, Metrics], now: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad_fn(params, *now)), None

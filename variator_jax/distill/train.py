@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from variator_jax import partitioning
 from variator_jax.backbone import T5Config
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.data import DataConfig
 from variator_jax.distill.jobs import Job, backbone_job, plugin_job
 from variator_jax.distill.logs import RunLog
-from variator_jax.distill.loop import Schedule, fit
+from variator_jax.distill.loop import HostBatch, Schedule, fit
 from variator_jax.distill.losses import LossConfig
 from variator_jax.distill.step import (
+    Metrics,
     TrainState,
     init_state,
+    jit_train_step,
     make_eval_step,
     make_train_step,
     mean_loss,
+    placed_state,
 )
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
@@ -52,6 +57,9 @@ def train(
     num_microbatches: int = 1,
     keep_checkpoints: int = 2,
     seed: int = 0,
+    mesh_shape: Sequence[int] | None = None,
+    backbone_dtype: str | None = None,
+    remat: bool | str = False,
 ) -> TrainResult:
     """Trains a plugin or a backbone and writes it to `model_dir`.
 
@@ -73,6 +81,9 @@ def train(
       num_microbatches: passes that a batch is cut into.
       keep_checkpoints: training checkpoints to keep.
       seed: of initialisation and dropout.
+      mesh_shape: `(data, fsdp, model)` devices; None chooses.
+      backbone_dtype: what a frozen backbone is kept in; None for what it is stored in.
+      remat: what a layer keeps for the backward pass; see `T5Config.remat`.
 
     Raises:
       VariatorError: for anything that cannot work, before the first step; or a loss or gradient
@@ -83,8 +94,13 @@ def train(
             f"NUM_MICROBATCHES is {num_microbatches!r}; it must divide BATCH_SIZE, "
             f"{data.batch_size}."
         )
+    backbone = dataclasses.replace(backbone, remat=remat)
+    frozen = trained == "plugin" and backbone_dtype is not None
+    weight = jnp.dtype(backbone_dtype if frozen else backbone.param_dtype).itemsize
+    rows = data.batch_size // num_microbatches
+    mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=weight)
     if trained == "backbone":
-        job = backbone_job(model_dir, backbone, initial_checkpoint_path, data, seed)
+        job = backbone_job(model_dir, backbone, initial_checkpoint_path, data, seed, mesh)
     elif trained == "plugin":
         job = plugin_job(
             model_dir,
@@ -95,6 +111,8 @@ def train(
             loss or LossConfig(),
             data,
             seed,
+            mesh,
+            backbone_dtype,
         )
     else:
         raise ConfigError(f"TRAINED is {trained!r}; it is 'plugin' or 'backbone'.")
@@ -102,9 +120,11 @@ def train(
     identity.pop("eval_batches")  # changes nothing in what is trained
     checkpoints = Checkpoints(model_dir, keep_checkpoints, identity)
     log = RunLog(model_dir, schedule.train_steps)
+    if mesh.size > 1:
+        log.say(f"  {partitioning.describe(mesh, backbone, weight)}")
     try:
         _write_operative_config(model_dir)
-        return _run(job, data, schedule, optimizer, num_microbatches, seed, checkpoints, log)
+        return _run(job, data, schedule, optimizer, num_microbatches, seed, mesh, checkpoints, log)
     finally:
         checkpoints.close()
         log.close()
@@ -117,45 +137,55 @@ def _run(
     optimizer: optax.GradientTransformation,
     num_microbatches: int,
     seed: int,
+    mesh: Mesh,
     checkpoints: Checkpoints,
     log: RunLog,
 ) -> TrainResult:
     params, frozen = job.start()
     # A copy, because the step gives its input's buffers up and these may be the backbone's own.
     state = init_state(jax.tree.map(lambda x: jnp.array(x, copy=True), params), optimizer)
+    state = placed_state(state, mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         log.say(f"  resuming at step {int(state.step)}")
-    step = jax.jit(
-        make_train_step(job.objective, optimizer, num_microbatches, seed), donate_argnums=0
+    step = jit_train_step(
+        make_train_step(job.objective, optimizer, num_microbatches, seed), state, mesh
     )
+
+    def on_mesh(state: TrainState, batch: HostBatch) -> tuple[TrainState, Metrics]:
+        with partitioning.activations(mesh):
+            return step(state, frozen, partitioning.global_batch(batch, mesh))
+
     state, interrupted = fit(
         state,
-        lambda state, batch: step(state, frozen, batch),
+        on_mesh,
         data.train,
         schedule,
         checkpoints,
         log,
-        _evaluation(job, frozen, data),
+        _evaluation(job, frozen, data, mesh),
     )
     if interrupted:
         log.say(f"  stopped at step {int(state.step)}, saved; the same command goes on from there")
         return TrainResult(int(state.step), True, None)
     summary = {"task": data.task, "steps": int(state.step), "batch_size": data.batch_size}
     exported = job.export(state.params, frozen, summary)
+    partitioning.wait_for_all("exported")
     log.say(f"  wrote {exported}")
     return TrainResult(int(state.step), False, exported)
 
 
 def _evaluation(
-    job: Job, frozen: object, data: DataConfig
+    job: Job, frozen: object, data: DataConfig, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]] | None:
     if not data.eval_batches:
         return None
     eval_step = jax.jit(make_eval_step(job.objective))
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        totals = [eval_step(state.params, frozen, batch) for batch in data.validation()]
+        batches = (partitioning.global_batch(batch, mesh) for batch in data.validation())
+        with partitioning.activations(mesh):
+            totals = [eval_step(state.params, frozen, batch) for batch in batches]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)
         means = mean_loss(sums, weights, job.objective)
         return {name: float(value) for name, value in means.items()}
@@ -166,6 +196,9 @@ def _evaluation(
 def _write_operative_config(model_dir: str) -> None:
     """Keeps the gin configuration that the run used; empty when it was called from Python."""
     import gin
+
+    if jax.process_index():
+        return
 
     text = gin.operative_config_str()
     pathlib.Path(model_dir, "operative_config.gin").write_text(text, encoding="utf8")

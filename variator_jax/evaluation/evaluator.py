@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from variator_jax.data import metrics
+from variator_jax.data.metrics import Answers
 from variator_jax.data.spec import TaskSpec
-from variator_jax.data.spec import verbalizer_ids as verbalizer_ids  # for callers of this module
+from variator_jax.data.spec import prefix_ids as prefix_ids  # these two for callers of this module
+from variator_jax.data.spec import verbalizer_ids as verbalizer_ids
 from variator_jax.errors import ConfigError, DataError
-from variator_jax.evaluation import metrics
 from variator_jax.evaluation.scorers import Batch
 
 PAD, EOS = 0, 1
@@ -51,7 +53,9 @@ def evaluate_task(
     score_batch: ScoreBatch | None = None,
     generate: ScoreBatch | None = None,
     label_ids: Sequence[int] | None = None,
+    label_position: int = 0,
     decode: Decode | None = None,
+    references: Sequence[Answers] | None = None,
 ) -> TaskResult:
     """Scores one task as its specification says.
 
@@ -62,7 +66,10 @@ def evaluate_task(
         (negative log-likelihoods, hits), both `[batch, target length]`.
       generate: for generation, batch -> token ids `[batch, length]`.
       label_ids: for classification, the first token id of each verbalizer (`verbalizer_ids`).
+      label_position: for classification, where in the target that token stands.
       decode: for generation, token ids -> text.
+      references: for generation, the accepted answers of each example, in the order of the
+        batches; the decoded targets if not given.
 
     Raises:
       ConfigError: if a function that this kind of task needs is missing.
@@ -70,25 +77,31 @@ def evaluate_task(
     """
     if spec.kind == "classification":
         scorer = _needed(spec, "score_batch", score_batch)
-        return evaluate_classification(spec, batches, scorer, _needed(spec, "label_ids", label_ids))
+        ids = _needed(spec, "label_ids", label_ids)
+        return evaluate_classification(spec, batches, scorer, ids, label_position)
     if spec.kind == "generation":
         decoder = _needed(spec, "decode", decode)
-        return evaluate_generation(spec, batches, _needed(spec, "generate", generate), decoder)
+        generator = _needed(spec, "generate", generate)
+        return evaluate_generation(spec, batches, generator, decoder, references)
     if spec.kind == "span_corruption":
         return evaluate_span_corruption(spec, batches, _needed(spec, "score_batch", score_batch))
     raise ConfigError(f"Task {spec.name!r} is of kind {spec.kind!r}, which has no score.")
 
 
 def evaluate_classification(
-    spec: TaskSpec, batches: Iterable[Batch], score_batch: ScoreBatch, label_ids: Sequence[int]
+    spec: TaskSpec,
+    batches: Iterable[Batch],
+    score_batch: ScoreBatch,
+    label_ids: Sequence[int],
+    label_position: int = 0,
 ) -> TaskResult:
     """Accuracy of the highest verbalizer; for two labels `details` adds the F1 of the second."""
     predictions: list[int] = []
     references: list[int] = []
     index = {token: label for label, token in enumerate(label_ids)}
     for batch, rows in _scored(batches):
-        targets = np.asarray(batch["decoder_target_tokens"])[rows, 0]
-        references += [_label(spec, index, int(token)) for token in targets]
+        targets = np.asarray(batch["decoder_target_tokens"])[rows]
+        references += [_label(spec, index, row, label_position) for row in targets]
         predictions += np.asarray(score_batch(batch))[rows].argmax(axis=-1).tolist()
     score = metrics.accuracy(predictions, references)
     details = {"accuracy": score}
@@ -101,15 +114,21 @@ def evaluate_classification(
 
 
 def evaluate_generation(
-    spec: TaskSpec, batches: Iterable[Batch], generate: ScoreBatch, decode: Decode
+    spec: TaskSpec,
+    batches: Iterable[Batch],
+    generate: ScoreBatch,
+    decode: Decode,
+    references: Sequence[Answers] | None = None,
 ) -> TaskResult:
     """Token F1 of the decoded answers; `details` adds the exact match."""
     predictions: list[str] = []
-    references: list[str] = []
+    decoded: list[str] = []
     for batch, rows in _scored(batches):
         targets = np.asarray(batch["decoder_target_tokens"])[rows]
-        references += [decode(_until_eos(row)) for row in targets]
-        predictions += [decode(_until_eos(row)) for row in np.asarray(generate(batch))[rows]]
+        outputs = np.asarray(generate(batch))[rows]
+        decoded += [spec.answer(decode(_until_eos(row))) for row in targets]
+        predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
+    references = decoded if references is None else references
     score = metrics.token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
     return TaskResult(
@@ -161,11 +180,17 @@ def _scored(batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
             yield batch, rows
 
 
-def _label(spec: TaskSpec, index: Mapping[int, int], token: int) -> int:
+def _label(spec: TaskSpec, index: Mapping[int, int], target: np.ndarray, position: int) -> int:
+    if position >= len(target):
+        raise DataError(
+            f"Task {spec.name!r}: targets of {len(target)} tokens have no verbalizer; it stands "
+            f"behind the prefix {spec.prefix!r}, so give longer targets in TASK_FEATURE_LENGTHS."
+        )
+    token = int(target[position])
     if token not in index:
         raise DataError(
-            f"Task {spec.name!r}: a target begins with token {token}, which begins none of the "
-            f"verbalizers {list(spec.labels)} (tokens {list(index)})."
+            f"Task {spec.name!r}: a target has token {token} at position {position}, which begins "
+            f"none of the verbalizers {list(spec.labels)} (tokens {list(index)})."
         )
     return index[token]
 

@@ -52,6 +52,7 @@ class RatioEntry:
       extra_parameters: the plugin's trained weights.
       extra_parameters_share: the same over the backbone's parameters.
       latency: one entry per shape that was measured.
+      details: task -> further scores by name, such as SQuAD's exact match beside its token F1.
     """
 
     ratio: int
@@ -62,6 +63,7 @@ class RatioEntry:
     extra_parameters: int
     extra_parameters_share: float
     latency: Sequence[LatencyEntry] = ()
+    details: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,7 @@ def ratio_entry(
     quality: Scores,
     identical_to_backbone: bool,
     latency: Sequence[LatencyEntry] = (),
+    details: Mapping[str, Scores] | None = None,
 ) -> RatioEntry:
     """An entry whose FLOPs and parameters are computed from the shapes."""
     extra = cost.plugin_parameters(config, plugin)
@@ -117,6 +120,7 @@ def ratio_entry(
         extra_parameters=extra,
         extra_parameters_share=extra / cost.backbone_parameters(config),
         latency=tuple(latency),
+        details={task: dict(scores) for task, scores in (details or {}).items()},
     )
 
 

@@ -32,14 +32,17 @@ def label_scorer(
     plugin: PluginConfig | None = None,
     *,
     skip_ffn: bool = False,
+    position: int = 0,
 ) -> Scorer:
-    """Returns a scorer of verbalizers: logits of `label_ids` at the first target position.
+    """Returns a scorer of verbalizers: logits of `label_ids` at one target position.
 
     Args:
       module: the backbone, with T5X's call signature.
       label_ids: first token id of each verbalizer, in label order.
       plugin: settings of the plugin to splice, None for the backbone itself.
       skip_ffn: run the control without encoder FFNs instead; excludes `plugin`.
+      position: where in the target the verbalizer begins; the target's tokens before it, a
+        prefix, are given to the decoder.
 
     Returns:
       A function of (backbone parameters, plugin variables, batch) to `[batch, labels]` float32.
@@ -47,10 +50,11 @@ def label_scorer(
     columns = np.asarray(label_ids, np.int32)
 
     def score(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        first = {name: array[:, :1] for name, array in arrays.items() if name.startswith("decoder")}
-        # [batch, 1, vocab]
-        logits = _logits(module, params, variables, {**arrays, **first}, plugin, skip_ffn)
-        return logits[:, 0, columns].astype(jnp.float32)
+        decoder = [name for name in arrays if name.startswith("decoder")]
+        begun = {name: arrays[name][:, : position + 1] for name in decoder}
+        # [batch, position + 1, vocab]
+        logits = _logits(module, params, variables, {**arrays, **begun}, plugin, skip_ffn)
+        return logits[:, position, columns].astype(jnp.float32)
 
     return _compiled(score, plugin, skip_ffn)
 

@@ -8,6 +8,7 @@ from variator_jax.evaluation.schema import LatencyEntry, RatioEntry, Report, Sco
 from variator_jax.evaluation.targets import Targets, classification_mean, targets_missed
 
 _NONE = "–"
+_HEADLINES = ("accuracy", "token_f1")  # these are the scores of the first table
 
 
 def report_markdown(report: Report, targets: Targets | None = None) -> str:
@@ -22,6 +23,7 @@ def report_markdown(report: Report, targets: Targets | None = None) -> str:
         f"backbone. Encoder FLOPs are by formula, for one row of {report.encoder_length} tokens. "
         "Shares of parameters are of the whole backbone. The row *no encoder FFN* is the "
         "backbone with its encoder FFNs skipped, *majority* always answers the commonest label.",
+        *_details_section(report),
         *_latency_section(report),
         *_promises(report, targets),
         _bullets(report.notes),
@@ -70,6 +72,32 @@ def quality_table(report: Report) -> str:
         rows.append(["no encoder FFN", *_scores(report, report.control_no_ffn, reference), *blank])
     rows.append(["majority", *_scores(report, report.majority, {}), *blank])
     return _table(header, rows)
+
+
+def details_table(report: Report) -> str:
+    """Further scores of each task, one row each and one column per ratio."""
+    found = [
+        (task, name)
+        for task, scores in report.ratios[0].details.items()
+        for name in scores
+        if name not in _HEADLINES
+    ]
+    if not found:
+        return ""
+    rows = [
+        [
+            task,
+            name,
+            *(f"{e.details.get(task, {}).get(name, float('nan')):.1f}" for e in report.ratios),
+        ]
+        for task, name in found
+    ]
+    return _table(["task", "score", *(f"k={entry.ratio}" for entry in report.ratios)], rows)
+
+
+def _details_section(report: Report) -> list[str]:
+    table = details_table(report) if report.ratios else ""
+    return ["## Further scores", table] if table else []
 
 
 def latency_table(report: Report) -> str:

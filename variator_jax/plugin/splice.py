@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.linen.partitioning import with_sharding_constraint
 
 from variator_jax.errors import PluginError
 from variator_jax.plugin.compression import PluginLayer, from_groups, group_members, to_groups
@@ -111,13 +112,18 @@ def splice(
         x = to_groups(x, config.ratio)
         # [batch, groups, embed]
         merged = module.apply({"params": params}, x, members, method="compress")
-        y = ffn(merged)
+        y = ffn(_constrain(merged))
         # [batch, groups, k, embed]
         z = module.apply({"params": params}, y, x, scale, receivers, method="decompress")
-        return from_groups(z, length)
+        return _constrain(from_groups(z, length))
 
     with surround_sites(config.sites, surround):
         yield
+
+
+def _constrain(x: jax.Array) -> jax.Array:
+    """Keeps `[batch, length or groups, embed]` cut along the batch, where there is a mesh."""
+    return with_sharding_constraint(x, ("batch", "length", "embed"))
 
 
 def _layer_arrays(plugin: PluginVariables, layer: int) -> tuple[dict, jax.Array]:

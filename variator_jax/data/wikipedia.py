@@ -1,0 +1,114 @@
+"""Span corruption on Wikipedia, for plugin pre-training: the paper's data.
+
+An example is one passage of about 128 words, never two that were joined, and ends in padding where
+it is shorter than the inputs; so plugins meet padding already here. `file_task` has the other way,
+running text without gaps, over one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from variator_jax.data import noise, prompted
+from variator_jax.data._tf import seqio, tf
+from variator_jax.data.preprocessors import corrupt_spans
+from variator_jax.data.registry import is_registered, remember
+from variator_jax.data.sources import add_task
+from variator_jax.data.spec import TaskSpec
+from variator_jax.data.vocabulary import is_url, vocabulary_of
+from variator_jax.errors import DataError
+
+TFDS = "wikipedia/20230601.en:1.0.0"
+SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
+PASSAGE_WORDS = 128
+SHORTEST_PASSAGE = 16  # words: what is left at the end of an article, or a stub
+_SHUFFLED = 2_000  # passages: those of an article follow each other in the file
+_DEFAULT_LENGTHS = {"inputs": 224, "targets": 48}
+
+
+def wikipedia_task(
+    vocabulary: Any = None, data_dir: str | None = None, task_name: str | None = None
+) -> str:
+    """Registers `wikipedia_span_corruption`, once, and returns its name; reads no data.
+
+    Args:
+      vocabulary: as in `glue.glue_task`.
+      data_dir: a folder, or its URL, with .txt or .txt.gz files of one text a line; those with
+        'valid' or 'dev' in their names are for validation. They are streamed, however large.
+        TensorFlow Datasets' English Wikipedia if not given, of which a hundredth is held out.
+      task_name: the task's name; if not given, as in `glue.glue_task`.
+
+    Raises:
+      DataError: if the folder lacks files for training or validation, or another task has the name.
+    """
+    chosen = vocabulary_of(vocabulary)
+    default, origin = prompted.named("wikipedia_span_corruption", chosen, data_dir)
+    spec = TaskSpec(task_name or default, "span_corruption")
+    if is_registered(spec.name, origin):
+        return spec.name
+    source: Any = prompted.tfds_source(TFDS, SPLITS)
+    if data_dir is not None:
+        source = seqio.FileDataSource(_read_lines, _text_files(data_dir))
+    steps: list[Callable[..., Any]] = [
+        cut_passages,
+        tokenize_passages,
+        corrupt_spans,
+        seqio.preprocessors.append_eos_after_trim,
+    ]
+    add_task(spec.name, source, steps, chosen, spec, shuffle_buffer_size=_SHUFFLED)
+    return remember(spec.name, origin, spec)
+
+
+def cut_passages(dataset: Any) -> Any:
+    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
+
+    def cut(example: Mapping[str, Any]) -> Any:
+        words = tf.strings.split(example["text"])
+        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), PASSAGE_WORDS)
+        pieces = starts.map(lambda start: words[start : start + PASSAGE_WORDS])
+        pieces = pieces.filter(lambda piece: tf.size(piece) >= SHORTEST_PASSAGE)
+        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
+
+    return dataset.flat_map(cut)
+
+
+def tokenize_passages(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Tokenizes {'targets'}, each cut so that it fits into the inputs after corruption."""
+    vocabulary = output_features["targets"].vocabulary
+    chunk = noise.check_room(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
+        return {"targets": vocabulary.encode_tf(example["targets"])[:chunk]}
+
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
+
+
+def _read_lines(path: Any) -> Any:
+    compression = tf.where(tf.strings.regex_full_match(path, r".*\.gz"), "GZIP", "")
+    return tf.data.TextLineDataset(path, compression).map(lambda line: {"text": line})
+
+
+def _text_files(data_dir: str) -> dict[str, list[str]]:
+    folder = data_dir if is_url(data_dir) else str(Path(data_dir).expanduser().absolute())
+    folder = folder.rstrip("/")
+    files = sorted(
+        path for end in ("txt", "txt.gz") for path in tf.io.gfile.glob(f"{folder}/*.{end}")
+    )
+    held_out = [path for path in files if _is_validation(path.rsplit("/", 1)[-1])]
+    found = {"train": [path for path in files if path not in held_out], "validation": held_out}
+    for split, paths in found.items():
+        if not paths:
+            raise DataError(
+                f"{folder} has no text for {split}: expected .txt or .txt.gz files, one text a "
+                "line, of which those for validation have 'valid' or 'dev' in their names"
+            )
+    return found
+
+
+def _is_validation(name: str) -> bool:
+    return "valid" in name.lower() or "dev" in name.lower()

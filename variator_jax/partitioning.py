@@ -1,0 +1,285 @@
+"""Which device holds what: the mesh, and rules from logical axes to its axes.
+
+T5's own axis names are T5X's. A mesh has the axes `data` (copies of everything), `fsdp` (weights
+cut along their width, gathered when used) and `model` (heads and feed-forward units split). Batches
+are cut along `data` and `fsdp`. Nothing here knows what a step computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.linen import partitioning as flax_partitioning
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from variator_jax.backbone import T5Config, Transformer
+from variator_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+
+# Weights: logical axis -> mesh axis. A plugin's are not named: it is small, and lies everywhere.
+PARAMETER_RULES: Mapping[str, str] = {
+    "vocab": "model",
+    "mlp": "model",
+    "heads": "model",
+    "joined_kv": "model",
+    "embed": "fsdp",
+}
+# Activations; what is not named is not cut.
+ACTIVATION_RULES = (
+    ("batch", BATCH_AXES),
+    ("heads", "model"),
+    ("mlp", "model"),
+    ("length", None),
+    ("embed", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices each axis of a mesh has."""
+
+    data: int = 1
+    fsdp: int = 1
+    model: int = 1
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return self.data * self.fsdp * self.model
+
+    def __str__(self) -> str:
+        return f"{self.data} x {self.fsdp} x {self.model} (data x fsdp x model)"
+
+
+def make_mesh(
+    config: T5Config,
+    batch_size: int,
+    shape: Sequence[int] | None = None,
+    devices: Sequence[Any] | None = None,
+    bytes_per_weight: int = 4,
+) -> Mesh:
+    """The mesh of a run.
+
+    Args:
+      config: the backbone, whose heads, units and width must divide.
+      batch_size: rows of a batch or microbatch, which must divide among `data` and `fsdp`.
+      shape: `(data, fsdp, model)`; None chooses by the number of devices and the backbone's size.
+      devices: by default all.
+      bytes_per_weight: of the backbone in memory, for the choice.
+
+    Raises:
+      ConfigError: for a mesh that is not possible, with the nearest that are.
+    """
+    found = list(devices if devices is not None else jax.devices())
+    if shape is None:
+        chosen = default_shape(config, batch_size, len(found), _room(found[0]), bytes_per_weight)
+    else:
+        chosen = _given(shape)
+        check_shape(chosen, config, batch_size, len(found))
+    # Neighbours in jax's order are near each other, and `model` talks most: it goes innermost.
+    cube = np.asarray(found).reshape(chosen.data, chosen.fsdp, chosen.model)
+    return Mesh(cube, AXES)
+
+
+def default_shape(
+    config: T5Config,
+    batch_size: int,
+    num_devices: int,
+    room: int | None = None,
+    bytes_per_weight: int = 4,
+) -> MeshShape:
+    """The mesh with the least talk whose weights leave half of a device's memory to activations.
+
+    Data parallelism talks least, and FSDP less than model parallelism: a plugin's gradients are
+    small, gathered weights are not, and activations are exchanged in every layer.
+
+    Args:
+      config: the backbone.
+      batch_size: rows of a batch.
+      num_devices: how many there are.
+      room: bytes of memory of a device; None where it is not known, as on CPUs.
+      bytes_per_weight: of the backbone in memory.
+
+    Raises:
+      ConfigError: if no mesh is possible at all.
+    """
+    shapes = possible_shapes(config, batch_size, num_devices)
+    if not shapes:
+        raise ConfigError(
+            f"No mesh of {num_devices} devices is possible for backbone {config.name!r} and a "
+            f"batch of {batch_size}: take a batch that is a multiple of {num_devices}."
+        )
+    weights = _parameters(config) * bytes_per_weight
+
+    def cost(shape: MeshShape) -> tuple[bool, int, int]:
+        crowded = room is not None and weights / (shape.fsdp * shape.model) > room / 2
+        return crowded, shape.model, shape.fsdp
+
+    # Where nothing fits, the one that spreads the weights most.
+    best = min(shapes, key=cost)
+    return best if not cost(best)[0] else max(shapes, key=lambda s: (s.fsdp * s.model, s.fsdp))
+
+
+def possible_shapes(config: T5Config, batch_size: int, num_devices: int) -> list[MeshShape]:
+    """All meshes of this many devices that the backbone and the batch allow."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    shapes = (
+        MeshShape(num_devices // (fsdp * model), fsdp, model)
+        for fsdp, model in itertools.product(divisors, repeat=2)
+        if num_devices % (fsdp * model) == 0
+    )
+    return [shape for shape in shapes if not _obstacle(shape, config, batch_size)]
+
+
+def check_shape(shape: MeshShape, config: T5Config, batch_size: int, num_devices: int) -> None:
+    """Refuses a mesh that is not possible.
+
+    Raises:
+      ConfigError: with the reason and the nearest meshes that are.
+    """
+    if shape.size != num_devices:
+        reason = f"has {shape.size} devices, and there are {num_devices}"
+    else:
+        reason = _obstacle(shape, config, batch_size)
+    if not reason:
+        return
+
+    def distance(other: MeshShape) -> float:
+        pairs = zip(dataclasses.astuple(shape), dataclasses.astuple(other), strict=True)
+        return sum(abs(math.log(max(a, 1)) - math.log(b)) for a, b in pairs)
+
+    near = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
+    instead = "; ".join(map(str, near)) or f"none, with a batch of {batch_size}"
+    raise ConfigError(f"MESH_SHAPE {shape} {reason}. Possible: {instead}.")
+
+
+def parameter_shardings(config: T5Config, mesh: Mesh) -> dict:
+    """A backbone's tree of `NamedSharding`, by the logical axes of its parameters."""
+    axes = flax_partitioning.get_axis_names(_logical_axes(config))
+
+    def sharding(names: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(PARAMETER_RULES.get(name) for name in names)))
+
+    is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(sharding, axes, is_leaf=is_leaf)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: the plugin, its optimizer's state, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch among `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays over the whole mesh, of a batch of which every process has all rows.
+
+    Each process keeps those of its own devices. The rows of a batch thus depend on the seed alone,
+    and not on how many processes there are.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, functools.partial(_rows, array))
+        for name, array in batch.items()
+    }
+
+
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process has whole where `sharding` says; each keeps its part."""
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, functools.partial(_rows, host))
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """The whole of an array, in every process's memory."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _rows(array: np.ndarray, index: Any) -> np.ndarray:
+    return array[index]
+
+
+@contextlib.contextmanager
+def activations(mesh: Mesh) -> Iterator[None]:
+    """While active, traced networks and splices pin their activations to the mesh."""
+    with mesh, flax_partitioning.axis_rules(ACTIVATION_RULES):
+        yield
+
+
+def describe(mesh: Mesh, config: T5Config, bytes_per_weight: int) -> str:
+    """One line: the mesh, and what the backbone takes on each device."""
+    shape = MeshShape(*mesh.devices.shape)
+    each = _parameters(config) * bytes_per_weight / (shape.fsdp * shape.model)
+    kind = mesh.devices.flat[0].device_kind
+    return (
+        f"mesh {shape} of {kind}, {jax.process_count()} process(es); "
+        f"backbone: {each / 2**20:,.1f} MiB a device"
+    )
+
+
+def _obstacle(shape: MeshShape, config: T5Config, batch_size: int) -> str:
+    """Why a mesh is not possible; empty if it is."""
+    rows = shape.data * shape.fsdp
+    parts = (
+        (batch_size, rows, f"cannot share {batch_size} rows of a (micro)batch"),
+        (config.num_heads, shape.model, f"cannot split {config.num_heads} heads"),
+        (config.mlp_dim, shape.model, f"cannot split {config.mlp_dim} feed-forward units"),
+        (config.vocab_size, shape.model, f"cannot split {config.vocab_size} embeddings"),
+        (config.embed_dim, shape.fsdp, f"cannot cut a width of {config.embed_dim}"),
+    )
+    return next((reason for whole, part, reason in parts if whole % part), "")
+
+
+def _given(shape: Sequence[int]) -> MeshShape:
+    numbers = list(shape) if not isinstance(shape, str) else []
+    if len(numbers) != 3 or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ConfigError(
+            f"MESH_SHAPE is {shape!r}; it is a tuple (data, fsdp, model) of positive integers, "
+            "such as (8, 1, 1)."
+        )
+    return MeshShape(*numbers)
+
+
+def _room(device: Any) -> int | None:
+    """Bytes of a device's memory, where it tells."""
+    try:
+        stats = device.memory_stats()
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    return stats.get("bytes_limit") if stats else None
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: T5Config) -> Any:
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+
+
+def _logical_axes(config: T5Config) -> Any:
+    return _shapes(config)["params_axes"]
+
+
+def _parameters(config: T5Config) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_shapes(config)["params"]))

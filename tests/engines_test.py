@@ -1,4 +1,4 @@
-"""Which engine a command takes, what it says about it, and what it refuses. T5X itself is absent."""
+"""Which engine a command takes, what it says about it, and what it refuses, without T5X."""
 
 import os
 import subprocess

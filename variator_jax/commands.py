@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.errors import ConfigError
 
 
@@ -70,9 +71,7 @@ def gin_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="folders where gin files are looked for before the packaged ones",
     )
-    parser.add_argument(
-        "--engine", help="t5x or builtin; by default T5X where it can be imported"
-    )
+    parser.add_argument("--engine", help="t5x or builtin; by default T5X where it can be imported")
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +84,19 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     # Taken out before argparse sees them, too.
     parser.add_argument(
         "-- FLAG", dest="unused", action="store_true", help="further flags of T5X's own program"
+    )
+
+
+def _process_arguments(parser: argparse.ArgumentParser) -> None:
+    """How several processes find one another; T5X has the same names."""
+    add = parser.add_argument
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, in a run of several")
+    add("--process_count", type=int, metavar="N", help="how many processes the run has")
+    add("--process_index", type=int, metavar="I", help="which of them this is, from 0")
+    add(
+        "--multiprocess",
+        action="store_true",
+        help="insist on a TPU pod, SLURM, Open MPI or Kubernetes that JAX detects",
     )
 
 
@@ -103,13 +115,19 @@ def _path(text: str) -> Callable[[argparse.ArgumentParser], object]:
     ),
     gin_arguments,
     _run_arguments,
+    _process_arguments,
 )
 def _train(args: argparse.Namespace) -> None:
     if _on_builtin_engine(args, "train"):
-        from variator_jax import gin_utils
+        from variator_jax import distributed, gin_utils
         from variator_jax.distill import train
 
-        if gin_utils.configured(train.train)().interrupted:
+        distributed.initialize(
+            args.coordinator_address, args.process_count, args.process_index, args.multiprocess
+        )
+        with distributed.together():
+            interrupted = gin_utils.configured(train.train)().interrupted
+        if interrupted:
             raise SystemExit(128 + signal.SIGTERM)  # as if the signal had ended it, for scripts
 
 
@@ -295,6 +313,26 @@ def _report(args: argparse.Namespace) -> None:
         print(f"\nPlot: {plot}")
 
 
+@_command(
+    "bench",
+    "Time an encoder at several compression ratios, and its distillation step, on this device.",
+    (
+        "variator bench --backbone t5_1_0_base --shape 4x256 --shape 1x512 --peer --output bench",
+        "variator bench --backbone t5_1_1_xl --batch 32 --length 512 --dtype bfloat16 --peer",
+        "variator bench --backbone t5_1_1_xl --batch 32 --length 512 --dtype bfloat16 --ratios 4 "
+        "--train --remat dots --microbatches 2",
+    ),
+    bench_arguments,
+)
+def _bench(args: argparse.Namespace) -> None:
+    from variator_jax.bench import arguments
+
+    settings = arguments.settings_of(args)
+    from variator_jax.bench import run
+
+    run.run(settings, args.output)
+
+
 def _on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
     """Parses the configuration, and says whether the caller shall go on with it.
 
@@ -317,6 +355,7 @@ def _on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
     if engine.name == engines.BUILTIN and not args.dry_run:
         return True
     flags = [f"--tfds_data_dir={args.tfds_data_dir}"] if args.tfds_data_dir else []
+    flags += _t5x_process_flags(args)
     paths = _search_paths(args, command, engine)
     program = engines.command_line(
         command, args.gin_file, overrides, paths, [*flags, *args.t5x_flags]
@@ -329,12 +368,21 @@ def _on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
     return False
 
 
+def _t5x_process_flags(args: argparse.Namespace) -> list[str]:
+    """The flags by which T5X's training joins several processes; on TPU pods it needs none."""
+    names = ("coordinator_address", "process_count", "process_index")
+    given = {name: getattr(args, name, None) for name in names}
+    if all(value is None for value in given.values()):
+        return []
+    return ["--multiprocess_gpu", *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+
+
 def _tell_plan(command: str, builtin: bool) -> None:
     """Prints the configuration, what it leaves open, and what the run will need."""
     from variator_jax import gin_utils
 
     print(gin_utils.resolved_config())
-    missing = gin_utils.unset_required()
+    missing = gin_utils.leave_unset()
     if builtin:
         from variator_jax.evaluation import plan
 

@@ -22,13 +22,13 @@ from variator_jax.errors import ConfigError, did_you_mean
 BUILTIN, T5X = "builtin", "t5x"
 HOW = "docs/t5x.md says how T5X is installed"
 
-# T5X's programs, and what gin configures in each.
+# T5X's programs, by the modules whose functions gin configures.
 PROGRAMS = {
-    "train": ("t5x.train", "train"),
-    "eval": ("t5x.eval", "evaluate"),
-    "infer": ("t5x.infer", "infer"),
-    "export": ("t5x.export", "save"),
-    "precompile": ("t5x.precompile", "precompile"),
+    "train": "t5x.train",
+    "eval": "t5x.eval",
+    "infer": "t5x.infer",
+    "export": "t5x.export",
+    "precompile": "t5x.precompile",
 }
 _SERVING = "tensorflow-serving-api"  # the package of what t5x.export imports
 
@@ -90,7 +90,7 @@ def check(
       ConfigError: if T5X, or what it needs, cannot be imported.
       VariatorError: for anything else that shows before T5X starts.
     """
-    with _as_main(PROGRAMS[command][0]):
+    with _as_main(PROGRAMS[command]):
         overrides = gin_utils.parse(gin_files, bindings, search_paths, require)
         if require:
             _rehearse(command)
@@ -123,10 +123,12 @@ def command_line(
     return [
         sys.executable,
         "-m",
-        PROGRAMS[command][0],
+        "t5x.main" if command == "precompile" else PROGRAMS[command],
         *(f"--gin_file={gin_utils.find_config(name, search_paths)}" for name in gin_files),
         f"--gin_search_paths={','.join(folders)}",
         *(f"--gin.{name}={value}" for name, value in overrides),
+        # Of T5X's programs this one only runs through T5X's common entrance.
+        *(["--run_mode=precompile"] if command == "precompile" else []),
         *rest,
     ]
 
@@ -151,8 +153,8 @@ def _as_main(module: str) -> Iterator[None]:
     except ImportError as error:
         package = _SERVING if "tensorflow_serving" in str(error) else error.name
         raise ConfigError(
-            f"{module} cannot be imported: {error}. It needs the package {package!r}; {HOW}, or "
-            f"use --engine={BUILTIN}."
+            f"{module} cannot be imported: {error}. It needs the package {package!r}; {HOW}. Where "
+            f"the built-in engine has the command, too, --engine={BUILTIN} does without T5X."
         ) from error
     finally:
         sys.modules["__main__"] = own

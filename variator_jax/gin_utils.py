@@ -40,10 +40,10 @@ __all__ = [
     "configs_dir",
     "configured",
     "find_config",
+    "leave_unset",
     "macro",
     "parse",
     "resolved_config",
-    "unset_required",
 ]
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def parse(
       bindings: overrides `NAME=VALUE`, where the value is a Python literal or a gin reference. A
         bare word (`runs/x`) stands for a string, unless the files give the name another type.
       search_paths: folders for gin files and for the files that they include.
-      require: whether required macros must be set; `unset_required` tells which are not.
+      require: whether required macros must be set; `leave_unset` tells which are not.
 
     Returns:
       The overrides as names and gin literals, for handing them on.
@@ -142,6 +142,14 @@ def macro(name: str) -> Any:
         known = [scope for scope, selector in gin_config._CONFIG if selector == MACRO]
         raise ConfigError(f"no macro {name!r} is defined." + did_you_mean(name, known))
     return _without_macros(gin_config._CONFIG[key]["value"])
+
+
+def leave_unset() -> list[str]:
+    """Sets what is required and not set to None, for a look at the rest; returns the names."""
+    missing = unset_required()
+    for name in missing:
+        gin.parse_config(f"{name} = None")
+    return missing
 
 
 def resolved_config() -> str:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 from flax.linen import partitioning as flax_partitioning
@@ -172,7 +173,7 @@ def parameter_shardings(config: T5Config, mesh: Mesh) -> dict:
         return NamedSharding(mesh, PartitionSpec(*(PARAMETER_RULES.get(name) for name in names)))
 
     is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree.map(sharding, axes, is_leaf=is_leaf)
+    return dict(flax.core.unfreeze(jax.tree.map(sharding, axes, is_leaf=is_leaf)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

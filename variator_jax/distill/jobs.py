@@ -124,11 +124,8 @@ def plugin_job(
             "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
             "no parameters. Evaluate it as it is."
         )
-    if data.packed and data.pack_multiple % plugin.ratio:
-        raise ConfigError(
-            f"Packed examples must start on multiples of the ratio {plugin.ratio}: set "
-            f"PACK_MULTIPLE to one; found {data.pack_multiple}."
-        )
+    if data.packed:
+        check_packing(data.pack_multiple, plugin.ratio)
     if initial_checkpoint_path is None:
         raise ConfigError(
             "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to its folder."
@@ -163,6 +160,19 @@ def plugin_job(
     }
     objective = Distillation(Transformer(backbone.config), plugin, loss)
     return Job(objective, identity, start, export)
+
+
+def check_packing(pack_multiple: int, ratio: int) -> None:
+    """Refuses packed examples that a merge group could span.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if pack_multiple % ratio:
+        raise ConfigError(
+            f"Packed examples must start on multiples of the ratio {ratio}: set PACK_MULTIPLE to "
+            f"one; found {pack_multiple}."
+        )
 
 
 def run_part(path: str, part: str) -> pathlib.Path:

@@ -12,6 +12,7 @@ from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import batches
+from variator_jax.distill.jobs import check_packing
 from variator_jax.errors import ConfigError
 
 Batch = Mapping[str, np.ndarray]
@@ -27,6 +28,7 @@ def get_dataset(
     *,
     model_dir: str,
     seed: int = 0,
+    ratio: int = 1,
     pack_multiple: int = 1,
 ) -> BatchIterator:
     """T5X's `get_dataset_fn` over the built-in engine's batches.
@@ -43,13 +45,16 @@ def get_dataset(
       continue_from_last_checkpoint: ignored; it is always so.
       model_dir: where the run's checkpoints are.
       seed: of the order, and of span corruption.
-      pack_multiple: packed examples start on multiples of it.
+      ratio: the plugin's compression ratio.
+      pack_multiple: packed examples start on multiples of it; itself a multiple of the ratio.
 
     Raises:
       ConfigError: for settings that these batches do not have.
       DataError: for an unknown task, or one without examples.
     """
     del feature_converter_cls, continue_from_last_checkpoint
+    if cfg.pack:
+        check_packing(pack_multiple, ratio)
     if cfg.use_cached:
         raise ConfigError(
             "USE_CACHED_TASKS = True is for T5X's own pipeline: set "

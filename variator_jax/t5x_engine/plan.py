@@ -11,7 +11,7 @@ from t5x import partitioning, utils
 
 from variator_jax.evaluation.plan import Part, Plan
 from variator_jax.t5x_engine.model import DistillationModel
-from variator_jax.t5x_engine.network import PLUGIN
+from variator_jax.t5x_engine.network import OUTPUT_SCALE, PLUGIN
 
 
 def plan(
@@ -51,7 +51,12 @@ def plan(
         _part("plugin", plugin, beside, mesh),
     ]
     if model.optimizer_def is not None:
-        parts.append(_part("gradients", plugin, beside, mesh))
+        trained = [
+            x
+            for path, x in jax.tree_util.tree_leaves_with_path(plugin)
+            if path[-1].key != OUTPUT_SCALE
+        ]
+        parts.append(Part.of("gradients", trained))
         parts.append(_part("optimizer state", shapes.param_states, axes.param_states, mesh))
     start = model.start
     return Plan(start.backbone, start.plugin, tuple(parts), mesh.size, feature_lengths["inputs"])

@@ -8,10 +8,12 @@ state) is named.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
-from t5x import utils
+from t5x import checkpoints, utils
+from tensorflow.io import gfile
 
 from variator_jax.backbone import T5Config
 from variator_jax.backbone.network import shape_params
@@ -47,6 +49,7 @@ def restore_config(
     dtype: str | None = None,
     custom_network: bool = False,
     check_owner: bool = True,
+    model_dir: str | None = None,
 ) -> utils.RestoreCheckpointConfig:
     """T5X's settings for restoring a backbone, and a plugin beside it.
 
@@ -59,18 +62,24 @@ def restore_config(
       training: a new run, which takes nothing but the backbone from `path`.
       dtype: what the backbone is cast to; None keeps the checkpoint's.
       custom_network: the network is the user's own, so its leaves are not known here.
+      model_dir: where a run that is resumed has its own checkpoints, so that `path` is not read.
       check_owner: whether to read every weight once, to see that a plugin folder belongs to them.
 
     Raises:
-      CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin.
-      PluginError: if the plugin belongs to another backbone.
+      CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin; or if
+        the plugin folder belongs to another backbone.
     """
     if not path:
-        raise ConfigError(
-            "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to a T5X "
-            "checkpoint."
-        )
+        name = "INITIAL_CHECKPOINT_PATH" if training else "CHECKPOINT_PATH"
+        raise ConfigError(f"A plugin works beside a backbone: set {name} to a T5X checkpoint.")
+    if model_dir and gfile.isdir(model_dir) and checkpoints.latest_step(model_dir) is not None:
+        return utils.RestoreCheckpointConfig(path=absolute_path(path), mode="specific")
     where, found = _leaves(absolute_path(path))
+    if not re.fullmatch(r"checkpoint_\d+", os.path.basename(where.rstrip("/"))):
+        raise CheckpointError(
+            f"{where}: T5X restores a checkpoint only from a folder that is called checkpoint_N, "
+            "N its step; rename it."
+        )
     fresh_plugin = (training or bool(plugin_path)) and plugin.ratio > 1
     if not custom_network:
         wanted = _shapes(backbone, None if fresh_plugin else plugin)

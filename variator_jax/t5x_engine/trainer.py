@@ -22,6 +22,7 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
+from variator_jax.t5x_engine.rehearsal import check_same_run
 
 
 class PluginInitializer(utils.TrainStateInitializer):
@@ -80,6 +81,7 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
+            check_same_run(folder, model.start.plugin)
             training = {"engine": "t5x", "task": task, "batch_size": batch_size}
             _write_run_file(folder, model, training, initial_checkpoint_path)
 

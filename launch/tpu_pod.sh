@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Runs one `variator` command on all workers of a Cloud TPU, and again after each preemption.
+#
+#   bash launch/tpu_pod.sh my-pod --zone us-central2-b --type v4-32 --spot -- \
+#     train --gin_file=variator_xl.gin --gin.RATIO=4 --gin.MODEL_DIR=gs://BUCKET/xl_4
+#
+# Arguments after -- are those of `variator`. The TPU is created where there is none of this name,
+# the repository as it lies here is copied to its workers and installed, and the command is started
+# on each. A TPU that was preempted is deleted and created anew, and the same command continues from
+# its newest checkpoint; so the MODEL_DIR must be one that all workers see.
+#   --zone Z       the zone (required)
+#   --type T       the accelerator type, such as v4-32 or v5litepod-16 (required)
+#   --version V    the TPU software version (default tpu-ubuntu2204-base)
+#   --project P    the Google Cloud project (default: gcloud's)
+#   --spot         ask for a spot TPU
+#   --attempts N   how often the command is started at most (default 20)
+#   --delete       delete the TPU in the end
+#   --dry-run      say what would be done, and stop
+# Needs gcloud, signed in. It starts again after exit codes 75, 134, 143 and 255: a process or a
+# connection was lost, or a signal ended the run.
+set -euo pipefail
+
+# shellcheck source=launch/_venv.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+say() { echo "tpu_pod.sh: $*" >&2; }
+
+name="${1:-}" zone="" type="" version="tpu-ubuntu2204-base" project="" attempts=20
+spot="" delete="" dry_run=""
+[[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+  fail "expected the name of the TPU first (small letters, digits and -), found '$name'."
+shift
+while (($#)) && [[ "$1" != -- ]]; do
+  case "$1" in
+    --spot) spot=1 ;;
+    --delete) delete=1 ;;
+    --dry-run) dry_run=1 ;;
+    --zone | --type | --version | --project | --attempts)
+      [[ $# -gt 1 && "$2" != --* ]] || fail "$1 needs a value."
+      declare "${1#--}=$2"
+      shift
+      ;;
+    *) fail "unknown argument '$1' before --: there are --zone, --type, --version, --project," \
+      "--spot, --attempts, --delete and --dry-run." ;;
+  esac
+  shift
+done
+[[ -n "$zone" ]] || fail "no zone given: --zone us-central2-b, for example."
+[[ -n "$type" ]] || fail "no accelerator type given: --type v4-32, for example."
+[[ "$attempts" =~ ^[1-9][0-9]{0,3}$ ]] || fail "--attempts $attempts: expected a number such as 20."
+(($# > 1)) || fail "no command given: the arguments of variator come after --."
+shift # --
+
+for argument in "$@"; do
+  if [[ "$argument" == --gin.MODEL_DIR=* ]]; then
+    model_dir="${argument#--gin.MODEL_DIR=}"
+    [[ "${model_dir//[\"\']/}" =~ ^(gs://|/) ]] || fail "MODEL_DIR is $model_dir, which lies on" \
+      "each worker's own disk: give gs://BUCKET/FOLDER, or the absolute path of a shared mount."
+  fi
+done
+if [[ -z "$dry_run" ]] && ! command -v gcloud >/dev/null; then
+  fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+fi
+
+place=(--zone "$zone")
+[[ -z "$project" ]] || place+=(--project "$project")
+
+# Runs a command; under --dry-run, prints it.
+act() {
+  if [[ -n "$dry_run" ]]; then
+    printf ' %q' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+tpu() { act gcloud compute tpus tpu-vm "$@" "${place[@]}"; }
+on_workers() { tpu ssh "$name" --worker=all --command "$1"; }
+
+# Prints the TPU's state, or MISSING; fails where gcloud does.
+state() {
+  local rows
+  rows="$(gcloud compute tpus tpu-vm list --format 'csv[no-heading](name.basename(),state)' \
+    "${place[@]}")" || return 1
+  awk -F, -v name="$name" '$1 == name { print $2; found = 1 } END { if (!found) print "MISSING" }' \
+    <<<"$rows"
+}
+
+create() {
+  tpu create "$name" --accelerator-type "$type" --version "$version" ${spot:+--spot}
+}
+
+# What a worker does once: its Python may be older than 3.11, and the TPU's runtime comes with jax.
+SETUP='set -e; mkdir -p variator_jax; tar -xzf variator_jax.tar.gz -C variator_jax; cd variator_jax
+. launch/_venv.sh
+find_python >/dev/null 2>&1 || { sudo apt-get -qq update
+  sudo apt-get -qq install -y python3.11 python3.11-venv; }
+prepare_venv train; .venv/bin/python -m pip install --quiet "jax[tpu]"'
+
+install() {
+  local folder done=1
+  folder="$(mktemp -d)"
+  act tar -czf "$folder/variator_jax.tar.gz" -C "$ROOT" --exclude '__pycache__' \
+    variator_jax gin_configs launch setup.py pyproject.toml README.md LICENSE
+  if tpu scp "$folder/variator_jax.tar.gz" "$name:" --worker=all && on_workers "$SETUP"; then
+    done=0
+  fi
+  rm -rf "$folder"
+  return "$done"
+}
+
+# The command for each worker; an earlier one, left behind by a lost connection, is ended first.
+quoted="$(printf ' %q' "$1" --multiprocess "${@:2}")"
+earlier="-f '^.venv/bin/python -m variator_jax'" # What starts so: not the shell that runs this.
+RUN="pkill $earlier && sleep 10 && pkill -KILL $earlier; cd variator_jax &&
+ PYTHONUNBUFFERED=1 .venv/bin/python -m variator_jax$quoted"
+
+if [[ -n "$dry_run" ]]; then
+  echo "Would create the TPU where there is no $name:"
+  create
+  echo "Would install variator_jax on all workers:"
+  install
+  echo "Would start on all workers, at most $attempts times, creating anew after a preemption:"
+  on_workers "$RUN"
+  exit 0
+fi
+
+# Brings the TPU up with variator_jax on it, and fails where that has to wait; `installed` tells of
+# a former call. Deletes nothing but what was preempted.
+installed=""
+ensure() {
+  local found
+  found="$(state)" || return 1
+  case "$found" in
+    READY) ;;
+    MISSING)
+      say "creating $name ($type, $zone)."
+      installed=""
+      create || return 1
+      ;;
+    PREEMPTED | TERMINATED)
+      say "$name is $found: deleting and creating it."
+      installed=""
+      tpu delete "$name" --quiet && create || return 1
+      ;;
+    *)
+      say "$name is $found: waiting until it is ready."
+      return 1
+      ;;
+  esac
+  if [[ -z "$installed" ]]; then
+    say "installing variator_jax on all workers."
+    install || return 1
+    installed=1
+  fi
+}
+
+# What fails here is the account, the project or the zone, and no second attempt would mend it.
+state >/dev/null || fail "gcloud cannot list the TPUs of $zone; what it said stands above."
+pause="${RETRY_SECONDS:-60}" code=1
+for ((attempt = 1; attempt <= attempts; attempt++)); do
+  if ensure; then
+    say "attempt $attempt of $attempts: starting the command."
+    code=0
+    on_workers "$RUN" || code=$?
+    ((code == 0)) && break
+    found="$(state)" || found=unknown
+    say "the command ended with exit code $code, the TPU is $found."
+    if [[ "$found" == READY && ! "$code" =~ ^(75|134|143|255)$ ]]; then
+      break # An error of the command's own, which would come again.
+    fi
+  else
+    say "attempt $attempt of $attempts: the TPU cannot be used yet."
+  fi
+  ((attempt == attempts)) || sleep "$pause"
+done
+[[ -z "$delete" ]] || tpu delete "$name" --quiet
+((code == 0)) || say "giving up with exit code $code."
+exit "$code"

@@ -1,0 +1,288 @@
+"""The launch scripts: what they refuse, what they start, and what they do when something is lost.
+
+gcloud, srun and scontrol are stand-ins on the PATH that write down how they were called; local.sh
+runs real processes that JAX joins.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LOST = "another process was lost; the same command continues from the newest checkpoint"
+POD = ["tpu_pod.sh", "my-pod", "--zone", "z", "--type", "v4-32"]
+TRAIN = ["train", "--gin.MODEL_DIR=gs://bucket/run", "--gin.X=(1, 2)"]
+
+# One process of a run over all devices: each adds up, until something happens to it.
+PROGRAM = """
+import os, signal, sys, time
+from variator_jax import distributed, errors
+
+HAPPENING, flags = sys.argv[1], dict(flag.lstrip("-").split("=") for flag in sys.argv[2:])
+INDEX = int(flags["process_index"])
+distributed.HEARTBEAT_SECONDS, distributed.FAREWELL_SECONDS = 8, 1
+
+def work():
+    distributed.initialize(flags["coordinator_address"], int(flags["process_count"]), INDEX)
+    import jax, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    local = np.full(jax.local_device_count(), INDEX + 1, np.float32)
+    rows = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("data")), local)
+    add = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    print("sum", float(add(rows)), "main", distributed.is_main(), flush=True)
+    for step in range(5):
+        add(rows).block_until_ready()
+    if HAPPENING == f"killed{INDEX}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if HAPPENING == "error1" and INDEX == 1:
+        raise errors.DataError("a disk of process 1 is full")
+    if HAPPENING == "killed1":
+        time.sleep(600)  # outside of a collective
+    while HAPPENING != "nothing":
+        add(rows).block_until_ready()
+
+try:
+    with distributed.together():
+        work()
+except errors.VariatorError as error:
+    print("error:", error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def launch(script, *arguments, **environment):
+    return subprocess.run(
+        ["bash", ROOT / "launch" / script, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program"
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}")
+    path.chmod(0o755)
+    return ["--program", str(path)]
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """Makes stand-ins of programs; gives their PATH, and their calls as lists of arguments."""
+    folder, record = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+
+    def make(**bodies):
+        for name, body in bodies.items():
+            text = f"#!/bin/bash\nprintf '%q ' {name} \"$@\" >>{record}\necho >>{record}\n{body}\n"
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}", "RETRY_SECONDS": "0", "HERE": str(folder)}
+
+    def calls():
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [line for line in lines if line]
+
+    return make, calls
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["local.sh"], "number of processes first"),
+        (["local.sh", "two"], "found 'two'"),
+        (["local.sh", "2", "--devices", "0", "--", "train"], "--devices 0: expected a number"),
+        (["local.sh", "2", "--fast", "--", "train"], "unknown argument '--fast'"),
+        (["local.sh", "2", "--program", "/nowhere", "--", "a"], "no such executable"),
+        (["local.sh", "2", "--"], "no command given"),
+        (["tpu_pod.sh"], "name of the TPU first"),
+        (["tpu_pod.sh", "pod", "--type", "v4-8", "--", "train"], "no zone given"),
+        (["tpu_pod.sh", "pod", "--zone", "z", "--", "train"], "no accelerator type given"),
+        (["tpu_pod.sh", "pod", "--zone", "--spot"], "--zone needs a value"),
+        ([*POD, "--attempts", "0", "--", "train"], "--attempts 0"),
+        ([*POD], "no command given"),
+        ([*POD, "--", "train", "--gin.MODEL_DIR=runs/a"], "each worker's own disk"),
+        (["slurm.sbatch", "--dry-run"], "no command given"),
+        (["slurm.sbatch", "--nodes=2"], "options of sbatch stand before"),
+        (["slurm.sbatch", "train"], "no SLURM job"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_inputs_are_checked_in_the_users_words(command, message, stubs):
+    make, calls = stubs
+    environment = make(gcloud="exit 1", srun="exit 1")
+    result = launch(*command, **environment, SLURM_JOB_ID="")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert calls() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["local.sh", "2", "--dry-run", "--", *TRAIN], "--process_count=2 --process_index=1"),
+        ([*POD, "--spot", "--dry-run", "--", *TRAIN], "create my-pod --accelerator-type v4-32"),
+        (["slurm.sbatch", "--dry-run", *TRAIN], "-m variator_jax train --multiprocess"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, stubs):
+    make, calls = stubs
+    result = launch(*command, **make(gcloud="exit 1", srun="exit 1"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Would " in result.stdout and expected in result.stdout
+    assert shlex.quote(TRAIN[1]) in result.stdout
+    assert calls() == []
+
+
+def test_local_joins_processes_with_several_devices_each(program):
+    result = launch("local.sh", "2", "--devices", "2", *program, "--", "nothing")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "[0] sum 6.0 main True\n" in result.stdout
+    assert "[1] sum 6.0 main False\n" in result.stdout
+
+
+@pytest.mark.parametrize("happening", ["killed0", "killed1"])
+def test_a_killed_process_ends_the_other_with_a_message(program, happening):
+    killed, other = ("0", "1") if happening == "killed0" else ("1", "0")
+    result = launch("local.sh", "2", *program, "--", happening)
+    assert result.returncode == 128 + 9
+    assert f"process {killed} ended with exit code 137" in result.stderr
+    assert "ending the processes that are left" not in result.stderr  # It ended by itself.
+    told = [line for line in result.stdout.splitlines() if LOST in line]
+    assert told and all(line.startswith(f"[{other}]") for line in told)
+
+
+def test_an_error_in_one_process_ends_the_other_and_gives_its_code(program):
+    result = launch("local.sh", "2", *program, "--", "error1")
+    assert result.returncode == 2
+    assert "[1] error: a disk of process 1 is full" in result.stdout
+    assert "process 0 ended with exit code 75" in result.stderr
+
+
+def test_local_ends_what_does_not_end_by_itself(tmp_path):
+    path = tmp_path / "stubborn"
+    path.write_text(
+        '#!/bin/bash\n[[ "$*" == *index=1* ]] && exit 3\ntrap "exit 0" TERM\n'
+        "while :; do sleep 0.1; done\n"
+    )
+    path.chmod(0o755)
+    result = launch("local.sh", "2", "--grace", "1", "--program", str(path), "--", "x")
+    assert result.returncode == 3
+    assert "ending the processes that are left" in result.stderr
+
+
+# A TPU whose states and whose command's exit codes come one after the other out of two files.
+GCLOUD = """
+next() { head -n 1 "$HERE/$1"; sed -i 1d "$HERE/$1"; }
+case "$4" in
+  list) found="$(next states)"; [[ "$found" == MISSING ]] || echo "my-pod,$found" ;;
+  ssh) [[ "$*" != *--multiprocess* ]] || exit "$(next codes)" ;;
+esac
+"""
+
+
+def pod_calls(stubs, states, codes, *options):
+    make, calls = stubs
+    environment = make(gcloud=GCLOUD)
+    for name, values in {"states": states, "codes": codes}.items():
+        (Path(environment["HERE"]) / name).write_text("".join(f"{value}\n" for value in values))
+    result = launch(*POD, *options, "--", *TRAIN, **environment)
+    kinds = []
+    for call in calls():
+        kind = call.split()[4]  # gcloud compute tpus tpu-vm KIND
+        kinds.append("run" if kind == "ssh" and "--multiprocess" in call else kind)
+    return result, [kind for kind in kinds if kind != "list"], calls()
+
+
+def test_the_pod_is_created_installed_and_started(stubs):
+    states = ["MISSING", "MISSING"]
+    result, kinds, calls = pod_calls(stubs, states, [0], "--spot", "--delete")
+    assert result.returncode == 0, result.stderr
+    assert kinds == ["create", "scp", "ssh", "run", "delete"]
+    assert all("--zone z" in call for call in calls)
+    assert "--accelerator-type v4-32" in calls[2] and "--spot" in calls[2]
+    assert all("--worker=all" in call for call in calls if " ssh " in call or " scp " in call)
+
+
+def test_a_preempted_pod_is_created_anew_and_the_same_command_runs_again(stubs):
+    states = ["READY", "READY", "PREEMPTED", "PREEMPTED", "READY"]
+    result, kinds, calls = pod_calls(stubs, states, [255, 0])
+    assert result.returncode == 0, result.stderr
+    assert kinds == ["scp", "ssh", "run", "delete", "create", "scp", "ssh", "run"]
+    runs = [call for call in calls if "--multiprocess" in call]
+    assert runs[0] == runs[1]
+
+
+def test_a_lost_process_is_started_again_without_a_new_pod(stubs):
+    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [75, 0])
+    assert (result.returncode, kinds) == (0, ["scp", "ssh", "run", "run"])
+
+
+def test_an_error_of_the_command_is_not_tried_again(stubs):
+    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [2, 0])
+    assert (result.returncode, kinds) == (2, ["scp", "ssh", "run"])
+
+
+def test_attempts_are_bounded_and_nothing_else_is_deleted(stubs):
+    states = ["READY", "STOPPED", "CREATING", "READY", "READY"]
+    result, kinds, _ = pod_calls(stubs, states, [134, 0], "--attempts", "3")
+    assert (result.returncode, kinds) == (134, ["scp", "ssh", "run"])
+    assert "STOPPED: waiting" in result.stderr and "giving up" in result.stderr
+
+
+SRUN_JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_SUBMIT_DIR": str(ROOT),
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_GPUS_ON_NODE": "4",
+    "PYTHON": sys.executable,
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (143, 0, True), (75, 19, True), (134, 20, False)],
+)
+def test_slurm_requeues_what_can_continue(stubs, code, restarts, requeued):
+    make, calls = stubs
+    environment = make(srun=f'echo "ids $JAX_LOCAL_DEVICE_IDS"; exit {code}', scontrol="")
+    result = launch(
+        "slurm.sbatch", *TRAIN, **environment, **SRUN_JOB, SLURM_RESTART_COUNT=str(restarts)
+    )
+    assert result.returncode == code, result.stderr
+    assert "ids 0,1,2,3" in result.stdout
+    assert "-m variator_jax train --multiprocess" in calls()[0]
+    assert ("scontrol requeue 7 " in calls()) == requeued
+
+
+def test_slurm_refuses_processes_that_share_gpus():
+    result = launch(
+        "slurm.sbatch", "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8"
+    )
+    assert result.returncode == 2 and "as many tasks as GPUs, or 1" in result.stderr
+
+
+def test_the_jobsets_tell_the_pods_their_place():
+    text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
+    for name in ("NODES", "CHIPS_PER_NODE", "GPUS_PER_NODE"):
+        text = text.replace(f"${{{name}}}", "4")
+    found = {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
+    assert found.keys() == {"tpu", "gpu"}
+    for kind, job in found.items():
+        spec = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+        assert spec["completions"] == spec["parallelism"] == 4
+        assert spec["completionMode"] == "Indexed"  # gives JOB_COMPLETION_INDEX
+        assert job["spec"]["failurePolicy"]["maxRestarts"] > 0
+        script = spec["template"]["spec"]["containers"][0]["command"][2]
+        assert ("--multiprocess" in script) == (kind == "tpu")
+        assert ("-workers-0-0." in script and "JOB_COMPLETION_INDEX" in script) == (kind == "gpu")

@@ -1,0 +1,159 @@
+"""Starts T5X's programs for tests, and reads what they wrote. Importing this does not import T5X.
+
+As a script it runs several commands of `variator` in one process, T5X's programs included: their
+imports take longer than what the tests let them do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(devices=1):
+    """What a child process needs: our package, T5X where this process finds it, and devices."""
+    paths = [str(ROOT), *(path for path in sys.path if path)]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # What one process has compiled, the next one need not.
+        "JAX_COMPILATION_CACHE_DIR": os.path.join(os.environ["VARIATOR_CACHE"], "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def command(*arguments):
+    """The call of `variator` with these arguments."""
+    return [sys.executable, "-m", "variator_jax", *map(str, arguments)]
+
+
+def call(program, cwd, devices=1, code=0):
+    """Runs a program to its end; the test fails with its log if it exits otherwise."""
+    done = subprocess.run(
+        program, cwd=cwd, env=environment(devices), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-6000:]
+    return done
+
+
+def call_together(commands, cwd, devices=1):
+    """Runs commands of `variator` one after the other, in one process."""
+    content = json.dumps([list(map(str, one)) for one in commands])
+    return call([sys.executable, __file__, content], cwd, devices)
+
+
+def _in_this_process(arguments):
+    """In place of `engines.run_program`: gin is parsed already, so the program is one call."""
+    import importlib
+
+    from variator_jax import engines, gin_utils
+
+    module, name = next(p for p in engines.PROGRAMS.values() if p[0] == arguments[2])
+    parent = "export_lib" if name == "save" else module.removeprefix("t5x.")
+    function = getattr(importlib.import_module(f"t5x.{parent}"), name)
+    with engines._as_main(module):
+        gin_utils.configured(function)()
+
+
+def _main():
+    from absl import flags
+
+    from variator_jax import cli, engines
+
+    flags.FLAGS(sys.argv[:1])
+    engines.run_program = _in_this_process
+    for arguments in json.loads(sys.argv[1]):
+        code = cli.main(arguments)
+        if code:
+            sys.exit(code)
+
+
+# What was written.
+
+
+def losses(run, tag="loss"):
+    """{step: value} of a T5X run's training log; later files go before earlier ones."""
+    found = {}
+    for file in event_files(run):
+        found |= file_losses(file, tag)
+    return found
+
+
+def event_files(run):
+    """The logs of a run's processes, oldest first."""
+    return sorted((run / "train").glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def file_losses(file, tag="loss"):
+    """{step: value} of the log of one process."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    log = EventAccumulator(str(file), size_guidance={"tensors": 0})
+    log.Reload()
+    return {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in log.Tensors(tag)}
+
+
+def builtin_losses(run):
+    """{step: loss} of a built-in run's training log."""
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+
+
+def backbone_leaves(checkpoint):
+    """{path: array} of a T5X checkpoint, without its plugin."""
+    from variator_jax.checkpoints import t5x
+
+    return {name: x.read(...) for name, x in t5x.open_checkpoint(checkpoint).backbone.items()}
+
+
+def plugin_leaves(checkpoint):
+    """{path: array} of a T5X checkpoint's plugin."""
+    from variator_jax.checkpoints import t5x
+
+    return {name: x.read(...) for name, x in t5x.open_checkpoint(checkpoint).plugin.items()}
+
+
+def folder_leaves(folder):
+    """{path: array} of a plugin folder, named as a T5X checkpoint names them."""
+    from flax import traverse_util
+
+    from variator_jax.checkpoints import load_plugin
+
+    variables = load_plugin(folder).variables
+    tree = {
+        name: {**layer, "output_scale": variables.output_scales[name]}
+        for name, layer in variables.params.items()
+    }
+    flat = traverse_util.flatten_dict({"plugin": tree}, sep="/")
+    return {name: np.asarray(leaf) for name, leaf in flat.items()}
+
+
+def same_bits(one, other):
+    """Two trees of arrays are equal to the last bit, names and dtypes included."""
+    assert one.keys() == other.keys()
+    for name, leaf in one.items():
+        assert leaf.dtype == other[name].dtype, name
+        assert leaf.tobytes() == other[name].tobytes(), name
+
+
+def farthest(one, other):
+    """The largest difference of two trees' leaves, relative to each leaf's largest number."""
+    assert one.keys() == other.keys()
+    return max(np.abs(one[n] - other[n]).max() / np.abs(other[n]).max() for n in one)
+
+
+def results(folder, mode):
+    """The rows that `infer` wrote."""
+    [file] = folder.glob(f"*-{mode}.jsonl-00000-of-00001")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    _main()

@@ -18,6 +18,7 @@ from variator_jax.commands import COMMANDS, Command, gin_arguments
 from variator_jax.errors import ConfigError, VariatorError, did_you_mean
 
 _GIN_PREFIX = "--gin."
+_T5X_FLAGS = ("--multiprocess_gpu", "--seqio_additional_cache_dirs", "--initialization_timeout")
 
 
 def t5x() -> int:
@@ -105,6 +106,8 @@ class _Parser(argparse.ArgumentParser):
         near = did_you_mean(unknown[1], options) if unknown else ""
         if macro := re.match(r"unrecognized arguments: --([A-Z_]+)", message):
             near = f" Did you mean '--gin.{macro[1]}'?"
+        elif unknown and unknown[1] in _T5X_FLAGS:
+            near = f" It is T5X's own: put it behind --, as in: {self.prog} ... -- {unknown[1]}"
         elif file := re.match(r"unrecognized arguments: ([^-\s]\S*\.gin)", message):
             near = f" Did you mean '--gin_file={file[1]}'?"
         raise ConfigError(f"{self.prog}: {message}.{near}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -210,6 +211,46 @@ _NOT_BUILTIN = {
 }
 
 
+def _budget_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--devices", type=int, metavar="N", help="pretend to have N devices")
+    parser.add_argument("--hbm", metavar="80GiB", help="memory of a device, to say whether it fits")
+    parser.add_argument(
+        "--topology", metavar="v5e:4x4", help="compile for that TPU slice; takes libtpu"
+    )
+
+
+@_command(
+    "budget",
+    "Compile the train step for shapes alone: memory, FLOPs and exchanges per device.",
+    (
+        "variator budget --gin_file=variator_xl.gin --devices 8 --hbm 80GiB --gin.REMAT=True",
+        "variator budget --gin_file=variator_xxl.gin --topology v5e:4x4 --hbm 16GiB "
+        "--gin.REMAT=True --gin.BATCH_SIZE=128",
+    ),
+    gin_arguments,
+    _budget_arguments,
+)
+def _budget(args: argparse.Namespace) -> None:
+    if args.devices is not None and args.devices < 1:
+        raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
+    if args.topology and args.devices:
+        raise ConfigError("--topology names the devices; leave --devices out.")
+    if args.devices:
+        # Read when JAX first looks for devices, which nothing has asked it to so far.
+        flag = f"--xla_force_host_platform_device_count={args.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if args.devices or args.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from variator_jax import engines, gin_utils
+    from variator_jax.distill import budget
+
+    _parse(args, "train", engines.choose(engines.BUILTIN), require=False)
+    gin_utils.leave_unset()
+    memory = None if args.hbm is None else budget.parse_bytes(args.hbm)
+    devices = budget.topology_devices(args.topology) if args.topology else None
+    print(gin_utils.configured(budget.budget)(devices=devices, memory=memory))
+
+
 @_command(
     "inspect",
     "Say what a folder holds, or print what gin files and overrides come to.",
@@ -233,7 +274,9 @@ def _inspect(args: argparse.Namespace) -> None:
     else:
         from variator_jax import engines, gin_utils
 
-        _parse(args, "train", engines.choose(args.engine), require=True)
+        engine = engines.choose(args.engine)
+        print(f"engine: {engine.name} ({engine.why})", file=sys.stderr, flush=True)
+        _parse(args, "train", engine, require=True, rehearse=False)
         print(gin_utils.resolved_config())
 
 
@@ -369,10 +412,10 @@ def _on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
 
 
 def _t5x_process_flags(args: argparse.Namespace) -> list[str]:
-    """The flags by which T5X's training joins several processes; on TPU pods it needs none."""
+    """The flags by which T5X's training joins several processes."""
     names = ("coordinator_address", "process_count", "process_index")
     given = {name: getattr(args, name, None) for name in names}
-    if all(value is None for value in given.values()):
+    if all(value is None for value in given.values()) and not getattr(args, "multiprocess", False):
         return []
     return ["--multiprocess_gpu", *(f"--{k}={v}" for k, v in given.items() if v is not None)]
 
@@ -395,17 +438,20 @@ def _tell_plan(command: str, builtin: bool) -> None:
     print(f"still to be set: {', '.join(missing) or 'nothing'}")
 
 
-def _parse(args: argparse.Namespace, command: str, engine: Any, require: bool) -> Any:
+def _parse(
+    args: argparse.Namespace, command: str, engine: Any, require: bool, rehearse: bool = True
+) -> Any:
     from variator_jax import engines, gin_utils
 
     if not args.gin_file:
         raise ConfigError(
             "no gin file given: --gin_file=nano_docs.gin is the smallest packaged one."
         )
+    engines.refuse_foreign(engine.name, command, args.bindings)
     paths = _search_paths(args, command, engine)
     if engine.name == engines.BUILTIN:
         return gin_utils.parse(args.gin_file, args.bindings, paths, require)
-    return engines.check(command, args.gin_file, args.bindings, paths, require)
+    return engines.check(command, args.gin_file, args.bindings, paths, require, rehearse)
 
 
 def _search_paths(args: argparse.Namespace, command: str, engine: Any) -> list[str]:

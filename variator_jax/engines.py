@@ -20,6 +20,7 @@ from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, did_you_mean
 
 BUILTIN, T5X = "builtin", "t5x"
+VARIABLE = "VARIATOR_ENGINE"
 HOW = "docs/t5x.md says how T5X is installed"
 
 # T5X's programs, by the modules whose functions gin configures.
@@ -51,20 +52,61 @@ class Engine:
 def choose(asked: str | None) -> Engine:
     """T5X where it can be imported, the built-in engine otherwise, or the one that is asked for.
 
+    Args:
+      asked: the engine's name; None for what the environment variable VARIATOR_ENGINE says, if
+        anything.
+
     Raises:
       ConfigError: for an unknown engine, or for T5X where there is none.
     """
+    asked = asked or os.environ.get(VARIABLE) or None
     if asked not in (None, BUILTIN, T5X):
         near = did_you_mean(asked, (BUILTIN, T5X))
         raise ConfigError(f"--engine={asked}: the engines are {BUILTIN} and {T5X}.{near}")
     found = _t5x_root()
     if asked == BUILTIN:
-        return Engine(BUILTIN, "--engine=builtin")
+        return Engine(BUILTIN, "asked for")
     if found is not None:
         return Engine(T5X, f"t5x is importable, from {found}")
     if asked == T5X:
         raise ConfigError(f"--engine=t5x, but t5x cannot be imported; {HOW}.")
     return Engine(BUILTIN, f"t5x is not importable; {HOW}")
+
+
+# Macros that only the other engine has, and what to set instead.
+_FOREIGN = {
+    BUILTIN: {
+        "NUM_PARTITIONS": "give MESH_SHAPE = (data, fsdp, model)",
+        "MODEL_PARALLEL_SUBMESH": "give MESH_SHAPE = (data, fsdp, model)",
+        "EVAL_OUTPUT_DIR": "give MODEL_DIR, where the report goes",
+        "DECODE_FN": "it decodes greedily",
+        "INFER_EVAL_DATASET": "it evaluates by variator eval",
+        "USE_CACHED_TASKS": "it has no cached tasks",
+    },
+    T5X: {
+        "REMAT": "T5X's t5 network keeps all activations; use NUM_MICROBATCHES",
+        "LATENCY_SHAPES": "it measures no latency; use variator bench, or --engine=builtin",
+    },
+}
+
+
+def refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:
+    """Refuses overrides of macros that only the other engine, or another command, reads.
+
+    Raises:
+      ConfigError: with what to set instead.
+    """
+    names = [binding.partition("=")[0].strip() for binding in bindings]
+    for name in names:
+        if name in _FOREIGN[engine]:
+            other = T5X if engine == BUILTIN else BUILTIN
+            raise ConfigError(
+                f"--gin.{name} is for the engine {other}; on the engine {engine}: "
+                f"{_FOREIGN[engine][name]}."
+            )
+    if "PLUGIN_PATH" in names and command in ("train", "eval") and engine == BUILTIN:
+        instead = "INITIAL_PLUGIN_PATH" if command == "train" else "PLUGIN_PATHS, a tuple"
+        raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {instead}.")
 
 
 def check(
@@ -73,6 +115,7 @@ def check(
     bindings: Sequence[str],
     search_paths: Sequence[str],
     require: bool = True,
+    rehearse: bool = True,
 ) -> list[tuple[str, str]]:
     """Parses a configuration as T5X's program will, so that slips are told in one line.
 
@@ -82,6 +125,7 @@ def check(
       bindings: the overrides.
       search_paths: all of them.
       require: whether required macros must be set.
+      rehearse: whether to look at folders and files, too.
 
     Returns:
       The overrides, as names and gin literals.
@@ -92,7 +136,7 @@ def check(
     """
     with _as_main(PROGRAMS[command]):
         overrides = gin_utils.parse(gin_files, bindings, search_paths, require)
-        if require:
+        if require and rehearse:
             _rehearse(command)
         return overrides
 

@@ -36,10 +36,13 @@ PARAMETER_RULES: Mapping[str, str] = {
     "joined_kv": "model",
     "embed": "fsdp",
 }
-# Activations; what is not named is not cut.
+# Activations, and weights while they are used; what is not named is not cut. `embed` is whole: a
+# weight that lies in parts is gathered for its product, and the batch's rows stay where they are.
 ACTIVATION_RULES = (
     ("batch", BATCH_AXES),
+    ("vocab", "model"),
     ("heads", "model"),
+    ("joined_kv", "model"),
     ("mlp", "model"),
     ("length", None),
     ("embed", None),
@@ -225,7 +228,8 @@ def _rows(array: np.ndarray, index: Any) -> np.ndarray:
 @contextlib.contextmanager
 def activations(mesh: Mesh) -> Iterator[None]:
     """While active, traced networks and splices pin their activations to the mesh."""
-    with mesh, flax_partitioning.axis_rules(ACTIVATION_RULES):
+    # Not `with mesh`: Flax looks for the mesh that `set_mesh` sets, and without it pins nothing.
+    with jax.set_mesh(mesh), flax_partitioning.axis_rules(ACTIVATION_RULES):
         yield
 
 
@@ -255,10 +259,12 @@ def _obstacle(shape: MeshShape, config: T5Config, batch_size: int) -> str:
 
 def _given(shape: Sequence[int]) -> MeshShape:
     numbers = list(shape) if not isinstance(shape, str) else []
+    if len(numbers) == 2:  # T5X's form: no fsdp
+        numbers.insert(1, 1)
     if len(numbers) != 3 or not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ConfigError(
             f"MESH_SHAPE is {shape!r}; it is a tuple (data, fsdp, model) of positive integers, "
-            "such as (8, 1, 1)."
+            "such as (8, 1, 1), or (data, model)."
         )
     return MeshShape(*numbers)
 

@@ -48,7 +48,9 @@ class Dense(nn.Module):
             jnp.dtype(self.config.param_dtype),
             axes=self.axes,
         )
-        return jnp.dot(x.astype(dtype), kernel.astype(dtype))
+        # Pinned by its own axes: where a mesh cuts weights along their width, each is gathered
+        # here, when it is used. Left alone, XLA gathers the whole batch's activations instead.
+        return jnp.dot(x.astype(dtype), constrain(kernel.astype(dtype), *self.axes))
 
 
 class RMSNorm(nn.Module):
@@ -69,7 +71,8 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
-        return (x * scale.astype(jnp.float32)).astype(jnp.dtype(self.config.dtype))
+        scale = constrain(scale.astype(jnp.float32), "embed")
+        return (x * scale).astype(jnp.dtype(self.config.dtype))
 
 
 class Embed(nn.Module):

@@ -20,8 +20,9 @@ import numpy as np
 
 from variator_jax.backbone import Transformer
 from variator_jax.backbone.decoding import greedy_decode
-from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
+from variator_jax.checkpoints import Backbone, Plugin, kinds, load_backbone, load_plugin, t5x
 from variator_jax.checkpoints.folders import fingerprint
+from variator_jax.checkpoints.t5x_run import load_t5x_plugin
 from variator_jax.distill.data import check_vocabulary
 from variator_jax.distill.infer_data import Batch, InferData
 from variator_jax.distill.jobs import backbone_folder, run_part
@@ -43,6 +44,7 @@ def infer(
     data: InferData,
     initial_checkpoint_path: str,
     plugin_path: str | None = None,
+    ratio: int | None = None,
     mode: str = "predict",
 ) -> list[pathlib.Path]:
     """Answers every example of a task or mixture, and writes a file a task to `output_dir`.
@@ -56,7 +58,10 @@ def infer(
       output_dir: a local folder.
       data: the tasks.
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
-      plugin_path: the folder of the plugin to splice in, or a run folder; None for none.
+      plugin_path: the folder of the plugin to splice in, or a run folder; None for that of the
+        checkpoint of a T5X run, if it is one.
+      ratio: the plugin's ratio, as a check; 1 for the backbone alone; None for that of the plugin,
+        if there is one.
       mode: 'predict' for greedy decoding; 'score' for the log-probability of the targets, in nats:
         the sum over target tokens, padding left out.
 
@@ -78,9 +83,7 @@ def infer(
     backbone = load_backbone(backbone_folder(initial_checkpoint_path))
     if not backbone.config.num_decoder_layers:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
-    plugin = (
-        load_plugin(run_part(plugin_path, "plugin"), backbone) if plugin_path is not None else None
-    )
+    plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     for task in tasks:
         for feature in task.output_features.values():
             known = backbone.vocabulary_fingerprint
@@ -98,6 +101,28 @@ def infer(
         else:
             _write_task(task, path, data, answer, identity | {"task": task.name})
     return paths
+
+
+def _plugin(
+    path: str | None, ratio: int | None, checkpoint: str, backbone: Backbone
+) -> Plugin | None:
+    """The plugin of a folder, or that of a T5X run's checkpoint; None for ratio 1."""
+    if ratio == 1:
+        return None
+    if path is not None:
+        found = load_plugin(run_part(path, "plugin"), backbone)
+    elif kinds.kind_of(checkpoint) == kinds.T5X and t5x.open_checkpoint(checkpoint).plugin:
+        found = load_t5x_plugin(checkpoint)
+    elif ratio is None:
+        return None
+    else:
+        raise ConfigError(
+            f"RATIO is {ratio}, but there is no plugin: name its folder in PLUGIN_PATH, or set "
+            "RATIO = 1 for the backbone alone."
+        )
+    if ratio not in (None, found.config.ratio):
+        raise ConfigError(f"RATIO is {ratio}, and the plugin's ratio is {found.config.ratio}.")
+    return found
 
 
 def _write_task(

@@ -117,13 +117,7 @@ def plugin_job(
     backbone_dtype: str | None = None,
 ) -> Job:
     """Trains a plugin beside a frozen backbone, a fresh one or one to adapt."""
-    if plugin is None or plugin.ratio == 1:
-        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
-    if plugin.compression == "mean" and plugin.decompression == "repeat":
-        raise ConfigError(
-            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
-            "no parameters. Evaluate it as it is."
-        )
+    plugin = check_trainable(plugin)
     if data.packed:
         check_packing(data.pack_multiple, plugin.ratio)
     if initial_checkpoint_path is None:
@@ -160,6 +154,22 @@ def plugin_job(
     }
     objective = Distillation(Transformer(backbone.config), plugin, loss)
     return Job(objective, identity, start, export)
+
+
+def check_trainable(plugin: PluginConfig | None) -> PluginConfig:
+    """Refuses a plugin that has nothing to train.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if plugin is None or plugin.ratio == 1:
+        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
+    if plugin.compression == "mean" and plugin.decompression == "repeat":
+        raise ConfigError(
+            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
+            "no parameters. Evaluate it as it is."
+        )
+    return plugin
 
 
 def check_packing(pack_multiple: int, ratio: int) -> None:

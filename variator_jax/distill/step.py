@@ -59,7 +59,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def jit_train_step(train_step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+def jit_train_step(train_step: TrainStep, state: TrainState, mesh: Mesh) -> Any:
     """Compiles a step whose state keeps its place on the mesh; the old state's memory is reused."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = partitioning.replicated(mesh)

@@ -19,7 +19,7 @@ def hardware() -> str:
     """
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        name = f"{_cpu_model(_CPUINFO)}, {_plural(_usable_cores(), 'core')}"
+        name = f"{_cpu_model(_CPUINFO)}, {_plural(usable_cores(), 'core')}"
         if len(devices) > 1:
             name += f" shown to JAX as {len(devices)} devices"
     else:
@@ -39,7 +39,8 @@ def _cpu_model(cpuinfo: Path) -> str:
     return f"CPU {platform.processor() or platform.machine() or 'of unknown model'}"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

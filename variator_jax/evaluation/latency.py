@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from variator_jax.plugin.config import PluginConfig
 
 Params = Any
 Clock = Callable[[], float]
+Key = TypeVar("Key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,10 @@ def measure_encoder_latency(
     for ratio, (plugin, _) in plugins.items():
         if plugin.ratio != ratio:
             raise ConfigError(f"The plugin given for ratio {ratio} has ratio {plugin.ratio}.")
-    tokens = _tokens(config, batch, length)
+    tokens = random_tokens(config, batch, length)
     settings = {1: (PluginConfig(ratio=1), None), **plugins}
     calls = {
-        ratio: _bound(encoder_call(config, plugin), params, variables, tokens)
+        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
         for ratio, (plugin, variables) in sorted(settings.items())
     }
     seconds = interleaved_seconds(calls, rounds, clock)
@@ -106,14 +107,14 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
 
 
 def interleaved_seconds(
-    calls: Mapping[int, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
-) -> dict[int, list[float]]:
+    calls: Mapping[Key, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
+) -> dict[Key, list[float]]:
     """Seconds of each call in each round; every round begins with the next call of the circle."""
     for call in calls.values():
         for _ in range(2):  # the first compiles, the second warms caches and allocators up
             jax.block_until_ready(call())
     order = list(calls)
-    seconds: dict[int, list[float]] = {key: [] for key in order}
+    seconds: dict[Key, list[float]] = {key: [] for key in order}
     for first in range(rounds):
         turn = first % len(order)
         for key in order[turn:] + order[:turn]:
@@ -123,13 +124,18 @@ def interleaved_seconds(
     return seconds
 
 
-def random_params(config: T5Config, seed: int = 0) -> Params:
-    """Weights of a sensible scale for embeddings and encoder, drawn in seconds at any size.
+def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None) -> Params:
+    """Weights of a sensible scale, drawn in seconds at any size.
 
     Leaves repeat one pool of a million normal numbers, divided by the square root of their fan-in:
     good for the clock and for FLOPs, not for training.
+
+    Args:
+      config: shape of the backbone.
+      seed: of the pool.
+      shapes: the tree to fill; by default embeddings and encoder, which is what `encode` reads.
     """
-    shapes = encoder_shapes(config)
+    shapes = encoder_shapes(config) if shapes is None else shapes
     pool = np.random.default_rng(seed).standard_normal(2**20, dtype=np.float32)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -169,13 +175,13 @@ def _rows(seconds: Mapping[int, list[float]], allowed: Mapping[int, float]) -> l
     return rows
 
 
-def _bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+def bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     """`call` with its arguments on the device, so that no transfer is timed."""
     placed = jax.device_put(arguments)
     return lambda: call(*placed)
 
 
-def _tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
+def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
     """Random tokens `[batch, length]` int32, none of them padding."""
     rng = np.random.default_rng(0)
     return rng.integers(2, config.vocab_size, (batch, length), dtype=np.int32)

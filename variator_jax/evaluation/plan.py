@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from variator_jax import partitioning
 from variator_jax.backbone import T5Config
 from variator_jax.backbone.network import shape_params
 from variator_jax.evaluation import cost
@@ -93,8 +94,12 @@ def plan(
     feature_lengths: Mapping[str, int],
     trained: str = "plugin",
     optimizer: Any = None,
+    batch_size: int = 1,
+    num_microbatches: int = 1,
+    mesh_shape: Sequence[int] | None = None,
+    backbone_dtype: str | None = None,
 ) -> Plan:
-    """The built-in engine's budget; it keeps everything on every device.
+    """The built-in engine's budget: the backbone as the mesh cuts it, the plugin everywhere.
 
     Args:
       backbone: shape of the backbone.
@@ -102,16 +107,36 @@ def plan(
       feature_lengths: tokens of `inputs` and `targets`.
       trained: 'plugin' or 'backbone'.
       optimizer: the optax transformation of a run that trains; None where nothing is trained.
+      batch_size: rows of a batch.
+      num_microbatches: passes that a batch is cut into.
+      mesh_shape: `(data, fsdp, model)`; None for what the engine would choose.
+      backbone_dtype: what a frozen backbone is kept in; None for float32.
+
+    Raises:
+      ConfigError: for a mesh that is not possible.
     """
+    frozen = trained == "plugin" and backbone_dtype is not None
+    dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
+    rows = batch_size // num_microbatches
+    mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
     weights = shape_params(backbone)
+    cut = [
+        (leaf, leaf.size // max(1, math.prod(sharding.shard_shape(leaf.shape))))
+        for leaf, sharding in zip(
+            jax.tree.leaves(weights),
+            jax.tree.leaves(partitioning.parameter_shardings(backbone, mesh)),
+            strict=True,
+        )
+    ]
+    each = [Part.of("backbone", [leaf], dtype, shards) for leaf, shards in cut]
     layers, embed = backbone.num_encoder_layers, backbone.embed_dim
     fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
     moved = weights if trained == "backbone" else fresh.params
-    parts = [Part.of("backbone", jax.tree.leaves(weights))]
+    parts = [Part("backbone", sum(p.numbers for p in each), sum(p.bytes for p in each))]
     if trained == "plugin":
         parts.append(Part.of("plugin", jax.tree.leaves(fresh)))
     if optimizer is not None:
         parts.append(Part.of("gradients", jax.tree.leaves(moved)))
         state = jax.eval_shape(optimizer.init, moved)
         parts.append(Part.of("optimizer state", jax.tree.leaves(state)))
-    return Plan(backbone, plugin, tuple(parts), jax.device_count(), feature_lengths["inputs"])
+    return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"])

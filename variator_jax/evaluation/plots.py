@@ -8,9 +8,9 @@ from typing import Any
 from variator_jax.evaluation.schema import LatencyEntry, Report
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#555555"
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#555555"
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -19,7 +19,7 @@ def plot_report(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 4.9), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
@@ -52,11 +52,11 @@ def _draw_quality(axes: Any, report: Report) -> None:
                 transform=axes.get_yaxis_transform(),
                 zorder=4,
             )
-    axes.plot([], [], color=_GREY, ls="--", lw=0.9, label="uncompressed")
+    axes.plot([], [], color=GREY, ls="--", lw=0.9, label="uncompressed")
     if report.control_no_ffn:
-        axes.plot([], [], color=_GREY, ls=":", lw=1.4, label="no encoder FFN (control)")
+        axes.plot([], [], color=GREY, ls=":", lw=1.4, label="no encoder FFN (control)")
     if report.majority:
-        axes.plot([], [], color=_GREY, ls="", marker="<", ms=8, label="majority class")
+        axes.plot([], [], color=GREY, ls="", marker="<", ms=8, label="majority class")
     axes.set_title(f"Quality of {report.backbone.name}", fontsize=9)
     axes.set_ylabel("validation score (0–100)")
     axes.margins(y=0.08)
@@ -86,9 +86,9 @@ def _draw_speedup(axes: Any, report: Report) -> None:
             zorder=3,
         )
         axes.plot(list(by_ratio), allowed, "o--", mfc="white", lw=0.9, color=colour)
-    axes.axhline(1.0, color=_GREY, lw=0.6)
-    axes.plot([], [], "o-", color=_GREY, label="measured (half quartile distance)")
-    axes.plot([], [], "o--", mfc="white", lw=0.9, color=_GREY, label="allowed by the saved FLOPs")
+    axes.axhline(1.0, color=GREY, lw=0.6)
+    axes.plot([], [], "o-", color=GREY, label="measured (half quartile distance)")
+    axes.plot([], [], "o--", mfc="white", lw=0.9, color=GREY, label="allowed by the saved FLOPs")
     axes.set_title(f"Encoder speed on {report.hardware}", fontsize=9)
     axes.set_ylabel("encoder speed-up (times)")
     _finish(axes, [entry.ratio for entry in report.ratios])
@@ -104,4 +104,4 @@ def _finish(axes: Any, ratios: list[int]) -> None:
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

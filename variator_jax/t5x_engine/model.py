@@ -19,6 +19,7 @@ from variator_jax.backbone import T5Config
 from variator_jax.backbone.network import Outputs
 from variator_jax.data.packing import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
+from variator_jax.distill.jobs import check_trainable
 from variator_jax.distill.losses import LossConfig
 from variator_jax.distill.objectives import Batch, Comparison
 from variator_jax.errors import ConfigError
@@ -205,6 +206,8 @@ def model(
         )
     if network is not None:
         refuse_scanned(network)
+    if optimizer is not None:
+        check_trainable(plugin)
     start = Start(plugin, backbone, plugin_path, seed)
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded

@@ -24,8 +24,9 @@ class MeshPartitioner(partitioning.PjitPartitioner):
     """
 
     def __init__(self, mesh_shape: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(num_partitions=mesh_shape[1], **kwargs)
-        self._mesh_shape = tuple(mesh_shape)
+        parts = model_devices(mesh_shape)
+        super().__init__(num_partitions=parts, **kwargs)
+        self._mesh_shape = (mesh_shape[0], parts)
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -37,6 +38,25 @@ class MeshPartitioner(partitioning.PjitPartitioner):
                 f"{np.prod(self._mesh_shape)} devices; there are {devices.size}."
             )
         return jax.sharding.Mesh(devices.reshape(self._mesh_shape), ("data", "model"))
+
+
+def model_devices(mesh_shape: Sequence[int]) -> int:
+    """Devices of a mesh's model axis. The mesh may have the built-in engine's axis `fsdp`, of 1.
+
+    Raises:
+      ConfigError: for anything else.
+    """
+    numbers = list(mesh_shape) if not isinstance(mesh_shape, str) else []
+    if len(numbers) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ConfigError(
+            f"MESH_SHAPE is {mesh_shape!r}; under T5X it is (data, model), positive integers."
+        )
+    if len(numbers) == 3 and numbers[1] != 1:
+        raise ConfigError(
+            f"MESH_SHAPE {tuple(numbers)} is (data, fsdp, model), and T5X's mesh has no fsdp: make "
+            "it 1, or use --engine=builtin."
+        )
+    return numbers[-1]
 
 
 def partitioner(
@@ -51,7 +71,7 @@ def partitioner(
     Args:
       num_partitions: devices that share one copy of the weights.
       model_parallel_submesh: T5X's `(x, y, z, cores)`, in place of `num_partitions`.
-      mesh_shape: `(data, model)`, in place of both.
+      mesh_shape: `(data, model)`, or `(data, 1, model)`, in place of both.
       additional_rules: logical axis rules of your own, before T5X's.
       params_on_devices: False keeps weights in host memory, as T5X's export may want.
     """

@@ -1,24 +1,27 @@
-"""What can be told of a T5X run before T5X starts: its model, its task, its numbers, its folder.
+"""What can be told of a T5X run before T5X starts: its model, its task, its numbers, its folders.
 
-T5X's programs would raise the same errors later, in the midst of their own.
+T5X's programs would raise the same errors later, in the midst of their own, or none at all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from t5x import models
 from tensorflow.io import gfile
 
-from variator_jax.checkpoints.t5x_run import SETTINGS
 from variator_jax.data.batches import task_or_mixture
+from variator_jax.distill.data import check_vocabulary
 from variator_jax.distill.jobs import check_packing
-from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.plugin import PluginConfig
+from variator_jax.errors import ConfigError
 from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.partitioner import model_devices
+from variator_jax.t5x_engine.record import check_same_run
+
+_RESULTS = "variator_results.json"  # beside T5X's results: what they are the results of
 
 
 def rehearse(
@@ -30,41 +33,49 @@ def rehearse(
     pack_multiple: int = 1,
     batch_size: int = 1,
     num_microbatches: int = 1,
+    seed: int = 0,
     periods: Sequence[int] = (),
     output_dir: str | None = None,
+    results_dir: str | None = None,
+    results_of: Mapping[str, Any] | None = None,
     mesh_shape: Sequence[int] | None = None,
     num_partitions: int = 1,
 ) -> models.BaseModel:
-    """Looks at what gin has made, and at what T5X will look at late.
+    """Looks at what gin has made, and at what T5X will look at late or never.
 
     Args:
       model: T5X's model; to have been made is most of what there is to check.
       task: a registered task or mixture.
-      model_dir: the run's folder, which may hold a run already.
+      model_dir: the folder of a training run, which may hold one already.
       packed: whether examples are packed.
       pack_multiple: where packed examples start.
       batch_size: rows of a batch.
       num_microbatches: parts of a batch.
+      seed: of the data's order.
       periods: steps between evaluations and between checkpoints; 0 for none.
       output_dir: where an export goes.
-      mesh_shape: `(data, model)` devices, if given.
+      results_dir: where inference writes, and may have written before.
+      results_of: what makes its results these ones.
+      mesh_shape: the mesh, if given.
       num_partitions: devices that share one copy of the weights, without `mesh_shape`.
 
     Raises:
       VariatorError: for what T5X or the plugin cannot work with.
     """
+    shape = model.start.backbone
     if task is not None:
-        task_or_mixture(task)
+        vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
+        check_vocabulary(task, vocabulary, shape)
     if packed:
         check_packing(pack_multiple, model.start.plugin.ratio)
     if num_microbatches < 1 or batch_size % num_microbatches:
         raise ConfigError(
             f"NUM_MICROBATCHES is {num_microbatches}; it must divide BATCH_SIZE, {batch_size}."
         )
-    heads, model_devices = model.start.backbone.num_heads, (mesh_shape or (1, num_partitions))[1]
-    if heads % model_devices:
+    parts = model_devices(mesh_shape) if mesh_shape is not None else num_partitions
+    if shape.num_heads % parts:
         raise ConfigError(
-            f"The backbone's {heads} heads do not divide among {model_devices} devices of the "
+            f"The backbone's {shape.num_heads} heads do not divide among {parts} devices of the "
             "mesh's model axis (MESH_SHAPE, NUM_PARTITIONS)."
         )
     _check_periods([period for period in periods if period])
@@ -73,28 +84,10 @@ def rehearse(
             f"MODEL_OUTPUT_DIR {output_dir!r} must end in a version number, such as {output_dir}/1."
         )
     if model_dir is not None:
-        check_same_run(model_dir, model.start.plugin)
+        check_same_run(model_dir, model, {"task": task, "batch_size": batch_size, "seed": seed})
+    if results_dir is not None:
+        _check_results(results_dir, dict(results_of or {}))
     return model
-
-
-def check_same_run(model_dir: str, plugin: PluginConfig) -> None:
-    """Refuses to go on with a run in whose folder another plugin was trained.
-
-    Raises:
-      CheckpointError: with both plugins' settings that differ.
-    """
-    file = os.path.join(model_dir, SETTINGS)
-    if not gfile.exists(file):
-        return
-    with gfile.GFile(file, "r") as lines:
-        before = json.loads(lines.read())["plugin"]
-    now = json.loads(json.dumps(dataclasses.asdict(plugin)))
-    differing = [f"{name} {before.get(name)!r}" for name in now if before.get(name) != now[name]]
-    if differing:
-        raise CheckpointError(
-            f"MODEL_DIR {model_dir} holds a run that trains another plugin, with "
-            f"{', '.join(differing)}; choose another MODEL_DIR."
-        )
 
 
 def _check_periods(periods: Sequence[int]) -> None:
@@ -104,3 +97,21 @@ def _check_periods(periods: Sequence[int]) -> None:
             f"T5X asks that EVAL_PERIOD and CHECKPOINT_PERIOD are multiples of one another; found "
             f"{' and '.join(map(str, periods))}."
         )
+
+
+def _check_results(folder: str, identity: dict[str, Any]) -> None:
+    """T5X leaves finished files alone, whatever they are the results of."""
+    identity = json.loads(json.dumps(identity, default=str))
+    file = os.path.join(folder, _RESULTS)
+    before = None
+    if gfile.exists(file):
+        with gfile.GFile(file, "r") as lines:
+            before = json.loads(lines.read())
+    if before != identity and gfile.glob(os.path.join(folder, "*.COMPLETED")):
+        raise ConfigError(
+            f"INFER_OUTPUT_DIR {folder} holds results of another run ({before or 'not told'}), "
+            "which T5X would keep; choose another folder."
+        )
+    gfile.makedirs(folder)
+    with gfile.GFile(file, "w") as out:
+        out.write(json.dumps(identity, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Which checkpoint a T5X program restores, looked at before T5X does.
 
 T5X restores what it finds, and makes the rest up. So the leaves' names and shapes are compared
-with the backbone's beforehand, and what is to come from elsewhere (a fresh plugin, the optimizer's
+with the model's beforehand, and what is to come from elsewhere (a fresh plugin, the optimizer's
 state) is named.
 """
 
@@ -12,21 +12,21 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
-from variator_jax.backbone import T5Config
-from variator_jax.backbone.network import shape_params
 from variator_jax.checkpoints import any_backbone, kinds, load_plugin, stores, t5x
 from variator_jax.distill.jobs import run_part
-from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.plugin import PluginConfig, init_plugin
-from variator_jax.t5x_engine.network import PLUGIN, to_tree
+from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
+from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.network import PLUGIN
 from variator_jax.t5x_engine.start import chosen_path
 
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
 _FRESH_PLUGIN = (f"target/{PLUGIN}/.*", None)
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def absolute_path(path: str) -> str:
@@ -42,12 +42,10 @@ def absolute_path(path: str) -> str:
 
 def restore_config(
     path: str,
-    backbone: T5Config,
-    plugin: PluginConfig,
+    model: DistillationModel,
     plugin_path: str | Sequence[str] | None = None,
     training: bool = False,
     dtype: str | None = None,
-    custom_network: bool = False,
     check_owner: bool = True,
     model_dir: str | None = None,
 ) -> utils.RestoreCheckpointConfig:
@@ -55,25 +53,29 @@ def restore_config(
 
     Args:
       path: a T5X checkpoint, or a local folder of some, whose latest is taken.
-      backbone: the shape that it must have.
-      plugin: the plugin that the model has.
+      model: what is restored; the checkpoint must have every leaf that it needs.
       plugin_path: a plugin folder, or one a ratio; None or () for the plugin of the checkpoint
         itself, of a T5X run. Outside of training it must belong to this very backbone.
       training: a new run, which takes nothing but the backbone from `path`.
       dtype: what the backbone is cast to; None keeps the checkpoint's.
-      custom_network: the network is the user's own, so its leaves are not known here.
-      model_dir: where a run that is resumed has its own checkpoints, so that `path` is not read.
       check_owner: whether to read every weight once, to see that a plugin folder belongs to them.
+      model_dir: the folder of a run that is resumed if it has checkpoints, whatever `path` is.
 
     Raises:
-      CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin; or if
-        the plugin folder belongs to another backbone.
+      CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin.
+      ConfigError: for settings that do not go together.
     """
+    plugin = model.start.plugin
+    if dtype is not None and dtype not in _DTYPES:
+        near = did_you_mean(dtype, _DTYPES)
+        raise ConfigError(f"BACKBONE_DTYPE is {dtype!r}; it is one of {_DTYPES}.{near}")
+    if model_dir and gfile.isdir(model_dir) and checkpoints.latest_step(model_dir) is not None:
+        where, found = _leaves(model_dir)
+        check_leaves(where, found, _wanted(model), "MODEL_DIR holds checkpoints of something else:")
+        return utils.RestoreCheckpointConfig(path=where, mode="specific")
     if not path:
         name = "INITIAL_CHECKPOINT_PATH" if training else "CHECKPOINT_PATH"
         raise ConfigError(f"A plugin works beside a backbone: set {name} to a T5X checkpoint.")
-    if model_dir and gfile.isdir(model_dir) and checkpoints.latest_step(model_dir) is not None:
-        return utils.RestoreCheckpointConfig(path=absolute_path(path), mode="specific")
     where, found = _leaves(absolute_path(path))
     if not re.fullmatch(r"checkpoint_\d+", os.path.basename(where.rstrip("/"))):
         raise CheckpointError(
@@ -81,9 +83,16 @@ def restore_config(
             "N its step; rename it."
         )
     fresh_plugin = (training or bool(plugin_path)) and plugin.ratio > 1
-    if not custom_network:
-        wanted = _shapes(backbone, None if fresh_plugin else plugin)
-        check_leaves(where, found, wanted)
+    if dtype is not None and plugin.ratio > 1 and not fresh_plugin:
+        raise ConfigError(
+            f"BACKBONE_DTYPE = {dtype!r} would cast the checkpoint's plugin, too, and plugins are "
+            "float32: leave it None, which keeps what the run was trained in, or convert the "
+            "plugin to a folder (variator convert --from t5x-run) and give PLUGIN_PATH."
+        )
+    wanted = _wanted(model)
+    if fresh_plugin:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(f"{PLUGIN}/")}
+    check_leaves(where, found, wanted)
     if plugin_path and plugin.ratio > 1 and not training and check_owner:
         load_plugin(chosen_path(plugin_path, plugin), any_backbone.identify_backbone(where))
     rules = [_FRESH_STATE] if training else []
@@ -98,13 +107,17 @@ def restore_config(
 
 
 def check_leaves(
-    where: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+    where: str,
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    opening: str = "",
 ) -> None:
     """Compares a checkpoint's leaves with those that are wanted; more of them do no harm.
 
     Raises:
       CheckpointError: for a missing leaf, or one of another shape, with the nearest remedy.
     """
+    where = f"{opening} {where}".strip()
     missing = [name for name in wanted if name not in found]
     if missing and any(name.startswith("encoder/encoder/") for name in found):
         raise CheckpointError(
@@ -129,14 +142,15 @@ def check_leaves(
             )
 
 
-def _shapes(backbone: T5Config, plugin: PluginConfig | None) -> dict[str, tuple[int, ...]]:
-    tree = dict(shape_params(backbone))
-    if plugin is not None and plugin.ratio > 1:
-        layers, embed = backbone.num_encoder_layers, backbone.embed_dim
-        tree[PLUGIN] = jax.eval_shape(
-            lambda: to_tree(init_plugin(plugin, layers, embed, jax.random.key(0)))
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _wanted(model: DistillationModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's parameters, whatever its network is."""
+    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    shapes = {name: (1, 8) for name in names}
+    types = dict.fromkeys(names, jnp.int32)
+    variables = jax.eval_shape(
+        lambda rng: model.get_initial_variables(rng, shapes, types), jax.random.key(0)
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
-import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -15,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from t5x import trainer as t5x_trainer
 from t5x import utils
-from tensorflow.io import gfile
 
-from variator_jax.checkpoints.t5x_run import SETTINGS
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
-from variator_jax.t5x_engine.rehearsal import check_same_run
+from variator_jax.t5x_engine.record import check_same_run, write_record
 
 
 class PluginInitializer(utils.TrainStateInitializer):
@@ -69,10 +64,11 @@ class PluginTrainer(t5x_trainer.Trainer):
         *,
         task: str | None = None,
         batch_size: int | None = None,
+        seed: int = 0,
         initial_checkpoint_path: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """As T5X's; `task`, `batch_size` and `initial_checkpoint_path` are told for the record."""
+        """As T5X's; `task` to `initial_checkpoint_path` are told for the record."""
         super().__init__(model=model, train_state=train_state, **kwargs)
         self._calibrated = True
         if train_state is None:  # T5X's evaluation sets it later.
@@ -81,9 +77,9 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
-            check_same_run(folder, model.start.plugin)
-            training = {"engine": "t5x", "task": task, "batch_size": batch_size}
-            _write_run_file(folder, model, training, initial_checkpoint_path)
+            training = {"task": task, "batch_size": batch_size, "seed": seed}
+            check_same_run(folder, model, training)
+            write_record(folder, model, training, initial_checkpoint_path)
 
     def train(
         self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
@@ -171,22 +167,3 @@ def _leaves(axes: Any) -> list[Any]:
 
 def _nothing(shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.broadcast_to(np.asarray(np.nan, shape.dtype), shape.shape)
-
-
-def _write_run_file(
-    folder: str,
-    model: DistillationModel,
-    training: Mapping[str, Any],
-    initial_checkpoint_path: str | None,
-) -> None:
-    """Says what the run trains; `variator convert --from t5x-run` reads it."""
-    content = {
-        "plugin": dataclasses.asdict(model.start.plugin),
-        "backbone": dataclasses.asdict(model.start.backbone),
-        "training": training,
-        "initial_checkpoint_path": initial_checkpoint_path,
-        "initial_plugin_path": model.start.path,
-    }
-    gfile.makedirs(folder)
-    with gfile.GFile(os.path.join(folder, SETTINGS), "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,220 @@
+"""How the distillation step scales over devices that are not there: FLOPs, bytes and exchanges.
+
+    python -m variator_jax.bench.scaling --output runs/scaling
+
+The step is compiled for as many pretended devices, at two depths, and what each layer adds is added
+for the rest: every layer of a stack is the same, so FLOPs and exchanged bytes grow by equal parts.
+Times are predicted from these figures and stated speeds; nothing here measures a clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+DEVICES = (1, 2, 4, 8, 16, 64, 256)
+SIZES = ("t5_1_1_xl", "t5_1_1_xxl")
+RATIO, ROWS, INPUTS, TARGETS = 4, 32, 512, 48  # rows of each device: the batch grows with them
+_DEPTHS = (2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Speeds of one kind of device, as its maker states them.
+
+    Attributes:
+      name: for the table.
+      peak: bfloat16 FLOP/s.
+      link: bytes a second that a device sends to its neighbours.
+      far_link: the same beyond `near` devices.
+      near: devices that the fast links join.
+      memory: bytes of a device.
+    """
+
+    name: str
+    peak: float
+    link: float
+    far_link: float
+    near: int
+    memory: float
+
+
+MACHINES = (
+    Machine("TPU v4", 275e12, 300e9, 300e9, 4096, 32e9),
+    Machine("TPU v5e", 197e12, 200e9, 200e9, 256, 16e9),
+    Machine("H200 nodes of 8", 989e12, 450e9, 50e9, 8, 141e9),
+)
+UTILISATION = 0.5  # of the peak, that the products are taken to reach
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One mesh: what each device holds, computes and exchanges in a step."""
+
+    backbone: str
+    devices: int
+    mesh: tuple[int, int, int]
+    arguments: int
+    flops: float
+    collectives: Mapping[str, int]  # bytes of the results, by kind
+
+    def seconds(self, machine: Machine) -> tuple[float, float]:
+        """Predicted seconds of computing and of exchanging, as if neither hid the other."""
+        link = machine.link if self.devices <= machine.near else machine.far_link
+        share = (self.devices - 1) / self.devices
+        # A ring sends a reduced array round twice, a gathered one once.
+        sent = sum(
+            size * share * (2 if kind == "all-reduce" else 1)
+            for kind, size in self.collectives.items()
+        )
+        return self.flops / (machine.peak * UTILISATION), sent / link
+
+    def efficiency(self, machine: Machine) -> float:
+        """Share of the time that is computing."""
+        computing, exchanging = self.seconds(machine)
+        return computing / (computing + exchanging)
+
+
+def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
+    """Compiles the step of a backbone on a mesh of pretended devices."""
+    import jax
+
+    from variator_jax.backbone import get_config
+    from variator_jax.distill import budget, optimizers
+    from variator_jax.plugin import PluginConfig
+
+    config = get_config(backbone, dtype="bfloat16")
+    compiled = functools.partial(
+        budget.budget,
+        plugin=PluginConfig(RATIO),
+        optimizer=optimizers.optimizer(schedule_name="constant"),
+        feature_lengths={"inputs": INPUTS, "targets": TARGETS},
+        batch_size=ROWS * devices,
+        mesh_shape=mesh,
+        backbone_dtype="bfloat16",
+        remat=True,
+        devices=jax.devices()[:devices],
+    )
+    shallow, deep = (
+        compiled(
+            backbone=dataclasses.replace(config, num_encoder_layers=n, num_decoder_layers=n)
+        ).cost
+        for n in _DEPTHS
+    )
+    layers = config.num_encoder_layers
+
+    def whole(a: float, b: float) -> float:
+        return a + (b - a) * (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+
+    def moved(cost: budget.StepCost, kind: str) -> int:
+        found = cost.collectives.get(kind)
+        return found.bytes if found else 0
+
+    kinds = {*shallow.collectives, *deep.collectives}
+    return Row(
+        backbone,
+        devices,
+        mesh,
+        round(whole(shallow.arguments, deep.arguments)),
+        whole(shallow.flops, deep.flops),
+        {kind: round(whole(moved(shallow, kind), moved(deep, kind))) for kind in sorted(kinds)},
+    )
+
+
+def meshes(devices: int) -> list[tuple[int, int, int]]:
+    """The meshes that are compared: copies, and weights cut into as many parts."""
+    return [(devices, 1, 1)] + ([(1, devices, 1)] if devices > 1 else [])
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line a mesh."""
+    head = ["backbone", "devices", "data x fsdp x model", "weights etc. GiB", "TFLOP", "exchanged"]
+    head += [f"{machine.name}: s, efficiency" for machine in MACHINES]
+    lines = [" | ".join(head), " | ".join(["-"] + ["-:"] * (len(head) - 1))]
+    for row in rows:
+        exchanged = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in row.collectives.items())
+        cells = [
+            row.backbone,
+            str(row.devices),
+            " x ".join(map(str, row.mesh)),
+            f"{row.arguments / 2**30:.2f}",
+            f"{row.flops / 1e12:.1f}",
+            exchanged or "nothing",
+        ]
+        for machine in MACHINES:
+            seconds = sum(row.seconds(machine))
+            crowded = "" if row.arguments < 0.7 * machine.memory else " (too large)"
+            cells.append(f"{seconds:.2f}, {row.efficiency(machine):.0%}{crowded}")
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
+    """Predicted efficiency by number of devices, one panel a backbone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row.backbone for row in rows))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.6), sharey=True)
+    for axis, name in zip(axes if len(names) > 1 else [axes], names, strict=True):
+        for index, machine in enumerate(MACHINES):
+            for style, kind, column in (("-", "data", 0), ("--", "fsdp", 1)):
+                chosen = [r for r in rows if r.backbone == name and r.mesh[column] == r.devices]
+                axis.plot(
+                    [r.devices for r in chosen],
+                    [r.efficiency(machine) for r in chosen],
+                    style,
+                    color=f"C{index}",
+                    marker="o",
+                    markersize=3,
+                    label=f"{machine.name}, {kind}",
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted({r.devices for r in rows}), sorted({r.devices for r in rows}))
+        axis.set_xlabel("devices, 32 rows of 512 tokens each")
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    first = axes[0] if len(names) > 1 else axes
+    first.set_ylabel("predicted share of time computing")
+    first.set_ylim(0, 1.02)
+    first.legend(fontsize=7, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes scaling.json, scaling.md and scaling.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, help="a folder")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
+    parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
+    args = parser.parse_args(argv)
+    counts = [int(n) for n in args.devices.split(",")]
+    # Read when JAX first looks for devices.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(counts)}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    rows = []
+    for name in args.sizes.split(","):
+        for count in counts:
+            for mesh in meshes(count):
+                rows.append(measure(name, count, mesh))
+                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
+    folder = pathlib.Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [dataclasses.asdict(row) for row in rows]
+    (folder / "scaling.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
+    (folder / "scaling.md").write_text(table(rows), encoding="utf8")
+    plot(rows, folder / "scaling.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

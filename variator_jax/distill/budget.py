@@ -1,0 +1,223 @@
+"""What the distillation step takes on each device, by compiling it for shapes alone.
+
+No weights are made and no data are read. The step is compiled for the devices that are there, for
+as many pretended CPU devices, or, where the package libtpu is installed, for a TPU slice that is
+not there. What is in memory before a step is known exactly; what a step needs on top is what that
+compiler says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from variator_jax import partitioning
+from variator_jax.backbone import T5Config, Transformer
+from variator_jax.backbone.network import shape_params
+from variator_jax.distill.collectives import Collective, collectives
+from variator_jax.distill.losses import LossConfig
+from variator_jax.distill.objectives import Distillation
+from variator_jax.distill.step import TrainState, jit_train_step, make_train_step
+from variator_jax.errors import ConfigError
+from variator_jax.plugin import PluginConfig, init_plugin
+
+_UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """One device's share of a compiled step.
+
+    Attributes:
+      arguments: bytes of backbone, plugin, optimizer state and batch.
+      temporary: bytes that the step needs on top, as its compiler says.
+      flops: of its matrix products and all else that the compiler counts.
+      collectives: what is exchanged, by kind.
+    """
+
+    arguments: int
+    temporary: int
+    flops: float
+    collectives: Mapping[str, Collective]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A step's cost on a mesh, and the memory that it has to fit in."""
+
+    mesh: str
+    compiler: str
+    cost: StepCost
+    memory: int | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits; None where no memory was named."""
+        if self.memory is None:
+            return None
+        return self.cost.arguments + self.cost.temporary <= self.memory
+
+    def __str__(self) -> str:
+        cost, gib = self.cost, 2**30
+        total = (cost.arguments + cost.temporary) / gib
+        rows = [
+            f"mesh {self.mesh}, compiled for {self.compiler}; of each device:",
+            f"  weights, plugin, optimizer, batch {cost.arguments / gib:>9.2f} GiB",
+            f"  a step's temporary memory         {cost.temporary / gib:>9.2f} GiB",
+            f"  together                          {total:>9.2f} GiB",
+            f"  FLOPs of a step                   {cost.flops:>9.3g}",
+            *(
+                f"  {kind:<33} {found.bytes / 2**20:>9.2f} MiB in {found.count}"
+                for kind, found in sorted(cost.collectives.items())
+            ),
+        ]
+        if self.memory is not None:
+            verdict = "fits" if self.fits else "does not fit"
+            rows.append(f"it {verdict} in {self.memory / gib:.1f} GiB")
+        if self.compiler == "cpu":
+            rows.append(
+                "The compiler for CPUs undoes rematerialisation and keeps float32 copies of "
+                "bfloat16 weights, so its temporary memory is far above an accelerator's: install "
+                "libtpu and give --topology, or run this where the accelerator is."
+            )
+        return "\n".join(rows)
+
+
+def budget(
+    *,
+    backbone: T5Config,
+    plugin: PluginConfig,
+    optimizer: optax.GradientTransformation,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    loss: LossConfig | None = None,
+    num_microbatches: int = 1,
+    mesh_shape: Sequence[int] | None = None,
+    backbone_dtype: str | None = None,
+    remat: bool | str = False,
+    devices: Sequence[Any] | None = None,
+    memory: int | None = None,
+) -> Budget:
+    """Compiles the step of a plugin run and says what it takes.
+
+    Args:
+      backbone: shape of the backbone.
+      plugin: the compression plugin.
+      optimizer: of the plugin's parameters.
+      feature_lengths: tokens of `inputs` and `targets`.
+      batch_size: rows of a batch, over all devices.
+      loss: the distillation losses' weights.
+      num_microbatches: passes that a batch is cut into.
+      mesh_shape: `(data, fsdp, model)`; None chooses.
+      backbone_dtype: what the frozen weights are kept in.
+      remat: what a layer keeps for the backward pass.
+      devices: to compile for; by default those that are there.
+      memory: bytes of a device.
+
+    Raises:
+      ConfigError: for a mesh that is not possible.
+    """
+    config = dataclasses.replace(backbone, remat=remat)
+    found = list(devices if devices is not None else jax.devices())
+    weight = jnp.dtype(backbone_dtype or config.param_dtype)
+    rows = batch_size // num_microbatches
+    mesh = partitioning.make_mesh(config, rows, mesh_shape, found, weight.itemsize)
+    step = make_train_step(
+        Distillation(Transformer(config), plugin, loss or LossConfig()), optimizer, num_microbatches
+    )
+    shapes = _arguments(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
+    with partitioning.activations(mesh):
+        compiled = jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
+    shape = partitioning.MeshShape(*mesh.devices.shape)
+    return Budget(str(shape), found[0].device_kind, step_cost(compiled), memory)
+
+
+def step_cost(compiled: jax.stages.Compiled) -> StepCost:
+    """What a compiled step takes on each device."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return StepCost(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        float((cost[0] if isinstance(cost, list) else cost or {}).get("flops", 0.0)),
+        collectives(compiled.as_text() or ""),
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of '80GiB', '80GB' or a plain number.
+
+    Raises:
+      ConfigError: for anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"{text!r} is no amount of memory; write 80GiB or 80GB.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def topology_devices(name: str) -> list[Any]:
+    """The devices of a TPU slice that is not there, such as 'v5e:4x4'.
+
+    Raises:
+      ConfigError: without the package libtpu, or for a slice that it does not know.
+    """
+    from jax.experimental import topologies
+
+    extent = name.partition(":")[2].split("x")
+    single = {"chips_per_host_bounds": tuple(map(int, extent))} if set(extent) == {"1"} else {}
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name, **single)
+    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        raise ConfigError(
+            f"--topology {name} cannot be compiled for: {str(error).splitlines()[0]} It takes the "
+            "libtpu that belongs to this JAX (pip install 'jax[tpu]'), and names such as v5e:4x4."
+        ) from error
+    return list(slice_.devices)
+
+
+def _arguments(
+    config: T5Config,
+    plugin: PluginConfig,
+    optimizer: optax.GradientTransformation,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    weight: Any,
+    mesh: Mesh,
+) -> tuple[TrainState, tuple[Any, Any], dict[str, Any]]:
+    """The shapes, dtypes and places of a step's arguments."""
+    everywhere = partitioning.replicated(mesh)
+
+    def at(sharding: Any) -> Any:
+        return lambda x, dtype=None: jax.ShapeDtypeStruct(
+            x.shape, dtype or x.dtype, sharding=sharding
+        )
+
+    weights = jax.tree.map(
+        lambda x, sharding: at(sharding)(x, weight),
+        shape_params(config),
+        partitioning.parameter_shardings(config, mesh),
+    )
+    layers, embed = config.num_encoder_layers, config.embed_dim
+    fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
+    state = jax.eval_shape(
+        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+        fresh.params,
+    )
+    rows = partitioning.batch_sharding(mesh)
+    columns = {"encoder_input_tokens": lengths["inputs"]} | {
+        name: lengths["targets"]
+        for name in ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+    }
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=rows)
+        for name, length in columns.items()
+    }
+    scales = jax.tree.map(at(everywhere), fresh.output_scales)
+    return jax.tree.map(at(everywhere), state), (weights, scales), batch

@@ -150,9 +150,9 @@ def _rehearse(command: str) -> None:
 
     # The accelerator is for T5X's program, which may be another process's for a while.
     jax.config.update("jax_platforms", "cpu")
-    gin_utils.configured(rehearsal.rehearse)()
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
+    gin_utils.configured(rehearsal.rehearse)()  # the last, for it leaves a note with results
 
 
 def command_line(

@@ -163,6 +163,10 @@ def _tokens(batch: HostBatch) -> int:
 def _sigterm() -> Iterator[list[int]]:
     """Collects SIGTERM in a list instead of dying, where the thread may handle signals at all."""
     received: list[int] = []
+    if jax.process_count() > 1:
+        # JAX's runtime has a handler of its own, see `_all_stop`; another one would silence it.
+        yield received
+        return
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     except ValueError:  # not the main thread

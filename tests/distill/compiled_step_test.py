@@ -1,0 +1,133 @@
+"""What the compiled step says of itself: what is sent between devices, what is computed and kept.
+
+One process with four devices compiles all steps, and this one reads what it found.
+"""
+
+import json
+import math
+import sys
+
+import compiled_steps
+import pytest
+import t5x_runs
+import tiny_runs
+
+BATCH, LENGTH, TARGETS = 8, 24, 6
+CONFIG = {
+    "name": "tiny", "vocab_size": 352, "embed_dim": 32, "num_heads": 4, "head_dim": 8,
+    "mlp_dim": 80, "num_encoder_layers": 2, "num_decoder_layers": 1,
+}  # fmt: skip
+MESHES = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 4, 1), (1, 2, 2), (2, 1, 2)]
+# Deep and wide, so that what is kept for the backward pass outweighs all else.
+DEEP = CONFIG | {
+    "embed_dim": 64, "num_heads": 2, "head_dim": 32, "mlp_dim": 256, "num_encoder_layers": 6,
+    "num_decoder_layers": 0,
+}  # fmt: skip
+# As accelerators do, order the operations by the memory they need, and not by what could run at
+# the same time.
+FLAGS = f"{tiny_runs.QUICK} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+REMAT = [False, "dots", True]
+
+
+@pytest.fixture(scope="module")
+def found():
+    """`(steps by mesh, steps by remat)`, from one child process."""
+    cases = [{"config": CONFIG, "mesh_shape": mesh} for mesh in MESHES]
+    cases += [
+        {"config": DEEP | {"remat": remat}, "mesh_shape": (1, 1, 1), "length": 32}
+        for remat in REMAT
+    ]
+    program = [sys.executable, compiled_steps.__file__, json.dumps(cases)]
+    out = t5x_runs.call(program, ".", devices=f"4 {FLAGS}").stdout
+    results = json.loads(out.splitlines()[-1])
+    count = len(MESHES)
+    return (
+        dict(zip(MESHES, results[:count], strict=True)),
+        dict(zip(REMAT, results[count:], strict=True)),
+    )
+
+
+def arrays(step, *kinds):
+    """Shapes and bytes of what the step's collectives of these kinds give."""
+    return [tuple(a) for kind, results in step["collectives"] if kind in kinds for a in results]
+
+
+def test_the_reader_finds_collectives_and_their_results():
+    text = """
+  %all-reduce.1 = (f32[], f32[8,4]{1,0}, /*index=5*/bf16[2]{0}) all-reduce(%a, %b, %c), channel_id=1
+  %get-tuple-element.1 = f32[] get-tuple-element(%all-reduce.1), index=0
+  ROOT %ag = pred[16]{0} all-gather-start(%fusion), dimensions={0}
+"""
+    assert compiled_steps.collectives(text) == [
+        ["all-reduce", [[[], 4], [[8, 4], 128], [[2], 4]]],
+        ["all-gather", [[[16], 16]]],
+    ]
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (4, 1, 1)])
+def test_copies_exchange_the_plugin_s_gradients_and_nothing_else(found, mesh):
+    step = found[0][mesh]
+    assert {kind for kind, _ in step["collectives"]} == {"all-reduce"}
+    sent = sum(size for _, size in arrays(step, "all-reduce"))
+    print(f"{mesh}: {sent} bytes all-reduced, plugin of {step['plugin']} bytes")
+    assert step["plugin"] <= sent <= 1.1 * step["plugin"] + 1024
+
+
+def test_one_device_exchanges_nothing(found):
+    assert found[0][(1, 1, 1)]["collectives"] == []
+
+
+@pytest.mark.parametrize("mesh", [(1, 4, 1), (1, 2, 2), (2, 1, 2)])
+def test_no_activation_is_gathered_over_the_batch(found, mesh):
+    """The batch is cut into parts of 2 or 4 rows, and nothing has 8 rows anywhere."""
+    step = found[0][mesh]
+    rows = [shape for shape, _ in arrays(step, *compiled_steps.KINDS) if len(shape) > 2]
+    assert all(shape[0] == BATCH // (mesh[0] * mesh[1]) for shape in rows)
+    assert {kind for kind, _ in step["collectives"]} <= {"all-reduce", "all-gather"}
+    # What is gathered are weights: of two axes, or of one, and along `embed`.
+    weights = arrays(step, "all-gather")
+    assert bool(weights) == (mesh[1] > 1)
+    assert all(len(shape) <= 2 and CONFIG["embed_dim"] in shape for shape, _ in weights)
+    assert bool(rows) == (mesh[2] > 1)
+
+
+@pytest.mark.parametrize("mesh", [(1, 4, 1), (1, 2, 2)])
+def test_each_weight_is_gathered_once_at_most_and_no_gradient_of_it_is_sent(found, mesh):
+    step = found[0][mesh]
+    embed, heads, mlp, vocab = (
+        CONFIG[n] for n in ("embed_dim", "num_heads", "mlp_dim", "vocab_size")
+    )
+    joined, layers = heads * CONFIG["head_dim"], 3  # two of the encoder, one of the decoder
+    matrices = 4 * (layers + 1) * embed * joined + 3 * layers * embed * mlp + vocab * embed
+    scales = embed * (2 * layers + 1 + 2)
+    gathered = sum(size for _, size in arrays(step, "all-gather"))
+    assert gathered <= 4 * (matrices / mesh[2] + scales)
+    reduced = [size for shape, size in arrays(step, "all-reduce") if len(shape) <= 2]
+    assert sum(reduced) <= 1.1 * step["plugin"] + 1024
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_gives_back_a_plugin_and_its_moments(found, mesh):
+    """No backbone is among its results; all but the metrics take over the old state's memory."""
+    step = found[0][mesh]
+    assert 3 * step["plugin"] <= step["output"] <= 3 * step["plugin"] + 1024
+    assert 3 * step["plugin"] <= step["aliased"]
+
+
+def test_copies_share_the_work(found):
+    steps, _ = found
+    alone = steps[(1, 1, 1)]["flops"]
+    for mesh in ((2, 1, 1), (4, 1, 1)):
+        share = steps[mesh]["flops"] * math.prod(mesh) / alone
+        print(f"{mesh}: {steps[mesh]['flops']:.0f} FLOPs a device, {share:.3f} of an equal share")
+        assert share == pytest.approx(1, abs=0.03)
+
+
+def test_rematerialisation_saves_memory_and_costs_work(found):
+    _, steps = found
+    for remat, step in steps.items():
+        print(f"remat={remat}: {step['temporary']} bytes, {step['flops']:.0f} FLOPs")
+    everything, dots, nothing = (steps[remat] for remat in REMAT)
+    # Which of the two keeps less hangs on the order that XLA finds; on CPUs it is often 'dots'.
+    assert max(nothing["temporary"], dots["temporary"]) < 0.75 * everything["temporary"]
+    assert everything["flops"] < dots["flops"] < nothing["flops"]

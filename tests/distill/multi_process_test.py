@@ -1,0 +1,141 @@
+"""Two processes with two devices each, joined by JAX: one run, as if one process did it alone.
+
+Whatever the processes have to do is done by two pairs of them, for each costs its imports: in the
+first pair a process is killed half-way; the second restarts that run, and does all the rest.
+"""
+
+import json
+import socket
+import time
+
+import jax
+import pytest
+import t5x_runs
+import tiny_runs
+
+from variator_jax.backbone import init_params
+from variator_jax.checkpoints import save_backbone
+from variator_jax.distributed import LOST
+
+STEPS, KILLED, SAVED = 30, 17, 10
+STOPPED, ENDLESS = 5, 3_000
+MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "data_model": (2, 1, 2)}
+
+
+def start_pair(cases):
+    """Two processes that join; the port is free when it is looked for, and nearly always after."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    return [tiny_runs.start(cases, devices=2, place=(address, 2, index)) for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    save_backbone(
+        folder / "backbone", tiny_runs.TINY, init_params(tiny_runs.TINY, jax.random.key(0))
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def case(work):
+    def make(name, mesh_shape, **settings):
+        backbone = {"initial_checkpoint_path": str(work / "backbone")}
+        arguments = {"model_dir": str(work / name), "steps": STEPS, "mesh_shape": mesh_shape}
+        return ["train", {**arguments, **backbone, **settings}]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def killed(work, case):
+    """A pair of which process 1 is killed at a step: how the other ended, and how fast."""
+    disturbed = case(
+        "killed", MESHES["data"], checkpoint_period=SAVED, happening=["SIGKILL", KILLED, 1]
+    )
+    pair = start_pair([disturbed])
+    # Meanwhile, one process with one device.
+    tiny_runs.run(
+        work / "one", STEPS, initial_checkpoint_path=str(work / "backbone"), mesh_shape=(1, 1, 1)
+    )
+    try:
+        pair[1].wait()
+        lost = time.monotonic()
+        _, printed = pair[0].communicate()
+        seconds = time.monotonic() - lost
+    finally:
+        for process in pair:
+            process.kill()
+    saved = sorted(p.name for p in (work / "killed" / "checkpoints").iterdir())
+    codes = [process.returncode for process in pair]
+    return {"codes": codes, "seconds": seconds, "printed": printed, "saved": saved}
+
+
+@pytest.fixture(scope="module")
+def second(work, case, killed):
+    """What each process of a second pair found and printed."""
+    cases = [case("killed", MESHES["data"], checkpoint_period=SAVED)]
+    cases += [case(name, shape) for name, shape in MESHES.items()]
+    # The last one, because a process that was told to stop is told so for good.
+    # It has far to go, for the steps are short and the word takes its time to come round.
+    cases += [case("stopped", MESHES["data"], steps=ENDLESS, happening=["SIGTERM", STOPPED, 1])]
+    pair = start_pair(cases)
+    try:
+        return [tiny_runs.finish(process) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+
+
+def test_a_killed_process_ends_the_other_with_a_message(killed):
+    print(f"process 0 ended {killed['seconds']:.1f} s after the loss, with {killed['codes'][0]}")
+    assert killed["codes"][1] == -9
+    assert killed["codes"][0] in (75, 134, -6)  # by us, or by JAX from C++
+    assert killed["seconds"] < 60
+    assert LOST in killed["printed"]
+    assert killed["saved"] == [str(SAVED)]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_two_processes_train_what_one_does(second, work, mesh):
+    ours, alone = (t5x_runs.builtin_losses(work / run) for run in (mesh, "one"))
+    assert list(ours) == list(alone) == list(range(1, STEPS + 1))
+    assert alone[STEPS] < 0.8 * alone[1]  # It trained, indeed.
+    distance = max(abs(ours[step] / alone[step] - 1) for step in alone)
+    moved = t5x_runs.farthest(
+        *(t5x_runs.folder_leaves(work / run / "plugin") for run in (mesh, "one"))
+    )
+    print(f"{mesh}: losses differ by {distance:.1e}, plugins by {moved:.1e}")
+    assert distance < 1e-5 and moved < 1e-4
+
+
+def test_a_restart_ends_with_the_plugin_of_an_undisturbed_run(second, work):
+    assert f"resuming at step {SAVED}\n" in second[0][1]
+    t5x_runs.same_bits(
+        t5x_runs.folder_leaves(work / "killed" / "plugin"),
+        t5x_runs.folder_leaves(work / "data" / "plugin"),
+    )
+
+
+def test_sigterm_of_one_process_stops_both_at_the_same_step(second, work):
+    ends = [found[-1] for found, _ in second]
+    print(f"stopped at {ends}")
+    assert ends[0] == ends[1]
+    assert ends[0]["interrupted"] and STOPPED < ends[0]["step"] < ENDLESS
+    saved = [path.name for path in (work / "stopped" / "checkpoints").iterdir()]
+    assert saved == [str(ends[0]["step"])]
+    assert not (work / "stopped" / "plugin").exists()
+
+
+def test_only_process_0_writes_logs(second, work):
+    (_, first), (_, other) = second
+    assert "  step 30/30" in first and "2 process(es)" in first
+    assert "  step " not in other and "  wrote " not in other
+    for name in (*MESHES, "killed", "stopped"):
+        rows = [json.loads(row) for row in (work / name / "log.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows]
+        if name != "killed":  # That one did some steps again.
+            assert steps == list(range(1, len(steps) + 1))
+        assert len(list((work / name / "tensorboard").iterdir())) == 1 + (name == "killed")

@@ -54,9 +54,10 @@ def _in_this_process(arguments):
 
     from variator_jax import engines, gin_utils
 
-    module, name = next(p for p in engines.PROGRAMS.values() if p[0] == arguments[2])
-    parent = "export_lib" if name == "save" else module.removeprefix("t5x.")
-    function = getattr(importlib.import_module(f"t5x.{parent}"), name)
+    module = arguments[2]
+    name = {"t5x.eval": "evaluate", "t5x.export": "save"}.get(module, module.removeprefix("t5x."))
+    where = "t5x.export_lib" if name == "save" else module
+    function = getattr(importlib.import_module(where), name)
     with engines._as_main(module):
         gin_utils.configured(function)()
 

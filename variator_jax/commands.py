@@ -241,6 +241,8 @@ def _budget(args: argparse.Namespace) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if args.devices or args.topology:
         os.environ["JAX_PLATFORMS"] = "cpu"
+        # Else libtpu asks the metadata server of a cloud machine, which this need not be.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from variator_jax import engines, gin_utils
     from variator_jax.distill import budget
 

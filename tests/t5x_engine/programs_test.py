@@ -55,7 +55,7 @@ def by_builtin(work, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(work)
         folder = tmp_path / mode
         options = [f"--gin.CHECKPOINT_PATH={checkpoint}", f"--gin.INFER_MODE={mode}"]
-        options += [f"--gin.PLUGIN_PATH={plugin}"] if plugin else []
+        options += [f"--gin.PLUGIN_PATH={plugin}"] if plugin else ["--gin.RATIO=1"]
         arguments = [*INFER, "--engine=builtin", *options, f"--gin.INFER_OUTPUT_DIR={folder}"]
         assert cli.main(arguments) == 0, capsys.readouterr().err
         return t5x_runs.results(folder, mode)

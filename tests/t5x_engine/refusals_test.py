@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import pytest
+import seqio
 import t5x_files
 import tiny
 
 from variator_jax import cli, engines
 from variator_jax.checkpoints import folders, save_backbone, save_plugin
 from variator_jax.checkpoints.hf_folder import save_hf
-from variator_jax.errors import CheckpointError
+from variator_jax.data import sources
+from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
 
 QUERY = "encoder/layers_1/attention/query/kernel"
@@ -100,15 +102,20 @@ class TestPlugins:
 
     def test_another_backbone_where_nothing_is_trained(self, work, backbone, tmp_path):
         """Told by T5X's program, for it reads every weight; adaptation may start from one."""
-        from variator_jax.t5x_engine import restore_config
+        from variator_jax.t5x_engine import model, restore_config
 
         changed = jax.tree.map(lambda leaf: -leaf, backbone.params)
         other = dataclasses.replace(
             backbone, params=changed, fingerprint=folders.fingerprint(changed)
         )
         folder = self.folder(tmp_path, other)
-        settings = PluginConfig(4, bottleneck=8)
-        arguments = (str(work / "backbone"), backbone.config, settings, str(folder))
+        made = model(
+            backbone=backbone.config,
+            plugin=PluginConfig(4, bottleneck=8),
+            vocabulary=seqio.ByteVocabulary(),
+            plugin_path=str(folder),
+        )
+        arguments = (str(work / "backbone"), made, str(folder))
         with pytest.raises(CheckpointError, match=other.fingerprint) as refusal:
             restore_config(*arguments)
         assert backbone.fingerprint in str(refusal.value)
@@ -135,3 +142,42 @@ class TestSettings:
 
     def test_a_file_of_rows_that_is_not_there(self, refused):
         assert "nowhere.tsv" in refused("--gin.TASK_FILE=nowhere.tsv")
+
+
+class TestWhatT5XWouldTakeWithoutAWord:
+    def test_a_leaf_of_an_own_network_that_the_checkpoint_lacks(self, refused):
+        deeper = ("--gin.config.get_config.num_decoder_layers=3", "--gin.PLUGIN_PATH=None")
+        assert "lacks decoder/layers_" in refused(*deeper)
+
+    def test_a_vocabulary_beyond_the_embeddings(self, backbone):
+        from variator_jax.t5x_engine import model, rehearsal
+
+        vocabulary, name = seqio.ByteVocabulary(extra_ids=500), "refusals_test_large_vocabulary"
+        if name not in seqio.TaskRegistry.names():
+            rows = [{"inputs": "a", "targets": "b"}]
+            sources.text_to_text_task(name, lambda split: rows, ("train",), vocabulary)
+        made = model(
+            backbone=backbone.config, plugin=PluginConfig(4), vocabulary=seqio.ByteVocabulary()
+        )
+        with pytest.raises(ConfigError, match="embeddings"):
+            rehearsal.rehearse(model=made, task=name)
+
+    def test_nothing_to_train(self, refused):
+        assert "ratio of 2 or more" in refused("--gin.RATIO=1")
+
+    def test_a_cast_that_would_reach_the_plugin(self, refused, trained):
+        run = (f"--gin.CHECKPOINT_PATH={trained}", "--gin.BACKBONE_DTYPE=bfloat16")
+        assert "would cast the checkpoint's plugin" in refused(*run, command="infer")
+
+    def test_a_mesh_with_fsdp(self, refused):
+        assert "no fsdp" in refused("--gin.MESH_SHAPE=(1, 2, 2)")
+
+    def test_macros_of_the_other_engine(self, refused):
+        assert "is for the engine builtin" in refused("--gin.REMAT=True")
+
+    @pytest.mark.parametrize("change", ["SEED=7", "BATCH_SIZE=4", "RATIO=2"])
+    def test_a_run_that_is_resumed_as_another(self, trained, work, change, monkeypatch, capsys):
+        monkeypatch.chdir(work)
+        options = ("--gin_file=tiny.gin", f"--gin.MODEL_DIR={trained}", f"--gin.{change}")
+        assert cli.main(["train", *options]) == 2
+        assert "MODEL_DIR" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The command line of `variator` and `t5x`: from arguments to a subcommand, errors in one line.
 
 Nothing heavy is imported until a subcommand runs, so that `variator --help` answers at once. The
-subcommands themselves are in `commands.py`.
+subcommands themselves are in `commands`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,123 @@
+"""`budget`, `inspect`, `report`, `bench`: what looks and does not train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from variator_jax.bench.arguments import add_arguments as bench_arguments
+from variator_jax.commands.engine import parse
+from variator_jax.commands.table import command, gin_arguments, path_argument
+from variator_jax.errors import ConfigError
+
+
+def _budget_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--devices", type=int, metavar="N", help="pretend to have N devices")
+    parser.add_argument("--hbm", metavar="80GiB", help="memory of a device, to say whether it fits")
+    parser.add_argument(
+        "--topology", metavar="v5e:4x4", help="compile for that TPU slice; takes libtpu"
+    )
+
+
+@command(
+    "budget",
+    "Compile the train step for shapes alone: memory, FLOPs and exchanges per device.",
+    (
+        "variator budget --gin_file=variator_xl.gin --devices 8 --hbm 80GiB --gin.REMAT=True",
+        "variator budget --gin_file=variator_xxl.gin --topology v5e:4x4 --hbm 16GiB "
+        "--gin.REMAT=True --gin.BATCH_SIZE=128",
+    ),
+    gin_arguments,
+    _budget_arguments,
+)
+def _budget(args: argparse.Namespace) -> None:
+    if args.devices is not None and args.devices < 1:
+        raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
+    if args.topology and args.devices:
+        raise ConfigError("--topology names the devices; leave --devices out.")
+    if args.devices:
+        # Read when JAX first looks for devices, which nothing has asked it to so far.
+        flag = f"--xla_force_host_platform_device_count={args.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if args.devices or args.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # Else libtpu asks the metadata server of a cloud machine, which this need not be.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from variator_jax import engines, gin_utils
+    from variator_jax.distill import budget
+
+    parse(args, "train", engines.choose(engines.BUILTIN), require=False)
+    gin_utils.leave_unset()
+    memory = None if args.hbm is None else budget.parse_bytes(args.hbm)
+    devices = budget.topology_devices(args.topology) if args.topology else None
+    print(gin_utils.configured(budget.budget)(devices=devices, memory=memory))
+
+
+@command(
+    "inspect",
+    "Say what a folder holds, or print what gin files and overrides come to.",
+    (
+        "variator inspect runs/nano",
+        "variator inspect --gin_file=nano_docs.gin --gin.MODEL_DIR=runs/nano",
+    ),
+    gin_arguments,
+    path_argument("a run folder, a backbone or a compression plugin"),
+    lambda parser: parser.add_argument(
+        "--verify", action="store_true", help="also read every weight of a backbone"
+    ),
+)
+def _inspect(args: argparse.Namespace) -> None:
+    if bool(args.path) == bool(args.gin_file):
+        raise ConfigError("inspect takes a folder or --gin_file=FILE, one of the two.")
+    if args.path:
+        from variator_jax.checkpoints import inspect
+
+        print(inspect.describe(args.path, verify=args.verify))
+    else:
+        from variator_jax import engines, gin_utils
+
+        engine = engines.choose(args.engine)
+        print(f"engine: {engine.name} ({engine.why})", file=sys.stderr, flush=True)
+        parse(args, "train", engine, require=True, rehearse=False)
+        print(gin_utils.resolved_config())
+
+
+@command(
+    "report",
+    "Print the table of a finished evaluation.",
+    ("variator report runs/quickstart",),
+    path_argument("the folder with report.md"),
+)
+def _report(args: argparse.Namespace) -> None:
+    if not args.path:
+        raise ConfigError("report needs a folder: variator report runs/quickstart")
+    table, plot = (Path(args.path) / f"report.{suffix}" for suffix in ("md", "png"))
+    if not table.is_file():
+        raise ConfigError(
+            f"there is no {table}: the evaluation has not ended, or it lies elsewhere."
+        )
+    print(table.read_text(encoding="utf-8").rstrip())
+    if plot.is_file():
+        print(f"\nPlot: {plot}")
+
+
+@command(
+    "bench",
+    "Time an encoder at several compression ratios, and its distillation step, on this device.",
+    (
+        "variator bench --backbone t5_1_0_base --shape 4x256 --shape 1x512 --peer --output bench",
+        "variator bench --backbone t5_1_1_xl --batch 32 --length 512 --dtype bfloat16 --peer",
+        "variator bench --backbone t5_1_1_xl --batch 32 --length 512 --dtype bfloat16 --ratios 4 "
+        "--train --remat dots --microbatches 2",
+    ),
+    bench_arguments,
+)
+def _bench(args: argparse.Namespace) -> None:
+    from variator_jax.bench import arguments
+
+    settings = arguments.settings_of(args)
+    from variator_jax.bench import run
+
+    run.run(settings, args.output)

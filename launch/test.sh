@@ -15,4 +15,5 @@ python="$ROOT/.venv/bin/python"
 
 "$python" -m ruff check --no-cache .
 "$python" -m mypy --cache-dir=/dev/null
-exec "$python" -m pytest -n 2 "$@" </dev/null
+# A file stays with one worker, so that what its tests share is made once.
+exec "$python" -m pytest -n 2 --dist loadfile "$@" </dev/null

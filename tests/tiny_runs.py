@@ -16,8 +16,8 @@ import numpy as np
 import seqio
 
 from variator_jax import distributed, partitioning
-from variator_jax.backbone import get_config
-from variator_jax.checkpoints import load_backbone
+from variator_jax.backbone import get_config, init_params
+from variator_jax.checkpoints import load_backbone, save_backbone
 from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.distill import jobs, optimizers, train
@@ -62,6 +62,12 @@ def run(model_dir, steps=6, *, checkpoint_period=100, learning_rate=1e-2, **sett
         }
         | settings
     )
+
+
+def save_tiny_backbone(folder):
+    """Puts a backbone of random weights into `folder / "backbone"`; returns the folder."""
+    save_backbone(folder / "backbone", TINY, init_params(TINY, jax.random.key(0)))
+    return folder
 
 
 # In other processes.

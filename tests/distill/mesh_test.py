@@ -8,8 +8,7 @@ import pytest
 import t5x_runs
 import tiny_runs
 
-from variator_jax.backbone import init_params
-from variator_jax.checkpoints import load_backbone, save_backbone
+from variator_jax.checkpoints import load_backbone
 
 STEPS = 12
 # What is run on four devices, and what it is compared with on one.
@@ -26,11 +25,7 @@ LIKE_ONE = ("data", "fsdp", "microbatches", "resumed")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("meshes")
-    save_backbone(
-        folder / "backbone", tiny_runs.TINY, init_params(tiny_runs.TINY, jax.random.key(0))
-    )
-    return folder
+    return tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("meshes"))
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,10 @@ import json
 import socket
 import time
 
-import jax
 import pytest
 import t5x_runs
 import tiny_runs
 
-from variator_jax.backbone import init_params
-from variator_jax.checkpoints import save_backbone
 from variator_jax.distributed import LOST
 
 STEPS, KILLED, SAVED = 30, 17, 10
@@ -32,11 +29,7 @@ def start_pair(cases):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    save_backbone(
-        folder / "backbone", tiny_runs.TINY, init_params(tiny_runs.TINY, jax.random.key(0))
-    )
-    return folder
+    return tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ As a script it carries out the cases that `start` hands it, one after the other 
 the imports take longer than the runs. It prints one line of JSON for each.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ TINY = get_config(
     num_encoder_layers=2, num_decoder_layers=1,
 )  # fmt: skip
 DATA = train.DataConfig(TASK, {"inputs": 18, "targets": 6}, 8, eval_batches=0)
+STREAMED = dataclasses.replace(DATA, packed=True, pack_multiple=4, data_shards=2)
 # LLVM's own optimisation takes most of the time to compile, and nothing here is large.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -96,22 +98,24 @@ def finish(process, code=0):
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
 
 
-def _train(model_dir, happening=None, **settings):
+def _train(model_dir, happening=None, streamed=False, **settings):
     """A run; `[signal's name, step, process]` happens when that process fetches that batch."""
     real = train.DataConfig.train
+    filled = set()
 
-    def stream(self, first):
-        for number, batch in enumerate(real(self, first), start=first):
+    def stream(self, first, rows=None):
+        for number, batch in enumerate(real(self, first, rows), start=first):
+            filled.add(int(batch["encoder_input_tokens"].any(axis=1).sum()))
             if happening and happening[1:] == [number, jax.process_index()]:
                 os.kill(os.getpid(), getattr(signal, happening[0]))
             yield batch
 
     train.DataConfig.train = stream
     try:
-        result = run(model_dir, **settings)
+        result = run(model_dir, data=STREAMED if streamed else DATA, **settings)
     finally:
         train.DataConfig.train = real
-    return {"step": result.step, "interrupted": result.interrupted}
+    return {"step": result.step, "interrupted": result.interrupted, "rows_read": sorted(filled)}
 
 
 def _shards(backbone, mesh_shape):

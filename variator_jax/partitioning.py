@@ -189,6 +189,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Which rows of a batch lie on this process's devices, rising."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in parts for row in range(batch_size)[part]})
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Arrays over the whole mesh, of a batch of which every process has all rows.
 

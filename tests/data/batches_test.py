@@ -157,6 +157,35 @@ def test_packed_examples_start_on_multiples(k):
             assert set(inputs) - {0} == set(targets) - {0}
 
 
+def test_streams_make_the_same_batches_whoever_reads_which():
+    options = {"packed": True, "streams": 4, "seed": 3}
+    whole = _take(4, read_streams=range(4), **options)
+    for own in ((1,), (0, 3)):
+        rows = [row for stream in own for row in (2 * stream, 2 * stream + 1)]
+        for part, batch in zip(_take(4, read_streams=own, **options), whole, strict=True):
+            for key, value in batch.items():
+                np.testing.assert_array_equal(part[key][rows], value[rows])
+                assert not np.delete(part[key], rows, axis=0).any()
+    assert _same(whole[2:], _take(2, read_streams=range(4), start_batch=2, **options))
+
+
+def test_streams_share_the_examples_of_an_epoch_without_overlap(monkeypatch):
+    monkeypatch.setattr(epochs, "_BYTES_IN_MEMORY", 0)
+    size = _count("docs_topic", "validation") // 8
+    streams = {"split": "validation", "shuffle": False, "streams": 4, "read_streams": range(4)}
+    found = np.concatenate([b["encoder_input_tokens"] for b in _take(size, **streams)])
+    known = np.concatenate(
+        [b["encoder_input_tokens"] for b in _take(size, split="validation", shuffle=False)]
+    )
+    assert len(found) == len(known)
+    assert sorted(map(bytes, found)) == sorted(map(bytes, known))
+
+
+def test_streams_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(DataError, match="divisor of the batch size"):
+        _take(1, packed=True, streams=3)
+
+
 def test_tasks_too_large_for_memory_are_streamed_with_the_same_examples(monkeypatch):
     options = {"split": "validation", "repeat": False, "shuffle": False, "pad_last": True}
     expected = _take(None, **options)

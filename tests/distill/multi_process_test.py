@@ -71,6 +71,7 @@ def second(work, case, killed):
     """What each process of a second pair found and printed."""
     cases = [case("killed", MESHES["data"], checkpoint_period=SAVED)]
     cases += [case(name, shape) for name, shape in MESHES.items()]
+    cases += [case("streamed", MESHES["data"], streamed=True)]
     # The last one, because a process that was told to stop is told so for good.
     # It has far to go, for the steps are short and the word takes its time to come round.
     cases += [case("stopped", MESHES["data"], steps=ENDLESS, happening=["SIGTERM", STOPPED, 1])]
@@ -102,6 +103,22 @@ def test_two_processes_train_what_one_does(second, work, mesh):
     )
     print(f"{mesh}: losses differ by {distance:.1e}, plugins by {moved:.1e}")
     assert distance < 1e-5 and moved < 1e-4
+
+
+def test_each_process_streams_its_own_rows_and_the_run_is_that_of_one(second, work):
+    tiny_runs.run(
+        work / "one_streamed",
+        STEPS,
+        data=tiny_runs.STREAMED,
+        initial_checkpoint_path=str(work / "backbone"),
+        mesh_shape=(1, 1, 1),
+    )
+    ours, alone = (t5x_runs.builtin_losses(work / run) for run in ("streamed", "one_streamed"))
+    distance = max(abs(ours[step] / alone[step] - 1) for step in range(1, STEPS + 1))
+    print(f"streamed: losses differ by {distance:.1e}")
+    assert distance < 1e-5
+    half = tiny_runs.STREAMED.batch_size // 2
+    assert [found[len(MESHES) + 1]["rows_read"] for found, _ in second] == [[half], [half]]
 
 
 def test_a_restart_ends_with_the_plugin_of_an_undisturbed_run(second, work):

@@ -3,14 +3,15 @@
 Examples are trimmed and laid out as seqio's `EncDecFeatureConverter` does, so a text that is longer
 than its feature length is truncated, with EOS kept. Shuffling and mixing are index arithmetic over
 the finished examples of an epoch, so starting at batch n costs the same as starting at batch 0.
-Packed batches, and tasks too large for memory, are streamed; there, starting at n reads n batches.
+Packed batches, and tasks too large for memory, are streamed; there, starting at n reads n batches,
+and several processes can share the reading.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def batches(
     pad_last: bool = False,
     packed: bool = False,
     pad_inputs_to_multiple: int = 1,
+    streams: int = 1,
+    read_streams: Collection[int] = (0,),
 ) -> Iterator[Batch]:
     """Yields batches of a task or mixture, the same for the same arguments.
 
@@ -81,6 +84,10 @@ def batches(
       pad_last: without repeat, fill the last batch with rows of zeros; otherwise it is dropped.
       packed: put several examples into a row, with segment ids and positions.
       pad_inputs_to_multiple: with packed, each example starts on a multiple of this many tokens.
+      streams: into how many shards data are cut that are streamed and repeated. Rows
+        [i * batch_size / streams, (i + 1) * batch_size / streams) come from shard i, whoever reads.
+      read_streams: the shards to read, so that a process need not read what others do; rows of the
+        rest are zeros. Only counts where there are several; data in memory are not cut.
 
     Returns:
       An iterator of dicts of int32 arrays: encoder_input_tokens [batch, L], decoder_input_tokens,
@@ -95,9 +102,13 @@ def batches(
     order = Order(seed, shuffle, repeat)
     tasks = _tasks(provider, split)
     if packed or not all(fits_in_memory(task, split, lengths) for task in tasks):
-        found = _streamed(
-            provider, split, lengths, order, batch_size, packed, pad_inputs_to_multiple, start_batch
+        stream = functools.partial(
+            _streamed, provider, split, lengths, order, packed, pad_inputs_to_multiple
         )
+        if streams > 1 and repeat:
+            found = _side_by_side(stream, batch_size, streams, read_streams, start_batch)
+        else:
+            found = _read(stream(None), batch_size, start_batch)
     elif len(tasks) > 1 and repeat:
         rates = [provider.get_rate(task) for task in tasks]
         found = _mixed(tasks, rates, split, lengths, order, batch_size, start_batch)
@@ -216,19 +227,18 @@ def _streamed(
     split: str,
     lengths: dict[str, int],
     order: Order,
-    batch_size: int,
     packed: bool,
     multiple: int,
-    start_batch: int,
-) -> Iterator[Batch]:
-    """Yields batches straight from seqio's own pipeline."""
-    epochs = None if order.repeat else 1
+    shard: Any,
+) -> Any:
+    """Returns the rows of seqio's own pipeline, of one shard of the data or of all of them."""
     options = dict(
         sequence_length=lengths,
         split=split,
         shuffle=order.shuffle,
         seed=order.seed,
-        num_epochs=epochs,
+        num_epochs=None if order.repeat else 1,
+        shard_info=shard,
     )
     if order.repeat:
         dataset = provider.get_dataset(**options)
@@ -236,5 +246,30 @@ def _streamed(
         parts = [task.get_dataset(**options) for task in _tasks(provider, split)]
         dataset = functools.reduce(lambda one, other: one.concatenate(other), parts)
     dataset = dataset.map(lambda example: {key: example[key] for key in lengths})
-    dataset = GroupedFeatureConverter(pack=packed, group=multiple)(dataset, lengths)
+    return GroupedFeatureConverter(pack=packed, group=multiple)(dataset, lengths)
+
+
+def _read(dataset: Any, batch_size: int, start_batch: int) -> Iterator[Batch]:
     return dataset.batch(batch_size).skip(start_batch).prefetch(2).as_numpy_iterator()
+
+
+def _side_by_side(
+    stream: Callable[[Any], Any],
+    batch_size: int,
+    streams: int,
+    wanted: Collection[int],
+    start_batch: int,
+) -> Iterator[Batch]:
+    """Yields batches whose equal parts come from one shard each; zeros for shards not `wanted`."""
+    if batch_size % streams or not set(wanted) <= set(range(streams)) or not wanted:
+        raise DataError(
+            f"{batch_size} rows in {streams} streams, of which {sorted(wanted)} are read: expected "
+            "a divisor of the batch size, and some of the streams from 0"
+        )
+    share = batch_size // streams
+    readers = {i: _read(stream(seqio.ShardInfo(i, streams)), share, start_batch) for i in wanted}
+    while True:
+        parts = {i: next(reader) for i, reader in readers.items()}
+        nothing = {key: np.zeros_like(value) for key, value in next(iter(parts.values())).items()}
+        rows_of = [parts.get(i, nothing) for i in range(streams)]
+        yield {key: np.concatenate([part[key] for part in rows_of]) for key in nothing}

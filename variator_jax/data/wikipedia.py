@@ -8,7 +8,6 @@ running text without gaps, over one file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from variator_jax.data import noise, prompted
@@ -17,8 +16,8 @@ from variator_jax.data.preprocessors import corrupt_spans
 from variator_jax.data.registry import is_registered, remember
 from variator_jax.data.sources import add_task
 from variator_jax.data.spec import TaskSpec
-from variator_jax.data.vocabulary import is_url, vocabulary_of
-from variator_jax.errors import DataError
+from variator_jax.data.text_files import read_text_lines, text_files
+from variator_jax.data.vocabulary import vocabulary_of
 
 TFDS = "wikipedia/20230601.en:1.0.0"
 SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
@@ -50,7 +49,7 @@ def wikipedia_task(
         return spec.name
     source: Any = prompted.tfds_source(TFDS, SPLITS)
     if data_dir is not None:
-        source = seqio.FileDataSource(_read_lines, _text_files(data_dir))
+        source = seqio.FileDataSource(read_text_lines, text_files(data_dir))
     steps: list[Callable[..., Any]] = [
         cut_passages,
         tokenize_passages,
@@ -86,29 +85,3 @@ def tokenize_passages(
 
     dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
-
-
-def _read_lines(path: Any) -> Any:
-    compression = tf.where(tf.strings.regex_full_match(path, r".*\.gz"), "GZIP", "")
-    return tf.data.TextLineDataset(path, compression).map(lambda line: {"text": line})
-
-
-def _text_files(data_dir: str) -> dict[str, list[str]]:
-    folder = data_dir if is_url(data_dir) else str(Path(data_dir).expanduser().absolute())
-    folder = folder.rstrip("/")
-    files = sorted(
-        path for end in ("txt", "txt.gz") for path in tf.io.gfile.glob(f"{folder}/*.{end}")
-    )
-    held_out = [path for path in files if _is_validation(path.rsplit("/", 1)[-1])]
-    found = {"train": [path for path in files if path not in held_out], "validation": held_out}
-    for split, paths in found.items():
-        if not paths:
-            raise DataError(
-                f"{folder} has no text for {split}: expected .txt or .txt.gz files, one text a "
-                "line, of which those for validation have 'valid' or 'dev' in their names"
-            )
-    return found
-
-
-def _is_validation(name: str) -> bool:
-    return "valid" in name.lower() or "dev" in name.lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from variator_jax.backbone import T5Config
@@ -26,6 +26,9 @@ class DataConfig:
       packed: put several short examples into a row.
       pack_multiple: a packed example starts on a multiple of this many tokens; the compression
         ratio, so that no merge group spans two examples.
+      data_shards: into how many streams data too large for memory are cut, each read only by the
+        processes that hold its rows. The examples of a step depend on this number, and never on
+        how many processes there are: it is a multiple of every number of processes to come.
     """
 
     task: str
@@ -35,10 +38,31 @@ class DataConfig:
     seed: int = 0
     packed: bool = False
     pack_multiple: int = 1
+    data_shards: int = 1
 
-    def train(self, start: int) -> Iterator[HostBatch]:
-        """The endless training batches from batch `start` on; the same ones in every run."""
-        return self._batches("train", start_batch=start, seed=self.seed)
+    def __post_init__(self) -> None:
+        if self.data_shards < 1 or self.batch_size % self.data_shards:
+            raise ConfigError(
+                f"DATA_SHARDS is {self.data_shards!r}; it must divide BATCH_SIZE, "
+                f"{self.batch_size}."
+            )
+
+    def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
+        """The endless training batches from batch `start` on; the same ones in every run.
+
+        Args:
+          start: how many batches come before.
+          rows: those of a batch that are wanted, others may be zeros; None for all.
+        """
+        share = self.batch_size // self.data_shards
+        wanted = range(self.batch_size) if rows is None else rows
+        return self._batches(
+            "train",
+            start_batch=start,
+            seed=self.seed,
+            streams=self.data_shards,
+            read_streams=sorted({row // share for row in wanted}),
+        )
 
     def validation(self) -> list[HostBatch]:
         """The same `eval_batches` batches of the validation split each time, tasks mixed."""

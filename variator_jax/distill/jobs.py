@@ -290,7 +290,8 @@ def _fresh_plugin(
     if measured:
         rms = {k: jnp.float32(v) for k, v in json.loads(kept.read_text()).items()}
     else:
-        batch = partitioning.global_batch(next(data.train(0)), mesh)
+        own = partitioning.own_rows(mesh, data.batch_size)
+        batch = partitioning.global_batch(next(data.train(0, own)), mesh)
         with partitioning.activations(mesh):
             scales = measure_output_scales(backbone, config, batch)
         rms = {k: jnp.float32(partitioning.gather(v)) for k, v in scales.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -159,7 +160,7 @@ def _run(
     state, interrupted = fit(
         state,
         on_mesh,
-        data.train,
+        functools.partial(data.train, rows=partitioning.own_rows(mesh, data.batch_size)),
         schedule,
         checkpoints,
         log,

@@ -1,4 +1,4 @@
-"""Folders of plain texts, one a line, in .txt and .txt.gz files: which there are, and their lines."""
+"""Folders of plain texts, one a line, in .txt and .txt.gz files: which there are, their lines."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ exec 3>&2 # Where this script speaks; bash's own notices of ended jobs are sent 
 say() { echo "local.sh: $*" >&3; }
 # Once one has failed the others get $grace seconds, then SIGTERM, and 10 seconds later SIGKILL.
 begin_ending() { [[ -n "$deadline" ]] || deadline=$((SECONDS + grace)); }
-# shellcheck disable=SC2329 # The traps call it.
+# shellcheck disable=SC2317,SC2329 # The traps call it.
 forward() { # SIGNAL
   say "passing SIG$1 on to all processes."
   signal_all "$1"

@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
 # Runs one `variator` command on all workers of a Cloud TPU, and again after each preemption.
 #
-#   bash launch/tpu_pod.sh my-pod --zone us-central2-b --type v4-32 --spot -- \
-#     train --gin_file=variator_xl.gin --gin.RATIO=4 --gin.MODEL_DIR=gs://BUCKET/xl_4
+#   bash launch/tpu_pod.sh my-pod --zone us-central2-b --type v4-32 --spot \
+#     --setup 'mountpoint -q /mnt/runs || sudo mount -o X-mount.mkdir FILER:/runs /mnt/runs' -- \
+#     train --gin_file=variator_xl.gin --gin.RATIO=4 --gin.MODEL_DIR=/mnt/runs/xl_4
 #
 # Arguments after -- are those of `variator`. The TPU is created where there is none of this name,
 # the repository as it lies here is copied to its workers and installed, and the command is started
 # on each. A TPU that was preempted is deleted and created anew, and the same command continues from
-# its newest checkpoint; so the MODEL_DIR must be one that all workers see.
+# its newest checkpoint; so the MODEL_DIR must be a folder that all workers see: NFS, or a bucket
+# that gcsfuse mounts (docs/multi_host.md says how). A MODEL_DIR of gs://... is for T5X alone:
+# --setup has to install that on the workers, and --engine=t5x be among the arguments after --.
 #   --zone Z       the zone (required)
 #   --type T       the accelerator type, such as v4-32 or v5litepod-16 (required)
 #   --version V    the TPU software version (default tpu-ubuntu2204-base)
 #   --project P    the Google Cloud project (default: gcloud's)
 #   --spot         ask for a spot TPU
+#   --setup C      a shell command for each worker after the installation, which bears repetition
 #   --attempts N   how often the command is started at most (default 20)
+#   --waits N      how often in a row it waits a minute for the TPU at most (default 1440)
 #   --delete       delete the TPU in the end
 #   --dry-run      say what would be done, and stop
-# Needs gcloud, signed in. It starts again after exit codes 75, 134, 143 and 255: a process or a
-# connection was lost, or a signal ended the run.
+# Needs gcloud, signed in. It starts again after exit codes 75, 134, 137, 143 and 255: a process
+# or a connection was lost, or a signal ended the run.
 set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
@@ -29,8 +34,8 @@ fail() {
 }
 say() { echo "tpu_pod.sh: $*" >&2; }
 
-name="${1:-}" zone="" type="" version="tpu-ubuntu2204-base" project="" attempts=20
-spot="" delete="" dry_run=""
+name="${1:-}" zone="" type="" version="tpu-ubuntu2204-base" project="" setup=""
+attempts=20 waits=1440 spot="" delete="" dry_run=""
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
   fail "expected the name of the TPU first (small letters, digits and -), found '$name'."
 shift
@@ -39,29 +44,41 @@ while (($#)) && [[ "$1" != -- ]]; do
     --spot) spot=1 ;;
     --delete) delete=1 ;;
     --dry-run) dry_run=1 ;;
-    --zone | --type | --version | --project | --attempts)
+    --zone | --type | --version | --project | --setup | --attempts | --waits)
       [[ $# -gt 1 && "$2" != --* ]] || fail "$1 needs a value."
       declare "${1#--}=$2"
       shift
       ;;
     *) fail "unknown argument '$1' before --: there are --zone, --type, --version, --project," \
-      "--spot, --attempts, --delete and --dry-run." ;;
+      "--spot, --setup, --attempts, --waits, --delete and --dry-run." ;;
   esac
   shift
 done
 [[ -n "$zone" ]] || fail "no zone given: --zone us-central2-b, for example."
 [[ -n "$type" ]] || fail "no accelerator type given: --type v4-32, for example."
 [[ "$attempts" =~ ^[1-9][0-9]{0,3}$ ]] || fail "--attempts $attempts: expected a number such as 20."
+[[ "$waits" =~ ^[0-9]{1,5}$ ]] || fail "--waits $waits: expected a number such as 1440."
 (($# > 1)) || fail "no command given: the arguments of variator come after --."
 shift # --
 
+model_dir="" engine="" previous=""
 for argument in "$@"; do
-  if [[ "$argument" == --gin.MODEL_DIR=* ]]; then
-    model_dir="${argument#--gin.MODEL_DIR=}"
-    [[ "${model_dir//[\"\']/}" =~ ^(gs://|/) ]] || fail "MODEL_DIR is $model_dir, which lies on" \
-      "each worker's own disk: give gs://BUCKET/FOLDER, or the absolute path of a shared mount."
-  fi
+  [[ ! "$previous" =~ ^--(gin\.MODEL_DIR|engine)$ ]] || argument="$previous=$argument"
+  previous="$argument"
+  case "$argument" in
+    --gin.MODEL_DIR=*) model_dir="${argument#*=}" ;;
+    --engine=*) engine="${argument#*=}" ;;
+  esac
 done
+case "${model_dir//[\"\']/}" in
+  "" | /*) ;;
+  gs://*)
+    [[ "$engine" == t5x ]] || fail "MODEL_DIR is $model_dir, where only T5X writes: give a folder" \
+      "that is mounted on all workers, such as /mnt/runs/xl_4, or --engine=t5x with T5X on them."
+    ;;
+  *) fail "MODEL_DIR is $model_dir, which lies on each worker's own disk: give the absolute path" \
+    "of a folder that is mounted on all workers, such as /mnt/runs/xl_4." ;;
+esac
 if [[ -z "$dry_run" ]] && ! command -v gcloud >/dev/null; then
   fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 fi
@@ -95,7 +112,8 @@ create() {
 }
 
 # What a worker does once: its Python may be older than 3.11, and the TPU's runtime comes with jax.
-SETUP='set -e; mkdir -p variator_jax; tar -xzf variator_jax.tar.gz -C variator_jax; cd variator_jax
+INSTALL='set -e; mkdir -p variator_jax
+tar -xzf variator_jax.tar.gz -C variator_jax; cd variator_jax
 . launch/_venv.sh
 find_python >/dev/null 2>&1 || { sudo apt-get -qq update
   sudo apt-get -qq install -y python3.11 python3.11-venv; }
@@ -106,7 +124,8 @@ install() {
   folder="$(mktemp -d)"
   act tar -czf "$folder/variator_jax.tar.gz" -C "$ROOT" --exclude '__pycache__' \
     variator_jax gin_configs launch setup.py pyproject.toml README.md LICENSE
-  if tpu scp "$folder/variator_jax.tar.gz" "$name:" --worker=all && on_workers "$SETUP"; then
+  if tpu scp "$folder/variator_jax.tar.gz" "$name:" --worker=all && on_workers "$INSTALL" &&
+    { [[ -z "$setup" ]] || on_workers "$setup"; }; then
     done=0
   fi
   rm -rf "$folder"
@@ -129,9 +148,8 @@ if [[ -n "$dry_run" ]]; then
   exit 0
 fi
 
-# Brings the TPU up with variator_jax on it, and fails where that has to wait; `installed` tells of
-# a former call. Deletes nothing but what was preempted.
-installed=""
+# Brings the TPU up, and fails where that has to wait. Deletes nothing but what was preempted.
+installed="" # whether variator_jax is on the TPU that is there
 ensure() {
   local found
   found="$(state)" || return 1
@@ -152,29 +170,39 @@ ensure() {
       return 1
       ;;
   esac
+}
+
+# Runs the command, after installing what is not installed; that fails as a lost connection does.
+start() {
   if [[ -z "$installed" ]]; then
     say "installing variator_jax on all workers."
-    install || return 1
+    install || return 255
     installed=1
   fi
+  on_workers "$RUN"
 }
 
 # What fails here is the account, the project or the zone, and no second attempt would mend it.
 state >/dev/null || fail "gcloud cannot list the TPUs of $zone; what it said stands above."
-pause="${RETRY_SECONDS:-60}" code=1
-for ((attempt = 1; attempt <= attempts; attempt++)); do
-  if ensure; then
-    say "attempt $attempt of $attempts: starting the command."
-    code=0
-    on_workers "$RUN" || code=$?
-    ((code == 0)) && break
-    found="$(state)" || found=unknown
-    say "the command ended with exit code $code, the TPU is $found."
-    if [[ "$found" == READY && ! "$code" =~ ^(75|134|143|255)$ ]]; then
-      break # An error of the command's own, which would come again.
+pause="${RETRY_SECONDS:-60}" code=1 attempt=0 waited=0
+while ((attempt < attempts)); do
+  if ! ensure; then
+    if ((++waited > waits)); then
+      say "the TPU could not be used after waiting $waits times in a row (--waits)."
+      break
     fi
-  else
-    say "attempt $attempt of $attempts: the TPU cannot be used yet."
+    say "the TPU cannot be used yet: wait $waited of $waits."
+    sleep "$pause"
+    continue
+  fi
+  waited=0 attempt=$((attempt + 1)) code=0
+  say "attempt $attempt of $attempts."
+  start || code=$?
+  ((code == 0)) && break
+  found="$(state)" || found=unknown
+  say "attempt $attempt ended with exit code $code, the TPU is $found."
+  if [[ "$found" == READY && ! "$code" =~ ^(75|134|137|143|255)$ ]]; then
+    break # An error of the command's own, which would come again.
   fi
   ((attempt == attempts)) || sleep "$pause"
 done

@@ -1,6 +1,7 @@
 """Joining processes: what is asked of JAX, what is refused, and how a loss is told."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,5 +179,25 @@ def test_a_process_that_waits_in_vain_says_for_whom():
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 2
+    assert result.returncode == distributed.EXIT_LOST  # Those that come late can be joined again.
     assert "process 1 of 2, with process 0 at 127.0.0.1:9, not all came" in result.stderr
+
+
+def test_a_process_that_gives_up_waits_until_its_last_lines_are_told(tmp_path):
+    # In a container, the end of the first process would kill a relay that still copies.
+    slow = "import time\ntime.sleep(1)\n"
+    (tmp_path / "stderr_relay.py").write_text(slow + Path(stderr_relay.__file__).read_text())
+    shutil.copy(distributed.__file__, tmp_path / "relayed.py")
+    script = (
+        "import relayed, sys\n"
+        "relayed._relay_stderr()\n"
+        "print('the last line', file=sys.stderr)\n"
+        "relayed._end(2, 0)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, stderr=log
+        )
+        code = process.wait()  # not for the relay, which holds the log, too
+    assert (code, (tmp_path / "log").read_text()) == (2, "the last line\n")

@@ -6,8 +6,10 @@ runs real processes that JAX joins.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 LOST = "another process was lost; the same command continues from the newest checkpoint"
 POD = ["tpu_pod.sh", "my-pod", "--zone", "z", "--type", "v4-32"]
-TRAIN = ["train", "--gin.MODEL_DIR=gs://bucket/run", "--gin.X=(1, 2)"]
+TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
 
 # One process of a run over all devices: each adds up, until something happens to it.
 PROGRAM = """
@@ -39,6 +41,9 @@ def work():
     print("sum", float(add(rows)), "main", distributed.is_main(), flush=True)
     for step in range(5):
         add(rows).block_until_ready()
+    if HAPPENING == "another_run":
+        from variator_jax.distill.checkpointing import Checkpoints
+        Checkpoints(flags["folder"], 1, {"ratio": 2})
     if HAPPENING == f"killed{INDEX}":
         os.kill(os.getpid(), signal.SIGKILL)
     if HAPPENING == "error1" and INDEX == 1:
@@ -110,7 +115,11 @@ def stubs(tmp_path):
         (["tpu_pod.sh", "pod", "--zone", "--spot"], "--zone needs a value"),
         ([*POD, "--attempts", "0", "--", "train"], "--attempts 0"),
         ([*POD], "no command given"),
+        ([*POD, "--waits", "x", "--", "train"], "--waits x"),
         ([*POD, "--", "train", "--gin.MODEL_DIR=runs/a"], "each worker's own disk"),
+        ([*POD, "--", "train", "--gin.MODEL_DIR", "'runs/a'"], "each worker's own disk"),
+        ([*POD, "--", "train", "--gin.MODEL_DIR=gs://b/a"], "gs://b/a, where only T5X writes"),
+        ([*POD, "--", "train", "--engine=builtin", "--gin.MODEL_DIR='gs://b/a'"], "only T5X"),
         (["slurm.sbatch", "--dry-run"], "no command given"),
         (["slurm.sbatch", "--nodes=2"], "options of sbatch stand before"),
         (["slurm.sbatch", "train"], "no SLURM job"),
@@ -140,8 +149,33 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, s
     result = launch(*command, **make(gcloud="exit 1", srun="exit 1"))
     assert (result.returncode, result.stderr) == (0, "")
     assert "Would " in result.stdout and expected in result.stdout
-    assert shlex.quote(TRAIN[1]) in result.stdout
+    assert TRAIN[1] in result.stdout
     assert calls() == []
+
+
+@pytest.mark.parametrize("engine", [["--engine=t5x"], ["--engine", "t5x"]], ids=" ".join)
+def test_a_bucket_is_for_t5x(engine):
+    command = ["train", "--gin.MODEL_DIR=gs://bucket/a", *engine]
+    for script in ([*POD, "--dry-run", "--"], ["slurm.sbatch", "--dry-run"]):
+        result = launch(*script, *command)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("folder", "warning"),
+    [
+        (["--gin.MODEL_DIR=runs/a"], "is relative to"),
+        (["--gin.MODEL_DIR", "'runs/a'"], "is relative to"),
+        (["--gin.MODEL_DIR='gs://bucket/a'"], "only T5X writes there"),
+        (["--gin.MODEL_DIR='/shared/a'"], ""),
+        (["--gin.RATIO=4"], ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_slurm_warns_of_folders_that_may_not_be_shared(folder, warning):
+    result = launch("slurm.sbatch", "--dry-run", "train", *folder)
+    assert result.returncode == 0
+    assert result.stderr.startswith("warning: ") == bool(warning) and warning in result.stderr
 
 
 def test_local_joins_processes_with_several_devices_each(program):
@@ -167,6 +201,17 @@ def test_an_error_in_one_process_ends_the_other_and_gives_its_code(program):
     assert result.returncode == 2
     assert "[1] error: a disk of process 1 is full" in result.stdout
     assert "process 0 ended with exit code 75" in result.stderr
+
+
+def test_a_folder_of_another_run_is_told_by_all_processes(program, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"ratio": 4}')
+    result = launch("local.sh", "2", *program, "--", "another_run", f"--folder={folder}")
+    assert result.returncode == 2
+    for index in "01":
+        assert f"process {index} ended with exit code 2." in result.stderr
+        assert f"[{index}] error: {folder} holds another run: its ratio is 4" in result.stdout
 
 
 def test_local_ends_what_does_not_end_by_itself(tmp_path):
@@ -223,8 +268,9 @@ def test_a_preempted_pod_is_created_anew_and_the_same_command_runs_again(stubs):
     assert runs[0] == runs[1]
 
 
-def test_a_lost_process_is_started_again_without_a_new_pod(stubs):
-    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [75, 0])
+@pytest.mark.parametrize("code", [75, 137])
+def test_a_lost_process_is_started_again_without_a_new_pod(stubs, code):
+    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [code, 0])
     assert (result.returncode, kinds) == (0, ["scp", "ssh", "run", "run"])
 
 
@@ -233,11 +279,35 @@ def test_an_error_of_the_command_is_not_tried_again(stubs):
     assert (result.returncode, kinds) == (2, ["scp", "ssh", "run"])
 
 
-def test_attempts_are_bounded_and_nothing_else_is_deleted(stubs):
-    states = ["READY", "STOPPED", "CREATING", "READY", "READY"]
-    result, kinds, _ = pod_calls(stubs, states, [134, 0], "--attempts", "3")
-    assert (result.returncode, kinds) == (134, ["scp", "ssh", "run"])
+def test_the_setup_runs_on_all_workers_after_the_installation(stubs):
+    result, kinds, calls = pod_calls(stubs, ["READY"] * 4, [75, 0], "--setup", "mount /mnt/runs")
+    assert (result.returncode, kinds) == (0, ["scp", "ssh", "ssh", "run", "run"])
+    setup = calls[4]  # after two lists, the copy and the installation
+    assert "--worker=all" in setup and shlex.split(setup)[-3] == "mount /mnt/runs"
+
+
+def test_attempts_are_bounded_and_waits_do_not_count_as_such(stubs):
+    states = ["READY", "STOPPED", "CREATING", *["READY"] * 9]
+    result, kinds, _ = pod_calls(stubs, states, [134, 75, 0], "--attempts", "2")
+    assert (result.returncode, kinds) == (75, ["scp", "ssh", "run", "run"])
     assert "STOPPED: waiting" in result.stderr and "giving up" in result.stderr
+
+
+def test_waits_in_a_row_are_bounded_and_nothing_is_deleted(stubs):
+    row = ["CREATING"] * 2
+    states = ["READY", *row, "READY", "READY", *row, "CREATING", "READY", "READY"]
+    result, kinds, _ = pod_calls(stubs, states, [75, 0], "--waits", "2")
+    assert (result.returncode, kinds) == (75, ["scp", "ssh", "run"])
+    assert "after waiting 2 times in a row" in result.stderr
+
+
+def test_an_installation_that_fails_is_an_attempt(stubs):
+    make, calls = stubs
+    environment = make(gcloud=GCLOUD + '[[ "$4" != scp ]]')
+    (Path(environment["HERE"]) / "states").write_text("READY\n" * 9)
+    result = launch(*POD, "--attempts", "2", "--", *TRAIN, **environment)
+    assert result.returncode == 255
+    assert [call.split()[4] for call in calls()].count("scp") == 2
 
 
 SRUN_JOB = {
@@ -265,6 +335,84 @@ def test_slurm_requeues_what_can_continue(stubs, code, restarts, requeued):
     assert ("scontrol requeue 7 " in calls()) == requeued
 
 
+# Runs what a task runs, as SLURM does: once for each exit code in a file; the highest one counts.
+SRUN = """
+while [[ "$1" == --* ]]; do shift; done
+highest=0
+for CODE in $(<"$HERE/codes"); do
+  code=0
+  CODE="$CODE" "$@" || code=$?
+  if ((code > highest)); then highest="$code"; fi
+done
+exit "$highest"
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [("0 0", 0), ("75 2", 2), ("2 134", 2), ("143 1 75", 1), ("75 143", 143), ("137 75", 137)],
+)
+def test_slurm_tells_an_error_of_one_task_from_a_loss(stubs, codes, expected):
+    make, calls = stubs
+    environment = make(srun=SRUN, scontrol="", python='exit "${CODE:-0}"')
+    (Path(environment["HERE"]) / "codes").write_text(codes)
+    python = {"PYTHON": f"{environment['HERE']}/python"}
+    result = launch("slurm.sbatch", *TRAIN, **environment, **(SRUN_JOB | python))
+    assert result.returncode == expected, result.stderr
+    assert ("scontrol requeue 7 " in calls()) == (expected > 2)
+    runs = [call for call in calls() if "variator_jax train" in call]
+    assert shlex.split(runs[-1])[-2:] == TRAIN[1:]
+
+
+# A command that saves when it is told to end, and one that something of its own outlives.
+SAVES = """
+trap 'sleep 0.3; echo saved; exit 143' TERM
+touch "$HERE/up"
+while :; do sleep 0.05; done
+"""
+OUTLIVED = '(trap "" TERM; sleep 0.4; echo the last lines) & exit 75'
+
+
+def told_to_end(command, environment):
+    """Sends SIGTERM to a shell, and to it alone, once the command in it is up."""
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    while not (Path(environment["HERE"]) / "up").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    return process.returncode, out
+
+
+def test_a_task_of_slurm_passes_sigterm_on_and_waits_for_the_checkpoint(stubs):
+    make, _ = stubs
+    environment = make(
+        srun='while [[ "$1" == --* ]]; do shift; done; printf "%s\\0" "$@" >"$HERE/task"',
+        python=f'[[ "$1" != -c ]] || exit 0\n{SAVES}',
+    )
+    python = {"PYTHON": f"{environment['HERE']}/python"}
+    launch("slurm.sbatch", *TRAIN, **environment, **(SRUN_JOB | python))
+    task = (Path(environment["HERE"]) / "task").read_text().split("\0")[:-1]
+    assert told_to_end(task, environment) == (143, "saved\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "6"}, "cpus 6"),
+        ({"SLURM_CPUS_PER_TASK": "6", "SRUN_CPUS_PER_TASK": "3"}, "cpus 3"),
+        ({}, "cpus none"),
+    ],
+)
+def test_slurm_gives_each_task_its_cpus(stubs, environment, expected):
+    make, _ = stubs
+    stand_in = make(srun='echo "cpus ${SRUN_CPUS_PER_TASK:-none}"')
+    result = launch("slurm.sbatch", *TRAIN, **stand_in, **SRUN_JOB, **environment)
+    assert expected in result.stdout.splitlines()
+
+
 def test_slurm_refuses_processes_that_share_gpus():
     result = launch(
         "slurm.sbatch", "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8"
@@ -272,11 +420,21 @@ def test_slurm_refuses_processes_that_share_gpus():
     assert result.returncode == 2 and "as many tasks as GPUs, or 1" in result.stderr
 
 
-def test_the_jobsets_tell_the_pods_their_place():
+def jobsets():
     text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
     for name in ("NODES", "CHIPS_PER_NODE", "GPUS_PER_NODE"):
         text = text.replace(f"${{{name}}}", "4")
-    found = {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
+    for name, value in {"CLAIM": "runs", "NAME": "x", "COMMAND": "train --gin.A=1"}.items():
+        text = text.replace(f"${{{name}}}", value)
+    return {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
+
+
+def pod(kind):
+    return jobsets()[kind]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_the_jobsets_tell_the_pods_their_place():
+    found = jobsets()
     assert found.keys() == {"tpu", "gpu"}
     for kind, job in found.items():
         spec = job["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -286,3 +444,36 @@ def test_the_jobsets_tell_the_pods_their_place():
         script = spec["template"]["spec"]["containers"][0]["command"][2]
         assert ("--multiprocess" in script) == (kind == "tpu")
         assert ("-workers-0-0." in script and "JOB_COMPLETION_INDEX" in script) == (kind == "gpu")
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_a_pod_mounts_the_folder_of_the_runs(kind):
+    volumes = {volume["name"]: volume for volume in pod(kind)["volumes"]}
+    assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == "runs"
+    mounts = {mount["name"]: mount for mount in pod(kind)["containers"][0]["volumeMounts"]}
+    assert mounts.keys() == volumes.keys() and mounts["runs"]["mountPath"] == "/runs"
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_a_pod_passes_sigterm_on_and_keeps_the_exit_code(stubs, kind):
+    make, calls = stubs
+    environment = make(python=SAVES) | {"JOB_COMPLETION_INDEX": "3"}
+    assert told_to_end(pod(kind)["containers"][0]["command"], environment) == (143, "saved\n")
+    [call] = calls()
+    assert call.startswith("python -m variator_jax train --") and call.endswith(" --gin.A=1 ")
+    assert kind == "tpu" or "--process_count=4 --process_index=3" in call
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_what_outlives_the_command_of_a_pod_can_tell_its_last_lines(stubs, kind):
+    # As in a container: with the end of the first process of a namespace, all others are killed.
+    first = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if subprocess.run([*first, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no namespaces")
+    make, _ = stubs
+    environment = make(python=OUTLIVED) | {"JOB_COMPLETION_INDEX": "3"}
+    command = [*first, *pod(kind)["containers"][0]["command"]]
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    assert (result.returncode, result.stdout) == (75, "the last lines\n")

@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -30,9 +31,12 @@ HEARTBEAT_SECONDS = 30
 JOIN_SECONDS = 300
 # How long a failed process waits for the others to tell their errors, before it ends.
 FAREWELL_SECONDS = 5
+# How long it waits for its last lines to be told; a child that holds standard error would delay it.
+RELAY_SECONDS = 5
 
-# The exit code of a process that ended because another was lost: run the same command again. It is
-# EX_TEMPFAIL of sysexits.h. Where JAX ends the process itself the code is 134, of SIGABRT.
+# The exit code of a process that ended because another was lost, or did not come at the start, for
+# after a preemption machines may be minutes apart: run the same command again. It is EX_TEMPFAIL of
+# sysexits.h. Where JAX ends the process itself the code is 134, of SIGABRT.
 EXIT_LOST = 75
 LOST = "another process was lost; the same command continues from the newest checkpoint"
 
@@ -247,7 +251,7 @@ def _give_up(place: Place) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)
+    _leave(EXIT_LOST)
 
 
 def _end(code: int, patience: float) -> None:
@@ -259,8 +263,24 @@ def _end(code: int, patience: float) -> None:
     if client is not None and patience:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # Others are not ending: then not.
             client.wait_at_barrier("variator_end", int(1000 * patience))
+    _leave(code)
+
+
+_relay: subprocess.Popen[bytes] | None = None
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once, but not before the relay has told its last lines.
+
+    Where it is the first process of a container, its end kills the relay.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    if _relay is not None:
+        # The relay ends once nobody can write to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _relay.wait(RELAY_SECONDS)
     os._exit(code)
 
 
@@ -270,14 +290,13 @@ def _relay_stderr() -> None:
     Where this process waits outside of a collective, JAX ends it from C++, with a page about its
     coordination service: then nothing of ours runs here any more.
     """
-    relay = subprocess.Popen(
+    global _relay
+    _relay = subprocess.Popen(
         [sys.executable, "-S", "-E", str(Path(__file__).with_name("stderr_relay.py")), LOST],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run, whose last lines are still to come.
     )
-    assert relay.stdin is not None  # for mypy
+    assert _relay.stdin is not None  # for mypy
     sys.stderr.flush()
-    os.dup2(relay.stdin.fileno(), 2)
-    relay.stdin.close()
-    # It ends by itself, once this process has; nobody waits for it.
-    relay.returncode = 0
+    os.dup2(_relay.stdin.fileno(), 2)
+    _relay.stdin.close()

@@ -8,9 +8,10 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from variator_jax import partitioning
 from variator_jax.distill.step import TrainState
 from variator_jax.errors import CheckpointError, ConfigError
 
@@ -24,7 +25,6 @@ class Checkpoints:
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
         folder = _local_folder(model_dir)
         _check_identity(folder / "run.json", identity)
-        partitioning.wait_for_all("identity")
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder / "checkpoints", options=options)
@@ -78,20 +78,41 @@ def _local_folder(model_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Writes what the run trains, or compares it with what the folder's run trained before."""
+    """Lets process 0 look; all processes raise what it finds, so that none waits for another."""
+    found = _from_process_0(_other_run(path, identity) if jax.process_index() == 0 else "")
+    if found:
+        raise CheckpointError(found)
+
+
+def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
+    """Writes what the run trains, or says how the folder's run is another; empty if it is not."""
     identity = json.loads(json.dumps(identity))
-    if jax.process_index():
-        return
-    if not path.is_file():
-        path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
-        return
     try:
+        if not path.is_file():
+            path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
+            return ""
         before = json.loads(path.read_text(encoding="utf8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+        return f"{path} is not readable JSON: {error}."
+    except OSError as error:
+        return f"{path} cannot be read or written: {error.strerror}."
     for name in identity:
         if before.get(name) != identity[name]:
-            raise CheckpointError(
+            return (
                 f"{path.parent} holds another run: its {name} is {before.get(name)!r}, this one's "
                 f"is {identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
             )
+    return ""
+
+
+def _from_process_0(text: str) -> str:
+    """The text that process 0 gives, in every process; returns when every process has come here."""
+    if jax.process_count() == 1:
+        return text
+    given = np.frombuffer(text.encode(), np.uint8)
+    # [length]: all have to bring as many bytes, and how many only process 0 knows.
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(given.size)))
+    if not length:
+        return ""
+    given = given if jax.process_index() == 0 else np.zeros(length, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(given))).decode()

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Several processes on this machine, joined by JAX as on a pod: to try a multi-host run without one.
 #
-#   bash launch/local.sh 2 -- train --gin_file=nano_docs.gin --gin.RATIO=4
-#   bash launch/local.sh 2 --devices 4 --dry-run -- train --gin_file=nano_docs.gin
+#   bash launch/local.sh 2 -- train --gin_file=nano_docs.gin --gin_file=runs/backbone.gin \
+#     --gin.WARMUP_STEPS=1 --gin.TRAIN_STEPS=3 --gin.BATCH_SIZE=8 --gin.EVAL_BATCHES=1 \
+#     --gin.MODEL_DIR=/tmp/variator_run
 #
-# Arguments after -- are those of `variator`; each process gets its place in the run added to them.
+# That trains a tiny backbone on this Python's documentation for three steps; nothing has to be
+# there before. Arguments after -- are those of `variator`, and are checked before anything starts;
+# each process gets its place in the run added to them.
 #   --devices M     CPU devices that each process pretends to have (default 1)
 #   --grace S       seconds that the others have to end by themselves after one failed (default 45)
 #   --program FILE  an executable that is run in place of `variator`
+#   --no-check      start without a look at the command
 #   --dry-run       say what would be started, and stop
 # Every line of output carries its process's index. The exit code is that of the process that failed
 # first; 75 and 134, with which the others answer a loss, count only where there is no other. Ctrl-C
@@ -16,6 +20,8 @@ set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
+# shellcheck source=launch/_check.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_check.sh"
 
 fail() {
   echo "error: $*" >&2
@@ -24,20 +30,25 @@ fail() {
 
 is_count() { [[ "$1" =~ ^[1-9][0-9]{0,3}$ ]]; }
 
-count="${1:-}" devices=1 grace=45 program="" dry_run=""
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
+  print_help "$0"
+  exit 0
+fi
+count="${1:-}" devices=1 grace=45 program="" dry_run="" check=1
 is_count "$count" || fail "expected the number of processes first, found '$count':" \
   "bash launch/local.sh 2 -- train --gin_file=nano_docs.gin"
 shift
 while (($#)) && [[ "$1" != -- ]]; do
   case "$1" in
     --dry-run) dry_run=1 ;;
+    --no-check) check="" ;;
     --devices | --grace | --program)
       (($# > 1)) || fail "$1 needs a value."
       declare "${1#--}=$2"
       shift
       ;;
-    *) fail "unknown argument '$1' before --: there are --devices, --grace, --program and" \
-      "--dry-run." ;;
+    *) fail "unknown argument '$1' before --: there are --devices, --grace, --program," \
+      "--no-check and --dry-run." ;;
   esac
   shift
 done
@@ -57,6 +68,7 @@ else
   [[ -n "$dry_run" ]] || prepare_venv train
   run=("$ROOT/.venv/bin/python" -m variator_jax)
   export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  [[ -z "$check" ]] || check_command "${run[0]}" . "$@"
 fi
 
 free_port() {

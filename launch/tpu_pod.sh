@@ -3,9 +3,11 @@
 #
 #   bash launch/tpu_pod.sh my-pod --zone us-central2-b --type v4-32 --spot \
 #     --setup 'mountpoint -q /mnt/runs || sudo mount -o X-mount.mkdir FILER:/runs /mnt/runs' -- \
-#     train --gin_file=variator_xl.gin --gin.RATIO=4 --gin.MODEL_DIR=/mnt/runs/xl_4
+#     train --gin_file=variator_xl.gin --gin.RATIO=4 --gin.MODEL_DIR=/mnt/runs/xl_4 \
+#     --gin.INITIAL_CHECKPOINT_PATH=/mnt/runs/t5_1_1_xl --gin.DATA_DIR=/mnt/runs/wiki
 #
-# Arguments after -- are those of `variator`. The TPU is created where there is none of this name,
+# Arguments after -- are those of `variator`; where this machine has the repository's .venv, they
+# are checked before anything is created. The TPU is created where there is none of this name,
 # the repository as it lies here is copied to its workers and installed, and the command is started
 # on each. A TPU that was preempted is deleted and created anew, and the same command continues from
 # its newest checkpoint; so the MODEL_DIR must be a folder that all workers see: NFS, or a bucket
@@ -20,6 +22,7 @@
 #   --attempts N   how often the command is started at most (default 20)
 #   --waits N      how often in a row it waits a minute for the TPU at most (default 1440)
 #   --delete       delete the TPU in the end
+#   --no-check     start without a look at the command, as for gin files that the workers alone see
 #   --dry-run      say what would be done, and stop
 # Needs gcloud, signed in. It starts again after exit codes 75, 134, 137, 143 and 255: a process
 # or a connection was lost, or a signal ended the run.
@@ -27,6 +30,8 @@ set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
+# shellcheck source=launch/_check.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_check.sh"
 
 fail() {
   echo "error: $*" >&2
@@ -34,8 +39,12 @@ fail() {
 }
 say() { echo "tpu_pod.sh: $*" >&2; }
 
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
+  print_help "$0"
+  exit 0
+fi
 name="${1:-}" zone="" type="" version="tpu-ubuntu2204-base" project="" setup=""
-attempts=20 waits=1440 spot="" delete="" dry_run=""
+attempts=20 waits=1440 spot="" delete="" dry_run="" check=1
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
   fail "expected the name of the TPU first (small letters, digits and -), found '$name'."
 shift
@@ -44,13 +53,14 @@ while (($#)) && [[ "$1" != -- ]]; do
     --spot) spot=1 ;;
     --delete) delete=1 ;;
     --dry-run) dry_run=1 ;;
+    --no-check) check="" ;;
     --zone | --type | --version | --project | --setup | --attempts | --waits)
       [[ $# -gt 1 && "$2" != --* ]] || fail "$1 needs a value."
       declare "${1#--}=$2"
       shift
       ;;
     *) fail "unknown argument '$1' before --: there are --zone, --type, --version, --project," \
-      "--spot, --setup, --attempts, --waits, --delete and --dry-run." ;;
+      "--spot, --setup, --attempts, --waits, --delete, --no-check and --dry-run." ;;
   esac
   shift
 done
@@ -82,6 +92,16 @@ esac
 if [[ -z "$dry_run" ]] && ! command -v gcloud >/dev/null; then
   fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 fi
+
+# The workers have the repository, and T5X only where --setup brings it.
+python="$ROOT/.venv/bin/python"
+[[ -x "$python" ]] || python="${PYTHON:-python3}"
+if [[ "$check" && "$engine" == t5x ]] && ! "$python" -c 'import t5x' >/dev/null 2>&1; then
+  echo "warning: the command is not checked, for $python has no T5X." >&2
+  check=""
+fi
+[[ -z "$check" ]] ||
+  check_command "$python" "$ROOT" "$1" "--engine=${engine:-builtin}" "${@:2}"
 
 place=(--zone "$zone")
 [[ -z "$project" ]] || place+=(--project "$project")

@@ -1,6 +1,7 @@
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,20 @@ class TestTrainAndEval:
         assert said in complaint(variator("train", *arguments))
         assert calls == []
 
+    def test_a_check_wants_all_that_is_required_and_runs_nothing(self, variator, gin_file, calls):
+        files = ("train", f"--gin_file={gin_file}", "--check", "--multiprocess")
+        assert "--gin.MODEL_DIR=VALUE" in complaint(variator(*files))
+        code, out, _ = variator(*files, "--gin.MODEL_DIR=x")
+        assert (code, out, calls) == (0, "", [])
+
+    def test_a_check_asks_for_no_devices(self, variator, fresh_gin, monkeypatch):
+        import jax
+
+        monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("asked for devices"))
+        arguments = ("train", "--engine=builtin", "--gin_file=nano_docs.gin", "--check")
+        code, out, _ = variator(*arguments, "--gin.MESH_SHAPE=(64, 1, 1)")
+        assert (code, out) == (0, "")
+
 
 class TestErrors:
     def test_an_error_of_the_run_is_one_line_without_gins_trace(self, variator, gin_file, calls):
@@ -214,6 +229,13 @@ def test_the_examples_of_the_help_resolve(example, capsys):
     _, *arguments = shlex.split(example)
     assert cli.main([*arguments, "--dry_run"]) == 0, capsys.readouterr().err
     assert "encoder FLOPs at" in capsys.readouterr().out
+
+
+def test_the_documentation_of_t5x_shows_the_budget_that_is_printed(capsys):
+    assert cli.main(["train", "--engine=builtin", "--gin_file=variator_xl.gin", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    budget = printed[printed.index("backbone t5_1_1_xl, plugin of ratio 4") :]
+    assert budget in (Path(__file__).parents[1] / "docs" / "t5x.md").read_text()
 
 
 FAMILY = sorted(path.stem for path in gin_utils.configs_dir().glob("variator_*.gin"))

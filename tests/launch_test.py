@@ -5,7 +5,9 @@ runs real processes that JAX joins.
 """
 
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from variator_jax import cli
+
 ROOT = Path(__file__).parents[1]
+JOBSET = (ROOT / "launch" / "gke_jobset.yaml").read_text()
 LOST = "another process was lost; the same command continues from the newest checkpoint"
-POD = ["tpu_pod.sh", "my-pod", "--zone", "z", "--type", "v4-32"]
+ANY_POD = ["tpu_pod.sh", "my-pod", "--zone", "z", "--type", "v4-32"]
+POD = [*ANY_POD, "--no-check"]
+SLURM = ["slurm.sbatch", "--no-check"]
 TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
 
 # One process of a run over all devices: each adds up, until something happens to it.
@@ -138,15 +145,18 @@ def test_inputs_are_checked_in_the_users_words(command, message, stubs):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["local.sh", "2", "--dry-run", "--", *TRAIN], "--process_count=2 --process_index=1"),
+        (
+            ["local.sh", "2", "--no-check", "--dry-run", "--", *TRAIN],
+            "--process_count=2 --process_index=1",
+        ),
         ([*POD, "--spot", "--dry-run", "--", *TRAIN], "create my-pod --accelerator-type v4-32"),
-        (["slurm.sbatch", "--dry-run", *TRAIN], "-m variator_jax train --multiprocess"),
+        ([*SLURM, "--dry-run", *TRAIN], "-m variator_jax train --multiprocess"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, stubs):
     make, calls = stubs
-    result = launch(*command, **make(gcloud="exit 1", srun="exit 1"))
+    result = launch(*command, **make(gcloud="exit 1", srun="exit 1"), PYTHON=sys.executable)
     assert (result.returncode, result.stderr) == (0, "")
     assert "Would " in result.stdout and expected in result.stdout
     assert TRAIN[1] in result.stdout
@@ -156,8 +166,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, s
 @pytest.mark.parametrize("engine", [["--engine=t5x"], ["--engine", "t5x"]], ids=" ".join)
 def test_a_bucket_is_for_t5x(engine):
     command = ["train", "--gin.MODEL_DIR=gs://bucket/a", *engine]
-    for script in ([*POD, "--dry-run", "--"], ["slurm.sbatch", "--dry-run"]):
-        result = launch(*script, *command)
+    for script in ([*POD, "--dry-run", "--"], [*SLURM, "--dry-run"]):
+        result = launch(*script, *command, PYTHON=sys.executable)
         assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -173,7 +183,7 @@ def test_a_bucket_is_for_t5x(engine):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_slurm_warns_of_folders_that_may_not_be_shared(folder, warning):
-    result = launch("slurm.sbatch", "--dry-run", "train", *folder)
+    result = launch(*SLURM, "--dry-run", "train", *folder, PYTHON=sys.executable)
     assert result.returncode == 0
     assert result.stderr.startswith("warning: ") == bool(warning) and warning in result.stderr
 
@@ -310,6 +320,145 @@ def test_an_installation_that_fails_is_an_attempt(stubs):
     assert [call.split()[4] for call in calls()].count("scp") == 2
 
 
+# Stands for an interpreter: its --check refuses as variator does, or ends with another code.
+CHECKS = """
+[[ "$1" != -c ]] || { [[ "$2" != "import ${LACKS:-}" ]]; exit; }
+[[ "${CHECK:-2}" == 0 ]] || echo "variator: error: there is no command 'trian'." >&2
+exit "${CHECK:-2}"
+"""
+MISSPELT = ["trian", "--gin.MODEL_DIR=/mnt/runs/a"]
+ON_T5X = [*MISSPELT, "--engine=t5x"]
+
+
+def checked(script, stubs, *options, arguments=MISSPELT, **environment):
+    """A script's dry run, and its calls. It is a copy, whose .venv has a stand-in for Python."""
+    make, calls = stubs
+    found = make(gcloud="exit 1", srun="exit 1", scontrol="", python=CHECKS)
+    folder = Path(found["HERE"]).parent / "repository"
+    shutil.copytree(ROOT / "launch", folder / "launch", dirs_exist_ok=True)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(Path(found["HERE"]) / "python")
+    head = {
+        "local.sh": ["2", "--dry-run", *options, "--"],
+        "tpu_pod.sh": [*ANY_POD[1:], *options, "--dry-run", "--"],
+        "slurm.sbatch": ["--dry-run", *options],
+    }
+    result = subprocess.run(
+        ["bash", folder / "launch" / script, *head[script], *arguments],
+        cwd=folder,
+        env={**os.environ, **found, **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return result, calls()
+
+
+SCRIPTS = ["local.sh", "tpu_pod.sh", "slurm.sbatch"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_that_variator_refuses_is_refused_before_anything_starts(script, stubs):
+    result, calls = checked(script, stubs)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: there is no command 'trian'.\n")
+    assert "--no-check" in result.stderr
+    asked = [shlex.split(call) for call in calls]
+    assert [call[1] for call in asked] == ["-c", "-m"]
+    assert asked[1][2:6] == ["variator_jax", "trian", "--check", "--multiprocess"]
+    assert asked[1][-1] == MISSPELT[-1]
+    assert ("--engine=builtin" in asked[1]) == (script == "tpu_pod.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("environment", "options", "told"),
+    [
+        ({"CHECK": "0"}, [], ""),
+        ({}, ["--no-check"], ""),
+        ({"LACKS": "variator_jax"}, [], "has no variator_jax"),
+        ({"CHECK": "137"}, [], "ended with exit code 137"),
+    ],
+)
+def test_what_is_in_order_or_cannot_be_checked_is_started(
+    script, environment, options, told, stubs
+):
+    result, _ = checked(script, stubs, *options, **environment)
+    assert result.returncode == 0 and "Would " in result.stdout
+    assert result.stderr.startswith("warning: the command is not checked") == bool(told)
+    assert told in result.stderr
+
+
+def test_the_workers_t5x_need_not_be_here(stubs):
+    options = ("--setup", "install_t5x")
+    result, calls = checked("tpu_pod.sh", stubs, *options, arguments=ON_T5X, LACKS="t5x")
+    assert (result.returncode, len(calls)) == (0, 1) and "has no T5X" in result.stderr
+
+
+def test_with_t5x_here_a_command_for_it_is_checked(stubs):
+    result, calls = checked("tpu_pod.sh", stubs, arguments=ON_T5X)
+    assert result.returncode == 2 and "--engine=builtin" not in calls[-1]
+
+
+def test_variator_itself_answers_the_check():
+    command = ["slurm.sbatch", "--dry-run", "train", "--gin_file=nonexist.gin"]
+    result = launch(*command, PYTHON=sys.executable, SLURM_SUBMIT_DIR=str(ROOT))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and "nonexist.gin" in result.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_is_the_comment_at_the_head(script, stubs):
+    make, calls = stubs
+    result = launch(script, "--help", **make(gcloud="exit 1", srun="exit 1"))
+    assert (result.returncode, result.stderr, calls()) == (0, "", [])
+    assert script in result.stdout and "--no-check" in result.stdout
+    assert not any(line.startswith(("#", "set -")) for line in result.stdout.splitlines())
+
+
+def test_slurm_warns_of_an_interpreter_that_is_not_there():
+    result = launch(*SLURM, "--dry-run", "train", PYTHON="/nowhere/python")
+    assert result.returncode == 0
+    assert "warning: /nowhere/python is no executable" in result.stderr
+    assert "python3 -m venv .venv" in launch("slurm.sbatch", "--help").stdout
+
+
+def test_local_has_one_command_for_a_fresh_clone_in_its_help_and_in_the_docs():
+    told = " ".join(launch("local.sh", "--help").stdout.replace("\\\n", " ").split())
+    docs = (ROOT / "docs" / "multi_host.md").read_text().replace("\\\n", " ")
+    command = told[told.index("bash launch/local.sh") : told.index(" That trains")]
+    assert command in " ".join(docs.split())
+    arguments = shlex.split(command)[4:]
+    assert cli.main([arguments[0], "--check", "--engine=builtin", *arguments[1:]]) == 0
+
+
+@pytest.mark.parametrize("missing", ["", "NODES", "IMAGE", "CHIPS_PER_NODE"])
+def test_the_jobsets_commands_stop_where_a_variable_is_missing(missing, stubs):
+    """Those of its header, as a user would paste them."""
+    make, calls = stubs
+    environment = make(envsubst='printf %s "$1" >"$HERE/named"; cat', kubectl="cat >/dev/null")
+    lines = [line[1:].strip() for line in JOBSET.partition("# The line with")[0].splitlines()]
+    exports, start = "\n".join(lines[2:]).split("\nV=")
+    script = f"{exports}\nunset {missing}\nV={start}"
+    result = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    applied = [call for call in calls() if call.startswith("kubectl apply")]
+    assert bool(applied) == (not missing), result.stderr
+    assert missing in result.stderr
+    if not missing:
+        named = (Path(environment["HERE"]) / "named").read_text()
+        variables = set(re.findall(r"\$\{(\w+)\}", JOBSET.partition("apiVersion:")[2]))
+        assert {name[1:] for name in named.split()} == variables
+        docs = (ROOT / "docs" / "multi_host.md").read_text().split("V='")[1].partition("'")[0]
+        assert docs.split() == named.split()
+
+
 SRUN_JOB = {
     "SLURM_JOB_ID": "7",
     "SLURM_SUBMIT_DIR": str(ROOT),
@@ -326,9 +475,7 @@ SRUN_JOB = {
 def test_slurm_requeues_what_can_continue(stubs, code, restarts, requeued):
     make, calls = stubs
     environment = make(srun=f'echo "ids $JAX_LOCAL_DEVICE_IDS"; exit {code}', scontrol="")
-    result = launch(
-        "slurm.sbatch", *TRAIN, **environment, **SRUN_JOB, SLURM_RESTART_COUNT=str(restarts)
-    )
+    result = launch(*SLURM, *TRAIN, **environment, **SRUN_JOB, SLURM_RESTART_COUNT=str(restarts))
     assert result.returncode == code, result.stderr
     assert "ids 0,1,2,3" in result.stdout
     assert "-m variator_jax train --multiprocess" in calls()[0]
@@ -357,7 +504,7 @@ def test_slurm_tells_an_error_of_one_task_from_a_loss(stubs, codes, expected):
     environment = make(srun=SRUN, scontrol="", python='exit "${CODE:-0}"')
     (Path(environment["HERE"]) / "codes").write_text(codes)
     python = {"PYTHON": f"{environment['HERE']}/python"}
-    result = launch("slurm.sbatch", *TRAIN, **environment, **(SRUN_JOB | python))
+    result = launch(*SLURM, *TRAIN, **environment, **(SRUN_JOB | python))
     assert result.returncode == expected, result.stderr
     assert ("scontrol requeue 7 " in calls()) == (expected > 2)
     runs = [call for call in calls() if "variator_jax train" in call]
@@ -393,7 +540,7 @@ def test_a_task_of_slurm_passes_sigterm_on_and_waits_for_the_checkpoint(stubs):
         python=f'[[ "$1" != -c ]] || exit 0\n{SAVES}',
     )
     python = {"PYTHON": f"{environment['HERE']}/python"}
-    launch("slurm.sbatch", *TRAIN, **environment, **(SRUN_JOB | python))
+    launch(*SLURM, *TRAIN, **environment, **(SRUN_JOB | python))
     task = (Path(environment["HERE"]) / "task").read_text().split("\0")[:-1]
     assert told_to_end(task, environment) == (143, "saved\n")
 
@@ -409,14 +556,12 @@ def test_a_task_of_slurm_passes_sigterm_on_and_waits_for_the_checkpoint(stubs):
 def test_slurm_gives_each_task_its_cpus(stubs, environment, expected):
     make, _ = stubs
     stand_in = make(srun='echo "cpus ${SRUN_CPUS_PER_TASK:-none}"')
-    result = launch("slurm.sbatch", *TRAIN, **stand_in, **SRUN_JOB, **environment)
+    result = launch(*SLURM, *TRAIN, **stand_in, **SRUN_JOB, **environment)
     assert expected in result.stdout.splitlines()
 
 
 def test_slurm_refuses_processes_that_share_gpus():
-    result = launch(
-        "slurm.sbatch", "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8"
-    )
+    result = launch(*SLURM, "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8")
     assert result.returncode == 2 and "as many tasks as GPUs, or 1" in result.stderr
 
 

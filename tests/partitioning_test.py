@@ -1,9 +1,11 @@
 """Meshes: which are chosen, which are refused, and where the weights then lie."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +89,7 @@ def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(shape, batch, m
     ("change", "shape", "message"),
     [
         ({"mlp_dim": 30}, (1, 1, 4), "cannot split 30 feed-forward units"),
+        ({"encoder_mlp_dim": 30}, (1, 1, 4), "cannot split 30 units of the encoder"),
         ({"vocab_size": 390}, (1, 1, 4), "cannot split 390 embeddings"),
         ({"embed_dim": 18}, (1, 4, 1), "cannot cut a width of 18"),
     ],
@@ -109,9 +112,107 @@ def test_two_numbers_are_data_and_model_as_in_t5x():
         partitioning.make_mesh(TINY, 8, (2, 3), devices)
 
 
+def test_a_mesh_of_more_devices_than_there_are_can_be_checked_by_budget():
+    advice = "`variator budget --devices 8` checks a mesh without the devices."
+    with pytest.raises(ConfigError) as told:
+        partitioning.make_mesh(TINY, 8, (8, 1, 1), jax.devices()[:1])
+    assert str(told.value).endswith(advice)
+    with pytest.raises(ConfigError) as told:
+        partitioning.check_shape(MeshShape(8, 1, 1), TINY, 4, 8)
+    assert "variator budget" not in str(told.value)
+
+
+def test_memory_that_is_named_counts_instead_of_the_devices_own(monkeypatch):
+    monkeypatch.setattr(partitioning, "_room", lambda devices: pytest.fail("asked the devices"))
+    devices = [Device(n, platform="gpu") for n in range(8)]
+    mesh = partitioning.make_mesh(XXL, 32, None, devices, 2, 16 * GIB)
+    assert mesh.devices.shape == (2, 4, 1)
+
+
 def test_a_refused_mesh_never_reaches_the_devices():
     with pytest.raises(ConfigError, match="has 4 devices, and there are 2"):
         partitioning.make_mesh(TINY, 8, (4, 1, 1), devices=["a", "b"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device that is not there, of this or of another process."""
+
+    id: int
+    process_index: int = 0
+    room: int | None = None
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+    def memory_stats(self):
+        if self.process_index != jax.process_index():
+            raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable")
+        return {"bytes_limit": self.room}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("first", "expected"), [(80, (8, 1, 1)), (16, (2, 4, 1))])
+def test_all_processes_choose_by_the_memory_that_process_0_finds(
+    monkeypatch, index, first, expected
+):
+    rooms = (first * GIB, 40 * GIB)  # Process 1 alone would take (4, 2, 1).
+    asked = []
+
+    def broadcast(value):
+        asked.append(int(value))
+        return np.int32(rooms[0] // 2**20)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(partitioning.multihost_utils, "broadcast_one_to_all", broadcast)
+    devices = [Device(n, n // 4, rooms[n // 4], platform="gpu") for n in range(8)]
+    mesh = partitioning.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    assert mesh.devices.shape == expected
+    assert asked == [rooms[index] // 2**20]  # of its own devices
+
+
+def test_one_process_asks_no_other(monkeypatch):
+    monkeypatch.setattr(partitioning.multihost_utils, "broadcast_one_to_all", pytest.fail)
+    devices = [Device(n, room=16 * GIB, platform="gpu") for n in range(8)]
+    mesh = partitioning.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    assert mesh.devices.shape == (2, 4, 1)
+
+
+def chips(*extents):
+    """A box of TPUs in JAX's order: hosts of 2 x 2 chips, one after the other."""
+    by_host = lambda at: (at[2], at[1] // 2, at[0] // 2, at[1], at[0])  # noqa: E731
+    places = sorted(itertools.product(*map(range, extents)), key=by_host)
+    return [Device(n, coords=place) for n, place in enumerate(places)]
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 4), (4, 4, 4), (16, 1, 4), (2, 8, 4), (1, 32, 2)])
+def test_on_tpus_a_mesh_follows_the_links(shape):
+    cube = partitioning.make_mesh(XXL, 64, shape, chips(4, 4, 4)).devices
+    assert cube.shape == shape and len(set(cube.flat)) == 64
+    coords = np.array([device.coords for device in cube.flat]).reshape(*shape, 3)
+    apart = np.abs(np.diff(coords, axis=2)).sum(-1)  # between neighbours on `model`
+    assert (apart == 1).all()
+
+
+def test_jax_s_own_order_would_jump(shape=(16, 1, 4)):
+    coords = np.array([device.coords for device in chips(4, 4, 4)]).reshape(*shape, 3)
+    assert (np.abs(np.diff(coords, axis=2)).sum(-1) > 1).any()
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        [Device(n, platform="gpu") for n in (3, 0, 2, 1)],
+        chips(4, 4, 1)[1:5],  # no box
+        [*chips(2, 1, 1), *chips(2, 1, 1)],  # two slices
+        [dataclasses.replace(d, core_on_chip=core) for d in chips(2, 1, 1) for core in (0, 1)],
+    ],
+)
+def test_elsewhere_the_order_is_kept(devices):
+    cube = partitioning.make_mesh(XXL, 64, (2, 1, 2), devices).devices
+    assert list(cube.flat) == devices
 
 
 @pytest.fixture(scope="module")

@@ -16,47 +16,62 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "checkpoints",
+    "Lora": "checkpoints",
+    "LoraConfig": "backbone",
     "Plugin": "checkpoints",
     "PluginConfig": "plugin",
     "VariatorError": "errors",
     "VariatorModel": "model",
     "load_backbone": "checkpoints",
+    "load_lora": "checkpoints",
     "load_official": "checkpoints",
     "load_plugin": "checkpoints",
     "load_plugins": "checkpoints",
     "save_backbone": "checkpoints",
+    "save_lora": "checkpoints",
     "save_plugin": "checkpoints",
     "save_plugins": "checkpoints",
     "splice": "plugin",
+    "with_lora": "checkpoints",
 }
 
 __all__ = [
     "Backbone",
+    "Lora",
+    "LoraConfig",
     "Plugin",
     "PluginConfig",
     "VariatorError",
     "VariatorModel",
     "load_backbone",
+    "load_lora",
     "load_official",
     "load_plugin",
     "load_plugins",
     "save_backbone",
+    "save_lora",
     "save_plugin",
     "save_plugins",
     "splice",
+    "with_lora",
 ]
 
 if TYPE_CHECKING:
+    from variator_jax.backbone import LoraConfig
     from variator_jax.checkpoints import (
         Backbone,
+        Lora,
         Plugin,
         load_backbone,
+        load_lora,
         load_official,
         load_plugin,
         load_plugins,
         save_backbone,
+        save_lora,
         save_plugin,
         save_plugins,
+        with_lora,
     )
     from variator_jax.errors import VariatorError
     from variator_jax.model import VariatorModel

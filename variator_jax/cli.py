@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:
       program: what the program is called.
 
     Returns:
-      The exit code: 0, 2 after a VariatorError, or 130 after an interrupt from the keyboard.
+      The exit code: 0, 2 after a VariatorError, 130 after an interrupt from the keyboard, or 141 if
+      nobody reads what is printed.
     """
     _quiet_logging()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read our lines, such as `head`, has enough. Python would complain once more at its
+        # exit, when it empties what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _dispatch(arguments: list[str], program: str) -> int:

@@ -85,6 +85,7 @@ _FOREIGN = {
     },
     T5X: {
         "REMAT": "T5X's t5 network keeps all activations; use NUM_MICROBATCHES",
+        "DATA_SHARDS": "T5X cuts the data by the number of hosts",
         "LATENCY_SHAPES": "it measures no latency; use variator bench, or --engine=builtin",
     },
 }

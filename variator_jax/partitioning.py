@@ -19,7 +19,7 @@ import flax
 import jax
 import numpy as np
 from flax.linen import partitioning as flax_partitioning
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from variator_jax.backbone import T5Config, Transformer
@@ -72,6 +72,7 @@ def make_mesh(
     shape: Sequence[int] | None = None,
     devices: Sequence[Any] | None = None,
     bytes_per_weight: int = 4,
+    room: int | None = None,
 ) -> Mesh:
     """The mesh of a run.
 
@@ -79,21 +80,22 @@ def make_mesh(
       config: the backbone, whose heads, units and width must divide.
       batch_size: rows of a batch or microbatch, which must divide among `data` and `fsdp`.
       shape: `(data, fsdp, model)`; None chooses by the number of devices and the backbone's size.
+        Of several processes all must ask at once then, for they choose by what process 0 finds.
       devices: by default all.
       bytes_per_weight: of the backbone in memory, for the choice.
+      room: bytes of memory of a device, for the choice; by default what the devices tell.
 
     Raises:
       ConfigError: for a mesh that is not possible, with the nearest that are.
     """
     found = list(devices if devices is not None else jax.devices())
     if shape is None:
-        chosen = default_shape(config, batch_size, len(found), _room(found[0]), bytes_per_weight)
+        room = _room(found) if room is None else room
+        chosen = default_shape(config, batch_size, len(found), room, bytes_per_weight)
     else:
         chosen = _given(shape)
         check_shape(chosen, config, batch_size, len(found))
-    # Neighbours in jax's order are near each other, and `model` talks most: it goes innermost.
-    cube = np.asarray(found).reshape(chosen.data, chosen.fsdp, chosen.model)
-    return Mesh(cube, AXES)
+    return Mesh(_laid_out(chosen, found), AXES)
 
 
 def default_shape(
@@ -165,7 +167,10 @@ def check_shape(shape: MeshShape, config: T5Config, batch_size: int, num_devices
 
     near = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
     instead = "; ".join(map(str, near)) or f"none, with a batch of {batch_size}"
-    raise ConfigError(f"MESH_SHAPE {shape} {reason}. Possible: {instead}.")
+    message = f"MESH_SHAPE {shape} {reason}. Possible: {instead}."
+    if shape.size != num_devices:
+        message += f" `variator budget --devices {shape.size}` checks a mesh without the devices."
+    raise ConfigError(message)
 
 
 def parameter_shardings(config: T5Config, mesh: Mesh) -> dict:
@@ -208,6 +213,17 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     }
 
 
+def global_microbatches(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, count: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The microbatches of a batch, one after the other: every so many-th row, as in the step.
+
+    Each has its part on every device, of rows that lie there in the whole batch, too.
+    """
+    for first in range(count):
+        yield global_batch({name: array[first::count] for name, array in batch.items()}, mesh)
+
+
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process has whole where `sharding` says; each keeps its part."""
     host = np.asarray(array)
@@ -225,6 +241,16 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+    """What process 0 has, in every process: all call this at once, with arrays of one shape.
+
+    Of at most 32 bits a number, for JAX cuts wider ones.
+    """
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def _rows(array: np.ndarray, index: Any) -> np.ndarray:
@@ -257,6 +283,11 @@ def _obstacle(shape: MeshShape, config: T5Config, batch_size: int) -> str:
         (batch_size, rows, f"cannot share {batch_size} rows of a (micro)batch"),
         (config.num_heads, shape.model, f"cannot split {config.num_heads} heads"),
         (config.mlp_dim, shape.model, f"cannot split {config.mlp_dim} feed-forward units"),
+        (
+            config.encoder_mlp,
+            shape.model,
+            f"cannot split {config.encoder_mlp} units of the encoder",
+        ),
         (config.vocab_size, shape.model, f"cannot split {config.vocab_size} embeddings"),
         (config.embed_dim, shape.fsdp, f"cannot cut a width of {config.embed_dim}"),
     )
@@ -275,8 +306,40 @@ def _given(shape: Sequence[int]) -> MeshShape:
     return MeshShape(*numbers)
 
 
-def _room(device: Any) -> int | None:
-    """Bytes of a device's memory, where it tells."""
+def _laid_out(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
+    """`[data, fsdp, model]` of devices: neighbours on an axis are near, most of all on `model`."""
+    extents = dataclasses.astuple(shape)
+    if _is_torus(devices):
+        # JAX's order goes host by host there, and an axis is to go along the links.
+        return mesh_utils.create_device_mesh(extents, devices, allow_split_physical_axes=True)
+    # In JAX's order neighbours are near each other: devices of a host, then hosts of a slice.
+    return np.asarray(devices).reshape(extents)
+
+
+def _is_torus(devices: Sequence[Any]) -> bool:
+    """Whether these are the chips of one box of TPUs, each a device; JAX knows how to cut that.
+
+    Not so, and left in JAX's order: parts of a slice, several slices, chips of two devices.
+    """
+    if any(getattr(device, "platform", "") != "tpu" for device in devices):
+        return False
+    places = {tuple(device.coords) for device in devices}
+    extents = [max(along) - min(along) + 1 for along in zip(*places, strict=True)]
+    return len(places) == len(devices) == math.prod(extents)
+
+
+def _room(devices: Sequence[Any]) -> int | None:
+    """Bytes of memory of a device, where it tells; in every process what process 0 finds.
+
+    A process can ask its own devices only, and what they tell differs by some bytes: processes
+    that chose by their own numbers could choose different meshes, and wait for ever.
+    """
+    own = (d for d in devices if getattr(d, "process_index", 0) == jax.process_index())
+    room = _memory(next(own, None)) or 0
+    return int(from_first(np.asarray(room // 2**20, np.int32))) * 2**20 or None
+
+
+def _memory(device: Any) -> int | None:
     try:
         stats = device.memory_stats()
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):

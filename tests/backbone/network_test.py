@@ -140,6 +140,33 @@ def test_dropout_needs_its_key_and_changes_the_output():
     assert np.abs(np.asarray(run(0) - run(1))).max() > 1e-3
 
 
+def test_an_encoder_may_have_feed_forward_layers_of_its_own_width():
+    narrow = dataclasses.replace(SHAPE, encoder_mlp_dim=24)
+    before, after = (
+        traverse_util.flatten_dict(shape_params(shape), sep="/") for shape in (SHAPE, narrow)
+    )
+    changed = {path: after[path].shape for path in after if after[path] != before[path]}
+    assert set(after) == set(before)
+    assert set(changed.values()) == {(32, 24), (24, 32)} and len(changed) == 3 * 3
+    assert all(path.startswith("encoder/") and "/mlp/" in path for path in changed)
+    # Neurons without weights out of them change nothing.
+    wide = jax.tree.map(lambda x: x, PARAMS)
+    for i in range(3):
+        mlp = wide["encoder"][f"layers_{i}"]["mlp"]
+        mlp["wo"] = {"kernel": mlp["wo"]["kernel"].at[24:].set(0)}
+    cut = traverse_util.flatten_dict(wide, sep="/")
+    for path, shape in changed.items():
+        cut[path] = cut[path][: shape[0], : shape[1]]
+    outputs = [
+        Transformer(shape).apply({"params": params}, TOKENS, TARGETS)
+        for shape, params in (
+            (SHAPE, wide),
+            (narrow, traverse_util.unflatten_dict(cut, sep="/")),
+        )
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+
+
 def test_unknown_names_and_fields_name_the_nearest():
     with pytest.raises(ConfigError, match="t5_1_1_base"):
         get_config("t5_1_1_bass")

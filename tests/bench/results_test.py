@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -96,6 +97,21 @@ def test_the_tables_say_the_figures_and_why_a_peer_did_not_run():
     assert "2.00 GiB (device)" in text
     for part in (tables.encoder_table(ENCODER), tables.step_table(STEP)):
         assert len({line.count("|") for line in part.splitlines()}) == 1
+
+
+def test_figures_that_cannot_be_trusted_are_told_under_their_table():
+    doubtful = tables.bench_markdown(RESULT)
+    assert doubtful.count("Only 3 round(s)") == 2  # under either table
+    assert "An efficiency above 1:" in doubtful and "above 100%" not in doubtful
+    peak = MatrixPeak(100, (1e-3,))  # 2e9 FLOPs a second
+    ratios = (RatioRow(1, 10**9, 1.0, (0.4,)), RatioRow(4, 5 * 10**8, 2.0, (0.3,)))
+    fast = dataclasses.replace(ENCODER, ratios=ratios, peak=peak, peers=())
+    step = dataclasses.replace(STEP, peak=peak)
+    result = dataclasses.replace(RESULT, rounds=5, encoder=(fast,), steps=(step,))
+    told = tables.bench_markdown(result)
+    assert "A share of peak above 100%: the product of 100 x 100" in told
+    assert "An MFU above 100%" in told
+    assert "round(s)" not in told and "An efficiency above 1" not in told
 
 
 def test_the_plot_shows_measured_and_allowed_speedups(tmp_path, monkeypatch):

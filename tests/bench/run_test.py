@@ -68,6 +68,36 @@ def test_a_file_in_the_place_of_the_folder_is_told_before_measuring(tmp_path, mo
     assert "is a file; it is the folder to write into" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    assert cli.main(["bench", "--output", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert "below cannot be written" in error and error.count("\n") == 1
+
+
+def test_a_folder_that_takes_no_file_is_told_before_measuring(tmp_path, monkeypatch, capsys):
+    def refuse(**where):
+        raise PermissionError(13, "Permission denied", where["dir"])
+
+    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
+    monkeypatch.setattr(run.tempfile, "TemporaryFile", refuse)
+    assert cli.main(["bench", "--output", str(tmp_path)]) == 2
+    assert "cannot be written: [Errno 13] Permission denied" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_while_measuring_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "measure", lambda settings: None)
+    monkeypatch.setattr(run, "bench_markdown", lambda result: "the table")
+    monkeypatch.setattr(run, "_write", refuse)
+    assert cli.main(["bench", "--output", str(tmp_path)]) == 2
+    out, error = capsys.readouterr()
+    assert out == "the table\n" and "No space left on device" in error and error.count("\n") == 1
+
+
 def test_steps_are_measured_before_encoders(monkeypatch):
     order = []
     monkeypatch.setattr(train_step, "random_whole", lambda config: None)

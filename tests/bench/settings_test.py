@@ -57,6 +57,8 @@ def test_the_backbone_is_of_the_dtype():
         (("--remat",), "--remat is of the distillation step: add --train"),
         (("--train", "--microbatches", "0"), "--microbatches is at least 1"),
         (("--batch", "0"), "both positive"),
+        (("--train", "--batch", "2", "--microbatches", "3"), "batch of 2 does not divide into --m"),
+        (("--backbone", "runs/nano"), "runs/nano is a path; bench takes named shapes only"),
     ],
 )
 def test_refusals(argv, message):

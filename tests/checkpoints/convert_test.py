@@ -46,6 +46,15 @@ def test_every_pair_of_formats_keeps_every_bit(source, target, sources, backbone
     assert (loaded.vocabulary_file is not None) == kept
 
 
+@pytest.mark.parametrize("target, words", [("hf", "knows one d_ff"), ("t5x", "has mlp_dim 24")])
+def test_a_narrower_encoder_has_no_other_format(target, words, tmp_path):
+    narrow = small_t5.backbone(dataclasses.replace(small_t5.GATED, encoder_mlp_dim=8))
+    save_backbone(tmp_path / "narrow", narrow.config, narrow.params)
+    with pytest.raises(CheckpointError, match=words):
+        convert.convert("variator", target, tmp_path / "narrow", tmp_path / "out")
+    assert not any((tmp_path / "out").rglob("*"))
+
+
 @pytest.mark.parametrize("target", LOADERS)
 def test_casting_on_the_way(target, sources, backbone, tmp_path):
     made = convert.convert("hf", target, sources["hf"], tmp_path / "out", dtype="bf16")
@@ -60,7 +69,7 @@ def test_weights_that_leave_the_range_are_refused(sources, backbone, tmp_path):
     save_hf(tmp_path / "large", backbone)
     with pytest.raises(CheckpointError, match="final_layer_norm.weight as float16"):
         convert.convert("hf", "variator", tmp_path / "large", tmp_path / "out", dtype="f16")
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").rglob("*"))
 
 
 class TestCommand:
@@ -119,7 +128,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         code, out, err = self.run(capsys, *arguments)
         assert code == 2 and words in err and err.count("\n") == 1 and not out
-        assert not (tmp_path / "out").exists()
+        assert not any((tmp_path / "out").rglob("*"))
 
 
 def test_a_source_in_memory_is_checked_too(backbone):

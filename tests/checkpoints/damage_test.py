@@ -1,4 +1,4 @@
-"""Two hundred damaged plugin and backbone folders: each is refused by name, and none loads.
+"""Hundreds of damaged folders of each kind: each is refused by name, and none loads.
 
 The damage is drawn from fixed seeds. Descriptions and weights that were forged, rather than hit by
 chance, come with checksums that fit, so that the checks behind the checksums are tried, too.
@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import torch_files
 from golden_vectors import config
 from tiny import random_params, random_plugin
 
-from variator_jax import load_backbone, load_plugins
+from variator_jax import LoraConfig, load_backbone, load_lora, load_plugins, save_lora
+from variator_jax.backbone.lora import init_lora
 from variator_jax.checkpoints import save_backbone, save_plugin
 from variator_jax.checkpoints.arrays_file import file_checksum
 from variator_jax.checkpoints.safetensors_file import Writer, read_header
@@ -25,14 +27,15 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=1)
-JSON = {"plugin": "plugin.json", "backbone": "backbone.json"}
-ARRAYS = {"plugin": "plugin.safetensors", "backbone": "backbone.safetensors"}
-LOAD = {"plugin": load_plugins, "backbone": load_backbone}
+KINDS = ("plugin", "backbone", "lora")
+JSON = {kind: f"{kind}.json" for kind in KINDS}
+ARRAYS = {kind: f"{kind}.safetensors" for kind in KINDS}
+LOAD = {"plugin": load_plugins, "backbone": load_backbone, "lora": load_lora}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A plugin folder and a backbone folder that load."""
+    """A plugin folder, a backbone folder and a LoRA folder that load."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "spiece.model").write_bytes(b"a vocabulary")
     params = random_params(SHAPE)
@@ -42,6 +45,11 @@ def whole(tmp_path_factory):
     backbone = load_backbone(folder / "backbone")
     save_plugin(folder / "plugin", settings, variables, backbone, {"task": "x"}, {"x": 81.5})
     assert set(load_plugins(folder / "plugin", backbone)) == {4}
+    lora = LoraConfig(rank=2)
+    shapes = jax.eval_shape(lambda: init_lora(lora, params, jax.random.key(0)))
+    filled = jax.tree.map(lambda x: np.full(x.shape, 0.5, "f4"), shapes)
+    save_lora(folder / "lora", lora, filled, backbone, {"task": "x"})
+    assert load_lora(folder / "lora", backbone).config == lora
     return folder
 
 
@@ -171,10 +179,10 @@ DAMAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["plugin", "backbone"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(100))
 def test_a_damaged_folder_is_refused_by_name_and_reason(whole, tmp_path, kind, seed):
-    rng = np.random.default_rng([seed, ["plugin", "backbone"].index(kind)])
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
     folder = tmp_path / kind
     shutil.copytree(whole / kind, folder)
     damage = DAMAGES[seed % len(DAMAGES)]

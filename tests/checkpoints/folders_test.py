@@ -53,6 +53,27 @@ def test_a_backbone_is_the_same_after_reloading(backbone, tmp_path):
     assert "backbone golden_1_1" in inspect.describe(tmp_path / "backbone")
 
 
+def test_an_encoder_width_of_its_own_is_kept_and_others_leave_no_trace(backbone, tmp_path):
+    """A folder of an earlier release, which knew no such width, is the same and loads."""
+    written = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
+    assert "encoder_mlp_dim" not in written["config"]
+    narrow = dataclasses.replace(SHAPE, encoder_mlp_dim=24)
+    params = random_params(narrow)
+    save_backbone(tmp_path / "narrow", narrow, params)
+    loaded = load_backbone(tmp_path / "narrow")
+    assert loaded.config == narrow
+    _equal(loaded.params, params)
+    assert "mlp 80 (24 in the encoder)" in inspect.describe(tmp_path / "narrow")
+    file = tmp_path / "narrow" / "backbone.json"
+    for bad, words in (("24", "is a text"), (10**9, "expected 0 to"), (0, "must be positive")):
+        _edit(file, lambda content, bad=bad: content["config"].update(encoder_mlp_dim=bad))
+        with pytest.raises(CheckpointError, match=words):
+            load_backbone(tmp_path / "narrow")
+    _edit(file, lambda content: content["config"].pop("encoder_mlp_dim"))
+    with pytest.raises(CheckpointError, match="has shape"):
+        load_backbone(tmp_path / "narrow")
+
+
 @pytest.mark.parametrize("plugin", [PLUGIN, PluginConfig(2, decompression="repeat")])
 def test_a_plugin_is_the_same_after_reloading(backbone, tmp_path, plugin):
     variables = random_plugin(plugin, SHAPE)

@@ -118,8 +118,8 @@ def test_sigterm_at_any_moment_saves_and_stops(backbone, tmp_path, monkeypatch, 
     kwargs = {"initial_checkpoint_path": str(backbone), "checkpoint_period": 100, "eval_period": 3}
     real_train, real_validation = train.DataConfig.train, train.DataConfig.validation
 
-    def stream(self, start):
-        for number, batch in enumerate(real_train(self, start), start=start):
+    def stream(self, start, rows=None):
+        for number, batch in enumerate(real_train(self, start, rows), start=start):
             if number == 3 and moment == "train":
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
@@ -246,6 +246,29 @@ def test_held_out_loss_is_measured_on_the_same_batches_without_dropout(backbone,
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len({row["loss"] for row in rows if row["kind"] == "eval"}) == 1
     assert len({row["loss"] for row in rows if row["kind"] == "train"}) == 3
+
+
+def test_held_out_loss_is_measured_in_microbatches_where_a_step_has_them(
+    backbone, tmp_path, monkeypatch
+):
+    rows, real = [], train.make_eval_step
+
+    def make_eval_step(objective):
+        def step(params, frozen, batch):
+            rows.append(batch["encoder_input_tokens"].shape[0])
+            return real(objective)(params, frozen, batch)
+
+        return step
+
+    monkeypatch.setattr(train, "make_eval_step", make_eval_step)
+    held_out = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        _run(folder, 1, num_microbatches=count, initial_checkpoint_path=str(backbone))
+        logged = [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
+        held_out += [row["loss"] for row in logged if row["kind"] == "eval"]
+    assert rows == [4, 2]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("field", ["train_steps", "log_period", "checkpoint_period"])

@@ -4,6 +4,7 @@ import pytest
 
 from variator_jax.backbone import Transformer, get_config, init_params
 from variator_jax.errors import ConfigError, DataError
+from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.evaluator import bit_identical
 from variator_jax.evaluation.scorers import label_scorer, target_scorer
 from variator_jax.plugin import PluginConfig, init_plugin
@@ -92,7 +93,9 @@ def test_ratio_one_is_bit_identical_and_ratio_two_is_not(params):
 
 def test_the_control_changes_the_scores(params):
     plain = BACKBONE(params, None, batch())
-    control = label_scorer(MODULE, LABELS, skip_ffn=True)(params, None, batch())
+    control = label_scorer(MODULE, LABELS, instead=lambda mask: skip_encoder_ffn())(
+        params, None, batch()
+    )
     assert not np.allclose(plain, control)
 
 
@@ -123,7 +126,7 @@ def test_arrays_that_the_model_does_not_read_may_differ(params):
 
 def test_settings_and_batches_that_do_not_fit_are_told(params):
     with pytest.raises(ConfigError, match="takes no plugin"):
-        label_scorer(MODULE, LABELS, PluginConfig(2), skip_ffn=True)
+        label_scorer(MODULE, LABELS, PluginConfig(2), instead=lambda mask: skip_encoder_ffn())
     score = BACKBONE
     data = batch()
     with pytest.raises(DataError, match="packed"):

@@ -136,9 +136,16 @@ class TestSettings:
         message = refused(f"--gin_file={tmp_path / 'encoder.gin'}")
         assert "no decoder" in message and "--engine=builtin" in message
 
-    def test_training_the_backbone(self, refused):
-        message = refused("--gin.TRAINED=backbone")
+    @pytest.mark.parametrize("trained", ["backbone", "lora", "student"])
+    def test_training_anything_but_a_plugin(self, refused, trained):
+        message = refused(f"--gin.TRAINED={trained}")
         assert "finetune.gin" in message and "--engine=builtin" in message
+
+    @pytest.mark.parametrize("command", ["train", "eval", "infer"])
+    def test_merging_a_lora(self, refused, command):
+        message = refused("--gin.INITIAL_LORA_PATH=runs/lora", command=command)
+        assert "INITIAL_LORA_PATH is 'runs/lora': T5X merges no LoRA" in message
+        assert "variator convert" in message and "--engine=builtin" in message
 
     def test_a_file_of_rows_that_is_not_there(self, refused):
         assert "nowhere.tsv" in refused("--gin.TASK_FILE=nowhere.tsv")

@@ -22,7 +22,8 @@ class T5Config:
     of a fresh relative position bias. T5X's heads start out seeing all distances nearly alike; with
     a wide one a small backbone learns word order in hundreds of steps instead of thousands.
     `remat` is what a layer keeps for the backward pass: False everything, True nothing but its
-    input, 'dots' the results of its products with weights.
+    input, 'dots' the results of its products with weights. `encoder_mlp_dim` is the width of the
+    encoder's feed-forward layers where it is not that of the decoder's, as in a narrower student.
     """
 
     name: str
@@ -41,6 +42,7 @@ class T5Config:
     remat: bool | str = False
     layer_norm_epsilon: float = 1e-6
     relpos_stddev: float = 0.2
+    encoder_mlp_dim: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -49,6 +51,11 @@ class T5Config:
                 raise ConfigError(
                     f"T5Config.{field} is {getattr(self, field)}; it must be positive."
                 )
+        if self.encoder_mlp < 1:
+            raise ConfigError(
+                f"T5Config.encoder_mlp_dim is {self.encoder_mlp_dim}; it must be positive, or None "
+                "for mlp_dim."
+            )
         if self.num_encoder_layers < 1 or self.num_decoder_layers < 0:
             raise ConfigError(
                 f"T5Config needs an encoder layer or more and no negative decoder layers; "
@@ -70,6 +77,11 @@ class T5Config:
     def gated(self) -> bool:
         """True for the gated feed-forward layers of T5 1.1, mT5, ByT5 and Flan-T5."""
         return len(self.mlp_activations) > 1
+
+    @property
+    def encoder_mlp(self) -> int:
+        """Width of the encoder's feed-forward layers; the decoder's is `mlp_dim`."""
+        return self.mlp_dim if self.encoder_mlp_dim is None else self.encoder_mlp_dim
 
     @property
     def has_decoder(self) -> bool:

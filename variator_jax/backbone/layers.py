@@ -108,9 +108,11 @@ class MlpBlock(nn.Module):
     """The feed-forward layer, plain (`wi`) or gated (`wi_0`, `wi_1`): `[..., embed]` to the same.
 
     In the encoder this is the site that a compression plugin surrounds; it does not know about it.
+    `features` is the number of hidden units.
     """
 
     config: T5Config
+    features: int
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -120,7 +122,7 @@ class MlpBlock(nn.Module):
         for i, activation in enumerate(config.mlp_activations):
             name = f"wi_{i}" if config.gated else "wi"
             # [..., mlp]
-            branch = Dense(config.mlp_dim, config, ("embed", "mlp"), name=name)(x)
+            branch = Dense(self.features, config, ("embed", "mlp"), name=name)(x)
             branch = _ACTIVATIONS[activation](branch)
             hidden = branch if hidden is None else hidden * branch
         hidden = dropout(config, hidden, deterministic)

@@ -59,7 +59,7 @@ class EncoderLayer(nn.Module):
         h = h + dropout(config, x, deterministic)
 
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
-        x = MlpBlock(config, name="mlp")(x, deterministic)
+        x = MlpBlock(config, config.encoder_mlp, name="mlp")(x, deterministic)
         return constrain(h + dropout(config, x, deterministic))
 
 
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
         h = h + dropout(config, x, deterministic)
 
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
-        x = MlpBlock(config, name="mlp")(x, deterministic)
+        x = MlpBlock(config, config.mlp_dim, name="mlp")(x, deterministic)
         return constrain(h + dropout(config, x, deterministic))
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 from variator_jax.bench import encoder, train_step
@@ -30,15 +31,18 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
       output: a folder, made if it is not there; None writes nothing.
 
     Raises:
-      ConfigError: where the memory does not suffice, or `output` is a file.
+      ConfigError: where the memory does not suffice, or `output` cannot be written into.
     """
-    if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise ConfigError(f"--output {output} is a file; it is the folder to write into.")
+    if output is not None:
+        _make_folder(output)
     result = measure(settings)
     markdown = bench_markdown(result)
     print(markdown.rstrip())
     if output is not None:
-        _write(result, markdown, Path(output))
+        try:
+            _write(result, markdown, Path(output))
+        except OSError as error:
+            raise ConfigError(f"--output {output} cannot be written: {error}.") from error
     return result
 
 
@@ -94,8 +98,18 @@ def _notes(settings: BenchSettings) -> list[str]:
     return notes
 
 
+def _make_folder(output: str) -> None:
+    """Makes the folder, and tries it: nobody shall wait for figures that cannot be kept."""
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ConfigError(f"--output {output} is a file; it is the folder to write into.")
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}.") from error
+
+
 def _write(result: BenchResult, markdown: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_json(result), indent=2) + "\n"
     (folder / "bench.json").write_text(text, encoding="utf-8")
     (folder / "bench.md").write_text(markdown, encoding="utf-8")

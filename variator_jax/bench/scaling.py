@@ -1,10 +1,12 @@
 """How the distillation step scales over devices that are not there: FLOPs, bytes and exchanges.
 
     python -m variator_jax.bench.scaling --output runs/scaling
+    python -m variator_jax.bench.scaling --output runs/scaling --counted runs/scaling/scaling.json
 
 The step is compiled for as many pretended devices, at two depths, and what each layer adds is added
 for the rest: every layer of a stack is the same, so FLOPs and exchanged bytes grow by equal parts.
-Times are predicted from these figures and stated speeds; nothing here measures a clock.
+Times are predicted from these figures and stated speeds; nothing here measures a clock. The second
+form predicts from figures that were counted before, in a moment and without compiling anything.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
+from variator_jax.errors import ConfigError
+
 DEVICES = (1, 2, 4, 8, 16, 64, 256)
 SIZES = ("t5_1_1_xl", "t5_1_1_xxl")
 RATIO, ROWS, INPUTS, TARGETS = 4, 32, 512, 48  # rows of each device: the batch grows with them
@@ -26,13 +30,13 @@ _DEPTHS = (2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Speeds of one kind of device, as its maker states them.
+    """Speeds of one kind of device.
 
     Attributes:
       name: for the table.
-      peak: bfloat16 FLOP/s.
-      link: bytes a second that a device sends to its neighbours.
-      far_link: the same beyond `near` devices.
+      peak: bfloat16 FLOP/s, as its maker states them.
+      link: bytes a second that a device sends on in a ring.
+      far_link: the same in a ring of more than `near` devices.
       near: devices that the fast links join.
       memory: bytes of a device.
     """
@@ -46,11 +50,19 @@ class Machine:
 
 
 MACHINES = (
-    Machine("TPU v4", 275e12, 300e9, 300e9, 4096, 32e9),
-    Machine("TPU v5e", 197e12, 200e9, 200e9, 256, 16e9),
-    Machine("H200 nodes of 8", 989e12, 450e9, 50e9, 8, 141e9),
+    # A link of either TPU sends 50 GB/s each way (v4 has six, v5e four). A ring along one axis of
+    # the torus, run in both directions, uses two of them.
+    Machine("TPU v4", 275e12, 100e9, 100e9, 4096, 32e9),
+    Machine("TPU v5e", 197e12, 100e9, 100e9, 256, 16e9),
+    # Within a node NVLink, as stated. Between nodes NCCL runs a ring for each of a node's 8 network
+    # cards of 50 GB/s: 400 GB/s at best. Measured over 32 nodes of 8 H100 were 200 for all-gather
+    # and 340 for all-reduce (github.com/NVIDIA/nccl/issues/1218); the lower one is taken for both.
+    Machine("H200 nodes of 8", 989e12, 450e9, 200e9, 8, 141e9),
 )
 UTILISATION = 0.5  # of the peak, that the products are taken to reach
+# Of a device's memory, that weights and all else that lies there may fill: the activations of XL
+# need as much again (docs/scaling.md), those of XXL half as much.
+FILLED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +80,10 @@ class Row:
         """Predicted seconds of computing and of exchanging, as if neither hid the other."""
         link = machine.link if self.devices <= machine.near else machine.far_link
         share = (self.devices - 1) / self.devices
-        # A ring sends a reduced array round twice, a gathered one once.
-        sent = sum(
-            size * share * (2 if kind == "all-reduce" else 1)
-            for kind, size in self.collectives.items()
-        )
+        # A ring sends a reduced array round twice, a gathered one once. The result of a
+        # reduce-scatter is only one device's part of what goes round.
+        rounds = {"all-reduce": 2, "reduce-scatter": self.devices}
+        sent = sum(size * share * rounds.get(kind, 1) for kind, size in self.collectives.items())
         return self.flops / (machine.peak * UTILISATION), sent / link
 
     def efficiency(self, machine: Machine) -> float:
@@ -149,7 +160,7 @@ def table(rows: Sequence[Row]) -> str:
         ]
         for machine in MACHINES:
             seconds = sum(row.seconds(machine))
-            crowded = "" if row.arguments < 0.7 * machine.memory else " (too large)"
+            crowded = "" if row.arguments < FILLED * machine.memory else " (too large)"
             cells.append(f"{seconds:.2f}, {row.efficiency(machine):.0%}{crowded}")
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines) + "\n"
@@ -190,23 +201,54 @@ def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def read_rows(path: pathlib.Path, sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
+    """The rows of these backbones and numbers of devices in a scaling.json.
+
+    Raises:
+      ConfigError: if the file is not there or is no such file, or has none of them.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        rows = [Row(**{**row, "mesh": tuple(row["mesh"])}) for row in content]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"--counted {path} is no scaling.json: {error}") from error
+    chosen = [row for row in rows if row.backbone in sizes and row.devices in devices]
+    if not chosen:
+        raise ConfigError(f"--counted {path} has no row of {sizes} on {devices} devices.")
+    return chosen
+
+
+def _measure_all(sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
+    # Read when JAX first looks for devices.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(devices)}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    rows: list[Row] = []
+    for name in sizes:
+        for count in devices:
+            for mesh in meshes(count):
+                rows.append(measure(name, count, mesh))
+                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes scaling.json, scaling.md and scaling.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="a folder")
+    parser.add_argument("--counted", help="scaling.json of before: predict from it, count nothing")
     parser.add_argument("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
     args = parser.parse_args(argv)
     counts = [int(n) for n in args.devices.split(",")]
-    # Read when JAX first looks for devices.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(counts)}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    rows = []
-    for name in args.sizes.split(","):
-        for count in counts:
-            for mesh in meshes(count):
-                rows.append(measure(name, count, mesh))
-                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
+    sizes = args.sizes.split(",")
+    try:
+        rows = (
+            read_rows(pathlib.Path(args.counted), sizes, counts)
+            if args.counted
+            else _measure_all(sizes, counts)
+        )
+    except ConfigError as error:
+        parser.error(str(error))
     folder = pathlib.Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     content = [dataclasses.asdict(row) for row in rows]

@@ -84,6 +84,16 @@ class BenchSettings:
         object.__setattr__(self, "ratios", tuple(sorted({1, *self.ratios})))
         if self.step and self.ratios == (1,):
             raise ConfigError("--train needs a compression ratio of 2 or more among --ratios.")
+        parts = self.step.microbatches if self.step else 1
+        if uneven := [shape.batch for shape in self.shapes if shape.batch % parts]:
+            raise ConfigError(
+                f"A batch of {uneven[0]} does not divide into --microbatches {parts}."
+            )
+        if "/" in self.backbone:
+            raise ConfigError(
+                f"--backbone {self.backbone} is a path; bench takes named shapes only, such as "
+                "t5_1_0_base, and gives them random weights."
+            )
         self.config  # noqa: B018 - names an unknown backbone before anything heavy begins.
 
     @property

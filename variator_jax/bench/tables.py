@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from variator_jax.bench.memory import readable
 from variator_jax.bench.results import BenchResult, EncoderResult, StepResult, median
 
 _NONE = "–"
+_FEW = 5  # Rounds below which quartiles are single rounds.
+_ONE = 1.005  # What is printed as more than 1.
 _ENCODER_WORDS = (
     "Medians over {rounds} interleaved rounds, in brackets the quartiles; rows without padding. "
     "*FLOPs allow* is the speed-up if time were proportional to FLOPs, *efficiency* the measured "
@@ -35,12 +37,14 @@ def bench_markdown(result: BenchResult) -> str:
     for one in result.encoder:
         sections += [f"## Encoder, {one.batch} x {one.length} tokens", encoder_table(one)]
         sections += [_bullets(f"{p.name} did not run: {p.reason}" for p in one.peers if p.reason)]
+        sections += [_bullets(_doubts(one, result.rounds))]
     if result.encoder:
         sections.append(_ENCODER_WORDS.format(rounds=result.rounds))
     for step in result.steps:
         sections += [
             f"## Distillation step, {step.batch} x {step.length} tokens, {step.targets} targets",
             step_table(step),
+            _bullets(_doubts(step, result.rounds)),
         ]
     if result.steps:
         sections.append(_STEP_WORDS)
@@ -111,6 +115,27 @@ def step_table(step: StepResult) -> str:
             )
         )
     return _table(header, [*rows, _peak_row(step, len(header))])
+
+
+def _doubts(one: EncoderResult | StepResult, rounds: int) -> Iterator[str]:
+    """What a reader of a table should know before trusting its figures."""
+    if rounds < _FEW:
+        yield f"Only {rounds} round(s): medians and quartiles say little below {_FEW} (--rounds)."
+    if isinstance(one, EncoderResult):
+        found = [one.figures(row) for row in one.ratios]
+        share, name = "share_of_matrix_peak", "A share of peak"
+        if any(figures["efficiency"] > _ONE for figures in found):
+            yield (
+                "An efficiency above 1: the backbone was slower than its FLOPs say, or there is "
+                "noise. More rows or --rounds tell which."
+            )
+    else:
+        found, share, name = list(map(one.figures, one.rows)), "model_flops_utilisation", "An MFU"
+    if any(figures[share] > _ONE for figures in found):
+        yield (
+            f"{name} above 100%: the product of {one.peak.size} x {one.peak.size} is not the "
+            "fastest that this device can do, or there is noise."
+        )
 
 
 def _peak_row(one: EncoderResult | StepResult, columns: int) -> Sequence[str]:

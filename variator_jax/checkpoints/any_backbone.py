@@ -12,6 +12,7 @@ from variator_jax.checkpoints.backbone_folder import Backbone
 from variator_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from variator_jax.checkpoints.lora_folder import Lora
     from variator_jax.checkpoints.stream import Source
 
 _EXPECTED = (
@@ -20,7 +21,9 @@ _EXPECTED = (
 )
 
 
-def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
+def load_backbone(
+    path: str | os.PathLike, dtype: Any = None, lora: Lora | str | os.PathLike | None = None
+) -> Backbone:
     """Reads a backbone folder, a Hugging Face folder, a T5X checkpoint or a run's backbone.
 
     Our own folders have checksums. Foreign formats without them (Hugging Face's safetensors, raw
@@ -31,11 +34,16 @@ def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
       path: a local folder, or for T5X also a URL such as gs://bucket/checkpoint_1000000.
       dtype: what the weights of another format are cast to ('bfloat16', ...), and what the
         backbone then computes in; None keeps what the files have. Our own folders keep theirs.
+      lora: a LoRA of this backbone to merge into the weights, or the folder of one or of a run
+        that trained one.
 
     Raises:
-      CheckpointError: if there is none, or it is damaged; saying what was found.
+      CheckpointError: if there is none, or it is damaged; saying what was found. Or if the LoRA is
+        another backbone's.
     """
     kind = kinds.kind_of(path)
+    if lora is not None:
+        return _load_with_lora(path, kind, dtype, lora)
     if kind == kinds.HUGGING_FACE:
         from variator_jax.checkpoints.hf_folder import load_hf
 
@@ -55,6 +63,18 @@ def load_backbone(path: str | os.PathLike, dtype: Any = None) -> Backbone:
             "to another one with: variator convert --dtype"
         )
     return backbone_folder.load_backbone(folder)
+
+
+def _load_with_lora(
+    path: str | os.PathLike, kind: str, dtype: Any, lora: Lora | str | os.PathLike
+) -> Backbone:
+    from variator_jax.checkpoints.lora_folder import Lora, load_lora
+    from variator_jax.checkpoints.lora_merge import collect_with_lora, with_lora
+
+    found = lora if isinstance(lora, Lora) else load_lora(lora)
+    if kind in (kinds.HUGGING_FACE, kinds.T5X):
+        return collect_with_lora(open_backbone(path), found, dtype)
+    return with_lora(load_backbone(path, dtype), found)
 
 
 def identify_backbone(path: str | os.PathLike) -> Backbone:
@@ -94,6 +114,12 @@ def open_backbone(path: str | os.PathLike) -> Source:
 
 
 def _no_backbone(folder: pathlib.Path, kind: str) -> CheckpointError:
+    if kind == kinds.LORA or (kind == kinds.RUN and (folder / "lora").is_dir()):
+        return CheckpointError(
+            f"{folder} holds a LoRA and no backbone. A LoRA is merged into the backbone that it "
+            "belongs to: load_backbone(BACKBONE, lora=LORA), or INITIAL_LORA_PATH beside "
+            "INITIAL_CHECKPOINT_PATH."
+        )
     if kind in (kinds.PLUGIN, kinds.PLUGIN_SET, kinds.RUN):
         return CheckpointError(
             f"{folder} holds a compression plugin and no backbone. A plugin is loaded with "

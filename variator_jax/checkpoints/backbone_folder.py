@@ -40,13 +40,30 @@ _MOST = {
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A frozen T5: its shape, its parameters in T5X's tree, and what identifies both."""
+    """A frozen T5: its shape, its parameters in T5X's tree, and what identifies both.
+
+    `lora` says which LoRA was merged into the parameters, by `fingerprint` and `task`.
+    """
 
     config: T5Config
     params: dict
     fingerprint: str
     vocabulary_file: pathlib.Path | None = None
     vocabulary_fingerprint: str | None = None
+    lora: Mapping[str, str] | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name for messages, with the LoRA that was merged into it."""
+        return title(self.config.name, self.lora)
+
+
+def title(name: str, lora: Mapping[str, str] | None) -> str:
+    """The name of a backbone for messages, with the LoRA that was merged into it."""
+    if lora is None:
+        return repr(name)
+    task = f"task {lora['task']!r}, " if lora["task"] else ""
+    return f"{name!r} with a LoRA merged in ({task}{lora['fingerprint'][:12]})"
 
 
 def save_backbone(
@@ -100,7 +117,7 @@ def backbone_writer(
         fingerprint = file.close()
         content: dict[str, Any] = {
             "fingerprint": fingerprint,
-            "config": dataclasses.asdict(config),
+            "config": description.config_content(config),
             "vocabulary_fingerprint": None,
             CHECKSUMS: {ARRAYS: file_checksum(draft / ARRAYS)},
         }
@@ -154,6 +171,8 @@ def read_config(fields: Fields, key: str = "config") -> T5Config:
     shape = fields.fields(key)
     for name, most in _MOST.items():
         shape.size(name, 0, most)
+    if shape.content.get("encoder_mlp_dim") is not None:
+        shape.size("encoder_mlp_dim", 0, _MOST["mlp_dim"])
     return fields.config(key, T5Config)
 
 

@@ -65,6 +65,18 @@ def read_description(path: pathlib.Path, kind: str) -> Fields:
     return Fields(path, content)
 
 
+def config_content(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as `Fields.config` reads it, optional numbers only if they are set.
+
+    So a folder without use for a number that came later is what it was, and older releases read it.
+    """
+    return {
+        item.name: value
+        for item in dataclasses.fields(config)
+        if (value := getattr(config, item.name)) is not None or str(item.type) != _OPTIONAL
+    }
+
+
 def read_json(path: pathlib.Path, kind: str) -> Any:
     """Reads a JSON file of moderate size.
 
@@ -164,7 +176,7 @@ class Fields:
         return Fields(self.path, self.get(key, dict), f"{self._where}{key}.")
 
     def config(self, key: str, kind: type[T]) -> T:
-        """A configuration dataclass written by `dataclasses.asdict`, every field of it.
+        """A configuration dataclass written by `config_content`, every field of it.
 
         Raises:
           CheckpointError: for missing, unknown or mistyped fields, or values it does not accept.
@@ -177,7 +189,11 @@ class Fields:
                     f"{self.path}: {key!r} has an unknown field {name[:100]!r}."
                     f"{did_you_mean(name, declared)}"
                 )
-        values = {name: fields.get(name, *_TYPES[text]) for name, text in declared.items()}
+        values = {
+            name: fields.get(name, *_TYPES[text])
+            for name, text in declared.items()
+            if text != _OPTIONAL or name in fields.content
+        }
         for name, text in declared.items():
             fields._check_items(name, text)
         try:
@@ -199,9 +215,11 @@ class Fields:
                 )
 
 
+_OPTIONAL = "int | None"  # such a field may be missing, and is then its default
 # JSON types by the annotation of a configuration's field.
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
+    _OPTIONAL: (int, type(None)),
     "float": (float, int),
     "bool": (bool,),
     "str": (str,),

@@ -111,7 +111,8 @@ def render(config: T5Config) -> dict[str, Any]:
     """The `config.json` of a backbone.
 
     Raises:
-      CheckpointError: for activations that transformers' T5 does not have.
+      CheckpointError: for activations that transformers' T5 does not have, or an encoder whose
+        feed-forward layers are not as wide as the decoder's.
     """
     gated = config.gated
     first, *rest = config.mlp_activations
@@ -120,6 +121,11 @@ def render(config: T5Config) -> dict[str, Any]:
             f"transformers' T5 has no feed-forward layer {tuple(config.mlp_activations)}."
         )
     act = _THEIRS[first]
+    if config.has_decoder and config.encoder_mlp != config.mlp_dim:
+        raise CheckpointError(
+            f"Backbone {config.name!r} has feed-forward layers of {config.encoder_mlp} units in "
+            f"the encoder and {config.mlp_dim} in the decoder; transformers' T5 knows one d_ff."
+        )
     family = "MT5" if config.name.startswith("mt5") and not config.logits_via_embedding else "T5"
     head = "ForConditionalGeneration" if config.has_decoder else "EncoderModel"
     scaled = config.logits_via_embedding
@@ -129,7 +135,7 @@ def render(config: T5Config) -> dict[str, Any]:
         "_name_or_path": config.name,
         "d_model": config.embed_dim,
         "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
+        "d_ff": config.encoder_mlp,
         "num_heads": config.num_heads,
         "num_layers": config.num_encoder_layers,
         "num_decoder_layers": config.num_decoder_layers or config.num_encoder_layers,

@@ -1,7 +1,8 @@
 """What a folder is, in a few lines for people: `variator inspect PATH`.
 
 Descriptions and headers say it all, so that a backbone of any size is described at once; that its
-weights are whole is only seen by reading them, which is done on request.
+weights are whole is only seen by reading them, which is done on request. What lies beside a
+backbone is described in `inspect_plugins.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from variator_jax.backbone import T5Config
-from variator_jax.checkpoints import backbone_folder, kinds, plugin_folder, plugin_set
+from variator_jax.checkpoints import backbone_folder, inspect_plugins, kinds
 from variator_jax.checkpoints.description import check_unchanged
 from variator_jax.checkpoints.plugin_folder import Plugin
 from variator_jax.checkpoints.rows import Rows, size_of, titled, values
@@ -22,12 +23,12 @@ from variator_jax.errors import CheckpointError, VariatorError
 
 
 def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
-    """Describes a backbone (ours, Hugging Face's or T5X's), plugins, a run folder or a report.
+    """Describes a backbone (ours, Hugging Face's or T5X's), plugins, a LoRA, a run or a report.
 
     Args:
       path: the folder, or a URL of a T5X checkpoint.
       verify: also reads every weight of a backbone, to see that it is whole and what its
-        fingerprint is. Plugins are small and always read.
+        fingerprint is. Plugins and LoRAs are small and always read.
 
     Raises:
       CheckpointError: if the folder is missing, damaged or none of these.
@@ -42,16 +43,19 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
     if kind == kinds.T5X:
         return _t5x(path, verify)
     if kind == kinds.PLUGIN:
-        return _plugin(folder)
+        return inspect_plugins.describe_plugin(folder)
+    if kind == kinds.LORA:
+        return inspect_plugins.describe_lora(folder)
     if kind == kinds.RUN:
         return _run(folder, verify)
-    if kind == kinds.PLUGIN_SET and _is_set(folder):
-        return _set(folder)
+    if kind == kinds.PLUGIN_SET and inspect_plugins.is_set(folder):
+        return inspect_plugins.describe_set(folder)
     if kind in (kinds.PLUGIN_SET, kinds.FOLDERS, kinds.REPORT):
         return _listing(folder)
     raise CheckpointError(
         f"{folder} is no backbone (backbone.json, config.json, a T5X checkpoint), no plugin "
-        f"(plugin.json), no set of plugins and no run folder: {kinds.held(folder)}."
+        f"(plugin.json), no LoRA (lora.json), no set of plugins and no run folder: "
+        f"{kinds.held(folder)}."
     )
 
 
@@ -87,7 +91,11 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
     plugin = Plugin(run.config, t5x_run.read_variables(run))
     ratio = run.config.ratio
     owner = _source("T5X backbone", path, run.source, verify, f" with plugin ratio {ratio}")
-    rows = [("ratio", str(ratio)), *_method(plugin), ("trained", values(run.training))]
+    rows = [
+        ("ratio", str(ratio)),
+        *inspect_plugins.describe_method(plugin),
+        ("trained", values(run.training)),
+    ]
     return f"{owner}\n{titled('compression plugin beside it', rows)}"
 
 
@@ -124,71 +132,18 @@ def _sizes(leaves: Iterable[Any]) -> Rows:
 
 def _shape(config: T5Config) -> Rows:
     decoder = f"and {config.num_decoder_layers} decoder layers"
+    narrow = (
+        "" if config.encoder_mlp == config.mlp_dim else f" ({config.encoder_mlp} in the encoder)"
+    )
     return [
         (
             "shape",
             f"{config.num_encoder_layers} encoder {decoder if config.has_decoder else 'layers'}, "
-            f"embed {config.embed_dim}, mlp {config.mlp_dim}, {config.num_heads} heads of "
-            f"{config.head_dim}, vocabulary {config.vocab_size}",
+            f"embed {config.embed_dim}, mlp {config.mlp_dim}{narrow}, "
+            f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
         ),
         ("feed-forward", " * ".join(config.mlp_activations)),
     ]
-
-
-def _plugin(folder: pathlib.Path) -> str:
-    plugin = plugin_folder.load_plugin(folder)
-    said, owner = plugin.description, plugin.description["backbone"]
-    return titled(
-        f"compression plugin in {folder}",
-        [
-            ("ratio", str(plugin.config.ratio)),
-            *_method(plugin),
-            ("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"),
-            ("", f"of {owner['num_encoder_layers']} encoder layers, embed {owner['embed_dim']}"),
-            ("vocabulary", said["vocabulary_fingerprint"] or "not recorded"),
-            ("trained", values(said["training"])),
-            ("quality", values(said["quality"])),
-        ],
-    )
-
-
-def _method(plugin: Plugin) -> Rows:
-    config = plugin.config
-    return [
-        ("parameters", f"{_count(plugin):,}, {size_of(4 * _count(plugin))}"),
-        ("layers", ", ".join(plugin.variables.output_scales) or "none"),
-        (
-            "method",
-            f"compression {config.compression}, decompression {config.decompression}, "
-            f"bottleneck {config.bottleneck}",
-        ),
-        ("sites", config.sites),
-    ]
-
-
-def _is_set(folder: pathlib.Path) -> bool:
-    """Whether a folder holds plugins of one backbone, one a ratio, and nothing beside them."""
-    if (folder / plugin_set.INDEX).exists():
-        return True
-    found = kinds.plugin_folders(folder)
-    return len(found) == len(kinds.parts(folder)) and not (folder / "report.json").exists()
-
-
-def _set(folder: pathlib.Path) -> str:
-    plugins = plugin_set.load_plugins(folder)
-    owner = next(iter(plugins.values())).description["backbone"]
-    rows = [("ratios", ", ".join(map(str, plugins)))]
-    rows += [
-        (
-            f"ratio {ratio}",
-            f"{_count(plugin):,} parameters, {len(plugin.variables.output_scales)} layers, "
-            f"bottleneck {plugin.config.bottleneck}; quality "
-            f"{values(plugin.description['quality'])}",
-        )
-        for ratio, plugin in plugins.items()
-    ]
-    rows.append(("fits", f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"))
-    return titled(f"set of {len(plugins)} compression plugins in {folder}", rows)
 
 
 def _run(folder: pathlib.Path, verify: bool) -> str:
@@ -197,10 +152,10 @@ def _run(folder: pathlib.Path, verify: bool) -> str:
         f"run folder {folder}",
         [("training checkpoints", ", ".join(map(str, steps)) or "none")],
     )
-    written = [folder / part for part in ("backbone", "plugin") if (folder / part).is_dir()]
+    written = [folder / part for part in ("backbone", "lora", "plugin") if (folder / part).is_dir()]
     parts = [describe(part, verify=verify) for part in written]
     if not parts:
-        parts = ["  nothing written yet: a run writes its backbone or plugin when it ends"]
+        parts = ["  nothing written yet: a run writes what it trained when it ends"]
     return "\n".join([lines, *_report(folder), *parts])
 
 
@@ -244,9 +199,3 @@ def _report(folder: pathlib.Path) -> list[str]:
     owner = report.backbone
     title = f"report on backbone {owner.name} with fingerprint {owner.fingerprint}"
     return [titled(title, rows)]
-
-
-def _count(plugin: Plugin) -> int:
-    import jax
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plugin.variables.params))

@@ -1,4 +1,4 @@
-"""What a path holds, told by its content: backbones in three formats, plugins, sets and runs."""
+"""What a path holds, told by its content: backbones in three formats, plugins, LoRAs and runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import pathlib
 import re
 
-from variator_jax.checkpoints import backbone_folder, plugin_folder
+from variator_jax.checkpoints import backbone_folder, lora_folder, plugin_folder
 from variator_jax.checkpoints.files import check_folder, read_error
 from variator_jax.errors import CheckpointError
 
-BACKBONE, PLUGIN, PLUGIN_SET = "backbone", "plugin", "plugin_set"
+BACKBONE, PLUGIN, PLUGIN_SET, LORA = "backbone", "plugin", "plugin_set", "lora"
 HUGGING_FACE, T5X, RUN, REPORT, FOLDERS = "hugging_face", "t5x", "run", "report", "folders"
 UNKNOWN = "unknown"
 
@@ -20,11 +20,21 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (BACKBONE, (backbone_folder.DESCRIPTION,)),
     (PLUGIN, (plugin_folder.DESCRIPTION,)),
     (PLUGIN_SET, ("plugins.json",)),
+    (LORA, (lora_folder.DESCRIPTION,)),
     (T5X, ("_CHECKPOINT_METADATA", "state/_METADATA", "_METADATA", "checkpoint")),
-    (RUN, ("run.json", f"backbone/{backbone_folder.DESCRIPTION}", "plugin/plugin.json")),
+    (
+        RUN,
+        (
+            "run.json",
+            f"backbone/{backbone_folder.DESCRIPTION}",
+            f"plugin/{plugin_folder.DESCRIPTION}",
+            f"lora/{lora_folder.DESCRIPTION}",
+        ),
+    ),
     (HUGGING_FACE, ("config.json", "model.safetensors", "pytorch_model.bin")),
     (BACKBONE, (backbone_folder.ARRAYS,)),  # a damaged one, whose reader says what is missing
     (PLUGIN, (plugin_folder.ARRAYS,)),
+    (LORA, (lora_folder.ARRAYS,)),
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from variator_jax.checkpoints import arrays_file, folders
-from variator_jax.checkpoints.backbone_folder import Backbone
+from variator_jax.checkpoints.backbone_folder import Backbone, title
 from variator_jax.checkpoints.description import (
     CHECKSUMS,
     Fields,
@@ -39,8 +39,9 @@ LARGEST_RATIO = 1 << 12
 class Plugin:
     """A compression plugin for one ratio of one backbone.
 
-    `description` is what its folder says of it: `backbone` with name, fingerprint, layers and
-    width, `vocabulary_fingerprint`, `training` and `quality`; empty for one that was just made.
+    `description` is what its folder says of it: `backbone` with name, fingerprint, layers, width
+    and the LoRA in it, if any; `vocabulary_fingerprint`, `training` and `quality`; empty for one
+    that was just made.
     """
 
     config: PluginConfig
@@ -95,6 +96,7 @@ def describe_plugin(
             "fingerprint": backbone.fingerprint,
             "num_encoder_layers": backbone.config.num_encoder_layers,
             "embed_dim": backbone.config.embed_dim,
+            **({"lora": dict(backbone.lora)} if backbone.lora else {}),
         },
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "training": dict(training or {}),
@@ -149,9 +151,9 @@ def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone)
     owner = description["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
         raise CheckpointError(
-            f"{what} belongs to backbone {owner['name']!r} with fingerprint "
-            f"{owner['fingerprint']}; this backbone is {backbone.config.name!r} with fingerprint "
-            f"{backbone.fingerprint}."
+            f"{what} belongs to backbone {title(owner['name'], owner.get('lora'))} with "
+            f"fingerprint {owner['fingerprint']}; this backbone is {backbone.title} with "
+            f"fingerprint {backbone.fingerprint}."
         )
     theirs, ours = description["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if theirs and ours and theirs != ours:
@@ -196,6 +198,10 @@ def _read_shape(fields: Fields) -> tuple[PluginConfig, int, int]:
     owner.fingerprint("fingerprint")
     layers = owner.size("num_encoder_layers", 1, _MOST_LAYERS)
     embed = owner.size("embed_dim", 1, _MOST_WIDE)
+    if "lora" in owner.content:
+        lora = owner.fields("lora")
+        lora.fingerprint("fingerprint")
+        lora.get("task", str)
     if fields.get("vocabulary_fingerprint", str, type(None)) is not None:
         fields.fingerprint("vocabulary_fingerprint")
     fields.get("training", dict)

@@ -158,7 +158,7 @@ class Writer:
 def _check_told_by_leaves(config: T5Config, leaves: list[Leaf]) -> None:
     """Compares the settings that a reader would deduce with those of the backbone."""
     deduced = scan_lib.deduce_config(f"backbone {config.name}", leaves)
-    settings = ["mlp_activations", "layer_norm_epsilon"]
+    settings = ["mlp_activations", "layer_norm_epsilon", "mlp_dim"]
     if config.has_decoder:
         settings.append("logits_via_embedding")
     for name in settings:

@@ -26,7 +26,7 @@ NOT_BUILTIN = {
 def on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
     """Parses the configuration, and says whether the caller shall go on with it.
 
-    Otherwise it was a dry run; or, on T5X, this process has become T5X's program.
+    Otherwise it was a check or a dry run; or, on T5X, this process has become T5X's program.
     """
     from variator_jax import engines
 
@@ -37,7 +37,9 @@ def on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
             raise ConfigError(NOT_BUILTIN[command])
         if args.t5x_flags:
             raise ConfigError(f"{' '.join(args.t5x_flags)}: these are T5X's, not the engine's.")
-    overrides = parse(args, command, engine, require=not args.dry_run)
+    overrides = parse(args, command, engine, not args.dry_run or args.check, not args.check)
+    if args.check:
+        return False
     if args.tfds_data_dir and engine.name == engines.BUILTIN:
         import seqio
 

@@ -10,14 +10,21 @@ from pathlib import Path
 from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.commands.engine import parse
 from variator_jax.commands.table import command, gin_arguments, path_argument
+from variator_jax.distill.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.errors import ConfigError
 
 
 def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, metavar="N", help="pretend to have N devices")
-    parser.add_argument("--hbm", metavar="80GiB", help="memory of a device, to say whether it fits")
     parser.add_argument(
-        "--topology", metavar="v5e:4x4", help="compile for that TPU slice; takes libtpu"
+        "--hbm",
+        metavar="80GiB",
+        help="memory of a device, with its unit: to say whether it fits, and to choose the mesh",
+    )
+    parser.add_argument(
+        "--topology",
+        metavar="v5e:4x4",
+        help=f"compile for that TPU slice; takes libtpu, which knows {', '.join(TPUS)}",
     )
 
 
@@ -33,6 +40,9 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     _budget_arguments,
 )
 def _budget(args: argparse.Namespace) -> None:
+    if args.topology:
+        check_topology(args.topology)
+    memory = None if args.hbm is None else parse_bytes(args.hbm)
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
     if args.topology and args.devices:
@@ -50,7 +60,6 @@ def _budget(args: argparse.Namespace) -> None:
 
     parse(args, "train", engines.choose(engines.BUILTIN), require=False)
     gin_utils.leave_unset()
-    memory = None if args.hbm is None else budget.parse_bytes(args.hbm)
     devices = budget.topology_devices(args.topology) if args.topology else None
     print(gin_utils.configured(budget.budget)(devices=devices, memory=memory))
 

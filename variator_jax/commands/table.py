@@ -69,6 +69,12 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the configuration and what the run will need, and stop",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether the arguments and gin files are in order, and stop; unlike --dry_run it "
+        "wants all that is required, and looks at no devices",
+    )
     parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
     # Taken out before argparse sees them, too.
     parser.add_argument(

@@ -9,7 +9,6 @@ compiler says.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,12 @@ from jax.sharding import Mesh
 from variator_jax import partitioning
 from variator_jax.backbone import T5Config, Transformer
 from variator_jax.backbone.network import shape_params
-from variator_jax.distill.collectives import Collective, collectives
+from variator_jax.distill.collectives import Collective, collectives, loop_trips
 from variator_jax.distill.losses import LossConfig
 from variator_jax.distill.objectives import Distillation
 from variator_jax.distill.step import TrainState, jit_train_step, make_train_step
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
-
-_UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +35,8 @@ class StepCost:
     Attributes:
       arguments: bytes of backbone, plugin, optimizer state and batch.
       temporary: bytes that the step needs on top, as its compiler says.
-      flops: of its matrix products and all else that the compiler counts.
-      collectives: what is exchanged, by kind.
+      flops: of its matrix products and all else that the compiler counts, in all microbatches.
+      collectives: what is exchanged, by kind, in all microbatches.
     """
 
     arguments: int
@@ -65,13 +62,12 @@ class Budget:
         return self.cost.arguments + self.cost.temporary <= self.memory
 
     def __str__(self) -> str:
-        cost, gib = self.cost, 2**30
-        total = (cost.arguments + cost.temporary) / gib
+        cost = self.cost
         rows = [
             f"mesh {self.mesh}, compiled for {self.compiler}; of each device:",
-            f"  weights, plugin, optimizer, batch {cost.arguments / gib:>9.2f} GiB",
-            f"  a step's temporary memory         {cost.temporary / gib:>9.2f} GiB",
-            f"  together                          {total:>9.2f} GiB",
+            f"  weights, plugin, optimizer, batch {_readable(cost.arguments):>13}",
+            f"  a step's temporary memory         {_readable(cost.temporary):>13}",
+            f"  together                          {_readable(cost.arguments + cost.temporary):>13}",
             f"  FLOPs of a step                   {cost.flops:>9.3g}",
             *(
                 f"  {kind:<33} {found.bytes / 2**20:>9.2f} MiB in {found.count}"
@@ -80,7 +76,7 @@ class Budget:
         ]
         if self.memory is not None:
             verdict = "fits" if self.fits else "does not fit"
-            rows.append(f"it {verdict} in {self.memory / gib:.1f} GiB")
+            rows.append(f"it {verdict} in {_readable(self.memory)}")
         if self.compiler == "cpu":
             rows.append(
                 "The compiler for CPUs undoes rematerialisation and keeps float32 copies of "
@@ -115,7 +111,7 @@ def budget(
       batch_size: rows of a batch, over all devices.
       loss: the distillation losses' weights.
       num_microbatches: passes that a batch is cut into.
-      mesh_shape: `(data, fsdp, model)`; None chooses.
+      mesh_shape: `(data, fsdp, model)`; None chooses, as a device of that memory would.
       backbone_dtype: what the frozen weights are kept in.
       remat: what a layer keeps for the backward pass.
       devices: to compile for; by default those that are there.
@@ -128,7 +124,7 @@ def budget(
     found = list(devices if devices is not None else jax.devices())
     weight = jnp.dtype(backbone_dtype or config.param_dtype)
     rows = batch_size // num_microbatches
-    mesh = partitioning.make_mesh(config, rows, mesh_shape, found, weight.itemsize)
+    mesh = partitioning.make_mesh(config, rows, mesh_shape, found, weight.itemsize, memory)
     step = make_train_step(
         Distillation(Transformer(config), plugin, loss or LossConfig()), optimizer, num_microbatches
     )
@@ -136,30 +132,29 @@ def budget(
     with partitioning.activations(mesh):
         compiled = jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
     shape = partitioning.MeshShape(*mesh.devices.shape)
-    return Budget(str(shape), found[0].device_kind, step_cost(compiled), memory)
+    return Budget(str(shape), found[0].device_kind, step_cost(compiled, num_microbatches), memory)
 
 
-def step_cost(compiled: jax.stages.Compiled) -> StepCost:
-    """What a compiled step takes on each device."""
+def step_cost(compiled: jax.stages.Compiled, num_microbatches: int = 1) -> StepCost:
+    """What a compiled step takes on each device.
+
+    XLA counts the FLOPs of a loop's body once, however often it runs. What is outside of the
+    microbatches' loop, the update of a plugin, is nothing next to them, so all is multiplied.
+    """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    text = compiled.as_text() or ""
+    flops = float((cost[0] if isinstance(cost, list) else cost or {}).get("flops", 0.0))
     return StepCost(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        float((cost[0] if isinstance(cost, list) else cost or {}).get("flops", 0.0)),
-        collectives(compiled.as_text() or ""),
+        flops * loop_trips(text, num_microbatches),
+        collectives(text, num_microbatches),
     )
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of '80GiB', '80GB' or a plain number.
-
-    Raises:
-      ConfigError: for anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{text!r} is no amount of memory; write 80GiB or 80GB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+def _readable(count: int) -> str:
+    """Bytes as GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
 
 
 def topology_devices(name: str) -> list[Any]:

@@ -21,6 +21,7 @@ from variator_jax.distill.data import check_vocabulary, task_vocabulary
 from variator_jax.distill.jobs import backbone_folder, run_part
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, latency, scorers
+from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.cost import backbone_parameters
 from variator_jax.evaluation.hardware import hardware
 from variator_jax.evaluation.report import write_report
@@ -91,6 +92,7 @@ def evaluate(
     data: EvalData,
     initial_checkpoint_path: str,
     plugin_paths: Sequence[str] | str = (),
+    initial_lora_path: str | None = None,
     latency_shapes: Sequence[tuple[str, int, int]] = (),
 ) -> Report:
     """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
@@ -100,13 +102,14 @@ def evaluate(
       data: the tasks.
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
       plugin_paths: plugin folders or run folders, one a ratio.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
       latency_shapes: `(backbone name, batch, length)` to time; any size, weights do not matter.
 
     Raises:
       VariatorError: if a plugin belongs to another backbone, or two have the same ratio.
     """
     started = time.monotonic()
-    backbone = load_backbone(backbone_folder(initial_checkpoint_path))
+    backbone = load_backbone(backbone_folder(initial_checkpoint_path), lora=initial_lora_path)
     paths = [plugin_paths] if isinstance(plugin_paths, str) else plugin_paths
     plugins = _load_plugins(paths, backbone)
     shapes = [LatencyShape.of(fields) for fields in latency_shapes]
@@ -116,9 +119,11 @@ def evaluate(
     settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)} | {
         ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
     }
-    runner = _Runner(backbone, data)
+    runner = Runner(backbone, data)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
-    control = runner.results(None, None, skip_ffn=True)
+    control = runner.results(
+        None, None, lambda mask: skip_encoder_ffn(), "control without encoder FFNs"
+    )
     identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
     times = _latencies(shapes, settings)
     length = data.feature_lengths["inputs"]
@@ -150,7 +155,7 @@ def evaluate(
     return report
 
 
-class _Runner:
+class Runner:
     """Scores every task of one backbone, with any plugin in place."""
 
     def __init__(self, backbone: Backbone, data: EvalData) -> None:
@@ -160,20 +165,31 @@ class _Runner:
         self.majority: dict[str, float] = {}
 
     def results(
-        self, config: PluginConfig | None, variables: PluginVariables | None, skip_ffn: bool = False
+        self,
+        config: PluginConfig | None,
+        variables: PluginVariables | None,
+        instead: scorers.Instead | None = None,
+        name: str | None = None,
     ) -> dict[str, evaluator.TaskResult]:
-        """Task -> result. Fills `majority` in on the way, which no plugin changes."""
+        """Task -> result. Fills `majority` in on the way, which no plugin changes.
+
+        Args:
+          config: the plugin's settings, None for the backbone itself.
+          variables: its arrays.
+          instead: a control or baseline in place of a plugin, see `scorers.label_scorer`.
+          name: what to call it on the screen; by default the ratio.
+        """
         from variator_jax.data.spec import get_spec
 
         results = {}
         for task in self._data.tasks():
             spec = get_spec(task)
-            functions = self._functions(spec, config, variables, skip_ffn)
+            functions = self._functions(spec, config, variables, instead)
             result = evaluator.evaluate_task(spec, self._data.batches(task), **functions)
             results[task] = result
             if result.majority is not None:
                 self.majority[task] = result.majority
-        name = "control without encoder FFNs" if skip_ffn else f"ratio {config.ratio}"  # type: ignore[union-attr]
+        name = name or f"ratio {config.ratio if config else 1}"
         _say(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
@@ -193,13 +209,13 @@ class _Runner:
         spec: Any,
         config: PluginConfig | None,
         variables: PluginVariables | None,
-        skip_ffn: bool,
+        instead: scorers.Instead | None,
     ) -> dict[str, Any]:
         from variator_jax.data.batches import accepted_answers, task_or_mixture
 
         vocabulary = task_or_mixture(spec.name).output_features["targets"].vocabulary
         if spec.kind == "generation":
-            generate = self._generate(config, skip_ffn)
+            generate = self._generate(config, instead)
             return {
                 "generate": lambda batch: generate(
                     self._params, variables, batch["encoder_input_tokens"]
@@ -213,17 +229,19 @@ class _Runner:
             label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
             position = len(evaluator.prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
             scorer = scorers.label_scorer(
-                self._module, label_ids, config, skip_ffn=skip_ffn, position=position
+                self._module, label_ids, config, instead=instead, position=position
             )
             bound = functools.partial(scorer, self._params, variables)
             return {"score_batch": bound, "label_ids": label_ids, "label_position": position}
-        scorer = scorers.target_scorer(self._module, config, skip_ffn=skip_ffn)
+        scorer = scorers.target_scorer(self._module, config, instead=instead)
         return {"score_batch": functools.partial(scorer, self._params, variables)}
 
-    def _generate(self, config: PluginConfig | None, skip_ffn: bool) -> Callable[..., jax.Array]:
+    def _generate(
+        self, config: PluginConfig | None, instead: scorers.Instead | None
+    ) -> Callable[..., jax.Array]:
         @jax.jit
         def generate(params: dict, variables: Any, tokens: jax.Array) -> jax.Array:
-            with scorers.spliced(config, variables, tokens, skip_ffn):
+            with scorers.spliced(config, variables, tokens, instead):
                 encoded = self._module.apply({"params": params}, tokens, method="encode")
             length = self._data.feature_lengths["targets"]
             return greedy_decode(self._module, params, encoded, tokens, length).tokens

@@ -44,6 +44,7 @@ def infer(
     data: InferData,
     initial_checkpoint_path: str,
     plugin_path: str | None = None,
+    initial_lora_path: str | None = None,
     ratio: int | None = None,
     mode: str = "predict",
 ) -> list[pathlib.Path]:
@@ -60,6 +61,7 @@ def infer(
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
       plugin_path: the folder of the plugin to splice in, or a run folder; None for that of the
         checkpoint of a T5X run, if it is one.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
       ratio: the plugin's ratio, as a check; 1 for the backbone alone; None for that of the plugin,
         if there is one.
       mode: 'predict' for greedy decoding; 'score' for the log-probability of the targets, in nats:
@@ -80,7 +82,7 @@ def infer(
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
     tasks = data.tasks()
-    backbone = load_backbone(backbone_folder(initial_checkpoint_path))
+    backbone = load_backbone(backbone_folder(initial_checkpoint_path), lora=initial_lora_path)
     if not backbone.config.num_decoder_layers:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
@@ -112,7 +114,8 @@ def _plugin(
     if path is not None:
         found = load_plugin(run_part(path, "plugin"), backbone)
     elif kinds.kind_of(checkpoint) == kinds.T5X and t5x.open_checkpoint(checkpoint).plugin:
-        found = load_t5x_plugin(checkpoint)
+        # Beside a LoRA it is not the checkpoint's own backbone any more, and refused.
+        found = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
     elif ratio is None:
         return None
     else:

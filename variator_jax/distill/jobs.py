@@ -6,13 +6,11 @@ The step and the loop are the same for both; what differs is gathered in a `Job`
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
@@ -21,6 +19,7 @@ from variator_jax.backbone import T5Config, Transformer, init_params
 from variator_jax.checkpoints import (
     Backbone,
     Plugin,
+    load_lora,
     load_plugin,
     save_backbone,
     save_plugin,
@@ -29,22 +28,18 @@ from variator_jax.checkpoints import (
 from variator_jax.checkpoints.any_backbone import open_backbone
 from variator_jax.checkpoints.backbone_folder import file_fingerprint
 from variator_jax.checkpoints.folders import fingerprint
+from variator_jax.checkpoints.lora_merge import collect_with_lora
 from variator_jax.distill.data import DataConfig, check_vocabulary, vocabulary_file
+from variator_jax.distill.fresh import fresh_plugin
 from variator_jax.distill.losses import LossConfig
-from variator_jax.distill.objectives import Distillation, Objective, TaskTraining, run
+from variator_jax.distill.objectives import Distillation, Objective, TaskTraining
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.plugin import (
-    PluginConfig,
-    PluginVariables,
-    calibrate,
-    init_plugin,
-    site_output_rms,
-)
+from variator_jax.plugin import PluginConfig, PluginVariables
 
 # What must agree between a loaded backbone and the run's; dtypes, dropout and remat may differ.
 _SHAPE_FIELDS = (
-    "vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers",
-    "num_decoder_layers", "mlp_activations", "logits_via_embedding",
+    "vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "encoder_mlp",
+    "num_encoder_layers", "num_decoder_layers", "mlp_activations", "logits_via_embedding",
 )  # fmt: skip
 
 
@@ -115,6 +110,8 @@ def plugin_job(
     seed: int,
     mesh: Mesh,
     backbone_dtype: str | None = None,
+    initial_lora_path: str | None = None,
+    num_microbatches: int = 1,
 ) -> Job:
     """Trains a plugin beside a frozen backbone, a fresh one or one to adapt."""
     plugin = check_trainable(plugin)
@@ -124,7 +121,9 @@ def plugin_job(
         raise ConfigError(
             "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to its folder."
         )
-    backbone = load_initial_backbone(initial_checkpoint_path, config, data, mesh, backbone_dtype)
+    backbone = load_initial_backbone(
+        initial_checkpoint_path, config, data, mesh, backbone_dtype, initial_lora_path
+    )
     initial = None
     if initial_plugin_path is not None:
         initial = initial_plugin(initial_plugin_path, plugin, backbone.config)
@@ -133,7 +132,8 @@ def plugin_job(
         if initial is not None:
             variables = initial.variables
         else:
-            variables = _fresh_plugin(pathlib.Path(model_dir), plugin, backbone, data, seed, mesh)
+            folder = pathlib.Path(model_dir)
+            variables = fresh_plugin(folder, plugin, backbone, data, seed, mesh, num_microbatches)
         everywhere = partitioning.replicated(mesh)
         placed = jax.tree.map(lambda x: partitioning.place(x, everywhere), variables)
         return placed.params, (backbone.params, placed.output_scales)
@@ -207,13 +207,20 @@ def backbone_folder(path: str) -> pathlib.Path:
 
 
 def load_initial_backbone(
-    path: str, config: T5Config, data: DataConfig, mesh: Mesh, dtype: str | None = None
+    path: str,
+    config: T5Config,
+    data: DataConfig,
+    mesh: Mesh,
+    dtype: str | None = None,
+    lora_path: str | None = None,
 ) -> Backbone:
     """Loads a backbone into its place on the mesh, if the run's shape and vocabulary are its own.
 
-    One array at a time is in the host's memory, so a backbone may be larger than that.
+    One array at a time is in the host's memory, so a backbone may be larger than that. A LoRA is
+    merged into each of them on its way.
     """
     folder = backbone_folder(path)
+    lora = None if lora_path is None else load_lora(lora_path)
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
         found, expected = getattr(source.config, field), getattr(config, field)
@@ -228,27 +235,17 @@ def load_initial_backbone(
     shardings = traverse_util.flatten_dict(
         partitioning.parameter_shardings(source.config, mesh), sep="/"
     )
-    loaded = stream.collect(
-        source, dtype, lambda name, array: partitioning.place(array, shardings[name])
-    )
+
+    def place(name: str, array: Any) -> jax.Array:
+        return partitioning.place(array, shardings[name])
+
+    if lora is None:
+        loaded = stream.collect(source, dtype, place)
+    else:
+        loaded = collect_with_lora(source, lora, dtype, place)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
     kept = dataclasses.replace(config, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
     return dataclasses.replace(loaded, config=kept)
-
-
-def measure_output_scales(
-    backbone: Backbone, config: PluginConfig, batch: Mapping[str, Any]
-) -> dict[str, jax.Array]:
-    """The RMS of each encoder FFN's output on a batch, `{'layers_<i>': a}`."""
-    # Rematerialised layers would keep what is measured inside themselves.
-    module = Transformer(dataclasses.replace(backbone.config, remat=False))
-
-    @jax.jit
-    def measure(params: dict, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        mask = batch["encoder_input_tokens"] > 0
-        return site_output_rms(lambda: run(module, params, batch), config.sites, mask)
-
-    return measure(backbone.params, batch)
 
 
 def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
@@ -271,30 +268,3 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
                 f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
             )
     return loaded
-
-
-def _fresh_plugin(
-    model_dir: pathlib.Path,
-    config: PluginConfig,
-    backbone: Backbone,
-    data: DataConfig,
-    seed: int,
-    mesh: Mesh,
-) -> PluginVariables:
-    shape = backbone.config
-    fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
-    # Measured once and kept, because a resumed run must go on in the very same units.
-    kept = model_dir / "calibration.json"
-    measured = kept.is_file()
-    partitioning.wait_for_all("calibration")  # All have looked before one of them writes.
-    if measured:
-        rms = {k: jnp.float32(v) for k, v in json.loads(kept.read_text()).items()}
-    else:
-        own = partitioning.own_rows(mesh, data.batch_size)
-        batch = partitioning.global_batch(next(data.train(0, own)), mesh)
-        with partitioning.activations(mesh):
-            scales = measure_output_scales(backbone, config, batch)
-        rms = {k: jnp.float32(partitioning.gather(v)) for k, v in scales.items()}
-        if jax.process_index() == 0:
-            kept.write_text(json.dumps({k: float(v) for k, v in rms.items()}, indent=2) + "\n")
-    return calibrate(fresh, rms)

@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from variator_jax import partitioning
-from variator_jax.backbone import T5Config
+from variator_jax.backbone import LoraConfig, T5Config
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.data import DataConfig
 from variator_jax.distill.jobs import Job, backbone_job, plugin_job
 from variator_jax.distill.logs import RunLog
 from variator_jax.distill.loop import HostBatch, Schedule, fit
+from variator_jax.distill.lora import lora_job
 from variator_jax.distill.losses import LossConfig
 from variator_jax.distill.step import (
     Metrics,
@@ -30,7 +31,8 @@ from variator_jax.distill.step import (
     mean_loss,
     placed_state,
 )
-from variator_jax.errors import ConfigError
+from variator_jax.distill.student import student_job
+from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.plugin import PluginConfig
 
 
@@ -55,6 +57,8 @@ def train(
     loss: LossConfig | None = None,
     initial_checkpoint_path: str | None = None,
     initial_plugin_path: str | None = None,
+    lora: LoraConfig | None = None,
+    initial_lora_path: str | None = None,
     num_microbatches: int = 1,
     keep_checkpoints: int = 2,
     seed: int = 0,
@@ -62,7 +66,7 @@ def train(
     backbone_dtype: str | None = None,
     remat: bool | str = False,
 ) -> TrainResult:
-    """Trains a plugin or a backbone and writes it to `model_dir`.
+    """Trains a plugin, a backbone, a LoRA or a smaller student and writes it to `model_dir`.
 
     A run that was stopped goes on from its newest checkpoint, and ends with the weights of one that
     was never stopped.
@@ -73,17 +77,22 @@ def train(
       schedule: how long, and when to log, evaluate and save.
       optimizer: an optax transformation.
       backbone: the shape of the backbone.
-      trained: 'plugin', or 'backbone' for the whole backbone on the task's own loss.
-      plugin: the plugin's settings; for `trained='plugin'`.
-      loss: the distillation losses' weights, the paper's by default; for `trained='plugin'`.
+      trained: 'plugin', or 'backbone' for the whole backbone on the task's own loss, or 'lora' for
+        a LoRA of a frozen one, or 'student' for a backbone with narrower encoder FFNs that is
+        distilled from this one.
+      plugin: the plugin's settings; for a student, those of the plugin whose FLOPs it has.
+      loss: the distillation losses' weights, the paper's by default; for a plugin or a student.
       initial_checkpoint_path: a backbone folder, or a run folder that holds one. Only a backbone
         that is trained may start without, from random weights.
       initial_plugin_path: a plugin folder or a run folder to adapt; None for a fresh plugin.
+      lora: the LoRA's settings, the official code's by default; for `trained='lora'`.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone beside a plugin.
       num_microbatches: passes that a batch is cut into.
       keep_checkpoints: training checkpoints to keep.
       seed: of initialisation and dropout.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.
-      backbone_dtype: what a frozen backbone is kept in; None for what it is stored in.
+      backbone_dtype: what the backbone of a plugin or a LoRA is kept in; None for what it is
+        stored in.
       remat: what a layer keeps for the backward pass; see `T5Config.remat`.
 
     Raises:
@@ -96,12 +105,21 @@ def train(
             f"{data.batch_size}."
         )
     backbone = dataclasses.replace(backbone, remat=remat)
-    frozen = trained == "plugin" and backbone_dtype is not None
+    if initial_lora_path is not None and trained != "plugin":
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is for a run that trains a plugin; TRAINED is {trained!r}. Write "
+            "the merged backbone with save_backbone, and give it as INITIAL_CHECKPOINT_PATH."
+        )
+    frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     weight = jnp.dtype(backbone_dtype if frozen else backbone.param_dtype).itemsize
     rows = data.batch_size // num_microbatches
     mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=weight)
     if trained == "backbone":
         job = backbone_job(model_dir, backbone, initial_checkpoint_path, data, seed, mesh)
+    elif trained == "student":
+        job = student_job(
+            model_dir, backbone, initial_checkpoint_path, plugin, loss or LossConfig(), data, mesh
+        )
     elif trained == "plugin":
         job = plugin_job(
             model_dir,
@@ -114,9 +132,26 @@ def train(
             seed,
             mesh,
             backbone_dtype,
+            initial_lora_path,
+            num_microbatches,
+        )
+    elif trained == "lora":
+        job = lora_job(
+            model_dir,
+            backbone,
+            initial_checkpoint_path,
+            lora or LoraConfig(),
+            data,
+            seed,
+            mesh,
+            backbone_dtype,
         )
     else:
-        raise ConfigError(f"TRAINED is {trained!r}; it is 'plugin' or 'backbone'.")
+        kinds = ("plugin", "backbone", "lora", "student")
+        raise ConfigError(
+            f"TRAINED is {trained!r}; it is one of {', '.join(map(repr, kinds))}."
+            f"{did_you_mean(str(trained), kinds)}"
+        )
     identity = job.identity | dataclasses.asdict(data)
     identity.pop("eval_batches")  # changes nothing in what is trained
     checkpoints = Checkpoints(model_dir, keep_checkpoints, identity)
@@ -164,7 +199,7 @@ def _run(
         schedule,
         checkpoints,
         log,
-        _evaluation(job, frozen, data, mesh),
+        _evaluation(job, frozen, data, mesh, num_microbatches),
     )
     if interrupted:
         log.say(f"  stopped at step {int(state.step)}, saved; the same command goes on from there")
@@ -177,14 +212,19 @@ def _run(
 
 
 def _evaluation(
-    job: Job, frozen: object, data: DataConfig, mesh: Mesh
+    job: Job, frozen: object, data: DataConfig, mesh: Mesh, num_microbatches: int
 ) -> Callable[[TrainState], dict[str, float]] | None:
     if not data.eval_batches:
         return None
     eval_step = jax.jit(make_eval_step(job.objective))
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        batches = (partitioning.global_batch(batch, mesh) for batch in data.validation())
+        # A whole batch may not fit where its microbatches do.
+        batches = (
+            part
+            for batch in data.validation()
+            for part in partitioning.global_microbatches(batch, mesh, num_microbatches)
+        )
         with partitioning.activations(mesh):
             totals = [eval_step(state.params, frozen, batch) for batch in batches]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)

@@ -36,9 +36,9 @@ def encoder_flops(
       PluginError: for a plugin of layers that the backbone lacks.
     """
     plugin = _settings(length, ratio, plugin, batch)
-    whole = _attention_flops(config, length) + _ffn_flops(config, length)
+    whole = attention_flops(config, length) + ffn_flops(config, length)
     groups = -(-length // ratio)
-    spliced = _attention_flops(config, length) + _ffn_flops(config, groups)
+    spliced = attention_flops(config, length) + ffn_flops(config, groups)
     spliced += groups * _plugin_flops(config.embed_dim, plugin)
     layers = len(plugin.compressed_layers(config.num_encoder_layers))  # none for ratio 1
     return batch * ((config.num_encoder_layers - layers) * whole + layers * spliced)
@@ -56,7 +56,7 @@ def paper_flops(
     if length % ratio:
         raise ConfigError(f"The paper's form needs a length that divides by {ratio}, not {length}.")
     embed = config.embed_dim
-    layer = _attention_flops(config, length) + _ffn_flops(config, length // ratio)
+    layer = attention_flops(config, length) + ffn_flops(config, length // ratio)
     if ratio > 1:
         layer += length * (2 * embed * (ratio + 1) + 6 * embed * bottleneck)
     return batch * config.num_encoder_layers * layer
@@ -80,16 +80,28 @@ def backbone_parameters(config: T5Config) -> int:
     """Number of weights of the whole backbone: embeddings, encoder, decoder, output projection."""
     embed, joined = config.embed_dim, config.num_heads * config.head_dim
     attention = 4 * embed * joined
-    ffn = (len(config.mlp_activations) + 1) * embed * config.mlp_dim
+    kernels = (len(config.mlp_activations) + 1) * embed
     position_bias = config.num_heads * NUM_BUCKETS
     # Per layer one norm for each sublayer; per stack one position bias and one final norm.
-    encoder = config.num_encoder_layers * (attention + ffn + 2 * embed) + position_bias + embed
+    layer = attention + kernels * config.encoder_mlp + 2 * embed
+    encoder = config.num_encoder_layers * layer + position_bias + embed
     total = config.vocab_size * embed + encoder
     if config.has_decoder:
-        layer = 2 * attention + ffn + 3 * embed
+        layer = 2 * attention + kernels * config.mlp_dim + 3 * embed
         total += config.num_decoder_layers * layer + position_bias + embed
         total += 0 if config.logits_via_embedding else embed * config.vocab_size
     return total
+
+
+def attention_flops(config: T5Config, length: int) -> int:
+    """Projections, scores and weighted values of one encoder layer and one row."""
+    joined = config.num_heads * config.head_dim
+    return length * (8 * config.embed_dim * joined + 4 * length * joined)
+
+
+def ffn_flops(config: T5Config, rows: int) -> int:
+    """One frozen FFN of the encoder on `rows` hidden vectors: 4DF each, 6DF if gated."""
+    return rows * 2 * (len(config.mlp_activations) + 1) * config.embed_dim * config.encoder_mlp
 
 
 def plugin_parameters(config: T5Config, plugin: PluginConfig) -> int:
@@ -106,17 +118,6 @@ def plugin_parameters(config: T5Config, plugin: PluginConfig) -> int:
     layer = (plugin.compression == "learned") * compression
     layer += (plugin.decompression == "bottleneck") * decompression
     return len(plugin.compressed_layers(config.num_encoder_layers)) * layer
-
-
-def _attention_flops(config: T5Config, length: int) -> int:
-    """Projections, scores and weighted values of one layer and one row."""
-    joined = config.num_heads * config.head_dim
-    return length * (8 * config.embed_dim * joined + 4 * length * joined)
-
-
-def _ffn_flops(config: T5Config, rows: int) -> int:
-    """One frozen FFN on `rows` hidden vectors: 4DF each, 6DF if gated."""
-    return rows * 2 * (len(config.mlp_activations) + 1) * config.embed_dim * config.mlp_dim
 
 
 def _plugin_flops(embed: int, plugin: PluginConfig) -> int:

@@ -14,9 +14,11 @@ import jax
 import numpy as np
 
 from variator_jax import partitioning
-from variator_jax.backbone import T5Config
+from variator_jax.backbone import LoraConfig, T5Config
+from variator_jax.backbone.lora import init_lora
 from variator_jax.backbone.network import shape_params
 from variator_jax.evaluation import cost
+from variator_jax.evaluation.narrow import narrowed, student_leaves, student_mlp_dim
 from variator_jax.plugin import PluginConfig, init_plugin
 
 
@@ -93,6 +95,7 @@ def plan(
     plugin: PluginConfig,
     feature_lengths: Mapping[str, int],
     trained: str = "plugin",
+    lora: LoraConfig | None = None,
     optimizer: Any = None,
     batch_size: int = 1,
     num_microbatches: int = 1,
@@ -105,7 +108,8 @@ def plan(
       backbone: shape of the backbone.
       plugin: the compression plugin.
       feature_lengths: tokens of `inputs` and `targets`.
-      trained: 'plugin' or 'backbone'.
+      trained: 'plugin', 'backbone', 'lora' or 'student'.
+      lora: the LoRA's settings.
       optimizer: the optax transformation of a run that trains; None where nothing is trained.
       batch_size: rows of a batch.
       num_microbatches: passes that a batch is cut into.
@@ -115,28 +119,59 @@ def plan(
     Raises:
       ConfigError: for a mesh that is not possible.
     """
-    frozen = trained == "plugin" and backbone_dtype is not None
+    frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
     rows = batch_size // num_microbatches
     mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
     weights = shape_params(backbone)
-    cut = [
-        (leaf, leaf.size // max(1, math.prod(sharding.shard_shape(leaf.shape))))
-        for leaf, sharding in zip(
-            jax.tree.leaves(weights),
-            jax.tree.leaves(partitioning.parameter_shardings(backbone, mesh)),
-            strict=True,
-        )
-    ]
-    each = [Part.of("backbone", [leaf], dtype, shards) for leaf, shards in cut]
+    where = _shards(weights, partitioning.parameter_shardings(backbone, mesh))
     layers, embed = backbone.num_encoder_layers, backbone.embed_dim
     fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
-    moved = weights if trained == "backbone" else fresh.params
-    parts = [Part("backbone", sum(p.numbers for p in each), sum(p.bytes for p in each))]
+    moved, cut = (weights, where) if trained == "backbone" else (fresh.params, {})
+    if trained == "student":
+        mlp_dim = student_mlp_dim(backbone, feature_lengths["inputs"], plugin)
+        student = narrowed(backbone, mlp_dim)
+        moved = student_leaves(shape_params(student))
+        cut = _shards(moved, student_leaves(partitioning.parameter_shardings(student, mesh)))
+    if trained == "lora":
+        settings = lora or LoraConfig()
+        moved = jax.eval_shape(lambda: init_lora(settings, weights, jax.random.key(0)))
+    parts = [_spread("backbone", weights, where, dtype)]
     if trained == "plugin":
         parts.append(Part.of("plugin", jax.tree.leaves(fresh)))
+    elif trained == "student":
+        parts.append(_spread("student", moved, cut))
+    elif trained == "lora":
+        parts.append(Part.of("LoRA", jax.tree.leaves(moved)))
     if optimizer is not None:
-        parts.append(Part.of("gradients", jax.tree.leaves(moved)))
-        state = jax.eval_shape(optimizer.init, moved)
-        parts.append(Part.of("optimizer state", jax.tree.leaves(state)))
+        parts.append(_spread("gradients", moved, cut))
+        parts.append(_spread("optimizer state", jax.eval_shape(optimizer.init, moved), cut))
     return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"])
+
+
+Shards = Mapping[tuple[str, ...], tuple[tuple[int, ...], int]]
+
+
+def _shards(weights: Any, shardings: Any) -> Shards:
+    """By a weight's path, its shape and into how many parts the mesh cuts it."""
+    places = jax.tree.leaves(shardings)
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    return {
+        _names(path): (leaf.shape, leaf.size // max(1, math.prod(place.shard_shape(leaf.shape))))
+        for (path, leaf), place in zip(leaves, places, strict=True)
+    }
+
+
+def _spread(name: str, tree: Any, where: Shards, dtype: Any = None) -> Part:
+    """A tree of weights, or one that holds such, as the moments of optimizers do; else whole."""
+    numbers = bytes_ = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        ends = (_names(path[start:]) for start in range(len(path)))
+        shape, parts = next((where[end] for end in ends if end in where), (leaf.shape, 1))
+        part = Part.of(name, [leaf], dtype, parts if shape == leaf.shape else 1)
+        numbers, bytes_ = numbers + part.numbers, bytes_ + part.bytes
+    return Part(name, numbers, bytes_)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

@@ -17,13 +17,14 @@ import numpy as np
 from flax import linen as nn
 
 from variator_jax.errors import ConfigError, DataError
-from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.splice import splice
 
 Batch = Mapping[str, np.ndarray]
 # (backbone parameters, plugin variables or None, batch) -> scores
 Scorer = Callable[[Any, Any, Batch], Any]
+# token mask [batch, length] -> the context in which the backbone runs
+Instead = Callable[[jax.Array], AbstractContextManager[None]]
 
 
 def label_scorer(
@@ -31,7 +32,7 @@ def label_scorer(
     label_ids: Sequence[int],
     plugin: PluginConfig | None = None,
     *,
-    skip_ffn: bool = False,
+    instead: Instead | None = None,
     position: int = 0,
 ) -> Scorer:
     """Returns a scorer of verbalizers: logits of `label_ids` at one target position.
@@ -40,7 +41,8 @@ def label_scorer(
       module: the backbone, with T5X's call signature.
       label_ids: first token id of each verbalizer, in label order.
       plugin: settings of the plugin to splice, None for the backbone itself.
-      skip_ffn: run the control without encoder FFNs instead; excludes `plugin`.
+      instead: what to surround the backbone with in place of a plugin, a control or a baseline,
+        such as `lambda mask: skip_encoder_ffn()`; excludes `plugin`.
       position: where in the target the verbalizer begins; the target's tokens before it, a
         prefix, are given to the decoder.
 
@@ -53,14 +55,14 @@ def label_scorer(
         decoder = [name for name in arrays if name.startswith("decoder")]
         begun = {name: arrays[name][:, : position + 1] for name in decoder}
         # [batch, position + 1, vocab]
-        logits = _logits(module, params, variables, {**arrays, **begun}, plugin, skip_ffn)
+        logits = _logits(module, params, variables, {**arrays, **begun}, plugin, instead)
         return logits[:, position, columns].astype(jnp.float32)
 
-    return _compiled(score, plugin, skip_ffn)
+    return _compiled(score, plugin, instead)
 
 
 def target_scorer(
-    module: nn.Module, plugin: PluginConfig | None = None, *, skip_ffn: bool = False
+    module: nn.Module, plugin: PluginConfig | None = None, *, instead: Instead | None = None
 ) -> Scorer:
     """Returns a scorer of target tokens under teacher forcing; arguments as for `label_scorer`.
 
@@ -74,20 +76,20 @@ def target_scorer(
     ) -> tuple[jax.Array, jax.Array]:
         targets = arrays["decoder_target_tokens"]
         # [batch, target length, vocab]
-        logits = _logits(module, params, variables, arrays, plugin, skip_ffn).astype(jnp.float32)
+        logits = _logits(module, params, variables, arrays, plugin, instead).astype(jnp.float32)
         likelihood = jax.nn.log_softmax(logits)
         of_target = jnp.take_along_axis(likelihood, targets[..., None], axis=-1)[..., 0]
         return -of_target, jnp.argmax(logits, axis=-1) == targets
 
-    return _compiled(score, plugin, skip_ffn)
+    return _compiled(score, plugin, instead)
 
 
 def spliced(
-    plugin: PluginConfig | None, variables: Any, tokens: jax.Array, skip_ffn: bool = False
+    plugin: PluginConfig | None, variables: Any, tokens: jax.Array, instead: Instead | None = None
 ) -> AbstractContextManager[None]:
-    """The context in which the backbone runs: as it is, with a plugin, or without encoder FFNs."""
-    if skip_ffn:
-        return skip_encoder_ffn()
+    """The context in which the backbone runs: as it is, with a plugin, or with what is instead."""
+    if instead is not None:
+        return instead(tokens > 0)
     return nullcontext() if plugin is None else splice(plugin, variables, tokens > 0)
 
 
@@ -97,17 +99,19 @@ def _logits(
     variables: Any,
     arrays: Mapping[str, jax.Array],
     plugin: PluginConfig | None,
-    skip_ffn: bool,
+    instead: Instead | None,
 ) -> jax.Array:
     tokens = arrays["encoder_input_tokens"]
-    with spliced(plugin, variables, tokens, skip_ffn):
+    with spliced(plugin, variables, tokens, instead):
         decoder = arrays["decoder_input_tokens"], arrays["decoder_target_tokens"]
         return module.apply({"params": params}, tokens, *decoder)
 
 
-def _compiled(function: Callable[..., Any], plugin: PluginConfig | None, skip_ffn: bool) -> Scorer:
-    if skip_ffn and plugin is not None:
-        raise ConfigError("The control without encoder FFNs takes no plugin; found both.")
+def _compiled(
+    function: Callable[..., Any], plugin: PluginConfig | None, instead: Instead | None
+) -> Scorer:
+    if instead is not None and plugin is not None:
+        raise ConfigError("A control or baseline in place of a plugin takes no plugin; found both.")
     compiled = jax.jit(function)
 
     def score(params: Any, variables: Any, batch: Batch) -> Any:

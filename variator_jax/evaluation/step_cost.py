@@ -13,7 +13,7 @@ import dataclasses
 
 from variator_jax.backbone.config import T5Config
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.cost import encoder_flops
+from variator_jax.evaluation.cost import encoder_flops, ffn_flops
 from variator_jax.plugin.config import PluginConfig
 
 
@@ -65,7 +65,7 @@ def decoder_flops(config: T5Config, length: int, targets: int) -> int:
     own = targets * (8 * embed * joined + 4 * targets * joined)
     # Queries and outputs on the short side, keys and values of all encoder tokens.
     cross = (targets + length) * 4 * embed * joined + 4 * targets * length * joined
-    return config.num_decoder_layers * (own + cross + _ffn(config, targets))
+    return config.num_decoder_layers * (own + cross + _decoder_ffn(config, targets))
 
 
 def _encoder_backward(config: T5Config, plugin: PluginConfig, length: int) -> int:
@@ -75,12 +75,12 @@ def _encoder_backward(config: T5Config, plugin: PluginConfig, length: int) -> in
     compressed = plugin.compressed_layers(config.num_encoder_layers)
     flops = 0
     for layer in range(min(compressed), config.num_encoder_layers):
-        flops += _ffn(config, groups if layer in compressed else length)
+        flops += ffn_flops(config, groups if layer in compressed else length)
         flops += attention if layer > min(compressed) else 0
     # What the student's pass costs beyond its frozen products is the plugin's.
     layers = config.num_encoder_layers - len(compressed)
     frozen = config.num_encoder_layers * length * (8 * embed * joined + 4 * length * joined)
-    frozen += layers * _ffn(config, length) + len(compressed) * _ffn(config, groups)
+    frozen += layers * ffn_flops(config, length) + len(compressed) * ffn_flops(config, groups)
     return flops + 2 * (encoder_flops(config, length, plugin.ratio, plugin) - frozen)
 
 
@@ -95,8 +95,8 @@ def _decoder_backward(config: T5Config, length: int, targets: int) -> int:
     own = targets * (4 * projection + 2 * 4 * targets * joined)
     above = lowest + product + targets * projection + own  # and to the queries
     layers = config.num_decoder_layers
-    return lowest + (layers - 1) * above + layers * _ffn(config, targets)
+    return lowest + (layers - 1) * above + layers * _decoder_ffn(config, targets)
 
 
-def _ffn(config: T5Config, rows: int) -> int:
+def _decoder_ffn(config: T5Config, rows: int) -> int:
     return rows * 2 * (len(config.mlp_activations) + 1) * config.embed_dim * config.mlp_dim

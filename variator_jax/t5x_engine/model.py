@@ -173,6 +173,7 @@ def model(
     plugin_path: Any = None,
     seed: int = 0,
     trained: str = "plugin",
+    initial_lora_path: str | None = None,
     network: nn.Module | None = None,
     last_norms: tuple[str, str] = LAST_NORMS,
     pack_multiple: int = 1,
@@ -189,6 +190,7 @@ def model(
       plugin_path: a plugin folder whose arrays the plugin starts as; None for a fresh one.
       seed: of a fresh plugin.
       trained: must be 'plugin'.
+      initial_lora_path: must be None.
       network: another Linen network with T5X's interface, in place of `t5x.examples.t5`'s; its
         feed-forward layers are those that `plugin.sites` names.
       last_norms: paths of the modules that put out its last hidden states.
@@ -203,6 +205,12 @@ def model(
         raise ConfigError(
             f"TRAINED is {trained!r}: under T5X this library trains plugins. Train a backbone with "
             "T5X's own t5x/configs/runs/finetune.gin, or with --engine=builtin."
+        )
+    if initial_lora_path is not None:
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is {initial_lora_path!r}: T5X merges no LoRA. Write the merged "
+            "backbone with save_backbone, give that to variator convert --from variator --to t5x, "
+            "and its result as the checkpoint; or use --engine=builtin."
         )
     if network is not None:
         refuse_scanned(network)

@@ -28,12 +28,18 @@ def network_of(config: T5Config) -> nn.Module:
     """T5X's network of a backbone's shape.
 
     Raises:
-      ConfigError: for what T5X's network cannot be: an encoder alone, or another norm's epsilon.
+      ConfigError: for what T5X's network cannot be: an encoder alone, one with feed-forward layers
+        of its own width, or another norm's epsilon.
     """
     if not config.has_decoder:
         raise ConfigError(
             f"Backbone {config.name!r} has no decoder, which T5X's network always has; "
             "use --engine=builtin."
+        )
+    if config.encoder_mlp != config.mlp_dim:
+        raise ConfigError(
+            f"Backbone {config.name!r} has encoder_mlp_dim {config.encoder_mlp} and mlp_dim "
+            f"{config.mlp_dim}; T5X's network knows one for both. Use --engine=builtin."
         )
     if config.layer_norm_epsilon != 1e-6:
         raise ConfigError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from tensorflow.io import gfile
 
+from variator_jax.checkpoints.description import config_content
 from variator_jax.checkpoints.t5x_run import SETTINGS
 from variator_jax.errors import CheckpointError
 from variator_jax.t5x_engine.model import DistillationModel
@@ -70,7 +71,7 @@ def _shape_of(model: DistillationModel) -> dict[str, Any]:
     start = model.start
     return {
         "plugin": dataclasses.asdict(start.plugin),
-        "backbone": dataclasses.asdict(start.backbone),
+        "backbone": config_content(start.backbone),
     }
 
 

@@ -1,0 +1,203 @@
+"""LoRA: a weight W of a frozen backbone becomes W + alpha/rank * A @ B, and A and B are trained.
+
+The settings, the arrays and the merge, as pure functions over T5X's parameter tree. How A and B are
+trained is in `distill/lora.py`; folders of them are `checkpoints/lora_folder.py`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from variator_jax.errors import ConfigError
+
+SELF_ATTENTION = (
+    r"(encoder/layers_\d+/attention|decoder/layers_\d+/self_attention)/(query|value)/kernel"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Settings of a LoRA; the defaults are those of the official code (`--delta-tuning`).
+
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: the change of a weight is `alpha / rank * A @ B`.
+      sites: regular expressions for whole parameter paths, each of which must match some weight;
+        by default the query and value of every self-attention, and of no cross-attention.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    sites: Sequence[str] = (SELF_ATTENTION,)
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or self.rank < 1:
+            raise ConfigError(f"A LoRA's rank is a positive integer; found {self.rank!r}.")
+        alpha = self.alpha
+        if type(alpha) not in (int, float) or not 0 < alpha <= 1e9:
+            raise ConfigError(f"A LoRA's alpha is a positive number; found {str(alpha)[:40]}.")
+        object.__setattr__(self, "alpha", float(alpha))
+        sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
+        object.__setattr__(self, "sites", sites)
+        if not sites:
+            raise ConfigError("A LoRA needs a site; LoraConfig.sites is empty.")
+        for site in sites:
+            try:
+                re.compile(site)
+            except (re.error, TypeError) as error:
+                raise ConfigError(
+                    f"The site {site!r} of a LoRA is no regular expression: {error}."
+                ) from error
+
+    @property
+    def scale(self) -> float:
+        """What `A @ B` is multiplied by."""
+        return self.alpha / self.rank
+
+
+class Pair(NamedTuple):
+    """What one weight is changed by."""
+
+    a: Any  # [in, rank] float32
+    b: Any  # [rank, out] float32
+
+
+def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The weights that a LoRA changes: path -> (in, out), in the order of the paths.
+
+    Args:
+      config: its settings.
+      params: the backbone's tree, of arrays or of shapes.
+
+    Raises:
+      ConfigError: for a site that matches no weight, or something else than a matrix.
+    """
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    found: dict[str, tuple[int, int]] = {}
+    for site in config.sites:
+        matched = [path for path in sorted(flat) if re.fullmatch(site, path)]
+        if not matched:
+            raise ConfigError(
+                f"The site {site!r} of a LoRA matches no weight; this backbone has "
+                f"{', '.join(_kinds(flat))}."
+            )
+        for path in matched:
+            shape = tuple(flat[path].shape)
+            if len(shape) != 2:
+                raise ConfigError(
+                    f"The site {site!r} of a LoRA matches {path} of shape {shape}; it changes "
+                    "matrices only."
+                )
+            found[path] = (shape[0], shape[1])
+    return dict(sorted(found.items()))
+
+
+def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> dict:
+    """Fresh A and B, float32, under the path of their weight as `a [in, rank]`, `b [rank, out]`.
+
+    A is Kaiming-uniform with slope sqrt(5), which is uniform within 1 / sqrt(in); B is 0, so that a
+    fresh LoRA changes nothing.
+
+    Args:
+      config: its settings.
+      params: the backbone's tree, of arrays or of shapes.
+      rng: of A.
+
+    Raises:
+      ConfigError: as `lora_weights`.
+    """
+    weights = lora_weights(config, params)
+    leaves: dict[str, jax.Array] = {}
+    for key, (path, (width, out)) in zip(
+        jax.random.split(rng, len(weights)), weights.items(), strict=True
+    ):
+        bound = 1 / math.sqrt(width)
+        leaves[f"{path}/a"] = jax.random.uniform(
+            key, (width, config.rank), jnp.float32, -bound, bound
+        )
+        leaves[f"{path}/b"] = jnp.zeros((config.rank, out), jnp.float32)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def lora_parameters(config: LoraConfig, params: Mapping[str, Any]) -> int:
+    """How many numbers are trained: `rank * (in + out)` for each weight."""
+    return sum(config.rank * sum(shape) for shape in lora_weights(config, params).values())
+
+
+def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
+    """The path of each weight with its A and B, in the order of the paths."""
+    flat = traverse_util.flatten_dict(dict(lora), sep="/")
+    for path in sorted({name.rpartition("/")[0] for name in flat}):
+        yield path, Pair(flat[f"{path}/a"], flat[f"{path}/b"])
+
+
+def merge_lora(params: Mapping[str, Any], lora: Mapping[str, Any], config: LoraConfig) -> dict:
+    """The backbone with every change added to its weight; differentiable, for use within a step.
+
+    The sum is made in float32 and cast to the weight's own dtype. Other leaves are the very same
+    arrays.
+
+    Raises:
+      ConfigError: if the backbone lacks a weight, or it has another shape.
+    """
+    weights = traverse_util.flatten_dict(dict(params), sep="/")
+    for path, (a, b) in pairs(lora):
+        weight = weights.get(path)
+        check_fits(path, None if weight is None else weight.shape, (a.shape[0], b.shape[1]))
+        # [in, out]; accelerators would round the factors to bfloat16 or TF32.
+        change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        weight = jnp.asarray(weight)
+        merged = weight.astype(jnp.float32) + config.scale * change.astype(jnp.float32)
+        weights[path] = merged.astype(weight.dtype)
+    return traverse_util.unflatten_dict(weights, sep="/")
+
+
+def merge_weight(
+    weight: np.ndarray, a: np.ndarray, b: np.ndarray, config: LoraConfig
+) -> np.ndarray:
+    """One merged weight in the host's memory, the same on every machine.
+
+    A merged backbone is known by the fingerprint of its weights. In float32 that would depend on
+    the order in which a machine adds up, so the sum is made in float64 and rounded to float32, and
+    then to the weight's dtype, as `merge_lora` does.
+
+    Args:
+      weight: `[in, out]`.
+      a: `[in, rank]`.
+      b: `[rank, out]`.
+      config: the LoRA's settings.
+    """
+    merged = np.matmul(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    merged *= config.scale
+    merged += weight.astype(np.float32)
+    return merged.astype(np.float32).astype(weight.dtype)
+
+
+def check_fits(path: str, found: Sequence[int] | None, expected: Sequence[int]) -> None:
+    """Compares the shape of a backbone's weight with that of a LoRA's change.
+
+    Raises:
+      ConfigError: if there is no such weight, or it is of another shape.
+    """
+    if found is None:
+        raise ConfigError(f"The LoRA changes {path}, which this backbone does not have.")
+    if tuple(found) != tuple(expected):
+        raise ConfigError(
+            f"The LoRA changes {path} of shape {tuple(expected)}; this backbone's has shape "
+            f"{tuple(found)}."
+        )
+
+
+def _kinds(paths: Mapping[str, Any]) -> list[str]:
+    """The paths of all matrices, the layers of a stack told as one."""
+    matrices = (path for path, leaf in paths.items() if len(leaf.shape) == 2)
+    return sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})

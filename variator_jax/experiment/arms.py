@@ -1,0 +1,89 @@
+"""The arms of an experiment: the method itself, its ablations, and what it is compared with.
+
+A table, no code that runs anything: how an arm is trained is written as the macros that it changes
+in a recipe's gin files; how it is scored, as one word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from variator_jax.errors import ConfigError, did_you_mean
+
+TEACHER = "backbone"
+METHOD = "variator"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to run an encoder.
+
+    Attributes:
+      name: its name in files and on the command line.
+      meaning: what it is, in a line of a table.
+      scored: 'plugin' (a plugin beside the teacher), 'student' (a backbone of its own), 'teacher',
+        'no_ffn', 'truncated', 'mean_pool' or 'similar_tokens'.
+      compressed: whether it has a compression ratio.
+      pretrained: whether its plugin is pre-trained.
+      adapted: whether something is trained on the task.
+      plugin: macros of its plugin, in pre-training and adaptation.
+      loss: macros of its loss in adaptation.
+    """
+
+    name: str
+    meaning: str
+    scored: str = "plugin"
+    compressed: bool = True
+    pretrained: bool = False
+    adapted: bool = False
+    plugin: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    loss: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def _loss(encoder: float, decoder: float, logits: float, task: float) -> dict[str, object]:
+    return {
+        "ENCODER_HIDDEN_LOSS": encoder,
+        "DECODER_HIDDEN_LOSS": decoder,
+        "LOGITS_LOSS": logits,
+        "TASK_LOSS": task,
+    }
+
+
+def _trained(name: str, meaning: str, **settings: object) -> Arm:
+    return Arm(name, meaning, **({"pretrained": True, "adapted": True} | settings))  # type: ignore[arg-type]
+
+
+_ALL = (
+    Arm(TEACHER, "the teacher, uncompressed", "teacher", compressed=False),
+    _trained(METHOD, "compression plugin, pre-trained and adapted"),
+    _trained("no_pretraining", "adapted from a fresh plugin", pretrained=False),
+    _trained("no_adaptation", "pre-trained only", adapted=False),
+    _trained("mean_weights", "averages a group", plugin={"COMPRESSION": "mean"}),
+    _trained("no_decompression", "repeats the output", plugin={"DECOMPRESSION": "repeat"}),
+    _trained("loss_hidden", "adapted on hidden states", loss=_loss(1.0, 1.0, 0.0, 0.0)),
+    _trained("loss_task", "adapted on the task's loss", loss=_loss(0.0, 0.0, 0.0, 1.0)),
+    _trained("loss_both", "adapted on hidden states and task", loss=_loss(1.0, 1.0, 0.0, 1.0)),
+    _trained("loss_logits", "adapted on the teacher's logits", loss=_loss(0.0, 0.0, 1.0, 0.0)),
+    Arm("student", "narrow encoder, distilled", "student", adapted=True),
+    Arm("mean_pool", "averages and repeats, untrained", "mean_pool"),
+    Arm("similar_tokens", "merges similar tokens, untrained", "similar_tokens"),
+    Arm("truncated", "input cut to the same FLOPs", "truncated"),
+    Arm("no_ffn", "no encoder FFN at all (control)", "no_ffn", compressed=False),
+)
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
+
+
+def arms_named(names: Iterable[str]) -> tuple[Arm, ...]:
+    """The arms of these names, the teacher first whether named or not.
+
+    Raises:
+      ConfigError: for an unknown name, with the nearest.
+    """
+    chosen = list(dict.fromkeys([TEACHER, *names]))
+    for name in chosen:
+        if name not in ARMS:
+            raise ConfigError(
+                f"there is no arm {name!r}.{did_you_mean(name, ARMS)} Arms: {', '.join(ARMS)}."
+            )
+    return tuple(ARMS[name] for name in chosen)

@@ -1,0 +1,105 @@
+"""What is measured once for a backbone, beside its cells: latency and activated neurons.
+
+Each is kept in a file, like a cell; delete the file to measure again, on a quieter machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from variator_jax.backbone import Transformer, get_config
+from variator_jax.checkpoints import load_backbone, load_plugin
+from variator_jax.distill.jobs import backbone_folder, run_part
+from variator_jax.evaluation.hardware import hardware
+from variator_jax.evaluation.latency import measure_encoder_latency, random_params
+from variator_jax.evaluation.neurons import activated_neurons
+from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
+from variator_jax.experiment.drive import write_json
+from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.score import task_data
+from variator_jax.plugin import PluginConfig, init_plugin
+
+_ROUNDS = 15
+_NEURON_BATCHES = 4
+
+
+def latencies(experiment: Experiment) -> list[dict[str, Any]]:
+    """Encoder passes of every backbone at every ratio of the method, in interleaved rounds."""
+    if experiment.latency is None:
+        return []
+    return _kept(experiment, "latency", lambda backbone: _time(experiment, backbone))
+
+
+def neurons(experiment: Experiment) -> list[dict[str, Any]]:
+    """Shares of activated neurons of every backbone, on its first task and seed."""
+    if not experiment.neurons or METHOD not in experiment.arms:
+        return []
+    return _kept(experiment, "neurons", lambda backbone: _count(experiment, backbone))
+
+
+def _kept(
+    experiment: Experiment, kind: str, measure: Callable[[str], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for backbone in experiment.backbones:
+        file = Path(experiment.model_dir) / kind / f"{backbone}.json"
+        if not file.is_file():
+            write_json(file, measure(backbone))
+        found += json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
+    batch, length = experiment.latency or (1, 1)
+    config = get_config(backbone)
+    layers, embed = config.num_encoder_layers, config.embed_dim
+    plugins = {
+        ratio: (
+            PluginConfig(ratio),
+            init_plugin(PluginConfig(ratio), layers, embed, jax.random.key(0)),
+        )
+        for ratio in experiment.ratios
+    }
+    rows = measure_encoder_latency(config, random_params(config), plugins, batch, length, _ROUNDS)
+    return [
+        {
+            "backbone": backbone,
+            "arm": TEACHER if row.ratio == 1 else METHOD,
+            "ratio": row.ratio,
+            "batch": batch,
+            "length": length,
+            "milliseconds": row.milliseconds,
+            "spread": row.spread,
+            "speedup": row.speedup,
+            "allowed": row.flops_allowed_speedup,
+            "hardware": hardware(),
+        }
+        for row in rows
+    ]
+
+
+def _count(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
+    (method,) = (arm for arm in arms_named([METHOD]) if arm.name == METHOD)
+    cells = [
+        Cell(backbone, experiment.tasks[0], method, ratio, experiment.seeds[0])
+        for ratio in experiment.ratios
+    ]
+    data = task_data(experiment, cells[0])
+    (task,) = data.tasks()
+    batches = list(itertools.islice(data.batches(task), _NEURON_BATCHES))
+    teacher = load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0]))))
+    module = Transformer(teacher.config)
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        plugin = load_plugin(run_part(str(experiment.adapted_folder(cell)), "plugin"), teacher)
+        counted = activated_neurons(
+            module, teacher.params, plugin.config, plugin.variables, batches
+        )
+        found += [{**row, "task": cell.task} for row in counted.rows(backbone)]
+    return found

@@ -1,0 +1,188 @@
+"""Scores one cell: an arm's quality on its task, and what it costs, as a record for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from variator_jax.backbone import shape_params
+from variator_jax.checkpoints import Backbone, load_backbone, load_plugin
+from variator_jax.distill.evaluate import EvalData, Runner
+from variator_jax.distill.jobs import backbone_folder, run_part
+from variator_jax.evaluation import cost
+from variator_jax.evaluation.control import skip_encoder_ffn
+from variator_jax.evaluation.narrow import student_leaves
+from variator_jax.evaluation.similar_tokens import merge_similar, similar_tokens_flops
+from variator_jax.evaluation.truncation import common_suffix, same_flops_length, truncated
+from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.stages import gin_arguments
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What a cell's arm runs: the encoder, what is spliced into it or stands in its place.
+
+    Attributes:
+      backbone: the weights.
+      data: the task's examples.
+      flops: of one encoder pass over a row of the task's length.
+      plugin: settings of a plugin, None for none.
+      variables: its arrays.
+      instead: from the token mask, the context in which the backbone runs; None for none.
+      extra_parameters: trained weights beside the backbone's.
+    """
+
+    backbone: Backbone
+    data: EvalData
+    flops: int
+    plugin: PluginConfig | None = None
+    variables: PluginVariables | None = None
+    instead: Callable[[jax.Array], Any] | None = None
+    extra_parameters: int = 0
+
+
+def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Scores a cell whose stages have ended.
+
+    Returns:
+      Its names, `score` (0 to 100), `details`, costs by formula, and when it was made.
+    """
+    started = time.monotonic()
+    data = task_data(experiment, cell)
+    teacher = _loaded(str(backbone_folder(str(experiment.teacher_folder(cell)))))
+    scored = _SCORED[cell.arm.scored](experiment, cell, teacher, data)
+    runner = Runner(scored.backbone, scored.data)
+    (result,) = runner.results(scored.plugin, scored.variables, scored.instead, str(cell)).values()
+    whole = cost.encoder_flops(teacher.config, _length(data), 1)
+    parameters = cost.backbone_parameters(teacher.config)
+    return {
+        "backbone": cell.backbone,
+        "task": cell.task,
+        "arm": cell.arm.name,
+        "ratio": cell.ratio,
+        "seed": cell.seed,
+        "score": result.score,
+        "details": dict(result.details),
+        "examples": result.examples,
+        "majority": math.nan if result.majority is None else result.majority,
+        "encoder_length": _length(data),
+        "flops_saved": 1.0 - scored.flops / whole,
+        "extra_parameters": scored.extra_parameters,
+        "extra_parameters_share": scored.extra_parameters / parameters,
+        "parameters": parameters,
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def task_data(experiment: Experiment, cell: Cell) -> EvalData:
+    """The examples that a cell is scored on, as the recipe's score.gin and task file say."""
+    from variator_jax import gin_utils
+
+    arguments = gin_arguments(experiment, cell, "score")
+    files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file=")]
+    bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
+    folders = [str(gin_utils.configs_dir() / "engines" / "builtin")]
+    gin_utils.parse(files, bindings, folders, require=False)
+    return gin_utils.configured(EvalData)()
+
+
+@functools.lru_cache(maxsize=2)  # a teacher serves many cells, one after the other
+def _loaded(folder: str) -> Backbone:
+    return load_backbone(folder)
+
+
+def _length(data: EvalData) -> int:
+    return data.feature_lengths["inputs"]
+
+
+def _teacher(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    return Scored(teacher, data, cost.encoder_flops(teacher.config, _length(data), 1))
+
+
+def _plugin(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    folder = (
+        experiment.adapted_folder(cell) if cell.arm.adapted else experiment.pretrained_folder(cell)
+    )
+    # Not checked against this teacher: a plugin that is not adapted belongs to the one before it.
+    plugin = load_plugin(run_part(str(folder), "plugin"))
+    return _with_plugin(teacher, data, plugin.config, plugin.variables)
+
+
+def _mean_pool(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    plugin = PluginConfig(cell.ratio, compression="mean", decompression="repeat")
+    shape = teacher.config
+    fresh = init_plugin(plugin, shape.num_encoder_layers, shape.embed_dim, jax.random.key(0))
+    return _with_plugin(teacher, data, plugin, fresh)
+
+
+def _with_plugin(
+    teacher: Backbone, data: EvalData, plugin: PluginConfig, variables: PluginVariables
+) -> Scored:
+    config = teacher.config
+    flops = cost.encoder_flops(config, _length(data), plugin.ratio, plugin)
+    extra = cost.plugin_parameters(config, plugin)
+    return Scored(teacher, data, flops, plugin, variables, extra_parameters=extra)
+
+
+def _student(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    student = load_backbone(backbone_folder(str(experiment.adapted_folder(cell))))
+    config = student.config
+    # What a student has of its own; decoder and embeddings are the teacher's.
+    own = jax.tree.leaves(student_leaves(shape_params(config)))
+    flops = cost.encoder_flops(config, _length(data), 1)
+    return Scored(student, data, flops, extra_parameters=sum(math.prod(x.shape) for x in own))
+
+
+def _no_ffn(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    config = teacher.config
+    flops = config.num_encoder_layers * cost.attention_flops(config, _length(data))
+    return Scored(teacher, data, flops, instead=lambda mask: skip_encoder_ffn())
+
+
+def _similar(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    flops = similar_tokens_flops(teacher.config, _length(data), cell.ratio)
+    instead = functools.partial(merge_similar, cell.ratio)
+    return Scored(teacher, data, flops, instead=instead)
+
+
+def _truncated(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
+    length = same_flops_length(teacher.config, _length(data), cell.ratio)
+    share = length / _length(data)
+    flops = cost.encoder_flops(teacher.config, length, 1)
+    return Scored(teacher, Truncated(**_fields(data), share=share), flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated(EvalData):
+    """Examples that keep a share of their tokens; what all end with, the prompt's own, stays."""
+
+    share: float = 1.0
+
+    def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
+        """One pass over a task, the last batch filled up with empty rows."""
+        first = list(itertools.islice(super().batches(task), 8))
+        yield from truncated(super().batches(task), self.share, common_suffix(first))
+
+
+def _fields(data: EvalData) -> dict[str, Any]:
+    return {field.name: getattr(data, field.name) for field in dataclasses.fields(EvalData)}
+
+
+_SCORED: dict[str, Callable[[Experiment, Cell, Backbone, EvalData], Scored]] = {
+    "teacher": _teacher,
+    "plugin": _plugin,
+    "student": _student,
+    "mean_pool": _mean_pool,
+    "no_ffn": _no_ffn,
+    "similar_tokens": _similar,
+    "truncated": _truncated,
+}

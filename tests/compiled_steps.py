@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import T5Config, Transformer, shape_params
 from variator_jax.distill import optimizers
 from variator_jax.distill.losses import LossConfig
@@ -43,7 +43,7 @@ def collectives(text):
 def compile_step(config, plugin, mesh_shape, batch, length, targets):
     """Compiles one step from shapes alone; also gives the shapes of the plugin's weights."""
     devices = jax.devices()[: int(np.prod(mesh_shape))]
-    mesh = partitioning.make_mesh(config, batch, mesh_shape, devices)
+    mesh = meshes.make_mesh(config, batch, mesh_shape, devices)
     everywhere = partitioning.replicated(mesh)
 
     def lie(tree, sharding):

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import get_config, shape_params
 from variator_jax.errors import ConfigError
-from variator_jax.partitioning import MeshShape, default_shape
+from variator_jax.meshes import MeshShape, default_shape
 
 XXL = get_config("t5_1_1_xxl")  # 11.1 B parameters, 64 heads
 GIB = 2**30
@@ -59,7 +59,7 @@ def test_no_mesh_at_all_is_an_error_with_a_remedy():
 )
 def test_possible_shapes_are_all_that_divide_and_no_others(devices, batch, heads, embed):
     config = dataclasses.replace(TINY, num_heads=heads, embed_dim=embed, mlp_dim=48)
-    found = {dataclasses.astuple(s) for s in partitioning.possible_shapes(config, batch, devices)}
+    found = {dataclasses.astuple(s) for s in meshes.possible_shapes(config, batch, devices)}
     numbers = range(1, devices + 1)
     expected = {
         (data, fsdp, devices // (data * fsdp))
@@ -82,7 +82,7 @@ def test_possible_shapes_are_all_that_divide_and_no_others(devices, batch, heads
 )
 def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(shape, batch, message):
     with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message):
-        partitioning.check_shape(MeshShape(*shape), TINY, batch, 8)
+        meshes.check_shape(MeshShape(*shape), TINY, batch, 8)
 
 
 @pytest.mark.parametrize(
@@ -96,42 +96,42 @@ def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(shape, batch, m
 )
 def test_every_cut_must_divide(change, shape, message):
     with pytest.raises(ConfigError, match=message):
-        partitioning.check_shape(MeshShape(*shape), dataclasses.replace(TINY, **change), 8, 4)
+        meshes.check_shape(MeshShape(*shape), dataclasses.replace(TINY, **change), 8, 4)
 
 
 @pytest.mark.parametrize("shape", ["(1, 1, 1)", (1,), (1, 1, 0), (1, 1, 1.0), (-1, 1, 1)])
 def test_a_mesh_is_three_positive_integers(shape):
     with pytest.raises(ConfigError, match=r"it is a tuple \(data, fsdp, model\) of positive"):
-        partitioning.make_mesh(TINY, 8, shape)
+        meshes.make_mesh(TINY, 8, shape)
 
 
 def test_two_numbers_are_data_and_model_as_in_t5x():
     devices = jax.devices()[:1]
-    assert partitioning.make_mesh(TINY, 8, (1, 1), devices).devices.shape == (1, 1, 1)
+    assert meshes.make_mesh(TINY, 8, (1, 1), devices).devices.shape == (1, 1, 1)
     with pytest.raises(ConfigError, match="MESH_SHAPE 2 x 1 x 3 "):
-        partitioning.make_mesh(TINY, 8, (2, 3), devices)
+        meshes.make_mesh(TINY, 8, (2, 3), devices)
 
 
 def test_a_mesh_of_more_devices_than_there_are_can_be_checked_by_budget():
     advice = "`variator budget --devices 8` checks a mesh without the devices."
     with pytest.raises(ConfigError) as told:
-        partitioning.make_mesh(TINY, 8, (8, 1, 1), jax.devices()[:1])
+        meshes.make_mesh(TINY, 8, (8, 1, 1), jax.devices()[:1])
     assert str(told.value).endswith(advice)
     with pytest.raises(ConfigError) as told:
-        partitioning.check_shape(MeshShape(8, 1, 1), TINY, 4, 8)
+        meshes.check_shape(MeshShape(8, 1, 1), TINY, 4, 8)
     assert "variator budget" not in str(told.value)
 
 
 def test_memory_that_is_named_counts_instead_of_the_devices_own(monkeypatch):
-    monkeypatch.setattr(partitioning, "_room", lambda devices: pytest.fail("asked the devices"))
+    monkeypatch.setattr(meshes, "_room", lambda devices: pytest.fail("asked the devices"))
     devices = [Device(n, platform="gpu") for n in range(8)]
-    mesh = partitioning.make_mesh(XXL, 32, None, devices, 2, 16 * GIB)
+    mesh = meshes.make_mesh(XXL, 32, None, devices, 2, 16 * GIB)
     assert mesh.devices.shape == (2, 4, 1)
 
 
 def test_a_refused_mesh_never_reaches_the_devices():
     with pytest.raises(ConfigError, match="has 4 devices, and there are 2"):
-        partitioning.make_mesh(TINY, 8, (4, 1, 1), devices=["a", "b"])
+        meshes.make_mesh(TINY, 8, (4, 1, 1), devices=["a", "b"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def test_all_processes_choose_by_the_memory_that_process_0_finds(
     monkeypatch.setattr(jax, "process_index", lambda: index)
     monkeypatch.setattr(partitioning.multihost_utils, "broadcast_one_to_all", broadcast)
     devices = [Device(n, n // 4, rooms[n // 4], platform="gpu") for n in range(8)]
-    mesh = partitioning.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    mesh = meshes.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
     assert mesh.devices.shape == expected
     assert asked == [rooms[index] // 2**20]  # of its own devices
 
@@ -176,7 +176,7 @@ def test_all_processes_choose_by_the_memory_that_process_0_finds(
 def test_one_process_asks_no_other(monkeypatch):
     monkeypatch.setattr(partitioning.multihost_utils, "broadcast_one_to_all", pytest.fail)
     devices = [Device(n, room=16 * GIB, platform="gpu") for n in range(8)]
-    mesh = partitioning.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    mesh = meshes.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
     assert mesh.devices.shape == (2, 4, 1)
 
 
@@ -189,7 +189,7 @@ def chips(*extents):
 
 @pytest.mark.parametrize("shape", [(1, 16, 4), (4, 4, 4), (16, 1, 4), (2, 8, 4), (1, 32, 2)])
 def test_on_tpus_a_mesh_follows_the_links(shape):
-    cube = partitioning.make_mesh(XXL, 64, shape, chips(4, 4, 4)).devices
+    cube = meshes.make_mesh(XXL, 64, shape, chips(4, 4, 4)).devices
     assert cube.shape == shape and len(set(cube.flat)) == 64
     coords = np.array([device.coords for device in cube.flat]).reshape(*shape, 3)
     apart = np.abs(np.diff(coords, axis=2)).sum(-1)  # between neighbours on `model`
@@ -211,7 +211,7 @@ def test_jax_s_own_order_would_jump(shape=(16, 1, 4)):
     ],
 )
 def test_elsewhere_the_order_is_kept(devices):
-    cube = partitioning.make_mesh(XXL, 64, (2, 1, 2), devices).devices
+    cube = meshes.make_mesh(XXL, 64, (2, 1, 2), devices).devices
     assert list(cube.flat) == devices
 
 
@@ -247,7 +247,7 @@ def test_weights_are_cut_by_their_logical_axes(specs, path, expected):
 def test_every_weight_has_a_place_and_its_cuts_divide():
     for name in ("t5_1_0_small", "mt5_small"):
         config = get_config(name)
-        [shape] = partitioning.possible_shapes(config, 2, 2)[:1]
+        [shape] = meshes.possible_shapes(config, 2, 2)[:1]
         mesh = AbstractMesh(dataclasses.astuple(shape), partitioning.AXES)
         shapes = shape_params(config)
         shardings = partitioning.parameter_shardings(config, mesh)
@@ -284,8 +284,8 @@ def test_activations_are_pinned_and_weights_whole_while_they_are_used():
 
 
 def test_the_mesh_is_told_with_the_bytes_of_each_device():
-    mesh = partitioning.make_mesh(XXL, 32, (1, 1, 1), jax.devices()[:1])
-    text = partitioning.describe(mesh, XXL, 2)
+    mesh = meshes.make_mesh(XXL, 32, (1, 1, 1), jax.devices()[:1])
+    text = meshes.describe(mesh, XXL, 2)
     assert text.startswith("mesh 1 x 1 x 1 (data x fsdp x model) of cpu, 1 process(es); ")
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shape_params(XXL)))
     assert text.endswith(f"backbone: {2 * parameters / 2**20:,.1f} MiB a device")

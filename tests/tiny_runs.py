@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import seqio
 
-from variator_jax import distributed, partitioning
+from variator_jax import distributed, meshes
 from variator_jax.backbone import get_config, init_params
 from variator_jax.checkpoints import load_backbone, save_backbone
 from variator_jax.data.sources import text_to_text_task
@@ -120,7 +120,7 @@ def _train(model_dir, happening=None, streamed=False, **settings):
 
 def _shards(backbone, mesh_shape):
     """For each weight, restored from a folder, its shape and those of its parts on devices."""
-    mesh = partitioning.make_mesh(TINY, DATA.batch_size, mesh_shape)
+    mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
     restored = jobs.load_initial_backbone(str(backbone), TINY, DATA, mesh)
     assert all(map(np.array_equal, *map(jax.tree.leaves, (restored.params, _host(backbone)))))
     return {path: [leaf.shape, _parts(leaf)] for path, leaf in _flat(restored.params)}
@@ -128,7 +128,7 @@ def _shards(backbone, mesh_shape):
 
 def _moments(backbone, mesh_shape):
     """Where the weights of a backbone that is trained lie, and AdamW's moments of them."""
-    mesh = partitioning.make_mesh(TINY, DATA.batch_size, mesh_shape)
+    mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
     params, _ = jobs.backbone_job("", TINY, str(backbone), DATA, 0, mesh).start()
     optimizer = optimizers.optimizer("adamw", 1e-2, "constant")
     state = placed_state(init_state(params, optimizer), mesh)

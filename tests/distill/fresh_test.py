@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_vectors import config
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import init_params
 from variator_jax.checkpoints import Backbone
 from variator_jax.distill import fresh
@@ -36,7 +36,7 @@ DATA = types.SimpleNamespace(batch_size=ROWS, train=lambda start, rows: iter([ba
 
 
 def plugin(folder, **settings):
-    mesh = partitioning.make_mesh(SHAPE, ROWS, (1, 1, 1), jax.devices()[:1])
+    mesh = meshes.make_mesh(SHAPE, ROWS, (1, 1, 1), jax.devices()[:1])
     variables = fresh.fresh_plugin(folder, PLUGIN, BACKBONE, DATA, 0, mesh, **settings)
     return {name: float(value) for name, value in variables.output_scales.items()}
 

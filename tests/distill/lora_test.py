@@ -24,7 +24,7 @@ from variator_jax.distill.lora import LoraTraining, lora_job
 from variator_jax.distill.objectives import TaskTraining
 from variator_jax.distill.step import init_state, make_eval_step, make_train_step
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.partitioning import make_mesh
+from variator_jax.meshes import make_mesh
 
 LENGTHS = dict(tiny_runs.DATA.feature_lengths)
 CONFIG = LoraConfig()

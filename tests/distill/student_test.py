@@ -11,6 +11,7 @@ import tiny_runs
 from flax import traverse_util
 from tiny import random_params
 
+from variator_jax import meshes
 from variator_jax.backbone import Transformer, get_config
 from variator_jax.checkpoints import load_backbone, save_backbone
 from variator_jax.distill import jobs, train
@@ -153,7 +154,7 @@ def test_a_run_that_is_continued_has_the_weights_that_it_had(teacher, trained, t
 
 
 def test_only_the_students_own_weights_have_optimizer_state(teacher, tmp_path):
-    mesh = train.partitioning.make_mesh(TINY, 8)
+    mesh = meshes.make_mesh(TINY, 8)
     arguments = (str(tmp_path), TINY, str(teacher), PLUGIN, LossConfig(), tiny_runs.DATA, mesh)
     job = train.student_job(*arguments)
     own, frozen = job.start()
@@ -180,7 +181,7 @@ def test_what_a_student_cannot_be_is_told(teacher, trained, tmp_path):
 
 def test_a_student_is_the_backbone_of_further_runs_of_its_shape(trained):
     student = load_backbone(trained.exported)
-    mesh = train.partitioning.make_mesh(student.config, 8)
+    mesh = meshes.make_mesh(student.config, 8)
     folder = str(trained.exported.parent)
     loaded = jobs.load_initial_backbone(folder, student.config, tiny_runs.DATA, mesh)
     assert loaded.fingerprint == student.fingerprint

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import T5Config, Transformer
 from variator_jax.backbone.network import shape_params
 from variator_jax.bench import memory
@@ -122,7 +122,7 @@ def _step(
     """Compiles one step, checks that it fits, and runs it once."""
     device = jax.devices()[0]
     rows = shape.batch // settings.microbatches
-    mesh = partitioning.make_mesh(config, max(rows, 1), (1, 1, 1), [device])
+    mesh = meshes.make_mesh(config, max(rows, 1), (1, 1, 1), [device])
     plugin = PluginConfig(ratio)
     fresh = init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
     everywhere = partitioning.replicated(mesh)

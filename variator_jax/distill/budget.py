@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import T5Config, Transformer
 from variator_jax.backbone.network import shape_params
 from variator_jax.distill.collectives import Collective, collectives, loop_trips
@@ -124,14 +124,14 @@ def budget(
     found = list(devices if devices is not None else jax.devices())
     weight = jnp.dtype(backbone_dtype or config.param_dtype)
     rows = batch_size // num_microbatches
-    mesh = partitioning.make_mesh(config, rows, mesh_shape, found, weight.itemsize, memory)
+    mesh = meshes.make_mesh(config, rows, mesh_shape, found, weight.itemsize, memory)
     step = make_train_step(
         Distillation(Transformer(config), plugin, loss or LossConfig()), optimizer, num_microbatches
     )
     shapes = _arguments(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
     with partitioning.activations(mesh):
         compiled = jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
-    shape = partitioning.MeshShape(*mesh.devices.shape)
+    shape = meshes.MeshShape(*mesh.devices.shape)
     return Budget(str(shape), found[0].device_kind, step_cost(compiled, num_microbatches), memory)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import T5Config, Transformer
 from variator_jax.checkpoints import save_backbone
 from variator_jax.distill.data import DataConfig, vocabulary_file
@@ -118,8 +118,8 @@ def student_job(
     teacher = load_initial_backbone(initial_checkpoint_path, config, data, mesh, dtype)
     mlp_dim = student_mlp_dim(teacher.config, data.feature_lengths["inputs"], plugin)
     student = narrowed(teacher.config, mlp_dim)
-    shape = partitioning.MeshShape(*mesh.devices.shape)
-    partitioning.check_shape(shape, student, shape.data * shape.fsdp, shape.size)
+    shape = meshes.MeshShape(*mesh.devices.shape)
+    meshes.check_shape(shape, student, shape.data * shape.fsdp, shape.size)
 
     def start() -> tuple[dict, dict]:
         shardings = student_leaves(partitioning.parameter_shardings(student, mesh))

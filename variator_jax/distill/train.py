@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import LoraConfig, T5Config
 from variator_jax.distill.checkpointing import Checkpoints
 from variator_jax.distill.data import DataConfig
@@ -113,7 +113,7 @@ def train(
     frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     weight = jnp.dtype(backbone_dtype if frozen else backbone.param_dtype).itemsize
     rows = data.batch_size // num_microbatches
-    mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=weight)
+    mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=weight)
     if trained == "backbone":
         job = backbone_job(model_dir, backbone, initial_checkpoint_path, data, seed, mesh)
     elif trained == "student":
@@ -157,7 +157,7 @@ def train(
     checkpoints = Checkpoints(model_dir, keep_checkpoints, identity)
     log = RunLog(model_dir, schedule.train_steps)
     if mesh.size > 1:
-        log.say(f"  {partitioning.describe(mesh, backbone, weight)}")
+        log.say(f"  {meshes.describe(mesh, backbone, weight)}")
     try:
         _write_operative_config(model_dir)
         return _run(job, data, schedule, optimizer, num_microbatches, seed, mesh, checkpoints, log)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import LoraConfig, T5Config
 from variator_jax.backbone.lora import init_lora
 from variator_jax.backbone.network import shape_params
@@ -122,7 +122,7 @@ def plan(
     frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
     rows = batch_size // num_microbatches
-    mesh = partitioning.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
+    mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
     weights = shape_params(backbone)
     where = _shards(weights, partitioning.parameter_shardings(backbone, mesh))
     layers, embed = backbone.num_encoder_layers, backbone.embed_dim

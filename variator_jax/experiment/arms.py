@@ -55,21 +55,21 @@ def _trained(name: str, meaning: str, **settings: object) -> Arm:
 
 
 _ALL = (
-    Arm(TEACHER, "the teacher, uncompressed", "teacher", compressed=False),
-    _trained(METHOD, "compression plugin, pre-trained and adapted"),
-    _trained("no_pretraining", "adapted from a fresh plugin", pretrained=False),
-    _trained("no_adaptation", "pre-trained only", adapted=False),
-    _trained("mean_weights", "averages a group", plugin={"COMPRESSION": "mean"}),
-    _trained("no_decompression", "repeats the output", plugin={"DECOMPRESSION": "repeat"}),
+    Arm(TEACHER, "uncompressed", "teacher", compressed=False),
+    _trained(METHOD, "compression plugin"),
+    _trained("no_pretraining", "without plugin pre-training", pretrained=False),
+    _trained("no_adaptation", "without plugin adaptation", adapted=False),
+    _trained("mean_weights", "averaging for learned weights", plugin={"COMPRESSION": "mean"}),
+    _trained("no_decompression", "without decompression", plugin={"DECOMPRESSION": "repeat"}),
     _trained("loss_hidden", "adapted on hidden states", loss=_loss(1.0, 1.0, 0.0, 0.0)),
-    _trained("loss_task", "adapted on the task's loss", loss=_loss(0.0, 0.0, 0.0, 1.0)),
+    _trained("loss_task", "adapted on the task loss", loss=_loss(0.0, 0.0, 0.0, 1.0)),
     _trained("loss_both", "adapted on hidden states and task", loss=_loss(1.0, 1.0, 0.0, 1.0)),
     _trained("loss_logits", "adapted on the teacher's logits", loss=_loss(0.0, 0.0, 1.0, 0.0)),
-    Arm("student", "narrow encoder, distilled", "student", adapted=True),
-    Arm("mean_pool", "averages and repeats, untrained", "mean_pool"),
-    Arm("similar_tokens", "merges similar tokens, untrained", "similar_tokens"),
-    Arm("truncated", "input cut to the same FLOPs", "truncated"),
-    Arm("no_ffn", "no encoder FFN at all (control)", "no_ffn", compressed=False),
+    Arm("student", "smaller student, distilled", "student", adapted=True),
+    Arm("mean_pool", "mean-pooling, untrained", "mean_pool"),
+    Arm("similar_tokens", "similar tokens merged, untrained", "similar_tokens"),
+    Arm("truncated", "input truncated to the same FLOPs", "truncated"),
+    Arm("no_ffn", "no encoder FFN (control)", "no_ffn", compressed=False),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 

@@ -13,27 +13,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from variator_jax.errors import DataError, did_you_mean
 from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
+from variator_jax.experiment.arms import ARMS
 
 Rows = Sequence[Mapping[str, Any]]
 
 # What a reader calls an arm; the order is that of legends and of the ablations' lines.
-ARM_NAMES = {
-    "backbone": "uncompressed",
-    "variator": "compression plugin",
-    "no_pretraining": "without plugin pre-training",
-    "no_adaptation": "without plugin adaptation",
-    "mean_weights": "averaging for learned weights",
-    "no_decompression": "without decompression",
-    "loss_hidden": "adapted on hidden states",
-    "loss_task": "adapted on the task loss",
-    "loss_both": "adapted on hidden states and task",
-    "loss_logits": "adapted on the teacher's logits",
-    "student": "smaller student, distilled",
-    "mean_pool": "mean-pooling, untrained",
-    "similar_tokens": "similar tokens merged, untrained",
-    "truncated": "input truncated to the same FLOPs",
-    "no_ffn": "no encoder FFN (control)",
-}
+ARM_NAMES = {arm.name: arm.meaning for arm in ARMS.values()}
 BACKBONE, METHOD, CONTROL = "backbone", "variator", "no_ffn"
 _ARMS = list(ARM_NAMES)
 ARM_GROUPS = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from variator_jax.evaluation.hardware import hardware
 from variator_jax.experiment import figures, measure, tables
+from variator_jax.experiment.arms import TEACHER
 from variator_jax.experiment.drive import write_json
 from variator_jax.experiment.grid import Experiment
 from variator_jax.experiment.results import MEAN, Row, rows, write_rows
@@ -103,7 +104,9 @@ def _remarks(found: Sequence[Row], backbone: str) -> list[str]:
                 f"- {row.task}: without any encoder FFN the teacher loses {row.gap:.1f} points "
                 f"(± {row.gap_std:.1f}), so this task says little about plugins."
             )
-        if row.arm == "backbone" and row.mean - row.majority < _TELLING:
+        if row.arm != TEACHER or row.majority is None:
+            continue
+        if row.mean - row.majority < _TELLING:
             notes.append(
                 f"- {row.task}: the teacher is {row.mean - row.majority:+.1f} points from always "
                 "answering the commonest label, so differences on it are chance."

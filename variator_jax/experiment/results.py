@@ -37,7 +37,7 @@ class Row:
       extra_parameters: weights beside the backbone's.
       extra_parameters_share: the same over the backbone's.
       parameters: the backbone's own.
-      majority: score of always answering the commonest label; NaN where there is none.
+      majority: score of always answering the commonest label; None where there is none.
       milliseconds: measured encoder pass, None if not measured.
       spread: its interquartile range.
       speedup: measured, over the backbone's.
@@ -58,7 +58,7 @@ class Row:
     extra_parameters: int
     extra_parameters_share: float
     parameters: int
-    majority: float
+    majority: float | None
     milliseconds: float | None = None
     spread: float | None = None
     speedup: float | None = None
@@ -129,14 +129,15 @@ def _means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for group in groups.values():
         if len(group) == len(tasks):
             average = {name: _average([r[name] for r in group]) for name in ("score", *COSTS)}
-            whole = {name: int(average[name]) for name in ("extra_parameters", "parameters")}
+            whole = {name: int(average[name] or 0) for name in ("extra_parameters", "parameters")}
             means.append({**group[0], **average, **whole, "task": MEAN, "details": {}})
     return means
 
 
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _detail_means(details: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: _average([d[name] for d in details]) for name in details[0]}
+    return {name: mean_std([d[name] for d in details])[0] for name in details[0]}

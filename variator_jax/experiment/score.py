@@ -72,7 +72,7 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "score": result.score,
         "details": dict(result.details),
         "examples": result.examples,
-        "majority": math.nan if result.majority is None else result.majority,
+        "majority": result.majority,
         "encoder_length": _length(data),
         "flops_saved": 1.0 - scored.flops / whole,
         "extra_parameters": scored.extra_parameters,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,10 +39,7 @@ def details_table(rows: Sequence[Row], backbone: str) -> str:
         [
             _arm(arm),
             _ratio(arm, ratio),
-            *(
-                _plain(by_key.get((arm, ratio, task), {}).get(name, math.nan))
-                for task, name in names
-            ),
+            *(_plain(by_key.get((arm, ratio, task), {}).get(name)) for task, name in names),
         ]
         for arm, ratio in dict.fromkeys((row.arm, row.ratio) for row in own)
     ]
@@ -128,8 +124,8 @@ def _ratio(arm: str, ratio: int) -> str:
     return str(ratio) if ARMS[arm].compressed else ""
 
 
-def _plain(value: float) -> str:
-    return _NONE if math.isnan(value) else f"{value:.1f}"
+def _plain(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.1f}"
 
 
 def _share(value: float, digits: int = 1) -> str:

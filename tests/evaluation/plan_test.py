@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 
-from variator_jax import partitioning
+from variator_jax import meshes, partitioning
 from variator_jax.backbone import get_config, shape_params
 from variator_jax.evaluation import plan as planning
 from variator_jax.plugin import PluginConfig, init_plugin
@@ -25,7 +25,7 @@ def plan(monkeypatch):
 
     def make(mesh_shape, optimizer=None, **settings):
         mesh = AbstractMesh(mesh_shape, partitioning.AXES)
-        monkeypatch.setattr(partitioning, "make_mesh", lambda *args, **kwargs: mesh)
+        monkeypatch.setattr(meshes, "make_mesh", lambda *args, **kwargs: mesh)
         found = planning.plan(
             backbone=TINY,
             plugin=PLUGIN,

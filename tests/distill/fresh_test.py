@@ -1,6 +1,7 @@
 """A fresh plugin's units: measured in microbatches, kept whole, and the same in every process."""
 
 import json
+import os
 import types
 
 import jax
@@ -79,7 +80,7 @@ def test_a_run_that_dies_while_it_writes_leaves_no_scales(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(fresh.os, "fsync", die)
+        patched.setattr(os, "fsync", die)
         with pytest.raises(KeyboardInterrupt):
             plugin(tmp_path)
     assert not (tmp_path / "calibration.json").exists()

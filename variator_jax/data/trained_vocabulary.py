@@ -6,10 +6,10 @@ For backbones that are trained from nothing; a published backbone has its vocabu
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from variator_jax.atomic_file import write_file
 from variator_jax.data._tf import seqio
 from variator_jax.data.sentencepiece_training import train_sentencepiece
 from variator_jax.data.text_files import read_text_lines, text_files
@@ -42,11 +42,7 @@ def trained_vocabulary(
                 f"no vocabulary file {file}, and no texts to train it on: give a folder of .txt or "
                 ".txt.gz files (DATA_DIR)"
             )
-        model = train_sentencepiece(_sample(data_dir), pieces, whole_words)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as out:
-            out.write(model)
-        Path(out.name).replace(file)
+        write_file(file, train_sentencepiece(_sample(data_dir), pieces, whole_words))
     return load_vocabulary(file, EXTRA_IDS)
 
 

@@ -11,12 +11,12 @@ import functools
 import hashlib
 import itertools
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
+from variator_jax.atomic_file import write_file
 from variator_jax.data import corpus
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.sentencepiece_training import train_sentencepiece as train_sentencepiece
@@ -85,9 +85,7 @@ def ensure_docs_model(folder: Path) -> Path:
         lines = list(itertools.chain.from_iterable(text.split("\n") for text in texts))
         random.Random(0).shuffle(lines)
         model = train_sentencepiece(lines[:_DOCS_SENTENCES], DOCS_PIECES, LABEL_WORDS)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
-            out.write(model)
-        Path(out.name).replace(path)
+        write_file(path, model)
     return path
 
 
@@ -221,8 +219,5 @@ def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
     content = _content(file)
     path = corpus.cache_root() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
-            out.write(content)
-        Path(out.name).replace(path)
+        write_file(path, content)
     return str(path)

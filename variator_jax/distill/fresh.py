@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax import partitioning
+from variator_jax.atomic_file import write_file
 from variator_jax.backbone import Transformer
 from variator_jax.checkpoints import Backbone
 from variator_jax.distill.data import DataConfig
@@ -115,10 +115,5 @@ def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, np.nda
 
 def _keep_scales(file: pathlib.Path, rms: Mapping[str, Any]) -> None:
     """Writes the scales as a whole: a run that dies here leaves none, and not half of them."""
-    draft = file.with_name(f"{file.name}.draft")
-    with draft.open("w", encoding="utf8") as opened:
-        json.dump({name: float(value) for name, value in rms.items()}, opened, indent=2)
-        opened.write("\n")
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(draft, file)
+    scales = {name: float(value) for name, value in rms.items()}
+    write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())

@@ -7,7 +7,6 @@ from its own checkpoint. What a stage does is `variator train`'s business, a cel
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from variator_jax.atomic_file import write_file
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import Stage, plan
@@ -69,14 +69,7 @@ def read_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def write_json(file: Path, content: object) -> None:
     """Writes a file at once or not at all, whenever this process may be killed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A dot, so that a leftover is never taken for a record.
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(content, indent=2) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    write_file(file, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def describe(experiment: Experiment) -> str:

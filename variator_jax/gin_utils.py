@@ -37,6 +37,7 @@ from variator_jax.gin_messages import told
 from variator_jax.gin_scan import Reader, Scan
 
 __all__ = [
+    "as_override",
     "configs_dir",
     "configured",
     "find_config",
@@ -229,6 +230,16 @@ def _literal(name: str, value: str) -> str:
             f"""--gin.{name}="'...'"."""
         )
     return repr(value)
+
+
+def as_override(name: str, value: object) -> str:
+    """`--gin.NAME=VALUE` as it is typed: a plain path bare, to spare quotes; else a literal.
+
+    The inverse of what `parse` does with an override's value.
+    """
+    bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
+    plain = bare and value not in ("None", "True", "False")
+    return f"--gin.{name}={value if plain else repr(value)}"
 
 
 def _current(name: str) -> Any:

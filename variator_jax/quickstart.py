@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
-import re
 import shlex
 import sys
 import time
 
 from variator_jax import cli
+from variator_jax.gin_utils import as_override
 
 RATIOS = (2, 4, 8)
 _WHY = (
@@ -90,14 +91,12 @@ def _train(
 
 
 def _command(verb: str, gin: str, **macros: object) -> tuple[str, ...]:
-    settings = (f"--gin.{name}={_value(value)}" for name, value in macros.items())
-    return (verb, "--engine=builtin", f"--gin_file={gin}", *settings)
-
-
-def _value(value: object) -> str:
-    """A plain path as it is, which spares the reader two layers of quotes; else a literal."""
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
-    return str(value) if plain else repr(value)
+    return (
+        verb,
+        "--engine=builtin",
+        f"--gin_file={gin}",
+        *itertools.starmap(as_override, macros.items()),
+    )
 
 
 def run(folder: pathlib.Path) -> int:

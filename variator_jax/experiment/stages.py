@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from variator_jax.experiment.arms import Arm
 from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.gin_utils import as_override
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def gin_arguments(experiment: Experiment, cell: Cell, kind: str) -> tuple[str, .
     files = [f"backbones/{cell.backbone}.gin", f"{experiment.recipe}/{kind}.gin"]
     if kind not in ("backbone", "pretrain"):
         files.append(f"{experiment.recipe}/{cell.task}.gin")
-    return (*(f"--gin_file={file}" for file in files), *_macros(experiment.settings.items()))
+    return (*(f"--gin_file={file}" for file in files), *_macros(experiment.settings))
 
 
 def _stage(
@@ -77,7 +78,7 @@ def _stage(
     return Stage(
         kind,
         f"{kind} {folder.relative_to(experiment.model_dir)}",
-        (*command, *_macros(own.items())),
+        (*command, *_macros(own)),
         folder / part / f"{part}.json",
     )
 
@@ -88,11 +89,5 @@ def _arm_macros(arm: Arm, kind: str) -> dict[str, object]:
     return dict(arm.plugin) | dict(arm.loss) if kind == "adapt" else {}
 
 
-def _macros(macros: Iterable[tuple[str, object]]) -> Iterator[str]:
-    return (f"--gin.{name}={_value(value)}" for name, value in macros)
-
-
-def _value(value: object) -> str:
-    """A plain path as it is, which spares the reader two layers of quotes; else a literal."""
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
-    return str(value) if plain and value not in ("None", "True", "False") else repr(value)
+def _macros(macros: Mapping[str, object]) -> Iterator[str]:
+    return itertools.starmap(as_override, macros.items())

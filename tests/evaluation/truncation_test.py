@@ -91,6 +91,12 @@ def test_the_common_suffix_is_shared_and_no_longer_one_is(rows, ending):
     assert found >= len(ending)
 
 
+def test_rows_that_were_cut_at_the_feature_length_do_not_hide_the_shared_ending():
+    whole, cut_off = [5, 6, 7, 8], [1, 2, 3, 4, 5, 1]
+    assert common_suffix([batch(whole, cut_off, width=6), batch([9, 7, 8], width=6)]) == 2
+    assert common_suffix([batch(cut_off, [2, 1, 1, 1, 5, 1], width=6)]) == 2
+
+
 def test_what_cannot_be_cut_is_told():
     with pytest.raises(ConfigError, match="above 0 and up to 1"):
         cut([[1]], 0.0, 0)

@@ -69,19 +69,31 @@ def truncated(batches: Iterable[Batch], share: float, suffix: int) -> Iterator[B
 def common_suffix(batches: Iterable[Batch]) -> int:
     """How many last tokens all rows share; rows without tokens, which fill a batch up, are none.
 
-    An input that was cut at its feature length has lost its end, and then shares little.
+    A row as long as its batch may have lost its end when it was cut at its feature length, so such
+    rows count only if there are no others.
 
     Raises:
       DataError: if there is no row with a token, or a batch is packed.
     """
-    shared: np.ndarray | None = None
+    whole: np.ndarray | None = None
+    full: np.ndarray | None = None
     for batch in batches:
+        length = np.shape(batch[_INPUTS])[1]
         for tokens in filter(len, _rows(batch)):
             ending = tokens[::-1]
-            shared = ending if shared is None else shared[: _agreement(shared, ending)]
+            if len(tokens) < length:
+                whole = _shared(whole, ending)
+            else:
+                full = _shared(full, ending)
+    shared = full if whole is None else whole
     if shared is None:
         raise DataError("There is no row with a token, so there is no suffix to share.")
     return len(shared)
+
+
+def _shared(one: np.ndarray | None, other: np.ndarray) -> np.ndarray:
+    """What two arrays share from their start on; the other one if there is no first."""
+    return other if one is None else one[: _agreement(one, other)]
 
 
 def _rows(batch: Batch) -> list[np.ndarray]:

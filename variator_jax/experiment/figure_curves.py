@@ -6,7 +6,7 @@ What rows are is in `results.py` and `evaluation.neurons`; saving is `figures.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from variator_jax.evaluation.plots import COLOURS, GREY
@@ -184,16 +184,7 @@ def _draw_means(axes: Any, rows: Rows) -> None:
     for colour, backbone in zip(colours, parts.distinct(rows, "backbone"), strict=False):
         own = [row for row in rows if row["backbone"] == backbone]
         ratios = [row["ratio"] for row in own]
-        look = dict(color=colour, marker="o", ms=5)
-        axes.plot(ratios, _percent(own, "share"), lw=1.6, label=backbone, **look)
-        axes.plot(
-            ratios,
-            _percent(own, "union"),
-            ls="--",
-            lw=0.9,
-            mfc="white",
-            **look,
-        )
+        _draw_shares(axes, ratios, own, backbone, color=colour, marker="o", ms=5)
     parts.ratio_axis(axes, sorted(parts.distinct(rows, "ratio")))
 
 
@@ -208,18 +199,15 @@ def _draw_layers(axes: Any, rows: Rows) -> None:
         if ratio == 1:
             axes.plot(layers, _percent(own, "share"), "s-", ms=4, color=GREY, label="one token")
             continue
-        look = dict(color=next(colours), marker="o", ms=4)
-        axes.plot(layers, _percent(own, "share"), lw=1.6, label=f"k = {ratio}", **look)
-        axes.plot(
-            layers,
-            _percent(own, "union"),
-            ls="--",
-            lw=0.9,
-            mfc="white",
-            **look,
-        )
+        _draw_shares(axes, layers, own, f"k = {ratio}", color=next(colours), marker="o", ms=4)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("encoder layer")
+
+
+def _draw_shares(axes: Any, x: Sequence[Any], rows: Rows, label: str, **look: Any) -> None:
+    """A line of merged inputs, and a thin one of their groups' tokens together."""
+    axes.plot(x, _percent(rows, "share"), lw=1.6, label=label, **look)
+    axes.plot(x, _percent(rows, "union"), ls="--", lw=0.9, mfc="white", **look)
 
 
 def _percent(rows: Rows, key: str) -> list[float]:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from variator_jax.backbone import Transformer, get_config
+from variator_jax.bench.encoder import fresh_plugins
 from variator_jax.checkpoints import load_backbone, load_plugin
 from variator_jax.distill.jobs import backbone_folder, run_part
 from variator_jax.evaluation.hardware import hardware
@@ -23,7 +22,6 @@ from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
 from variator_jax.experiment.drive import write_json
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.score import task_data
-from variator_jax.plugin import PluginConfig, init_plugin
 
 _ROUNDS = 15
 _NEURON_BATCHES = 4
@@ -58,14 +56,7 @@ def _kept(
 def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
     batch, length = experiment.latency or (1, 1)
     config = get_config(backbone)
-    layers, embed = config.num_encoder_layers, config.embed_dim
-    plugins = {
-        ratio: (
-            PluginConfig(ratio),
-            init_plugin(PluginConfig(ratio), layers, embed, jax.random.key(0)),
-        )
-        for ratio in experiment.ratios
-    }
+    plugins = fresh_plugins(config, experiment.ratios)
     rows = measure_encoder_latency(config, random_params(config), plugins, batch, length, _ROUNDS)
     return [
         {

@@ -85,12 +85,12 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def task_data(experiment: Experiment, cell: Cell) -> EvalData:
     """The examples that a cell is scored on, as the recipe's score.gin and task file say."""
-    from variator_jax import gin_utils
+    from variator_jax import engines, gin_utils
 
     arguments = gin_arguments(experiment, cell, "score")
     files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file=")]
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
-    folders = [str(gin_utils.configs_dir() / "engines" / "builtin")]
+    folders = engines.choose(engines.BUILTIN).search_paths("eval")
     gin_utils.parse(files, bindings, folders, require=False)
     return gin_utils.configured(EvalData)()
 

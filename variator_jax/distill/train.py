@@ -114,44 +114,22 @@ def train(
     weight = jnp.dtype(backbone_dtype if frozen else backbone.param_dtype).itemsize
     rows = data.batch_size // num_microbatches
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=weight)
-    if trained == "backbone":
-        job = backbone_job(model_dir, backbone, initial_checkpoint_path, data, seed, mesh)
-    elif trained == "student":
-        job = student_job(
-            model_dir, backbone, initial_checkpoint_path, plugin, loss or LossConfig(), data, mesh
-        )
-    elif trained == "plugin":
-        job = plugin_job(
-            model_dir,
-            backbone,
-            initial_checkpoint_path,
-            plugin,
-            initial_plugin_path,
-            loss or LossConfig(),
-            data,
-            seed,
-            mesh,
-            backbone_dtype,
-            initial_lora_path,
-            num_microbatches,
-        )
-    elif trained == "lora":
-        job = lora_job(
-            model_dir,
-            backbone,
-            initial_checkpoint_path,
-            lora or LoraConfig(),
-            data,
-            seed,
-            mesh,
-            backbone_dtype,
-        )
-    else:
-        kinds = ("plugin", "backbone", "lora", "student")
-        raise ConfigError(
-            f"TRAINED is {trained!r}; it is one of {', '.join(map(repr, kinds))}."
-            f"{did_you_mean(str(trained), kinds)}"
-        )
+    job = _job(
+        trained,
+        model_dir=model_dir,
+        backbone=backbone,
+        initial=initial_checkpoint_path,
+        plugin=plugin,
+        initial_plugin=initial_plugin_path,
+        loss=loss or LossConfig(),
+        lora=lora or LoraConfig(),
+        initial_lora=initial_lora_path,
+        data=data,
+        seed=seed,
+        mesh=mesh,
+        backbone_dtype=backbone_dtype,
+        num_microbatches=num_microbatches,
+    )
     identity = job.identity | dataclasses.asdict(data)
     identity.pop("eval_batches")  # changes nothing in what is trained
     checkpoints = Checkpoints(model_dir, keep_checkpoints, identity)
@@ -164,6 +142,52 @@ def train(
     finally:
         checkpoints.close()
         log.close()
+
+
+def _job(
+    trained: str,
+    *,
+    model_dir: str,
+    backbone: T5Config,
+    initial: str | None,
+    plugin: PluginConfig | None,
+    initial_plugin: str | None,
+    loss: LossConfig,
+    lora: LoraConfig,
+    initial_lora: str | None,
+    data: DataConfig,
+    seed: int,
+    mesh: Mesh,
+    backbone_dtype: str | None,
+    num_microbatches: int,
+) -> Job:
+    """What `trained` names, with those of the settings that it looks at."""
+    if trained == "backbone":
+        return backbone_job(model_dir, backbone, initial, data, seed, mesh)
+    if trained == "student":
+        return student_job(model_dir, backbone, initial, plugin, loss, data, mesh)
+    if trained == "lora":
+        return lora_job(model_dir, backbone, initial, lora, data, seed, mesh, backbone_dtype)
+    if trained == "plugin":
+        return plugin_job(
+            model_dir,
+            backbone,
+            initial,
+            plugin,
+            initial_plugin,
+            loss,
+            data,
+            seed,
+            mesh,
+            backbone_dtype,
+            initial_lora,
+            num_microbatches,
+        )
+    kinds = ("plugin", "backbone", "lora", "student")
+    raise ConfigError(
+        f"TRAINED is {trained!r}; it is one of {', '.join(map(repr, kinds))}."
+        f"{did_you_mean(str(trained), kinds)}"
+    )
 
 
 def _run(

@@ -20,7 +20,7 @@ def test_constant_stays_at_the_peak():
     np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 999)], [0, 0.4, 0.8, 0.8], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adamw_relative"])
 def test_every_optimizer_goes_downhill(name):
     update = optimizer(name, learning_rate=0.1, schedule_name="constant")
     params = {"w": jnp.full((3,), 2.0)}
@@ -29,12 +29,21 @@ def test_every_optimizer_goes_downhill(name):
     assert (updates["w"] < 0).all()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adamw_relative"])
 def test_weight_decay_is_times_the_learning_rate(name):
     update = optimizer(name, learning_rate=0.01, schedule_name="constant", weight_decay=0.1)
     params = {"w": jnp.full((3,), 10.0)}
     updates, _ = update.update({"w": jnp.zeros((3,))}, update.init(params), params)
     np.testing.assert_allclose(updates["w"], -0.01 * 0.1 * 10.0, rtol=1e-5)
+
+
+def test_a_relative_step_is_the_learning_rate_times_the_size_of_the_array():
+    update = optimizer("adamw_relative", learning_rate=0.01, schedule_name="constant")
+    params = {"embedding": jnp.full((4, 2), 1.0), "kernel": jnp.full((2, 2), 0.1)}
+    gradient = {name: jnp.full_like(value, 0.03) for name, value in params.items()}
+    updates, _ = update.update(gradient, update.init(params), params)
+    np.testing.assert_allclose(updates["embedding"], -0.01, rtol=1e-4)
+    np.testing.assert_allclose(updates["kernel"], -0.001, rtol=1e-4)
 
 
 def test_slips_name_the_nearest():

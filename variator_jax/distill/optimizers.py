@@ -6,7 +6,7 @@ import optax
 
 from variator_jax.errors import ConfigError, did_you_mean
 
-_OPTIMIZERS = ("adamw", "adafactor")
+_OPTIMIZERS = ("adamw", "adafactor", "adamw_relative")
 _SCHEDULES = ("constant", "linear")
 
 
@@ -49,11 +49,13 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW or Adafactor behind global-norm clipping.
+    """AdamW, plain or with relative steps, or Adafactor, behind global-norm clipping.
 
     Args:
-      name: 'adamw', or 'adafactor' as T5 uses it: a step is relative to the size of the parameter.
-      learning_rate: the peak; 1e-3 is usual for AdamW, 1e-2 for Adafactor.
+      name: 'adamw'; 'adafactor' as T5 uses it, whose steps are relative to the RMS of each array; or
+        'adamw_relative', AdamW with such steps. T5 draws its embeddings at unit size and all else
+        much smaller, so that a plain AdamW which suits the rest hardly moves a rare word.
+      learning_rate: the peak; 1e-3 is usual for AdamW, 1e-2 for the relative ones.
       schedule_name: 'constant' or 'linear', see `schedule`.
       warmup_steps: steps of linear warm-up.
       train_steps: where a linear decay reaches 0.
@@ -73,6 +75,13 @@ def optimizer(
         )
     if name == "adamw":
         update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    elif name == "adamw_relative":
+        update = optax.chain(
+            optax.scale_by_adam(b1=b1, b2=b2),
+            optax.scale_by_param_block_rms(),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
     else:
         # optax's own decay for Adafactor is not scaled by the learning rate, so both come behind.
         update = optax.chain(

@@ -1,0 +1,25 @@
+"""Stand-ins on the PATH that write down how they were called."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """Makes stand-ins of programs; gives their PATH, and their calls as lists of arguments."""
+    folder, record = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+
+    def make(**bodies):
+        for name, body in bodies.items():
+            text = f"#!/bin/bash\nprintf '%q ' {name} \"$@\" >>{record}\necho >>{record}\n{body}\n"
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}", "RETRY_SECONDS": "0", "HERE": str(folder)}
+
+    def calls():
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [line for line in lines if line]
+
+    return make, calls

@@ -1,0 +1,47 @@
+"""The launch scripts as tests start them, and stand-ins of the programs that they call."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOST = "another process was lost; the same command continues from the newest checkpoint"
+ANY_POD = ["tpu_pod.sh", "my-pod", "--zone", "z", "--type", "v4-32"]
+POD = [*ANY_POD, "--no-check"]
+SLURM = ["slurm.sbatch", "--no-check"]
+SCRIPTS = ["local.sh", "tpu_pod.sh", "slurm.sbatch"]
+TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
+
+
+def launch(script, *arguments, **environment):
+    return subprocess.run(
+        ["bash", ROOT / "launch" / script, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+# A command that saves when it is told to end, and one that something of its own outlives.
+SAVES = """
+trap 'sleep 0.3; echo saved; exit 143' TERM
+touch "$HERE/up"
+while :; do sleep 0.05; done
+"""
+OUTLIVED = '(trap "" TERM; sleep 0.4; echo the last lines) & exit 75'
+
+
+def told_to_end(command, environment):
+    """Sends SIGTERM to a shell, and to it alone, once the command in it is up."""
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    while not (Path(environment["HERE"]) / "up").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    return process.returncode, out

@@ -17,6 +17,7 @@ def _record(task, arm, ratio, seed, score, **details):
         "seed": seed,
         "score": score,
         "details": details,
+        "examples": 100,
         "majority": 50.0,
         "flops_saved": 0.0 if ratio == 1 else 0.4,
         "extra_parameters": 0 if ratio == 1 else 100,
@@ -59,6 +60,7 @@ def test_the_mean_over_tasks_counts_only_seeds_that_have_them_all():
     found = rows(RECORDS)
     row = _row(found, MEAN, "variator")
     assert (row.seeds, row.mean, row.gap, row.std) == (1, 74.5, 0.5, 0.0)
+    assert row.examples == 200
     assert _row(found, MEAN, "backbone").mean == pytest.approx((75 + 78) / 2)
     one_task = [record for record in RECORDS if record["task"] == "sst2"]
     assert MEAN not in {row.task for row in rows(one_task)}

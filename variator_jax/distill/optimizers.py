@@ -52,9 +52,9 @@ def optimizer(
     """AdamW, plain or with relative steps, or Adafactor, behind global-norm clipping.
 
     Args:
-      name: 'adamw'; 'adafactor' as T5 uses it, whose steps are relative to the RMS of each array; or
-        'adamw_relative', AdamW with such steps. T5 draws its embeddings at unit size and all else
-        much smaller, so that a plain AdamW which suits the rest hardly moves a rare word.
+      name: 'adamw'; 'adafactor' as T5 uses it, whose steps are relative to the RMS of each array;
+        or 'adamw_relative', AdamW with such steps. T5 draws its embeddings at unit size and all
+        else much smaller, so that a plain AdamW which suits the rest hardly moves a rare word.
       learning_rate: the peak; 1e-3 is usual for AdamW, 1e-2 for the relative ones.
       schedule_name: 'constant' or 'linear', see `schedule`.
       warmup_steps: steps of linear warm-up.

@@ -10,13 +10,10 @@ from typing import Any
 
 from variator_jax.evaluation.hardware import hardware
 from variator_jax.experiment import figures, measure, tables
-from variator_jax.experiment.arms import TEACHER
 from variator_jax.experiment.drive import write_json
 from variator_jax.experiment.grid import Experiment
-from variator_jax.experiment.results import MEAN, Row, rows, write_rows
-
-# Points on a task's score that the FFNs must be worth, for a task to say something about plugins.
-_TELLING = 2.0
+from variator_jax.experiment.remarks import remarks
+from variator_jax.experiment.results import Row, rows, write_rows
 
 
 def report(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> str:
@@ -72,7 +69,7 @@ def _markdown(
         sections += [
             f"## {backbone}",
             tables.quality_table(found, backbone),
-            *_remarks(found, backbone),
+            remarks(found, backbone),
             tables.details_table(found, backbone),
         ]
     sections += ["## Sizes and clock", tables.size_table(found)]
@@ -92,23 +89,3 @@ def _markdown(
         ]
     sections += [f"![{name}]({name})" for name in drawn]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _remarks(found: Sequence[Row], backbone: str) -> list[str]:
-    """What a reader should know of tasks that say little."""
-    own = [row for row in found if row.backbone == backbone and row.task != MEAN]
-    notes = []
-    for row in own:
-        if row.arm == "no_ffn" and row.gap < _TELLING:
-            notes.append(
-                f"- {row.task}: without any encoder FFN the teacher loses {row.gap:.1f} points "
-                f"(± {row.gap_std:.1f}), so this task says little about plugins."
-            )
-        if row.arm != TEACHER or row.majority is None:
-            continue
-        if row.mean - row.majority < _TELLING:
-            notes.append(
-                f"- {row.task}: the teacher is {row.mean - row.majority:+.1f} points from always "
-                "answering the commonest label, so differences on it are chance."
-            )
-    return ["\n".join(notes)] if notes else []

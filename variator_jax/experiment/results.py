@@ -37,6 +37,7 @@ class Row:
       extra_parameters: weights beside the backbone's.
       extra_parameters_share: the same over the backbone's.
       parameters: the backbone's own.
+      examples: that the score is over, of all tasks together for 'mean'.
       majority: score of always answering the commonest label; None where there is none.
       milliseconds: measured encoder pass, None if not measured.
       spread: its interquartile range.
@@ -58,6 +59,7 @@ class Row:
     extra_parameters: int
     extra_parameters_share: float
     parameters: int
+    examples: int
     majority: float | None
     milliseconds: float | None = None
     spread: float | None = None
@@ -90,7 +92,7 @@ def rows(
         mean, std = mean_std([r["score"] for r in group])
         gap, gap_std = mean_std(gaps)
         measured = clock.get((backbone, arm, ratio), {})
-        known: dict[str, Any] = {name: group[0][name] for name in COSTS}
+        known: dict[str, Any] = {name: group[0][name] for name in ("examples", *COSTS)}
         known |= {name: measured.get(name) for name in CLOCK}
         known["details"] = _detail_means([r["details"] for r in group])
         found.append(Row(backbone, task, arm, ratio, len(group), mean, std, gap, gap_std, **known))
@@ -130,6 +132,7 @@ def _means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if len(group) == len(tasks):
             average = {name: _average([r[name] for r in group]) for name in ("score", *COSTS)}
             whole = {name: int(average[name] or 0) for name in ("extra_parameters", "parameters")}
+            whole["examples"] = sum(r["examples"] for r in group)
             means.append({**group[0], **average, **whole, "task": MEAN, "details": {}})
     return means
 

@@ -1,0 +1,54 @@
+"""Sentences that follow from a table: who beats whom, and what says little."""
+
+from variator_jax.experiment.remarks import remarks
+from variator_jax.experiment.results import rows
+
+
+def _records(task, **scores):
+    """A cell of one seed for each arm; at ratio 4 unless it is the teacher or has no FFN."""
+    return [
+        {
+            "backbone": "nano", "task": task, "arm": arm, "seed": 0, "score": score,
+            "ratio": 1 if arm in ("backbone", "no_ffn") else 4, "details": {}, "examples": 400,
+            "majority": 50.0, "flops_saved": 0.4, "extra_parameters": 1,
+            "extra_parameters_share": 0.1, "parameters": 10,
+        }
+        for arm, score in scores.items()
+    ]  # fmt: skip
+
+
+def _said(records):
+    return remarks(rows(records), "nano").splitlines()
+
+
+def test_the_method_is_held_against_each_rival():
+    scores = {"backbone": 80.0, "variator": 79.0, "mean_pool": 60.0, "no_pretraining": 79.5}
+    first, *_ = _said(_records("sst2", **scores))
+    assert first == (
+        "- k = 4: the plugin loses 1.00 ± 0.00 points; it beats *mean-pooling, untrained* by 19.0; "
+        "it **does not beat** *without plugin pre-training* (-0.5)."
+    )
+
+
+def test_of_several_tasks_the_mean_counts():
+    records = _records("sst2", backbone=80.0, variator=81.0, student=70.0)
+    records += _records("mrpc", backbone=70.0, variator=73.0, student=80.0)
+    first, *_ = _said(records)
+    assert first.startswith("- k = 4: the plugin gains 2.00 ± 0.00 points; it beats *smaller")
+    assert "by 2.0" in first
+
+
+def test_tasks_that_say_little_are_named():
+    said = _said(_records("rte", backbone=51.0, no_ffn=50.5) + _records("sst2", backbone=80.0))
+    assert [line for line in said if line.startswith("- rte: without any encoder FFN")]
+    assert [line for line in said if line.startswith("- rte: the teacher is +1.0 points")]
+    assert not [line for line in said if line.startswith("- sst2")]
+
+
+def test_the_standard_error_is_that_of_a_share_of_the_examples():
+    *_, last = _said(_records("sst2", backbone=80.0))
+    assert "standard error of 2.0 on sst2 (400 examples)" in last
+
+
+def test_a_backbone_without_rows_has_no_remarks():
+    assert remarks(rows(_records("sst2", backbone=80.0)), "mini") == ""

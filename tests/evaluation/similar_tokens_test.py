@@ -15,6 +15,7 @@ from variator_jax.evaluation.similar_tokens import (
     destinations,
     merge,
     merge_similar,
+    same_flops_ratio,
     similar_tokens_flops,
     unmerge,
 )
@@ -147,7 +148,7 @@ def test_equal_tokens_merge_exactly(ratio, seed):
 
 def test_wrong_ratios_and_patterns_are_told(params):
     rows = tokens([4], 4)
-    with pytest.raises(PluginError, match="positive integer"), merge_similar(0, rows > 0):
+    with pytest.raises(PluginError, match="ratio of 1 or more"), merge_similar(0, rows > 0):
         pass
     with pytest.raises(PluginError, match="matches no module"):
         with merge_similar(2, rows > 0, r"encoder/block_(\d+)/ffn"):
@@ -163,3 +164,24 @@ def test_cost_is_a_repeating_means_and_the_similarities(ratio):
     layer = cost.attention_flops(CONFIG, length) + cost.ffn_flops(CONFIG, groups)
     assert found == 2 * (layer + 2 * length * groups * CONFIG.embed_dim)
     assert similar_tokens_flops(CONFIG, length, 1) == cost.encoder_flops(CONFIG, length, 1)
+
+
+@pytest.mark.parametrize("name", ["nano", "t5_1_0_base"])
+@pytest.mark.parametrize("length", [1, 7, 64, 256])
+def test_the_same_flops_are_a_plugins_with_no_destination_to_spare(name, length):
+    config = get_config(name)
+    most = cost.encoder_flops(config, length, 4)
+    groups = round(length / same_flops_ratio(config, length, 4))
+    assert 1 <= groups <= length
+    if groups > 1:
+        assert similar_tokens_flops(config, length, length / groups) <= most
+    if groups < length:
+        assert similar_tokens_flops(config, length, length / (groups + 1)) > most
+
+
+@given(length=st.integers(1, 70), data=st.data())
+def test_a_ratio_that_is_not_whole_has_as_many_destinations_all_different(length, data):
+    groups = data.draw(st.integers(1, length))
+    x = jnp.asarray(np.random.default_rng(length).normal(size=(1, length, 4)), jnp.float32)
+    owners = np.asarray(destinations(x, jnp.ones((1, length), bool), length / groups))
+    assert set(owners[0]) == set(range(groups))

@@ -44,10 +44,10 @@ def test_the_length_follows_the_plugins_settings():
     assert same_flops_length(config, 256, 4) < same_flops_length(config, 256, 4, half) < 256
 
 
-def test_a_row_keeps_its_beginning_and_its_last_tokens_shifted_together():
+def test_a_row_is_cut_in_the_middle_of_what_comes_before_the_suffix():
     rows = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 7, 8], [8], []]
-    assert cut(rows, 0.5, 2) == [[1, 2, 7, 8], [1, 7, 8], [8], []]
-    assert cut(rows, 0.5, 0) == [[1, 2, 3, 4], [1, 2], [8], []]
+    assert cut(rows, 0.5, 2) == [[1, 6, 7, 8], [1, 7, 8], [8], []]
+    assert cut(rows, 0.5, 0) == [[1, 2, 7, 8], [1, 8], [8], []]
     assert cut(rows, 0.01, 3) == [[1, 6, 7, 8], [1, 2, 7, 8], [8], []]
     assert cut(rows, 1.0, 1) == rows
 
@@ -66,8 +66,9 @@ def test_lengths_and_ends_of_what_is_kept(rows, share, suffix):
         wanted = max(suffix + 1, math.ceil(round(share * len(tokens), 6)))
         assert len(kept) == min(len(tokens), wanted)
         if len(kept) > suffix:
-            assert kept[len(kept) - suffix :] == tokens[len(tokens) - suffix :]
-            assert kept[: len(kept) - suffix] == tokens[: len(kept) - suffix]
+            last = suffix + (len(kept) - suffix) // 2
+            assert kept[len(kept) - last :] == tokens[len(tokens) - last :]
+            assert kept[: len(kept) - last] == tokens[: len(kept) - last]
 
 
 def test_a_share_that_floating_point_puts_just_above_a_whole_number_keeps_that_number():

@@ -4,11 +4,11 @@ from variator_jax.experiment.remarks import remarks
 from variator_jax.experiment.results import rows
 
 
-def _records(task, **scores):
+def _records(task, seed=0, **scores):
     """A cell of one seed for each arm; at ratio 4 unless it is the teacher or has no FFN."""
     return [
         {
-            "backbone": "nano", "task": task, "arm": arm, "seed": 0, "score": score,
+            "backbone": "nano", "task": task, "arm": arm, "seed": seed, "score": score,
             "ratio": 1 if arm in ("backbone", "no_ffn") else 4, "details": {}, "examples": 400,
             "majority": 50.0, "flops_saved": 0.4, "extra_parameters": 1,
             "extra_parameters_share": 0.1, "parameters": 10,
@@ -25,17 +25,24 @@ def test_the_method_is_held_against_each_rival():
     scores = {"backbone": 80.0, "variator": 79.0, "mean_pool": 60.0, "no_pretraining": 79.5}
     first, *_ = _said(_records("sst2", **scores))
     assert first == (
-        "- k = 4: the plugin loses 1.00 ± 0.00 points; it beats *mean-pooling, untrained* by 19.0; "
-        "it **does not beat** *without plugin pre-training* (-0.5)."
+        "- k = 4: the plugin loses 1.00 ± 0.00 points; it is above *mean-pooling, untrained* "
+        "(+19.0 ± 0.0); it is **below** *without plugin pre-training* (-0.5 ± 0.0)."
     )
+
+
+def test_what_varies_more_from_seed_to_seed_than_it_differs_is_level():
+    records = _records("sst2", 0, backbone=80.0, variator=79.0, student=78.0)
+    records += _records("sst2", 1, backbone=80.0, variator=77.0, student=77.5)
+    first, *_ = _said(records)  # +1.0 and -0.5
+    assert "it is **level with** *smaller student, distilled* (+0.2 ± 1.1)" in first
 
 
 def test_of_several_tasks_the_mean_counts():
     records = _records("sst2", backbone=80.0, variator=81.0, student=70.0)
     records += _records("mrpc", backbone=70.0, variator=73.0, student=80.0)
     first, *_ = _said(records)
-    assert first.startswith("- k = 4: the plugin gains 2.00 ± 0.00 points; it beats *smaller")
-    assert "by 2.0" in first
+    assert first.startswith("- k = 4: the plugin gains 2.00 ± 0.00 points; it is above *smaller")
+    assert "(+2.0 ± 0.0)" in first
 
 
 def test_tasks_that_say_little_are_named():

@@ -1,8 +1,8 @@
 """The documentation tasks, registered with seqio on import; nothing is built until one is read.
 
 `docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` and `docs_name` are the tasks
-that plugins are adapted to, and `docs_tasks` mixes the three. The examples come from
-`docs_examples`, the scoring from `spec`.
+that plugins are adapted to; `docs_tasks` mixes the three, `docs_labels` the first two, which are
+classification. The examples come from `docs_examples`, the scoring from `spec`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def _register() -> None:
         text_to_text_task(spec.name, make, corpus.SPLITS, vocabulary, spec)
     for spec in (spans, *answered):
         register_spec(spec)
-    seqio.MixtureRegistry.add(
-        "docs_tasks", [("docs_topic", 1.0), ("docs_pair", 1.0), ("docs_name", 1.0)]
-    )
+    labelled = ["docs_topic", "docs_pair"]
+    seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)
+    seqio.MixtureRegistry.add("docs_tasks", [*labelled, "docs_name"], default_rate=1.0)
 
 
 if "docs_topic" not in seqio.TaskRegistry.names():

@@ -43,7 +43,8 @@ def truncated(batches: Iterable[Batch], share: float, suffix: int) -> Iterator[B
     """Batches whose inputs are cut in their middle, so that a question at the end stays.
 
     A row of n tokens keeps max(suffix + 1, ceil(share * n)) of them, or all if it has no more: its
-    beginning and its last `suffix` tokens, shifted together. The rest of the row is padding.
+    last `suffix` tokens, and of those before as many from the beginning as from the end, shifted
+    together. So of a pair of sentences neither is lost. The rest of the row is padding.
 
     Args:
       batches: with `encoder_input_tokens` `[batch, length]`; other arrays stay as they are.
@@ -108,7 +109,8 @@ def _cut(tokens: np.ndarray, share: float, suffix: int) -> np.ndarray:
     kept = max(suffix + 1, math.ceil(share * len(tokens) - 1e-9))
     if kept >= len(tokens):
         return tokens
-    return np.concatenate([tokens[: kept - suffix], tokens[len(tokens) - suffix :]])
+    end = suffix + (kept - suffix) // 2
+    return np.concatenate([tokens[: kept - end], tokens[len(tokens) - end :]])
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> int:

@@ -67,8 +67,8 @@ _ALL = (
     _trained("loss_logits", "adapted on the teacher's logits", loss=_loss(0.0, 0.0, 1.0, 0.0)),
     Arm("student", "smaller student, distilled", "student", adapted=True),
     Arm("mean_pool", "mean-pooling, untrained", "mean_pool"),
-    Arm("similar_tokens", "similar tokens merged, untrained", "similar_tokens"),
-    Arm("truncated", "input truncated to the same FLOPs", "truncated"),
+    Arm("similar_tokens", "similar tokens merged, same FLOPs", "similar_tokens"),
+    Arm("truncated", "input cut to the same FLOPs", "truncated"),
     Arm("no_ffn", "no encoder FFN (control)", "no_ffn", compressed=False),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +31,40 @@ def latencies(experiment: Experiment) -> list[dict[str, Any]]:
     """Encoder passes of every backbone at every ratio of the method, in interleaved rounds."""
     if experiment.latency is None:
         return []
-    return _kept(experiment, "latency", lambda backbone: _time(experiment, backbone))
+    batch, length = experiment.latency
+    asked = {"batch": batch, "length": length, "ratios": [*experiment.ratios]}
+    return _kept(experiment, "latency", asked, lambda backbone: _time(experiment, backbone))
 
 
 def neurons(experiment: Experiment) -> list[dict[str, Any]]:
     """Shares of activated neurons of every backbone, on its first task and seed."""
     if not experiment.neurons or METHOD not in experiment.arms:
         return []
-    return _kept(experiment, "neurons", lambda backbone: _count(experiment, backbone))
+    asked = {"task": experiment.tasks[0], "seed": experiment.seeds[0]}
+    asked |= {"ratios": [*experiment.ratios]}
+    return _kept(experiment, "neurons", asked, lambda backbone: _count(experiment, backbone))
 
 
 def _kept(
-    experiment: Experiment, kind: str, measure: Callable[[str], list[dict[str, Any]]]
+    experiment: Experiment,
+    kind: str,
+    asked: Mapping[str, Any],
+    measure: Callable[[str], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
+    """What was measured when the same was asked, or else a measurement now, which is kept."""
     found: list[dict[str, Any]] = []
     for backbone in experiment.backbones:
         file = Path(experiment.model_dir) / kind / f"{backbone}.json"
-        if not file.is_file():
-            write_json(file, measure(backbone))
-        found += json.loads(file.read_text(encoding="utf-8"))
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.get("asked") != asked:
+            kept = {"asked": asked, "rows": measure(backbone)}
+            write_json(file, kept)
+        found += kept["rows"]
     return found
 
 
 def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
-    batch, length = experiment.latency or (1, 1)
+    batch, length = experiment.latency or (1, 1)  # known by now
     config = get_config(backbone)
     plugins = fresh_plugins(config, experiment.ratios)
     rows = measure_encoder_latency(config, random_params(config), plugins, batch, length, _ROUNDS)
@@ -82,8 +92,8 @@ def _count(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
         for ratio in experiment.ratios
     ]
     data = task_data(experiment, cells[0])
-    (task,) = data.tasks()
-    batches = list(itertools.islice(data.batches(task), _NEURON_BATCHES))
+    each = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
+    batches = list(itertools.chain.from_iterable(each))
     teacher = load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0]))))
     module = Transformer(teacher.config)
     found: list[dict[str, Any]] = []
@@ -92,5 +102,5 @@ def _count(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
         counted = activated_neurons(
             module, teacher.params, plugin.config, plugin.variables, batches
         )
-        found += [{**row, "task": cell.task} for row in counted.rows(backbone)]
+        found += [{**row, "task": cell.task, "seed": cell.seed} for row in counted.rows(backbone)]
     return found

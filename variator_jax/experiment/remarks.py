@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 
 from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
-from variator_jax.experiment.results import MEAN, Row
+from variator_jax.experiment.results import MEAN, Row, mean_std
 
 # Points on a task's score that the FFNs, or a teacher, must be worth to say something.
 _TELLING = 2.0
 # What the method is compared with, in this order, where it ran.
 _RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
+
+# How the method stands to a rival: beyond the deviation over seeds, within it, below it.
+_RANKS = ("it is above", "it is **level with**", "it is **below**")
 
 
 def remarks(found: Sequence[Row], backbone: str) -> str:
@@ -26,31 +29,37 @@ def remarks(found: Sequence[Row], backbone: str) -> str:
 
 
 def _against_rivals(rows: Sequence[Row]) -> list[str]:
-    """Each ratio of the method: its gap, and by how much it beats the rivals, seed by seed."""
+    """Each ratio of the method: its gap, and how it stands to the rivals of the same ratio."""
     said = []
     for row in rows:
         if row.arm != METHOD:
             continue
-        rivals = {r.arm: _gain(row, r) for r in rows if r.ratio == row.ratio}
-        known = [(f"*{ARMS[name].meaning}*", rivals[name]) for name in _RIVALS if name in rivals]
-        text = f"k = {row.ratio}: the plugin {_change(-row.gap, row.gap_std)}"
-        if beaten := [f"{name} by {gain:.1f}" for name, gain in known if gain > 0]:
-            text += f"; it beats {_list(beaten)}"
-        if others := [f"{name} ({gain:+.1f})" for name, gain in known if gain <= 0]:
-            text += f"; it **does not beat** {_list(others)}"
-        said.append(f"{text}.")
+        rivals = {r.arm: r for r in rows if r.ratio == row.ratio and r.arm in _RIVALS}
+        ranks: dict[str, list[str]] = {rank: [] for rank in _RANKS}
+        for name in filter(rivals.get, _RIVALS):
+            gain, std = _gain(row, rivals[name])
+            ranks[_rank(gain, std)].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
+        parts = [f"{rank} {_list(names)}" for rank, names in ranks.items() if names]
+        said.append("; ".join([f"k = {row.ratio}: the plugin {_change(row)}", *parts]) + ".")
     return said
 
 
-def _gain(row: Row, rival: Row) -> float:
-    """Points that a row is above another one of the same task."""
-    return row.mean - rival.mean
+def _gain(row: Row, rival: Row) -> tuple[float, float]:
+    """Mean and sample standard deviation of the points above a rival, over common seeds."""
+    common = row.scores.keys() & rival.scores.keys()
+    return mean_std([row.scores[seed] - rival.scores[seed] for seed in sorted(common)])
 
 
-def _change(points: float, std: float) -> str:
-    if points >= 0:
-        return f"gains {points:.2f} ± {std:.2f} points"
-    return f"loses {-points:.2f} ± {std:.2f} points"
+def _rank(gain: float, std: float) -> str:
+    better, level, worse = _RANKS
+    if abs(gain) <= std:
+        return level
+    return better if gain > 0 else worse
+
+
+def _change(row: Row) -> str:
+    """What a row loses or gains against the teacher."""
+    return f"{'gains' if row.gap < 0 else 'loses'} {abs(row.gap):.2f} ± {row.gap_std:.2f} points"
 
 
 def _weak_tasks(tasks: Sequence[Row]) -> list[str]:
@@ -83,7 +92,7 @@ def _errors(tasks: Sequence[Row]) -> list[str]:
         return []
     return [
         f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; "
-        "smaller differences between arms are not certain."
+        "a difference between two arms has up to 1.4 times as much."
     ]
 
 

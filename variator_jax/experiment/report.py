@@ -15,6 +15,11 @@ from variator_jax.experiment.grid import Experiment
 from variator_jax.experiment.remarks import remarks
 from variator_jax.experiment.results import Row, rows, write_rows
 
+_ONE_TEACHER = (
+    " The seeds share one teacher and vary what is trained beside it; what is not trained "
+    "is the same each time."
+)
+
 
 def report(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> str:
     """Aggregates, measures what is missing, writes everything; returns the Markdown."""
@@ -63,7 +68,7 @@ def _markdown(
         f"{time.strftime('%Y-%m-%d')}, {hardware()}; recipe `{experiment.recipe}`, "
         f"seeds {', '.join(map(str, experiment.seeds))}. Scores are on a scale of 0 to 100, mean ± "
         "standard deviation over seeds; the gap is the teacher's score less the arm's, seed by "
-        "seed.",
+        "seed." + (_ONE_TEACHER if experiment.one_teacher and len(experiment.seeds) > 1 else ""),
     ]
     for backbone in experiment.backbones:
         sections += [
@@ -75,17 +80,18 @@ def _markdown(
     sections += ["## Sizes and clock", tables.size_table(found)]
     if latency:
         first = latency[0]
+        machines = " and ".join(dict.fromkeys(row["hardware"] for row in latency))
         sections.append(
-            f"Encoder passes of {first['batch']} x {first['length']} tokens on "
-            f"{first['hardware']}, random weights, medians of interleaved "
-            "rounds; the last column is the share of the speed-up that the saved FLOPs allow."
+            f"Encoder passes of {first['batch']} x {first['length']} tokens in float32 on "
+            f"{machines}, random weights, medians of interleaved rounds; the last column is the "
+            "share of the speed-up that the saved FLOPs allow."
         )
     if neurons:
         sections += [
             "## Activated neurons",
             tables.neuron_table(neurons),
             "Share of the encoder's FFN neurons that fire, mean over layers; "
-            f"task {neurons[0]['task']}, seed {experiment.seeds[0]}.",
+            f"task {neurons[0]['task']}, seed {neurons[0]['seed']}.",
         ]
     sections += [f"![{name}]({name})" for name in drawn]
     return "\n\n".join(section for section in sections if section) + "\n"

@@ -16,6 +16,7 @@ MEAN = "mean"  # the task that stands for all of them
 
 # What a cell's record holds beside its score, the same for each of its seeds.
 CLOCK = ("milliseconds", "spread", "speedup", "allowed")
+_NESTED = ("details", "scores")  # in the JSON only
 COSTS = ("flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority")
 
 
@@ -31,6 +32,7 @@ class Row:
       seeds: how many runs.
       mean: of the score, 0 to 100.
       std: sample standard deviation of the score over seeds, 0 for one.
+      scores: seed -> score.
       gap: mean over seeds of the teacher's score less this one, points.
       gap_std: sample standard deviation of it.
       flops_saved: share of the encoder's FLOPs; negative where it costs more.
@@ -53,6 +55,7 @@ class Row:
     seeds: int
     mean: float
     std: float
+    scores: Mapping[int, float]
     gap: float
     gap_std: float
     flops_saved: float
@@ -95,7 +98,9 @@ def rows(
         known: dict[str, Any] = {name: group[0][name] for name in ("examples", *COSTS)}
         known |= {name: measured.get(name) for name in CLOCK}
         known["details"] = _detail_means([r["details"] for r in group])
-        found.append(Row(backbone, task, arm, ratio, len(group), mean, std, gap, gap_std, **known))
+        known["scores"] = {r["seed"]: r["score"] for r in group}
+        names = (backbone, task, arm, ratio, len(group))
+        found.append(Row(*names, mean=mean, std=std, gap=gap, gap_std=gap_std, **known))
     return found
 
 
@@ -111,7 +116,7 @@ def write_rows(found: Sequence[Row], folder: Path) -> None:
     """Writes `results.json` and `results.csv`."""
     plain = [dataclasses.asdict(row) for row in found]
     write_json(folder / "results.json", plain)
-    names = [field.name for field in dataclasses.fields(Row) if field.name != "details"]
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in _NESTED]
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, names, extrasaction="ignore")
         writer.writeheader()

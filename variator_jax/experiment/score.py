@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,8 +19,13 @@ from variator_jax.distill.evaluate import EvalData, Runner
 from variator_jax.distill.jobs import backbone_folder, run_part
 from variator_jax.evaluation import cost
 from variator_jax.evaluation.control import skip_encoder_ffn
+from variator_jax.evaluation.evaluator import TaskResult
 from variator_jax.evaluation.narrow import student_leaves
-from variator_jax.evaluation.similar_tokens import merge_similar, similar_tokens_flops
+from variator_jax.evaluation.similar_tokens import (
+    merge_similar,
+    same_flops_ratio,
+    similar_tokens_flops,
+)
 from variator_jax.evaluation.truncation import common_suffix, same_flops_length, truncated
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import gin_arguments
@@ -60,7 +66,7 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     teacher = _loaded(str(backbone_folder(str(experiment.teacher_folder(cell)))))
     scored = _SCORED[cell.arm.scored](experiment, cell, teacher, data)
     runner = Runner(scored.backbone, scored.data)
-    (result,) = runner.results(scored.plugin, scored.variables, scored.instead, str(cell)).values()
+    results = runner.results(scored.plugin, scored.variables, scored.instead, str(cell))
     whole = cost.encoder_flops(teacher.config, _length(data), 1)
     parameters = cost.backbone_parameters(teacher.config)
     return {
@@ -69,10 +75,7 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "arm": cell.arm.name,
         "ratio": cell.ratio,
         "seed": cell.seed,
-        "score": result.score,
-        "details": dict(result.details),
-        "examples": result.examples,
-        "majority": result.majority,
+        **_together(results),
         "encoder_length": _length(data),
         "flops_saved": 1.0 - scored.flops / whole,
         "extra_parameters": scored.extra_parameters,
@@ -80,6 +83,23 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "parameters": parameters,
         "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _together(results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    """A task's score and what belongs to it; of a mixture the mean, with each task's beside it."""
+    if len(results) == 1:
+        (only,) = results.values()
+        details, majority = dict(only.details), only.majority
+    else:
+        details = {name: result.score for name, result in results.items()}
+        known = [r.majority for r in results.values() if r.majority is not None]
+        majority = statistics.fmean(known) if len(known) == len(results) else None
+    return {
+        "score": statistics.fmean(result.score for result in results.values()),
+        "details": details,
+        "examples": sum(result.examples for result in results.values()),
+        "majority": majority,
     }
 
 
@@ -149,8 +169,9 @@ def _no_ffn(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalDat
 
 
 def _similar(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    flops = similar_tokens_flops(teacher.config, _length(data), cell.ratio)
-    instead = functools.partial(merge_similar, cell.ratio)
+    ratio = same_flops_ratio(teacher.config, _length(data), cell.ratio)
+    flops = similar_tokens_flops(teacher.config, _length(data), ratio)
+    instead = functools.partial(merge_similar, ratio)
     return Scored(teacher, data, flops, instead=instead)
 
 

@@ -100,7 +100,8 @@ def _score(row: Row | None) -> str:
 
 
 def _costs(own: Sequence[Row], arm: str, ratio: int) -> list[str]:
-    row = next(row for row in own if (row.arm, row.ratio) == (arm, ratio))
+    same = [row for row in own if (row.arm, row.ratio) == (arm, ratio)]
+    row = next((row for row in same if row.task == MEAN), same[0])  # lengths differ by task
     if arm == TEACHER:
         return ["", ""]
     return [_share(row.flops_saved), _share(row.extra_parameters_share, 2)]

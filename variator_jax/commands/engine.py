@@ -117,5 +117,9 @@ def parse(
 
 def _search_paths(args: argparse.Namespace, command: str, engine: Any) -> list[str]:
     """The user's folders, then what the engine's part of the configuration lies in."""
-    own = [path for group in args.gin_search_paths for path in group.split(",") if path]
-    return [*own, *engine.search_paths(command)]
+    return [*own_search_paths(args), *engine.search_paths(command)]
+
+
+def own_search_paths(args: argparse.Namespace) -> list[str]:
+    """The folders of `--gin_search_paths`."""
+    return [path for group in args.gin_search_paths for path in group.split(",") if path]

@@ -12,6 +12,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry_run", action="store_true", help="say what is done and what is missing, and stop"
     )
+    parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
 
 
 @command(
@@ -28,17 +29,22 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
 )
 def _experiment(args: argparse.Namespace) -> None:
     from variator_jax import cli, engines, gin_utils
-    from variator_jax.commands.engine import parse
-    from variator_jax.experiment import drive, grid
+    from variator_jax.commands.engine import own_search_paths, parse
+    from variator_jax.experiment import drive, grid, recipe
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
     parse(args, "train", engines.choose(engines.BUILTIN), require=True)
-    experiment = gin_utils.configured(grid.Experiment)()
+    experiment = gin_utils.configured(grid.Experiment)(search_paths=own_search_paths(args))
+    configs = recipe.recipe_configs(experiment)
     if args.dry_run:
         print(drive.describe(experiment))
         return
     from variator_jax.experiment import report, score
 
-    records = drive.drive(experiment, cli.main, score.score_cell)
+    if args.tfds_data_dir:
+        import seqio
+
+        seqio.set_tfds_data_dir_override(args.tfds_data_dir)
+    records = drive.drive(experiment, cli.main, score.score_cell, configs)
     print(report.report(experiment, records))

@@ -156,6 +156,8 @@ def same_flops_ratio(
       ConfigError: for a size below 1 or a plugin of another ratio.
     """
     most = encoder_flops(config, length, ratio, plugin)
+    if most >= encoder_flops(config, length, 1):
+        return 1.0
     counts = range(1, length + 1)
     fitting = bisect.bisect_right(
         counts, most, key=lambda n: similar_tokens_flops(config, length, length / n)

@@ -17,6 +17,7 @@ from typing import Any
 from variator_jax.atomic_file import write_file
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.recipe import Configs, changed
 from variator_jax.experiment.stages import Stage, plan
 
 # Runs a stage's command; returns its exit code.
@@ -25,19 +26,25 @@ RunStage = Callable[[Sequence[str]], int]
 ScoreCell = Callable[[Experiment, Cell], dict[str, Any]]
 
 
-def drive(experiment: Experiment, run_stage: RunStage, score_cell: ScoreCell) -> list[dict]:
+def drive(
+    experiment: Experiment,
+    run_stage: RunStage,
+    score_cell: ScoreCell,
+    configs: Configs | None = None,
+) -> list[dict]:
     """Runs what is missing and returns the records of all cells.
 
     Args:
       experiment: the grid.
       run_stage: runs the arguments of a `variator` command; not 0 ends the experiment.
       score_cell: scores one cell whose stages have ended.
+      configs: what the recipe's files come to, from `recipe_configs`.
 
     Raises:
       ConfigError: if the folder holds an experiment with another recipe or other settings.
       VariatorError: if a stage failed.
     """
-    _claim(experiment)
+    _claim(experiment, configs or {})
     steps = list(plan(experiment))
     progress = _Progress(experiment, steps)
     for number, step in enumerate(steps, start=1):
@@ -86,23 +93,26 @@ def describe(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def _claim(experiment: Experiment) -> None:
+def _claim(experiment: Experiment, configs: Configs) -> None:
     """Grids may grow; what a cell means may not change behind its number."""
     fixed = {
         "recipe": experiment.recipe,
         "settings": {key: repr(value) for key, value in experiment.settings.items()},
         "backbone_paths": dict(experiment.backbone_paths),
+        "teacher_seed": experiment.seeds[0] if experiment.one_teacher else None,
     }
     file = Path(experiment.model_dir) / "experiment.json"
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in fixed.items():
-            if found[name] != value:
-                raise ConfigError(
-                    f"{experiment.model_dir} holds an experiment with {name} {found[name]!r}; this "
-                    f"one has {value!r}. Choose another MODEL_DIR."
-                )
-    write_json(file, fixed)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, value in fixed.items():
+        if found.get(name, value) != value:
+            raise ConfigError(
+                f"{experiment.model_dir} holds an experiment with {name} {found[name]!r}; this "
+                f"one has {value!r}. Choose another MODEL_DIR."
+            )
+    before = found.get("configs", {})
+    if difference := changed(before, configs):
+        raise ConfigError(f"{experiment.model_dir}: {difference}. Choose another MODEL_DIR.")
+    write_json(file, {**fixed, "configs": {**before, **configs}})
 
 
 class _Progress:

@@ -54,6 +54,7 @@ class Experiment:
       settings: macros for every stage, such as where data lie.
       latency: (rows, tokens) of the encoder passes that are timed for each backbone; None for none.
       neurons: whether activated neurons are counted, on each backbone's first task and seed.
+      search_paths: folders where gin files are looked for before the packaged ones.
     """
 
     model_dir: str
@@ -69,6 +70,7 @@ class Experiment:
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     latency: Sequence[int] | None = (4, 256)
     neurons: bool = True
+    search_paths: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field in ("backbones", "tasks", "ratios", "seeds", "arms", "arm_ratios"):
@@ -88,6 +90,13 @@ class Experiment:
             raise ConfigError(
                 f"{names} cannot be names of files: expected letters, digits and underscores."
             )
+        shape = self.latency
+        if shape is not None and (
+            not isinstance(shape, Sequence)
+            or len(shape) != 2
+            or not all(isinstance(n, int) and n > 0 for n in shape)
+        ):
+            raise ConfigError(f"LATENCY is (rows, tokens), such as (4, 256), or None: {shape!r}.")
         arms_named(self.arms)
         unknown = [name for name in self.backbone_paths if name not in self.backbones]
         if unknown:

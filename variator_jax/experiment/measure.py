@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_jax.backbone import Transformer, get_config
-from variator_jax.bench.encoder import fresh_plugins
-from variator_jax.checkpoints import load_backbone, load_plugin
+from variator_jax.backbone import Transformer
+from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.distill.jobs import backbone_folder, run_part
 from variator_jax.evaluation.hardware import hardware
-from variator_jax.evaluation.latency import measure_encoder_latency, random_params
+from variator_jax.evaluation.latency import measure_encoder_latency
 from variator_jax.evaluation.neurons import activated_neurons
 from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
 from variator_jax.experiment.drive import write_json
@@ -29,7 +28,7 @@ _NEURON_BATCHES = 4
 
 def latencies(experiment: Experiment) -> list[dict[str, Any]]:
     """Encoder passes of every backbone at every ratio of the method, in interleaved rounds."""
-    if experiment.latency is None:
+    if experiment.latency is None or METHOD not in experiment.arms:
         return []
     batch, length = experiment.latency
     asked = {"batch": batch, "length": length, "ratios": [*experiment.ratios]}
@@ -65,9 +64,14 @@ def _kept(
 
 def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
     batch, length = experiment.latency or (1, 1)  # known by now
-    config = get_config(backbone)
-    plugins = fresh_plugins(config, experiment.ratios)
-    rows = measure_encoder_latency(config, random_params(config), plugins, batch, length, _ROUNDS)
+    teacher, cells = _beside(experiment, backbone)
+    plugins = {
+        cell.ratio: (plugin.config, plugin.variables)
+        for cell in cells
+        for plugin in [_adapted(experiment, cell, teacher)]
+    }
+    config = teacher.config
+    rows = measure_encoder_latency(config, teacher.params, plugins, batch, length, _ROUNDS)
     return [
         {
             "backbone": backbone,
@@ -75,6 +79,7 @@ def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
             "ratio": row.ratio,
             "batch": batch,
             "length": length,
+            "dtype": config.dtype,
             "milliseconds": row.milliseconds,
             "spread": row.spread,
             "speedup": row.speedup,
@@ -86,21 +91,29 @@ def _time(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
 
 
 def _count(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
-    (method,) = (arm for arm in arms_named([METHOD]) if arm.name == METHOD)
-    cells = [
-        Cell(backbone, experiment.tasks[0], method, ratio, experiment.seeds[0])
-        for ratio in experiment.ratios
-    ]
+    teacher, cells = _beside(experiment, backbone)
     data = task_data(experiment, cells[0])
     each = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
     batches = list(itertools.chain.from_iterable(each))
-    teacher = load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0]))))
     module = Transformer(teacher.config)
     found: list[dict[str, Any]] = []
     for cell in cells:
-        plugin = load_plugin(run_part(str(experiment.adapted_folder(cell)), "plugin"), teacher)
+        plugin = _adapted(experiment, cell, teacher)
         counted = activated_neurons(
             module, teacher.params, plugin.config, plugin.variables, batches
         )
-        found += [{**row, "task": cell.task, "seed": cell.seed} for row in counted.rows(backbone)]
+        rows = counted.rows(backbone)
+        found += [{**row, "task": cell.task, "seed": cell.seed} for row in rows]
     return found
+
+
+def _beside(experiment: Experiment, backbone: str) -> tuple[Backbone, list[Cell]]:
+    """A backbone's first teacher and the method's cells beside it, one a ratio."""
+    (method,) = (arm for arm in arms_named([METHOD]) if arm.name == METHOD)
+    task, seed = experiment.tasks[0], experiment.seeds[0]
+    cells = [Cell(backbone, task, method, ratio, seed) for ratio in experiment.ratios]
+    return load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0])))), cells
+
+
+def _adapted(experiment: Experiment, cell: Cell, teacher: Backbone) -> Plugin:
+    return load_plugin(run_part(str(experiment.adapted_folder(cell)), "plugin"), teacher)

@@ -82,8 +82,8 @@ def _markdown(
         first = latency[0]
         machines = " and ".join(dict.fromkeys(row["hardware"] for row in latency))
         sections.append(
-            f"Encoder passes of {first['batch']} x {first['length']} tokens in float32 on "
-            f"{machines}, random weights, medians of interleaved rounds; the last column is the "
+            f"Encoder passes of {first['batch']} x {first['length']} tokens in {first['dtype']} on "
+            f"{machines}, medians of interleaved rounds; the last column is the "
             "share of the speed-up that the saved FLOPs allow."
         )
     if neurons:

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -30,6 +30,8 @@ from variator_jax.evaluation.truncation import common_suffix, same_flops_length,
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import gin_arguments
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +107,23 @@ def _together(results: Mapping[str, TaskResult]) -> dict[str, Any]:
 
 def task_data(experiment: Experiment, cell: Cell) -> EvalData:
     """The examples that a cell is scored on, as the recipe's score.gin and task file say."""
+    return _configured(EvalData, experiment, cell)()
+
+
+def method_plugin(experiment: Experiment, cell: Cell) -> PluginConfig:
+    """The recipe's plugin at a cell's ratio: what has the same FLOPs has those of this one."""
+    return _configured(PluginConfig, experiment, cell)(ratio=cell.ratio)
+
+
+def _configured(kind: Callable[..., T], experiment: Experiment, cell: Cell) -> Callable[..., T]:
     from variator_jax import engines, gin_utils
 
     arguments = gin_arguments(experiment, cell, "score")
     files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file=")]
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
-    folders = engines.choose(engines.BUILTIN).search_paths("eval")
+    folders = [*experiment.search_paths, *engines.choose(engines.BUILTIN).search_paths("eval")]
     gin_utils.parse(files, bindings, folders, require=False)
-    return gin_utils.configured(EvalData)()
+    return gin_utils.configured(kind)
 
 
 @functools.lru_cache(maxsize=2)  # a teacher serves many cells, one after the other
@@ -132,13 +143,14 @@ def _plugin(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalDat
     folder = (
         experiment.adapted_folder(cell) if cell.arm.adapted else experiment.pretrained_folder(cell)
     )
-    # Not checked against this teacher: a plugin that is not adapted belongs to the one before it.
-    plugin = load_plugin(run_part(str(folder), "plugin"))
+    # A plugin that is not adapted belongs to the backbone before fine-tuning.
+    plugin = load_plugin(run_part(str(folder), "plugin"), teacher if cell.arm.adapted else None)
     return _with_plugin(teacher, data, plugin.config, plugin.variables)
 
 
 def _mean_pool(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    plugin = PluginConfig(cell.ratio, compression="mean", decompression="repeat")
+    method = method_plugin(experiment, cell)
+    plugin = dataclasses.replace(method, compression="mean", decompression="repeat")
     shape = teacher.config
     fresh = init_plugin(plugin, shape.num_encoder_layers, shape.embed_dim, jax.random.key(0))
     return _with_plugin(teacher, data, plugin, fresh)
@@ -169,14 +181,16 @@ def _no_ffn(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalDat
 
 
 def _similar(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    ratio = same_flops_ratio(teacher.config, _length(data), cell.ratio)
+    method = method_plugin(experiment, cell)
+    ratio = same_flops_ratio(teacher.config, _length(data), cell.ratio, method)
     flops = similar_tokens_flops(teacher.config, _length(data), ratio)
     instead = functools.partial(merge_similar, ratio)
     return Scored(teacher, data, flops, instead=instead)
 
 
 def _truncated(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    length = same_flops_length(teacher.config, _length(data), cell.ratio)
+    method = method_plugin(experiment, cell)
+    length = same_flops_length(teacher.config, _length(data), cell.ratio, method)
     share = length / _length(data)
     flops = cost.encoder_flops(teacher.config, length, 1)
     return Scored(teacher, Truncated(**_fields(data), share=share), flops)

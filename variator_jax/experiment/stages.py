@@ -66,7 +66,8 @@ def gin_arguments(experiment: Experiment, cell: Cell, kind: str) -> tuple[str, .
     files = [f"backbones/{cell.backbone}.gin", f"{experiment.recipe}/{kind}.gin"]
     if kind not in ("backbone", "pretrain"):
         files.append(f"{experiment.recipe}/{cell.task}.gin")
-    return (*(f"--gin_file={file}" for file in files), *_macros(experiment.settings))
+    paths = (f"--gin_search_paths={path}" for path in experiment.search_paths)
+    return (*paths, *(f"--gin_file={file}" for file in files), *_macros(experiment.settings))
 
 
 def _stage(

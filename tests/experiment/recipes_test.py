@@ -53,6 +53,24 @@ def test_each_kind_of_stage_has_all_that_it_needs(experiment):
     assert len(seen) >= len(experiment.tasks)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stage", "optimizer"),
+    [
+        ("docs", "backbone", "adafactor"),
+        ("docs", "finetune", "adafactor"),
+        ("docs", "adapt", "adamw"),
+        ("small", "backbone", "adamw_relative"),
+        ("small", "finetune", "adamw_relative"),
+        ("paper", "finetune", "adamw"),
+    ],
+)
+def test_what_stages_share_does_not_undo_what_their_own_run_says(recipe, stage, optimizer):
+    task = {"docs": "docs_labels"}.get(recipe, "sst2")
+    files = [f"experiments/{recipe}/{name}.gin" for name in (stage, task)]
+    _parse(["backbones/nano.gin", *files], [], require=False)
+    assert gin_utils.macro("OPTIMIZER") == optimizer
+
+
 def test_each_task_has_examples_to_be_scored_on(experiment):
     cells = {cell.task: cell for cell in experiment.cells()}
     for cell in cells.values():

@@ -38,14 +38,15 @@ def _draw(
     experiment: Experiment, found: Sequence[Row], neurons: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[str]:
     plain = [dataclasses.asdict(row) for row in found]
+    metric = "score" if any(row.majority is None for row in found) else "accuracy"
     drawn = []
     for backbone in experiment.backbones:
         own = [row for row in plain if row["backbone"] == backbone]
-        figures.ratio_curve(own, folder / f"ratios_{backbone}.png")
+        figures.ratio_curve(own, folder / f"ratios_{backbone}.png", metric)
         drawn.append(f"ratios_{backbone}.png")
         for ratio in experiment.arm_ratios:
             name = f"arms_{backbone}_k{ratio}.png"
-            figures.ablations(own, folder / name, ratio)
+            figures.ablations(own, folder / name, ratio, metric)
             drawn.append(name)
     if len(experiment.backbones) > 1:
         figures.size_curve(plain, folder / "sizes.png")

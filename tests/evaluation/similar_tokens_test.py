@@ -153,7 +153,7 @@ def test_wrong_ratios_and_patterns_are_told(params):
     with pytest.raises(PluginError, match="matches no module"):
         with merge_similar(2, rows > 0, r"encoder/block_(\d+)/ffn"):
             encode(params, rows)
-    with pytest.raises(ConfigError, match="positive length and ratio"):
+    with pytest.raises(ConfigError, match="length and ratio of 1 or more"):
         similar_tokens_flops(CONFIG, 0, 2)
 
 

@@ -49,6 +49,10 @@ class Schedule:
             raise ConfigError(f"EVAL_PERIOD is {self.eval_period!r}; 0 means only at the end.")
 
 
+# How many steps the host may hand out before the device has carried out the first of them.
+_STEPS_AHEAD = 2
+
+
 class _Window:
     """Metrics since the last log line. They stay on the device until the line is written."""
 
@@ -64,6 +68,15 @@ class _Window:
     def add(self, metrics: Metrics, tokens: int) -> None:
         self._metrics.append(metrics)
         self._tokens += tokens
+
+    def wait(self) -> None:
+        """Lets the host be a few steps ahead of the device, and no more.
+
+        Otherwise it hands out steps until the window closes, and a run that is told to stop would
+        first have to carry out all of them: longer than the grace before a machine is taken away.
+        """
+        if len(self._metrics) > _STEPS_AHEAD:
+            jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
 
     def close(self, last_step: int) -> dict[str, float]:
         """Means over the window; raises where a loss is not finite, naming the first such step."""
@@ -122,6 +135,7 @@ def fit(
             state, metrics = step_fn(state, batch)
             step += 1
             window.add(metrics, _tokens(batch))
+            window.wait()
             at_end = step == schedule.train_steps
             saves = at_end or step % schedule.checkpoint_period == 0
             # A window closes before every save, so that no bad step is ever saved.

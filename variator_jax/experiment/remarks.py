@@ -68,8 +68,8 @@ def _weak_tasks(tasks: Sequence[Row]) -> list[str]:
     for row in tasks:
         if row.arm == "no_ffn" and row.gap < _TELLING:
             said.append(
-                f"{row.task}: without any encoder FFN the teacher loses {row.gap:.1f} points "
-                f"(± {row.gap_std:.1f}), so this task says little about plugins."
+                f"{row.task}: without any encoder FFN the teacher {_change(row)}, so this task "
+                "says little about plugins."
             )
         above = None if row.majority is None else row.mean - row.majority
         if row.arm == TEACHER and above is not None and above < _TELLING:

@@ -138,10 +138,10 @@ def test_a_grid_may_grow_and_only_what_is_new_is_run(tmp_path):
     assert "cell      24 of 24 done" in drive.describe(larger)
 
 
-def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
     drive.drive(Experiment(str(tmp_path), **GRID), _run_stage, _score)
-    other = Experiment(str(tmp_path), **(GRID | {"settings": {"GLUE_DIR": "elsewhere"}}))
-    with pytest.raises(ConfigError, match="GLUE_DIR"):
+    other = Experiment(str(tmp_path), **(GRID | {"recipe": "experiments/docs"}))
+    with pytest.raises(ConfigError, match=f"experiments/docs.*BACKBONE_PATHS.*{tmp_path}/nano"):
         drive.drive(other, _run_stage, _score)
 
 

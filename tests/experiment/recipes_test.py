@@ -10,6 +10,7 @@ from variator_jax.experiment.stages import gin_arguments, plan
 
 GIVEN = {
     "glue_small": ["TEXT_DIR='texts'", "GLUE_DIR='glue'"],
+    "glue_multitask": ["TEXT_DIR='texts'", "GLUE_DIR='glue'"],
     "sizes_docs": [],
     "paper": [
         "MODEL_DIR='runs/paper'",

@@ -30,14 +30,14 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
 def _experiment(args: argparse.Namespace) -> None:
     from variator_jax import cli, engines, gin_utils
     from variator_jax.commands.engine import own_search_paths, parse
-    from variator_jax.experiment import drive, grid, recipe
+    from variator_jax.experiment import claim, drive, grid, recipe
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
     parse(args, "train", engines.choose(engines.BUILTIN), require=True)
     experiment = gin_utils.configured(grid.Experiment)(search_paths=own_search_paths(args))
-    configs = recipe.recipe_configs(experiment)
     if args.dry_run:
+        claim.Claim(experiment, recipe.recipe_configs(experiment))
         print(drive.describe(experiment))
         return
     from variator_jax.experiment import report, score
@@ -46,5 +46,6 @@ def _experiment(args: argparse.Namespace) -> None:
         import seqio
 
         seqio.set_tfds_data_dir_override(args.tfds_data_dir)
+    configs = recipe.recipe_configs(experiment, data=True)
     records = drive.drive(experiment, cli.main, score.score_cell, configs)
     print(report.report(experiment, records))

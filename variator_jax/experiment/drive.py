@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax.atomic_file import write_file
-from variator_jax.errors import ConfigError, VariatorError
+from variator_jax.errors import VariatorError
+from variator_jax.experiment.claim import Claim
 from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.recipe import Configs, changed
+from variator_jax.experiment.recipe import Configs
 from variator_jax.experiment.stages import Stage, plan
 
 # Runs a stage's command; returns its exit code.
@@ -44,17 +45,19 @@ def drive(
       ConfigError: if the folder holds an experiment with another recipe or other settings.
       VariatorError: if a stage failed.
     """
-    _claim(experiment, configs or {})
+    claim = Claim(experiment, configs or {})
     steps = list(plan(experiment))
     progress = _Progress(experiment, steps)
     for number, step in enumerate(steps, start=1):
         if is_done(experiment, step):
             continue
         progress.begin(number, step)
+        claim.begin(step)
         if isinstance(step, Cell):
             write_json(experiment.cell_file(step), score_cell(experiment, step))
         elif code := run_stage(step.command):
             # What was wrong has been printed. A run that was told to stop may be told to go on.
+            claim.withdraw(step)
             raise SystemExit(code)
         elif not step.result.is_file():
             raise VariatorError(f"{step.name} ended without {step.result}.")
@@ -91,28 +94,6 @@ def describe(experiment: Experiment) -> str:
     if len(missing) > 20:
         lines.append(f"  ... and {len(missing) - 20} more")
     return "\n".join(lines)
-
-
-def _claim(experiment: Experiment, configs: Configs) -> None:
-    """Grids may grow; what a cell means may not change behind its number."""
-    fixed = {
-        "recipe": experiment.recipe,
-        "settings": {key: repr(value) for key, value in experiment.settings.items()},
-        "backbone_paths": dict(experiment.backbone_paths),
-        "teacher_seed": experiment.seeds[0] if experiment.one_teacher else None,
-    }
-    file = Path(experiment.model_dir) / "experiment.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for name, value in fixed.items():
-        if found.get(name, value) != value:
-            raise ConfigError(
-                f"{experiment.model_dir} holds an experiment with {name} {found[name]!r}; this "
-                f"one has {value!r}. Choose another MODEL_DIR."
-            )
-    before = found.get("configs", {})
-    if difference := changed(before, configs):
-        raise ConfigError(f"{experiment.model_dir}: {difference}. Choose another MODEL_DIR.")
-    write_json(file, {**fixed, "configs": {**before, **configs}})
 
 
 class _Progress:

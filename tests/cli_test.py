@@ -216,6 +216,14 @@ class TestInspectAndReport:
         code, out, _ = variator("report", str(tmp_path))
         assert code == 0 and "| k | score |" in out and "report.png" in out
 
+    def test_report_prints_an_experiments_tables_and_names_its_plots(self, variator, tmp_path):
+        (tmp_path / "results.md").write_text("| arm | k |\n")
+        for name in ("ratios_nano.png", "arms_nano_k4.png"):
+            (tmp_path / name).write_bytes(b"")
+        code, out, _ = variator("report", str(tmp_path))
+        assert code == 0 and "| arm | k |" in out
+        assert "ratios_nano.png" in out and "arms_nano_k4.png" in out
+
     def test_report_takes_a_folder_and_no_overrides(self, variator):
         assert "needs a folder" in complaint(variator("report"))
         assert "takes no gin overrides" in complaint(variator("report", "x", "--gin.A=1"))

@@ -116,6 +116,12 @@ def test_the_table_shows_differences_costs_and_controls():
     assert [line for line in lines if line.startswith("| t5_1_0_base | 4 | 256 | 4 |")]
 
 
+def test_a_backbone_that_is_hardly_above_the_commonest_label_is_told():
+    report = good_report(majority={"docs_topic": 20.0, "docs_pair": 69.0})
+    told = [line for line in report_markdown(report).splitlines() if "commonest label," in line]
+    assert len(told) == 1 and told[0].startswith("- docs_pair: the uncompressed backbone is +1.0")
+
+
 def test_all_rows_of_a_table_have_the_headers_width():
     blocks = report_markdown(good_report(), QUICKSTART).split("\n\n")
     for block in blocks:

@@ -13,6 +13,8 @@ from variator_jax.commands.table import command, gin_arguments, path_argument
 from variator_jax.distill.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.errors import ConfigError
 
+_REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
+
 
 def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, metavar="N", help="pretend to have N devices")
@@ -95,20 +97,22 @@ def _inspect(args: argparse.Namespace) -> None:
 
 @command(
     "report",
-    "Print the table of a finished evaluation.",
-    ("variator report runs/quickstart",),
-    path_argument("the folder with report.md"),
+    "Print the tables of a finished evaluation or experiment.",
+    ("variator report runs/quickstart", "variator report runs/glue_small"),
+    path_argument("the folder with report.md or results.md"),
 )
 def _report(args: argparse.Namespace) -> None:
     if not args.path:
         raise ConfigError("report needs a folder: variator report runs/quickstart")
-    table, plot = (Path(args.path) / f"report.{suffix}" for suffix in ("md", "png"))
-    if not table.is_file():
+    folder = Path(args.path)
+    table = next((folder / n for n in _REPORTS if (folder / n).is_file()), None)
+    if table is None:
         raise ConfigError(
-            f"there is no {table}: the evaluation has not ended, or it lies elsewhere."
+            f"there is no {' or '.join(_REPORTS)} in {folder}: the evaluation or experiment has "
+            "not ended, or it lies elsewhere."
         )
     print(table.read_text(encoding="utf-8").rstrip())
-    if plot.is_file():
+    for plot in sorted(folder.glob("*.png")):
         print(f"\nPlot: {plot}")
 
 

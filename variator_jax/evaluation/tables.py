@@ -8,6 +8,7 @@ from variator_jax.evaluation.schema import LatencyEntry, RatioEntry, Report, Sco
 from variator_jax.evaluation.targets import Targets, classification_mean, targets_missed
 
 _NONE = "–"
+_TELLING = 2.0  # points above the commonest label that a backbone needs to say something
 _HEADLINES = ("accuracy", "token_f1")  # these are the scores of the first table
 
 
@@ -26,11 +27,27 @@ def report_markdown(report: Report, targets: Targets | None = None) -> str:
         *_details_section(report),
         *_latency_section(report),
         *_promises(report, targets),
-        _bullets(report.notes),
+        _bullets([*report.notes, *weak_tasks(report)]),
         "## Time taken",
         _table(("stage", "seconds"), [(k, f"{v:.1f}") for k, v in report.seconds.items()]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def weak_tasks(report: Report) -> list[str]:
+    """A sentence for each task on which the backbone itself is hardly above the commonest label."""
+    reference = report.at(1)
+    above = {
+        task: reference.quality[task] - majority
+        for task, majority in report.majority.items()
+        if reference and task in reference.quality
+    }
+    return [
+        f"{task}: the uncompressed backbone is {points:+.1f} points from always answering the "
+        "commonest label, so this task says nothing about plugins."
+        for task, points in above.items()
+        if points < _TELLING
+    ]
 
 
 def _promises(report: Report, targets: Targets | None) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ _ALL = (
     _trained(METHOD, "compression plugin"),
     _trained("no_pretraining", "without plugin pre-training", pretrained=False),
     _trained("no_adaptation", "without plugin adaptation", adapted=False),
-    _trained("mean_weights", "averaging for learned weights", plugin={"COMPRESSION": "mean"}),
+    _trained("mean_weights", "averaging, no learned weights", plugin={"COMPRESSION": "mean"}),
     _trained("no_decompression", "without decompression", plugin={"DECOMPRESSION": "repeat"}),
     _trained("loss_hidden", "adapted on hidden states", loss=_loss(1.0, 1.0, 0.0, 0.0)),
     _trained("loss_task", "adapted on the task loss", loss=_loss(0.0, 0.0, 0.0, 1.0)),

@@ -54,7 +54,8 @@ def recipe_configs(experiment: Experiment, data: bool = False) -> Configs:
                 _rehearse(data)
         except VariatorError as error:
             said = str(error).partition("\n  In call to configurable")[0]  # gin's addition
-            raise ConfigError(f"{name}: {said}") from None
+            hint = " (of an experiment: in SETTINGS)" if "required, but not set" in said else ""
+            raise ConfigError(f"{name}: {said}{hint}") from None
         found.setdefault(name, macros)
     return found
 

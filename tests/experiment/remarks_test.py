@@ -47,9 +47,22 @@ def test_of_several_tasks_the_mean_counts():
 
 def test_tasks_that_say_little_are_named():
     said = _said(_records("rte", backbone=51.0, no_ffn=50.5) + _records("sst2", backbone=80.0))
-    assert [line for line in said if line.startswith("- rte: without any encoder FFN")]
-    assert [line for line in said if line.startswith("- rte: the teacher is +1.0 points")]
+    (rte,) = [line for line in said if line.startswith("- rte: ")]
+    assert rte.startswith("- rte: the teacher is +1.0 points from always answering")
+    assert "; without any encoder FFN the teacher loses 0.50" in rte
     assert not [line for line in said if line.startswith("- sst2")]
+
+
+def test_where_some_tasks_say_little_the_others_are_told_alone():
+    blurred = _records("rte", backbone=51.0, variator=48.0, mean_pool=50.0)
+    told = _records("sst2", backbone=80.0, variator=79.0, mean_pool=70.0)
+    said = _said(blurred + told)
+    assert "(+3.5 ± 0.0)" in said[0]
+    assert (
+        "- On sst2 alone, k = 4: the plugin loses 1.00 ± 0.00 points; it is above "
+        "*mean-pooling, untrained* (+9.0 ± 0.0)." in said
+    )
+    assert not [line for line in _said(told) if "alone" in line]
 
 
 def test_the_standard_error_is_that_of_a_share_of_the_examples():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
 from variator_jax.experiment.results import MEAN, Row, mean_std
@@ -24,8 +24,22 @@ def remarks(found: Sequence[Row], backbone: str) -> str:
     whole = [row for row in own if row.task == MEAN] or tasks
     if len({row.task for row in whole}) > 1:
         whole = []  # some arm has not run on all tasks
-    said = [*_against_rivals(whole), *_weak_tasks(tasks), *_errors(tasks)]
+    weak = _weak_tasks(tasks)
+    said = [*_against_rivals(whole), *weak.values(), *_telling_tasks(tasks, weak), *_errors(tasks)]
     return "\n".join(f"- {line}" for line in said)
+
+
+def _telling_tasks(tasks: Sequence[Row], weak: Mapping[str, str]) -> list[str]:
+    """The comparisons once more, without the tasks that blur the mean."""
+    names = dict.fromkeys(row.task for row in tasks)
+    if not weak or len(names) == 1:
+        return []
+    return [
+        f"On {name} alone, k{line.removeprefix('k')}"
+        for name in names
+        if name not in weak
+        for line in _against_rivals([row for row in tasks if row.task == name])
+    ]
 
 
 def _against_rivals(rows: Sequence[Row]) -> list[str]:
@@ -62,22 +76,22 @@ def _change(row: Row) -> str:
     return f"{'gains' if row.gap < 0 else 'loses'} {abs(row.gap):.2f} ± {row.gap_std:.2f} points"
 
 
-def _weak_tasks(tasks: Sequence[Row]) -> list[str]:
-    """Tasks on which FFNs or the teacher itself are worth little."""
-    said = []
+def _weak_tasks(tasks: Sequence[Row]) -> dict[str, str]:
+    """Tasks on which FFNs or the teacher itself are worth little, and what to say of them."""
+    said: dict[str, list[str]] = {}
     for row in tasks:
-        if row.arm == "no_ffn" and row.gap < _TELLING:
-            said.append(
-                f"{row.task}: without any encoder FFN the teacher {_change(row)}, so this task "
-                "says little about plugins."
-            )
         above = None if row.majority is None else row.mean - row.majority
         if row.arm == TEACHER and above is not None and above < _TELLING:
-            said.append(
-                f"{row.task}: the teacher is {above:+.1f} points from always "
-                "answering the commonest label, so differences on it are chance."
+            said.setdefault(row.task, []).append(
+                f"the teacher is {above:+.1f} points from always answering the commonest label, so "
+                "differences on it are chance"
             )
-    return said
+        if row.arm == "no_ffn" and row.gap < _TELLING:
+            said.setdefault(row.task, []).append(
+                f"without any encoder FFN the teacher {_change(row)}, so this task says little "
+                "about plugins"
+            )
+    return {task: f"{task}: {'; '.join(parts)}." for task, parts in said.items()}
 
 
 def _errors(tasks: Sequence[Row]) -> list[str]:

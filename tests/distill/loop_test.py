@@ -23,6 +23,35 @@ def _slow(w):
     return w
 
 
+def test_a_run_that_is_told_to_stop_after_its_last_step_says_so(tmp_path):
+    """Else a driver of several runs, such as the quickstart, would go on with the next one."""
+
+    def step(state, batch):
+        return state.replace(step=state.step + 1), {
+            "loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)
+        }  # fmt: skip
+
+    def evaluate(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    checkpoints, log = Checkpoints(tmp_path, 1, {}), RunLog(tmp_path, 2)
+    batch = {"encoder_input_tokens": np.ones((1, 2))}
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, ())
+    found, stopped = fit(
+        state,
+        step,
+        lambda start: itertools.repeat(batch),
+        Schedule(2, 2, 0, 2),
+        checkpoints,
+        log,
+        evaluate,
+    )
+    checkpoints.close()
+    log.close()
+    assert stopped and int(found.step) == 2 and (tmp_path / "checkpoints" / "2").is_dir()
+
+
 def test_a_run_that_is_told_to_stop_has_few_steps_left_to_carry_out(tmp_path):
     """As each step's metrics become ready; the host must not have handed out all others by then."""
     handed_out, ready = [], []

@@ -122,7 +122,7 @@ def fit(
       evaluate: metrics of a state on held-out data.
 
     Returns:
-      The last state, and whether SIGTERM ended the run before its time (it is saved all the same).
+      The last state, which is saved, and whether SIGTERM came.
 
     Raises:
       TrainingError: when a loss is NaN or infinite. Nothing is saved from that step on.
@@ -157,7 +157,8 @@ def fit(
             if window:
                 window.close(step)
             checkpoints.save(state)
-    return state, step < schedule.train_steps
+    # After the last step it counts too: else a driver of several runs would begin the next one.
+    return state, step < schedule.train_steps or bool(stopped)
 
 
 def _all_stop(stopped: list[int], step: int) -> bool:

@@ -83,3 +83,20 @@ def test_a_plugin_lies_whole_on_every_device(plan, mesh):
     assert parts["optimizer state"].bytes == 2 * trained + 4
     weights = 2 * size(shape_params(TINY)) / mesh[1]
     assert weights <= parts["backbone"].bytes <= 1.02 * weights
+
+
+@pytest.mark.parametrize(
+    ("trained", "told"), [("plugin", True), ("student", True), ("backbone", False), ("lora", False)]
+)
+def test_a_run_without_a_plugin_is_told_nothing_of_one(trained, told):
+    text = str(
+        planning.plan(
+            backbone=TINY,
+            plugin=PLUGIN,
+            feature_lengths={"inputs": 16, "targets": 8},
+            optimizer=optax.adamw(1e-3),
+            trained=trained,
+            mesh_shape=(1, 1, 1),
+        )
+    )
+    assert ("plugin of ratio 4" in text) == ("% saved, so at most" in text) == told

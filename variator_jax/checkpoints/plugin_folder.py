@@ -150,10 +150,12 @@ def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone)
     """
     owner = description["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
+        lacks = owner.get("lora") and not backbone.lora
+        hint = " Give its LoRA, too: INITIAL_LORA_PATH, or load_backbone(..., lora=...)."
         raise CheckpointError(
             f"{what} belongs to backbone {title(owner['name'], owner.get('lora'))} with "
             f"fingerprint {owner['fingerprint']}; this backbone is {backbone.title} with "
-            f"fingerprint {backbone.fingerprint}."
+            f"fingerprint {backbone.fingerprint}.{hint if lacks else ''}"
         )
     theirs, ours = description["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if theirs and ours and theirs != ours:

@@ -48,6 +48,7 @@ class Plan:
       parts: what lies in each device's memory.
       devices: how many there are.
       length: tokens of an encoder input.
+      compressed: whether the run has to do with a compression plugin, or what stands for one.
     """
 
     backbone: T5Config
@@ -55,8 +56,26 @@ class Plan:
     parts: tuple[Part, ...]
     devices: int
     length: int
+    compressed: bool = True
 
     def __str__(self) -> str:
+        rows = [
+            f"{part.name:<18}{part.numbers:>18,}{_readable(part.bytes):>14}" for part in self.parts
+        ]
+        total = _readable(sum(part.bytes for part in self.parts))
+        plugin, flops = self._compression() if self.compressed else ("", [])
+        return "\n".join(
+            (
+                f"backbone {self.backbone.name}{plugin}, {self.devices} device(s)",
+                f"{'':<18}{'numbers':>18}{'per device':>14}",
+                *rows,
+                f"{'together':<18}{'':>18}{total:>14}, without activations",
+                *flops,
+            )
+        )
+
+    def _compression(self) -> tuple[str, list[str]]:
+        """What is said of the plugin beside the backbone's name, and at the end."""
         saved = cost.flops_saved(self.backbone, self.length, self.plugin.ratio, self.plugin)
         allowed = cost.flops_allowed_speedup(
             self.backbone, self.length, self.plugin.ratio, self.plugin
@@ -64,21 +83,10 @@ class Plan:
         share = cost.plugin_parameters(self.backbone, self.plugin) / cost.backbone_parameters(
             self.backbone
         )
-        rows = [
-            f"{part.name:<18}{part.numbers:>18,}{_readable(part.bytes):>14}" for part in self.parts
+        return f", plugin of ratio {self.plugin.ratio} ({share:.2%} of its parameters)", [
+            f"encoder FLOPs at {self.length} tokens: {saved:.1%} saved, so at most "
+            f"{allowed:.2f} times as fast"
         ]
-        total = _readable(sum(part.bytes for part in self.parts))
-        return "\n".join(
-            (
-                f"backbone {self.backbone.name}, plugin of ratio {self.plugin.ratio} "
-                f"({share:.2%} of its parameters), {self.devices} device(s)",
-                f"{'':<18}{'numbers':>18}{'per device':>14}",
-                *rows,
-                f"{'together':<18}{'':>18}{total:>14}, without activations",
-                f"encoder FLOPs at {self.length} tokens: {saved:.1%} saved, so at most "
-                f"{allowed:.2f} times as fast",
-            )
-        )
 
 
 def _readable(count: int) -> str:
@@ -146,7 +154,8 @@ def plan(
     if optimizer is not None:
         parts.append(_spread("gradients", moved, cut))
         parts.append(_spread("optimizer state", jax.eval_shape(optimizer.init, moved), cut))
-    return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"])
+    compressed = trained in ("plugin", "student")
+    return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"], compressed)
 
 
 Shards = Mapping[tuple[str, ...], tuple[tuple[int, ...], int]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
@@ -19,3 +20,8 @@ def write_file(path: Path, content: bytes) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     os.replace(draft, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes `content` as JSON, as `write_file` does."""
+    write_file(path, f"{json.dumps(content, indent=2)}\n".encode())

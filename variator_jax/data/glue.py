@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax.data import prompted
-from variator_jax.data._tf import seqio, tf
+from variator_jax.data._tf import tf
+from variator_jax.data.mixture import mixture
 from variator_jax.data.official_files import read_tsv, split_files
-from variator_jax.data.registry import is_registered, remember
 from variator_jax.data.sources import Examples
 from variator_jax.data.spec import TaskSpec
 from variator_jax.data.vocabulary import vocabulary_of
@@ -178,11 +178,8 @@ def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: 
     """
     tasks = [glue_task(name, vocabulary, data_dir, sentinel) for name in DATASETS]
     further = [] if sentinel else ["plain"]
-    name, origin = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, *further)
-    if not is_registered(name, origin):
-        rates = [float(dataset.examples) for dataset in DATASETS.values()]
-        seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-    return remember(name, origin)
+    name, _ = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, *further)
+    return mixture(tasks, [dataset.examples for dataset in DATASETS.values()], name)
 
 
 def _tensors(template: str, targets: list[str], example: Mapping[str, Any]) -> dict[str, Any]:

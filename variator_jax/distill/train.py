@@ -99,17 +99,8 @@ def train(
       VariatorError: for anything that cannot work, before the first step; or a loss or gradient
         that is not finite, at its step.
     """
-    if num_microbatches < 1 or data.batch_size % num_microbatches:
-        raise ConfigError(
-            f"NUM_MICROBATCHES is {num_microbatches!r}; it must divide BATCH_SIZE, "
-            f"{data.batch_size}."
-        )
+    _check(data.batch_size, num_microbatches, trained, initial_lora_path)
     backbone = dataclasses.replace(backbone, remat=remat)
-    if initial_lora_path is not None and trained != "plugin":
-        raise ConfigError(
-            f"INITIAL_LORA_PATH is for a run that trains a plugin; TRAINED is {trained!r}. Write "
-            "the merged backbone with save_backbone, and give it as INITIAL_CHECKPOINT_PATH."
-        )
     frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     weight = jnp.dtype(backbone_dtype if frozen else backbone.param_dtype).itemsize
     rows = data.batch_size // num_microbatches
@@ -142,6 +133,20 @@ def train(
     finally:
         checkpoints.close()
         log.close()
+
+
+def _check(
+    batch_size: int, num_microbatches: int, trained: str, initial_lora_path: str | None
+) -> None:
+    if num_microbatches < 1 or batch_size % num_microbatches:
+        raise ConfigError(
+            f"NUM_MICROBATCHES is {num_microbatches!r}; it must divide BATCH_SIZE, {batch_size}."
+        )
+    if initial_lora_path is not None and trained != "plugin":
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is for a run that trains a plugin; TRAINED is {trained!r}. Write "
+            "the merged backbone with save_backbone, and give it as INITIAL_CHECKPOINT_PATH."
+        )
 
 
 def _job(

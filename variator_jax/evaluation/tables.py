@@ -8,7 +8,8 @@ from variator_jax.evaluation.schema import LatencyEntry, RatioEntry, Report, Sco
 from variator_jax.evaluation.targets import Targets, classification_mean, targets_missed
 
 _NONE = "–"
-_TELLING = 2.0  # points above the commonest label that a backbone needs to say something
+#: Points above the commonest label that a backbone needs on a task for it to say something.
+TELLING = 2.0
 _HEADLINES = ("accuracy", "token_f1")  # these are the scores of the first table
 
 
@@ -46,7 +47,7 @@ def weak_tasks(report: Report) -> list[str]:
         f"{task}: the uncompressed backbone is {points:+.1f} points from always answering the "
         "commonest label, so this task says nothing about plugins."
         for task, points in above.items()
-        if points < _TELLING
+        if points < TELLING
     ]
 
 

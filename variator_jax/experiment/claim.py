@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from variator_jax.atomic_file import write_file
+from variator_jax.atomic_file import write_json
 from variator_jax.errors import ConfigError
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.recipe import Configs, files_of
@@ -67,6 +67,5 @@ class Claim:
         )
 
     def _write(self, configs: Configs) -> None:
-        content = json.dumps({**self._fixed, "configs": configs}, indent=2)
-        write_file(self._file, f"{content}\n".encode())
+        write_json(self._file, {**self._fixed, "configs": configs})
         self._configs = configs

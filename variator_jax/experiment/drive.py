@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.atomic_file import write_file
+from variator_jax.atomic_file import write_json
 from variator_jax.errors import VariatorError
 from variator_jax.experiment.claim import Claim
 from variator_jax.experiment.grid import Cell, Experiment
@@ -75,11 +75,6 @@ def read_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """The record of a finished cell."""
     record: dict[str, Any] = json.loads(experiment.cell_file(cell).read_text(encoding="utf-8"))
     return record
-
-
-def write_json(file: Path, content: object) -> None:
-    """Writes a file at once or not at all, whenever this process may be killed."""
-    write_file(file, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def describe(experiment: Experiment) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from variator_jax.atomic_file import write_json
 from variator_jax.backbone import Transformer
 from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.distill.jobs import backbone_folder, run_part
@@ -18,7 +19,6 @@ from variator_jax.evaluation.hardware import hardware
 from variator_jax.evaluation.latency import measure_encoder_latency
 from variator_jax.evaluation.neurons import activated_neurons
 from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
-from variator_jax.experiment.drive import write_json
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.score import task_data
 

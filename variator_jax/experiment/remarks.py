@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from variator_jax.evaluation.tables import TELLING
 from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
 from variator_jax.experiment.results import MEAN, Row, mean_std
 
-# Points on a task's score that the FFNs, or a teacher, must be worth to say something.
-_TELLING = 2.0
 # What the method is compared with, in this order, where it ran.
 _RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
 
@@ -81,12 +80,12 @@ def _weak_tasks(tasks: Sequence[Row]) -> dict[str, str]:
     said: dict[str, list[str]] = {}
     for row in tasks:
         above = None if row.majority is None else row.mean - row.majority
-        if row.arm == TEACHER and above is not None and above < _TELLING:
+        if row.arm == TEACHER and above is not None and above < TELLING:
             said.setdefault(row.task, []).append(
                 f"the teacher is {above:+.1f} points from always answering the commonest label, so "
                 "differences on it are chance"
             )
-        if row.arm == "no_ffn" and row.gap < _TELLING:
+        if row.arm == "no_ffn" and row.gap < TELLING:
             said.setdefault(row.task, []).append(
                 f"without any encoder FFN the teacher {_change(row)}, so this task says little "
                 "about plugins"

@@ -4,7 +4,7 @@
 #
 #   bash launch/quickstart.sh            # works from any folder; called again, it resumes
 #
-# Arguments are handed on to `python -m variator_jax.quickstart`; --help lists them.
+# Arguments are handed on to `python -m variator_jax.commands.quickstart`; --help lists them.
 set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
@@ -12,4 +12,4 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 
 prepare_venv train
 cd "$ROOT"
-exec "$ROOT/.venv/bin/python" -m variator_jax.quickstart "$@"
+exec "$ROOT/.venv/bin/python" -m variator_jax.commands.quickstart "$@"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import variator_jax.distill
-from variator_jax import cli, engines, gin_utils
+import variator_jax.train
+from variator_jax import cli, gin_utils
+from variator_jax.commands import engines
 from variator_jax.errors import DataError
 
 GIN = """from __gin__ import dynamic_registration
-import variator_jax.distill.{name} as {name}_lib
+import variator_jax.train.{name} as {name}_lib
 MODEL_DIR = %gin.REQUIRED
 STEPS = 10
 {name}_lib.{function}:
@@ -41,12 +42,12 @@ def calls(monkeypatch, fresh_gin):
                 raise ZeroDivisionError("a bug")
             return types.SimpleNamespace(interrupted=model_dir == "preempted")
 
-        module = types.ModuleType(f"variator_jax.distill.{name}")
+        module = types.ModuleType(f"variator_jax.train.{name}")
         stand_in.__name__ = stand_in.__qualname__ = function
         stand_in.__module__ = module.__name__
         setattr(module, function, stand_in)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(variator_jax.distill, name, module, raising=False)
+        monkeypatch.setattr(variator_jax.train, name, module, raising=False)
 
     engine("train", "train")
     engine("evaluate", "evaluate")
@@ -118,7 +119,7 @@ class TestTrainAndEval:
             (("--gin_file=run.gin", "--gin.MODEL_DIR"), "--gin.MODEL_DIR=VALUE"),
             (("--gin_file=run.gin", "--gin.MODEL_DIR", "--gin.STEPS=1"), "--gin.MODEL_DIR=VALUE"),
             (("--gin_fil=run.gin",), "'--gin_file'"),
-            (("--gin_file=eval.gin", "--gin.MODEL_DIR=x"), "variator_jax.distill.train"),
+            (("--gin_file=eval.gin", "--gin.MODEL_DIR=x"), "variator_jax.train.train"),
         ],
     )
     def test_slips_are_told_before_anything_runs(self, variator, gin_file, calls, arguments, said):
@@ -199,7 +200,7 @@ class TestInspectAndReport:
         assert calls == []
 
     def test_inspect_describes_a_folder(self, variator, monkeypatch):
-        from variator_jax.checkpoints import inspect
+        from variator_jax.store import inspect
 
         monkeypatch.setattr(inspect, "describe", lambda path, verify: f"{path} {verify}")
         assert variator("inspect", "runs/x") == (0, "runs/x False\n", "")

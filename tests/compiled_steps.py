@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax import meshes, partitioning
-from variator_jax.backbone import T5Config, Transformer, shape_params
-from variator_jax.distill import optimizers
-from variator_jax.distill.losses import LossConfig
-from variator_jax.distill.objectives import Distillation
-from variator_jax.distill.step import init_state, jit_train_step, make_train_step
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import T5Config, Transformer, shape_params
 from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.train import optimizers
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation
+from variator_jax.train.step import init_state, jit_train_step, make_train_step
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 # `%name = f32[8,4]{1,0} all-reduce(%a), ...`, the result perhaps a tuple of such.
@@ -44,7 +44,7 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
     """Compiles one step from shapes alone; also gives the shapes of the plugin's weights."""
     devices = jax.devices()[: int(np.prod(mesh_shape))]
     mesh = meshes.make_mesh(config, batch, mesh_shape, devices)
-    everywhere = partitioning.replicated(mesh)
+    everywhere = meshes.replicated(mesh)
 
     def lie(tree, sharding):
         return jax.tree.map(
@@ -57,17 +57,17 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
     )
     state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
     state, fresh = lie(state, everywhere), lie(fresh, everywhere)
-    shardings = partitioning.parameter_shardings(config, mesh)
+    shardings = meshes.parameter_shardings(config, mesh)
     backbone = jax.tree.map(lie, shape_params(config), shardings)
     names = ("input_tokens", "target_tokens", "loss_weights")
     lengths = {"encoder_input_tokens": length} | {f"decoder_{name}": targets for name in names}
     rows = {
         name: jax.ShapeDtypeStruct((batch, columns), jnp.int32) for name, columns in lengths.items()
     }
-    rows = lie(rows, partitioning.batch_sharding(mesh))
+    rows = lie(rows, meshes.batch_sharding(mesh))
     objective = Distillation(Transformer(config), plugin, LossConfig())
     step = jit_train_step(make_train_step(objective, optimizer), state, mesh)
-    with partitioning.activations(mesh):
+    with meshes.activations(mesh):
         compiled = step.lower(state, (backbone, fresh.output_scales), rows).compile()
     return compiled, fresh.params
 

@@ -24,6 +24,9 @@ sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # For the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# LLVM's own optimisation takes most of the time to compile, and nothing in the tests is large.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # No database of failures, for each run stands alone; no deadline, for machines differ.
 # No shrinking: each smaller example would be compiled anew, minutes for a slightly nicer message.
@@ -41,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes the cache of the session; workers of pytest-xdist share that of their controller."""
     if not hasattr(config, "workerinput"):
         os.environ["VARIATOR_CACHE"] = tempfile.mkdtemp(prefix="variator_cache_")
+        # One compilation cache for all workers and for the processes that tests start.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["VARIATOR_CACHE"], "xla")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     # Without a database it still keeps a folder, by default `.hypothesis` in the work tree.
     set_hypothesis_home_dir(Path(os.environ["VARIATOR_CACHE"]) / "hypothesis")
 

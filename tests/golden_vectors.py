@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
-from variator_jax.backbone import T5Config
-from variator_jax.checkpoints.hf import params_from_state_dict
+from variator_jax.backbones.t5 import T5Config
+from variator_jax.store.hf import params_from_state_dict
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 

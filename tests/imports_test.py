@@ -33,11 +33,11 @@ for package in (backbone, checkpoints, distill, evaluation, plugin):
 
 RUN_CORE = """
 import jax, jax.numpy as jnp, optax
-from variator_jax.backbone import T5Config, Transformer, init_params
-from variator_jax.distill.losses import LossConfig
-from variator_jax.distill.objectives import Distillation
-from variator_jax.distill.step import init_state, make_train_step
-from variator_jax.evaluation.cost import flops_saved
+from variator_jax.backbones.t5 import T5Config, Transformer, init_params
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation
+from variator_jax.train.step import init_state, make_train_step
+from variator_jax.backbones.t5.cost import flops_saved
 from variator_jax.plugin import PluginConfig, init_plugin, splice
 
 config = T5Config("tiny", vocab_size=32, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16,

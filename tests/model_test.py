@@ -15,10 +15,10 @@ from tiny_model import BACKBONE, DECODER, ENCODER, PARAMS, PLUGINS, SHAPE, TOKEN
 
 import variator_jax
 from variator_jax import VariatorError, VariatorModel, load_backbone, load_plugins
-from variator_jax.backbone import Transformer
-from variator_jax.backbone.decoding import beam_decode, greedy_decode
-from variator_jax.checkpoints import Plugin, save_backbone, save_plugin, save_plugins
+from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
 from variator_jax.plugin import PluginConfig, splice
+from variator_jax.store import Plugin, save_backbone, save_plugin, save_plugins
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +192,8 @@ class TestGenerate:
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):
-        from variator_jax.checkpoints.hf_folder import save_hf
-        from variator_jax.checkpoints.t5x import save_t5x
+        from variator_jax.store.hf_folder import save_hf
+        from variator_jax.store.t5x import save_t5x
 
         folder = tmp_path_factory.mktemp("places")
         save_backbone(folder / "run" / "backbone", SHAPE, PARAMS)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from variator_jax.backbone import T5Config, shape_params
-from variator_jax.checkpoints import Backbone, folders
+from variator_jax.backbones.t5 import T5Config, shape_params
+from variator_jax.store import Backbone, folders
 
 GATED = T5Config(
     name="t5_1_1_custom",

@@ -52,7 +52,8 @@ def _in_this_process(arguments):
     """In place of `engines.run_program`: gin is parsed already, so the program is one call."""
     import importlib
 
-    from variator_jax import engines, gin_utils
+    from variator_jax import gin_utils
+    from variator_jax.commands import engines
 
     module = arguments[2]
     name = {"t5x.eval": "evaluate", "t5x.export": "save"}.get(module, module.removeprefix("t5x."))
@@ -65,7 +66,8 @@ def _in_this_process(arguments):
 def _main():
     from absl import flags
 
-    from variator_jax import cli, engines
+    from variator_jax import cli
+    from variator_jax.commands import engines
 
     flags.FLAGS(sys.argv[:1])
     engines.run_program = _in_this_process
@@ -109,14 +111,14 @@ def builtin_losses(run):
 
 def backbone_leaves(checkpoint):
     """{path: array} of a T5X checkpoint, without its plugin."""
-    from variator_jax.checkpoints import t5x
+    from variator_jax.store import t5x
 
     return {name: x.read(...) for name, x in t5x.open_checkpoint(checkpoint).backbone.items()}
 
 
 def plugin_leaves(checkpoint):
     """{path: array} of a T5X checkpoint's plugin."""
-    from variator_jax.checkpoints import t5x
+    from variator_jax.store import t5x
 
     return {name: x.read(...) for name, x in t5x.open_checkpoint(checkpoint).plugin.items()}
 
@@ -125,7 +127,7 @@ def folder_leaves(folder):
     """{path: array} of a plugin folder, named as a T5X checkpoint names them."""
     from flax import traverse_util
 
-    from variator_jax.checkpoints import load_plugin
+    from variator_jax.store import load_plugin
 
     variables = load_plugin(folder).variables
     tree = {

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from variator_jax.backbone import shape_params
+from variator_jax.backbones.t5 import shape_params
 from variator_jax.plugin import init_plugin
 
 

@@ -16,16 +16,17 @@ import jax
 import numpy as np
 import seqio
 
-from variator_jax import distributed, meshes
-from variator_jax.backbone import get_config, init_params
-from variator_jax.checkpoints import load_backbone, save_backbone
+from variator_jax import distributed
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import get_config, init_params
 from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
-from variator_jax.distill import jobs, optimizers, train
-from variator_jax.distill.loop import Schedule
-from variator_jax.distill.step import init_state, placed_state
 from variator_jax.errors import VariatorError
 from variator_jax.plugin import PluginConfig
+from variator_jax.store import load_backbone, save_backbone
+from variator_jax.train import jobs, optimizers, train
+from variator_jax.train.loop import Schedule
+from variator_jax.train.step import init_state, placed_state
 
 ROOT = Path(__file__).parents[1]
 TASK = "tiny_runs_parity"

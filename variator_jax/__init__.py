@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "checkpoints",
-    "Lora": "checkpoints",
-    "LoraConfig": "backbone",
-    "Plugin": "checkpoints",
+    "Backbone": "store",
+    "Lora": "store",
+    "LoraConfig": "backbones.lora",
+    "Plugin": "store",
     "PluginConfig": "plugin",
     "VariatorError": "errors",
     "VariatorModel": "model",
-    "load_backbone": "checkpoints",
-    "load_lora": "checkpoints",
-    "load_official": "checkpoints",
-    "load_plugin": "checkpoints",
-    "load_plugins": "checkpoints",
-    "save_backbone": "checkpoints",
-    "save_lora": "checkpoints",
-    "save_plugin": "checkpoints",
-    "save_plugins": "checkpoints",
+    "load_backbone": "store",
+    "load_lora": "store",
+    "load_official": "store",
+    "load_plugin": "store",
+    "load_plugins": "store",
+    "save_backbone": "store",
+    "save_lora": "store",
+    "save_plugin": "store",
+    "save_plugins": "store",
     "splice": "plugin",
-    "with_lora": "checkpoints",
+    "with_lora": "store",
 }
 
 __all__ = [
@@ -57,8 +57,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from variator_jax.backbone import LoraConfig
-    from variator_jax.checkpoints import (
+    from variator_jax.backbones.lora import LoraConfig
+    from variator_jax.errors import VariatorError
+    from variator_jax.model import VariatorModel
+    from variator_jax.plugin import PluginConfig, splice
+    from variator_jax.store import (
         Backbone,
         Lora,
         Plugin,
@@ -73,9 +76,6 @@ if TYPE_CHECKING:
         save_plugins,
         with_lora,
     )
-    from variator_jax.errors import VariatorError
-    from variator_jax.model import VariatorModel
-    from variator_jax.plugin import PluginConfig, splice
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax.backbone import Transformer
-from variator_jax.backbone.decoding import START_TOKEN, beam_decode, greedy_decode
-from variator_jax.checkpoints.backbone_folder import Backbone
-from variator_jax.checkpoints.plugin_folder import Plugin, check_belongs, check_shapes
+from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5.decoding import START_TOKEN, beam_decode, greedy_decode
 from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig, splice
+from variator_jax.store.backbone_folder import Backbone
+from variator_jax.store.plugin_folder import Plugin, check_belongs, check_shapes
 from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.

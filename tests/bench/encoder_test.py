@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from variator_jax.backbone import get_config
+from variator_jax.backbones.t5 import get_config
+from variator_jax.backbones.t5.cost import encoder_flops, flops_allowed_speedup
 from variator_jax.bench import encoder, memory
 from variator_jax.bench.settings import Shape
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.cost import encoder_flops, flops_allowed_speedup
 from variator_jax.plugin import PluginConfig
 
 CONFIG = get_config("nano", num_encoder_layers=1)

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from variator_jax.backbone import T5Config, get_config
+from variator_jax.backbones.t5 import T5Config, get_config
 from variator_jax.bench import peers
-from variator_jax.evaluation.latency import encoder_shapes
+from variator_jax.bench.latency import encoder_shapes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

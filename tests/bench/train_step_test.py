@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from variator_jax.backbone import get_config
+from variator_jax.backbones.t5 import get_config
 from variator_jax.bench import encoder, memory, train_step
 from variator_jax.bench.settings import Shape, StepSettings
+from variator_jax.bench.step_cost import distillation_flops
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.step_cost import distillation_flops
 from variator_jax.plugin import PluginConfig
 
 CONFIG = get_config("nano", num_encoder_layers=1)

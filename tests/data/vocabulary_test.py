@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from variator_jax.backbone import get_config
+from variator_jax.backbones.t5 import get_config
 from variator_jax.data import corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
-from variator_jax.distill.data import check_vocabulary
 from variator_jax.errors import CheckpointError, DataError
+from variator_jax.train.data import check_vocabulary
 
 
 def test_ids_are_those_of_t5():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from variator_jax.backbone import Transformer, get_config, init_params
+from variator_jax.backbones.t5 import Transformer, get_config, init_params
 from variator_jax.errors import PluginError
 from variator_jax.evaluation.control import skip_encoder_ffn
 

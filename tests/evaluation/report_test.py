@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from variator_jax.backbone import get_config
+from variator_jax.backbones.t5 import cost, get_config
+from variator_jax.bench.latency import Latency
 from variator_jax.errors import DataError
-from variator_jax.evaluation import cost
-from variator_jax.evaluation.latency import Latency
 from variator_jax.evaluation.report import read_report, to_json, write_report
 from variator_jax.evaluation.schema import Backbone, Report, latency_entry, ratio_entry
 from variator_jax.evaluation.tables import report_markdown

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from variator_jax.backbone import Transformer, get_config, init_params
+from variator_jax.backbones.t5 import Transformer, get_config, init_params
 from variator_jax.errors import ConfigError, DataError
 from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.evaluator import bit_identical

@@ -2,7 +2,8 @@
 
 import pytest
 
-from variator_jax import engines, gin_utils
+from variator_jax import gin_utils
+from variator_jax.commands import engines
 from variator_jax.errors import ConfigError
 from variator_jax.experiment.claim import Claim
 from variator_jax.experiment.grid import Cell, Experiment

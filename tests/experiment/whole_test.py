@@ -10,7 +10,7 @@ from variator_jax import cli
 FILES = {
     "backbones/tiny": """
 from __gin__ import dynamic_registration
-from variator_jax.backbone import config
+from variator_jax.backbones.t5 import config
 BACKBONE = @config.get_config()
 config.get_config:
   name = 'nano'

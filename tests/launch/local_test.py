@@ -30,7 +30,7 @@ def work():
     for step in range(5):
         add(rows).block_until_ready()
     if HAPPENING == "another_run":
-        from variator_jax.distill.checkpointing import Checkpoints
+        from variator_jax.train.checkpointing import Checkpoints
         Checkpoints(flags["folder"], 1, {"ratio": 2})
     if HAPPENING == f"killed{INDEX}":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from golden_vectors import backbone, load, relative_error, under
 
-from variator_jax.backbone import Transformer
-from variator_jax.checkpoints.official import plugin_from_state_dict
-from variator_jax.distill.losses import cross_entropy, hidden_mse
+from variator_jax.backbones.t5 import Transformer
 from variator_jax.plugin import PluginLayer, PluginVariables, splice
-from variator_jax.plugin.compression import to_groups
+from variator_jax.plugin.sites.ffn import to_groups
+from variator_jax.store.official import plugin_from_state_dict
+from variator_jax.train.losses import cross_entropy, hidden_mse
 
 TOLERANCE = 2e-5
 

@@ -11,7 +11,7 @@ from golden_vectors import config, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variator_jax.backbone import Transformer, init_params
+from variator_jax.backbones.t5 import Transformer, init_params
 from variator_jax.errors import PluginError
 from variator_jax.plugin import (
     PluginConfig,

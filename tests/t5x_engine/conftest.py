@@ -12,14 +12,14 @@ import pytest
 import t5x_files
 import t5x_runs
 
-from variator_jax import engines
-from variator_jax.backbone import get_config, init_params
-from variator_jax.checkpoints import Backbone, folders, t5x
+from variator_jax.backbones.t5 import get_config, init_params
+from variator_jax.commands import engines
+from variator_jax.store import Backbone, folders, t5x
 
 HERE = Path(__file__).parent
 
 GIN = """from __gin__ import dynamic_registration
-from variator_jax.backbone import config
+from variator_jax.backbones.t5 import config
 include 'plugins/variator.gin'
 include 'tasks/file.gin'
 include 'vocabularies/bytes.gin'

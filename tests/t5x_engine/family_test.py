@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from variator_jax import cli, engines, gin_utils
+from variator_jax import cli, gin_utils
+from variator_jax.commands import engines
 
 FAMILY = sorted(path.name for path in gin_utils.configs_dir().glob("variator_*.gin"))
 

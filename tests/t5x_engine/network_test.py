@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from variator_jax.backbone import Transformer
+from variator_jax.backbones.t5 import Transformer
 from variator_jax.plugin import PluginConfig, splice
 
 SETTINGS = PluginConfig(4, bottleneck=8)

@@ -7,7 +7,7 @@ import pytest
 import t5x_runs
 
 from variator_jax import cli
-from variator_jax.checkpoints import load_plugin, t5x
+from variator_jax.store import load_plugin, t5x
 
 
 @pytest.fixture(scope="module")

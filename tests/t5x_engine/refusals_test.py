@@ -8,12 +8,13 @@ import seqio
 import t5x_files
 import tiny
 
-from variator_jax import cli, engines
-from variator_jax.checkpoints import folders, save_backbone, save_plugin
-from variator_jax.checkpoints.hf_folder import save_hf
+from variator_jax import cli
+from variator_jax.commands import engines
 from variator_jax.data import sources
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
+from variator_jax.store import folders, save_backbone, save_plugin
+from variator_jax.store.hf_folder import save_hf
 
 QUERY = "encoder/layers_1/attention/query/kernel"
 
@@ -130,7 +131,7 @@ class TestSettings:
     def test_an_encoder_alone(self, refused, tmp_path):
         (tmp_path / "encoder.gin").write_text(
             "from __gin__ import dynamic_registration\n"
-            "from variator_jax.backbone import config\n"
+            "from variator_jax.backbones.t5 import config\n"
             "config.get_config.num_decoder_layers = 0\n"
         )
         message = refused(f"--gin_file={tmp_path / 'encoder.gin'}")

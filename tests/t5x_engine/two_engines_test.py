@@ -8,7 +8,8 @@ import orbax.checkpoint as ocp
 import pytest
 import t5x_runs
 
-from variator_jax import engines, gin_utils
+from variator_jax import gin_utils
+from variator_jax.commands import engines
 
 
 def agree(run, builtin, backbone_path, steps):

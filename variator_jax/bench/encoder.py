@@ -9,12 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from variator_jax.backbone.config import T5Config
+from variator_jax.backbones.t5.config import T5Config
+from variator_jax.backbones.t5.cost import encoder_flops, flops_allowed_speedup
 from variator_jax.bench import memory
-from variator_jax.bench.results import EncoderResult, MatrixPeak, PeerRow, RatioRow
-from variator_jax.bench.settings import Shape
-from variator_jax.evaluation.cost import encoder_flops, flops_allowed_speedup
-from variator_jax.evaluation.latency import (
+from variator_jax.bench.latency import (
     Clock,
     bound,
     encoder_call,
@@ -23,6 +21,8 @@ from variator_jax.evaluation.latency import (
     random_params,
     random_tokens,
 )
+from variator_jax.bench.results import EncoderResult, MatrixPeak, PeerRow, RatioRow
+from variator_jax.bench.settings import Shape
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 
 # What a peer is: (backbone's shape, tokens) -> (name, its call, or why there is none) of each.

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax.backbone.config import T5Config
+from variator_jax.backbones.t5.config import T5Config
 from variator_jax.bench.encoder import Peer
-from variator_jax.evaluation.hardware import usable_cores
+from variator_jax.bench.hardware import usable_cores
 
 EAGER = "transformers, eager"
 COMPILED = "transformers, torch.compile"
@@ -39,7 +39,7 @@ def transformers_config(config: T5Config) -> Any:
     """Their `T5Config` of the same shape, without dropout."""
     import transformers
 
-    from variator_jax.checkpoints import hf_config
+    from variator_jax.store import hf_config
 
     theirs = {k: v for k, v in hf_config.render(config).items() if k not in _NO_SHAPE}
     # An encoder has no cache, and no logits to tie.

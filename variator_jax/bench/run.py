@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 
 from variator_jax.bench import encoder, train_step
+from variator_jax.bench.hardware import hardware
 from variator_jax.bench.plot import plot_bench
 from variator_jax.bench.results import BenchResult, StepResult, to_json
 from variator_jax.bench.settings import BenchSettings
 from variator_jax.bench.tables import bench_markdown
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.hardware import hardware
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 _PEER_PACKAGES = ("torch", "transformers")

@@ -96,9 +96,10 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     """Compiles the step of a backbone on a mesh of pretended devices."""
     import jax
 
-    from variator_jax.backbone import get_config
-    from variator_jax.distill import budget, optimizers
+    from variator_jax.backbones.t5 import get_config
+    from variator_jax.bench import budget
     from variator_jax.plugin import PluginConfig
+    from variator_jax.train import optimizers
 
     config = get_config(backbone, dtype="bfloat16")
     compiled = functools.partial(

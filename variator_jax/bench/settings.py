@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from variator_jax.backbone.config import T5Config, get_config
+from variator_jax.backbones.t5.config import T5Config, get_config
 from variator_jax.errors import ConfigError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -14,20 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax import meshes, partitioning
-from variator_jax.backbone import T5Config, Transformer
-from variator_jax.backbone.network import shape_params
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import T5Config, Transformer
+from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import memory
 from variator_jax.bench.encoder import matrix_call, matrix_size, random_backbone
+from variator_jax.bench.latency import Clock, interleaved_seconds, random_tokens
 from variator_jax.bench.results import MatrixPeak, StepResult, StepRow
 from variator_jax.bench.settings import Shape, StepSettings
-from variator_jax.distill import optimizers
-from variator_jax.distill.losses import LossConfig
-from variator_jax.distill.objectives import Distillation
-from variator_jax.distill.step import init_state, jit_train_step, make_train_step, placed_state
-from variator_jax.evaluation.latency import Clock, interleaved_seconds, random_tokens
-from variator_jax.evaluation.step_cost import distillation_flops
+from variator_jax.bench.step_cost import distillation_flops
 from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.train import optimizers
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation
+from variator_jax.train.step import init_state, jit_train_step, make_train_step, placed_state
 
 _ADVICE = ", --remat, or more --microbatches"
 
@@ -125,15 +125,15 @@ def _step(
     mesh = meshes.make_mesh(config, max(rows, 1), (1, 1, 1), [device])
     plugin = PluginConfig(ratio)
     fresh = init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
-    everywhere = partitioning.replicated(mesh)
+    everywhere = meshes.replicated(mesh)
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
     placed = jax.device_put(fresh, everywhere)
     state = placed_state(init_state(placed.params, optimizer), mesh)
     frozen = jax.device_put((params, placed.output_scales), everywhere)
-    rows_on_device = partitioning.global_batch(batch, mesh)
+    rows_on_device = meshes.global_batch(batch, mesh)
     objective = Distillation(Transformer(config), plugin, LossConfig())
     train_step = make_train_step(objective, optimizer, settings.microbatches)
-    with partitioning.activations(mesh):
+    with meshes.activations(mesh):
         jitted: Any = jit_train_step(train_step, state, mesh)
         compiled = jitted.lower(state, frozen, rows_on_device).compile()
     what = f"The distillation step of {config.name!r} at {shape} and ratio {ratio}"

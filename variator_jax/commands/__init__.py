@@ -5,10 +5,10 @@ that it calls. Nothing heavy is imported until one runs. The command line itself
 """
 
 # In the order in which the help shows them.
-from variator_jax.commands import runs  # isort: skip
-from variator_jax.commands import look  # isort: skip
-from variator_jax.commands import convert  # isort: skip
-from variator_jax.commands import experiment  # isort: skip
+from variator_jax.commands import runs# isort: skip
+from variator_jax.commands import look# isort: skip
+from variator_jax.commands import convert# isort: skip
+from variator_jax.commands import experiment# isort: skip
 from variator_jax.commands.table import COMMANDS, Command, gin_arguments
 
 __all__ = ["COMMANDS", "Command", "convert", "experiment", "gin_arguments", "look", "runs"]

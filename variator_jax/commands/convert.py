@@ -48,7 +48,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     _convert_arguments,
 )
 def _convert(args: argparse.Namespace) -> None:
-    from variator_jax.checkpoints import convert_command
+    from variator_jax.store import convert_command
 
     print(
         convert_command.run(

@@ -28,7 +28,7 @@ def on_builtin_engine(args: argparse.Namespace, command: str) -> bool:
 
     Otherwise it was a check or a dry run; or, on T5X, this process has become T5X's program.
     """
-    from variator_jax import engines
+    from variator_jax.commands import engines
 
     engine = engines.choose(args.engine)
     print(f"engine: {engine.name} ({engine.why})", file=sys.stderr, flush=True)
@@ -76,7 +76,7 @@ def _tell_plan(command: str, builtin: bool) -> None:
     print(gin_utils.resolved_config())
     missing = gin_utils.leave_unset()
     if builtin:
-        from variator_jax.evaluation import plan
+        from variator_jax.train import plan
 
         train_only = {} if command == "train" else {"optimizer": None}
         print(gin_utils.configured(plan.plan)(**train_only))
@@ -102,7 +102,8 @@ def parse(
     Raises:
       ConfigError: as `gin_utils.parse`, and for macros of the other engine.
     """
-    from variator_jax import engines, gin_utils
+    from variator_jax import gin_utils
+    from variator_jax.commands import engines
 
     if not args.gin_file:
         raise ConfigError(

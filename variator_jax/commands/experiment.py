@@ -28,7 +28,8 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     _experiment_arguments,
 )
 def _experiment(args: argparse.Namespace) -> None:
-    from variator_jax import cli, engines, gin_utils
+    from variator_jax import cli, gin_utils
+    from variator_jax.commands import engines
     from variator_jax.commands.engine import own_search_paths, parse
     from variator_jax.experiment import claim, drive, grid, recipe
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from variator_jax.bench.arguments import add_arguments as bench_arguments
+from variator_jax.bench.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.commands.engine import parse
 from variator_jax.commands.table import command, gin_arguments, path_argument
-from variator_jax.distill.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.errors import ConfigError
 
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
@@ -57,8 +57,9 @@ def _budget(args: argparse.Namespace) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         # Else libtpu asks the metadata server of a cloud machine, which this need not be.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from variator_jax import engines, gin_utils
-    from variator_jax.distill import budget
+    from variator_jax import gin_utils
+    from variator_jax.bench import budget
+    from variator_jax.commands import engines
 
     parse(args, "train", engines.choose(engines.BUILTIN), require=False)
     gin_utils.leave_unset()
@@ -83,11 +84,12 @@ def _inspect(args: argparse.Namespace) -> None:
     if bool(args.path) == bool(args.gin_file):
         raise ConfigError("inspect takes a folder or --gin_file=FILE, one of the two.")
     if args.path:
-        from variator_jax.checkpoints import inspect
+        from variator_jax.store import inspect
 
         print(inspect.describe(args.path, verify=args.verify))
     else:
-        from variator_jax import engines, gin_utils
+        from variator_jax import gin_utils
+        from variator_jax.commands import engines
 
         engine = engines.choose(args.engine)
         print(f"engine: {engine.name} ({engine.why})", file=sys.stderr, flush=True)

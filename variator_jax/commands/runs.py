@@ -26,7 +26,7 @@ from variator_jax.errors import ConfigError
 def _train(args: argparse.Namespace) -> None:
     if on_builtin_engine(args, "train"):
         from variator_jax import distributed, gin_utils
-        from variator_jax.distill import train
+        from variator_jax.train import train
 
         distributed.initialize(
             args.coordinator_address, args.process_count, args.process_index, args.multiprocess
@@ -51,7 +51,7 @@ def _train(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     if on_builtin_engine(args, "eval"):
         from variator_jax import gin_utils
-        from variator_jax.distill import evaluate
+        from variator_jax.evaluation import evaluate
 
         gin_utils.configured(evaluate.evaluate)()
 
@@ -70,7 +70,7 @@ def _eval(args: argparse.Namespace) -> None:
 def _infer(args: argparse.Namespace) -> None:
     if on_builtin_engine(args, "infer"):
         from variator_jax import gin_utils
-        from variator_jax.distill import infer
+        from variator_jax.evaluation import infer
 
         gin_utils.configured(infer.infer)()
 

@@ -29,13 +29,7 @@ from variator_jax.data.rows import (
 )
 from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
 from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
-from variator_jax.data.templates import (
-    Labels,
-    fields_of,
-    renderer,
-    target_fields,
-    verbalizers_of,
-)
+from variator_jax.data.templates import Labels, fields_of, renderer, target_fields, verbalizers_of
 from variator_jax.errors import DataError
 
 _SPLITS = ("train", "validation")

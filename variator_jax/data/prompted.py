@@ -16,13 +16,7 @@ from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.official_files import local_folder
 from variator_jax.data.registry import is_registered, origin_of, remember
-from variator_jax.data.sources import (
-    Examples,
-    LazySource,
-    TfdsSource,
-    add_task,
-    text_preprocessors,
-)
+from variator_jax.data.sources import Examples, LazySource, TfdsSource, add_task, text_preprocessors
 from variator_jax.data.spec import TaskSpec, prefix_ids, verbalizer_ids
 
 SENTINEL = "<extra_id_0>"

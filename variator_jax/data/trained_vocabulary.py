@@ -9,12 +9,12 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from variator_jax.atomic_file import write_file
 from variator_jax.data._tf import seqio
 from variator_jax.data.sentencepiece_training import train_sentencepiece
 from variator_jax.data.text_files import read_text_lines, text_files
 from variator_jax.data.vocabulary import EXTRA_IDS, load_vocabulary
 from variator_jax.errors import DataError
+from variator_jax.files import write_file
 
 _SENTENCES = 60_000  # sampled for training; more of them only cost time
 _LONGEST = 1000  # characters of a sentence that SentencePiece reads

@@ -16,11 +16,11 @@ from typing import Any
 
 import sentencepiece
 
-from variator_jax.atomic_file import write_file
 from variator_jax.data import corpus
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.sentencepiece_training import train_sentencepiece as train_sentencepiece
 from variator_jax.errors import DataError, did_you_mean
+from variator_jax.files import write_file
 
 EXTRA_IDS = 100
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from variator_jax.backbone.config import T5Config
-from variator_jax.evaluation import cost
-from variator_jax.evaluation.latency import Latency
+from variator_jax.backbones.t5 import cost
+from variator_jax.backbones.t5.config import T5Config
+from variator_jax.bench.latency import Latency
 from variator_jax.plugin.config import PluginConfig
 
 Scores = Mapping[str, float]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from variator_jax.atomic_file import write_json
 from variator_jax.errors import ConfigError
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.recipe import Configs, files_of
 from variator_jax.experiment.stages import Stage
+from variator_jax.files import write_json
 
 
 class Claim:

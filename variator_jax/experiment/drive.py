@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.atomic_file import write_json
 from variator_jax.errors import VariatorError
 from variator_jax.experiment.claim import Claim
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.recipe import Configs
 from variator_jax.experiment.stages import Stage, plan
+from variator_jax.files import write_json
 
 # Runs a stage's command; returns its exit code.
 RunStage = Callable[[Sequence[str]], int]

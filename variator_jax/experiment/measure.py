@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_jax.atomic_file import write_json
-from variator_jax.backbone import Transformer
-from variator_jax.checkpoints import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.distill.jobs import backbone_folder, run_part
-from variator_jax.evaluation.hardware import hardware
-from variator_jax.evaluation.latency import measure_encoder_latency
-from variator_jax.evaluation.neurons import activated_neurons
+from variator_jax.backbones.t5 import Transformer
+from variator_jax.bench.hardware import hardware
+from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
 from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.neurons import activated_neurons
 from variator_jax.experiment.score import task_data
+from variator_jax.files import write_json
+from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
+from variator_jax.train.jobs import backbone_folder, run_part
 
 _ROUNDS = 15
 _NEURON_BATCHES = 4

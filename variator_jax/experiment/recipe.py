@@ -79,7 +79,8 @@ def _macros(
     experiment: Experiment, files: Sequence[str], bindings: Sequence[str], command: str
 ) -> dict[str, str]:
     """Macro -> value; of a stage that is trained, all that is required must be there."""
-    from variator_jax import engines, gin_utils
+    from variator_jax import gin_utils
+    from variator_jax.commands import engines
 
     folders = [*experiment.search_paths, *engines.choose(engines.BUILTIN).search_paths(command)]
     gin_utils.parse(files, bindings, folders, require=command == "train")
@@ -91,9 +92,9 @@ def _macros(
 def _rehearse(data: bool) -> None:
     """Makes what the parsed configuration trains with, as far as that costs little."""
     from variator_jax import gin_utils
-    from variator_jax.distill.data import DataConfig
-    from variator_jax.distill.loop import Schedule
-    from variator_jax.distill.optimizers import optimizer
+    from variator_jax.train.data import DataConfig
+    from variator_jax.train.loop import Schedule
+    from variator_jax.train.optimizers import optimizer
 
     gin_utils.configured(optimizer)()
     gin_utils.configured(Schedule)()

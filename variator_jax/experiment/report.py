@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.atomic_file import write_json
-from variator_jax.evaluation.hardware import hardware
+from variator_jax.bench.hardware import hardware
 from variator_jax.experiment import figures, measure, tables
 from variator_jax.experiment.grid import Experiment
 from variator_jax.experiment.remarks import remarks
 from variator_jax.experiment.results import Row, rows, write_rows
+from variator_jax.files import write_json
 
 _ONE_TEACHER = (
     " The seeds share one teacher and vary what is trained beside it; what is not trained "

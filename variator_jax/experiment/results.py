@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.atomic_file import write_json
 from variator_jax.experiment.arms import TEACHER
+from variator_jax.files import write_json
 
 MEAN = "mean"  # the task that stands for all of them
 

@@ -13,23 +13,22 @@ from typing import Any, TypeVar
 
 import jax
 
-from variator_jax.backbone import shape_params
-from variator_jax.checkpoints import Backbone, load_backbone, load_plugin
-from variator_jax.distill.evaluate import EvalData, Runner
-from variator_jax.distill.jobs import backbone_folder, run_part
-from variator_jax.evaluation import cost
+from variator_jax.backbones.t5 import cost, shape_params
 from variator_jax.evaluation.control import skip_encoder_ffn
+from variator_jax.evaluation.evaluate import EvalData, Runner
 from variator_jax.evaluation.evaluator import TaskResult
-from variator_jax.evaluation.narrow import student_leaves
-from variator_jax.evaluation.similar_tokens import (
+from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.similar_tokens import (
     merge_similar,
     same_flops_ratio,
     similar_tokens_flops,
 )
-from variator_jax.evaluation.truncation import common_suffix, same_flops_length, truncated
-from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import gin_arguments
+from variator_jax.experiment.truncation import common_suffix, same_flops_length, truncated
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.store import Backbone, load_backbone, load_plugin
+from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.train.narrow import student_leaves
 
 T = TypeVar("T")
 
@@ -116,7 +115,8 @@ def method_plugin(experiment: Experiment, cell: Cell) -> PluginConfig:
 
 
 def _configured(kind: Callable[..., T], experiment: Experiment, cell: Cell) -> Callable[..., T]:
-    from variator_jax import engines, gin_utils
+    from variator_jax import gin_utils
+    from variator_jax.commands import engines
 
     arguments = gin_arguments(experiment, cell, "score")
     files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file=")]

@@ -3,11 +3,11 @@
 Nothing in here knows T5, checkpoints or training.
 """
 
+from variator_jax.plugin.arrays import PluginVariables, init_plugin, layer_name
 from variator_jax.plugin.calibration import calibrate, site_output_rms
-from variator_jax.plugin.compression import HiddenCompression, HiddenDecompression, PluginLayer
 from variator_jax.plugin.config import ENCODER_MLP, PluginConfig
+from variator_jax.plugin.sites.ffn import HiddenCompression, HiddenDecompression, PluginLayer
 from variator_jax.plugin.splice import splice, surround_sites
-from variator_jax.plugin.variables import PluginVariables, init_plugin, layer_name
 
 __all__ = [
     "ENCODER_MLP",

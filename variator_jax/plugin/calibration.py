@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from variator_jax.plugin.arrays import PluginVariables, layer_name
 from variator_jax.plugin.splice import surround_sites
-from variator_jax.plugin.variables import PluginVariables, layer_name
 
 
 def site_output_rms(

@@ -17,9 +17,9 @@ from flax import linen as nn
 from flax.linen.partitioning import with_sharding_constraint
 
 from variator_jax.errors import PluginError
-from variator_jax.plugin.compression import PluginLayer, from_groups, group_members, to_groups
+from variator_jax.plugin.arrays import PluginVariables, layer_name
 from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.variables import PluginVariables, layer_name
+from variator_jax.plugin.sites.ffn import PluginLayer, from_groups, group_members, to_groups
 
 # Surrounds one call: (layer number, the module's own call on one array, its input) -> its output.
 Surround = Callable[[int, Callable[[jax.Array], jax.Array], jax.Array], jax.Array]

@@ -12,8 +12,8 @@ from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import batches
-from variator_jax.distill.jobs import check_packing
 from variator_jax.errors import ConfigError
+from variator_jax.train.jobs import check_packing
 
 Batch = Mapping[str, np.ndarray]
 

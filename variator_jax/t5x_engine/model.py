@@ -15,13 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from t5x import decoding, losses, metrics, models
 
-from variator_jax.backbone import T5Config
-from variator_jax.backbone.network import Outputs
+from variator_jax.backbones.t5 import T5Config
+from variator_jax.backbones.t5.network import Outputs
 from variator_jax.data.packing import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
-from variator_jax.distill.jobs import check_trainable
-from variator_jax.distill.losses import LossConfig
-from variator_jax.distill.objectives import Batch, Comparison
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.t5x_engine.network import (
@@ -33,6 +30,9 @@ from variator_jax.t5x_engine.network import (
 )
 from variator_jax.t5x_engine.optimizer import PluginOptimizer, is_trained
 from variator_jax.t5x_engine.start import Start, start_values
+from variator_jax.train.jobs import check_trainable
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Batch, Comparison
 
 # The modules whose outputs are the last hidden states, in T5X's network.
 LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from t5x.examples.t5 import network as t5x_network
 
-from variator_jax.backbone import T5Config
+from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, PluginLayer, PluginVariables, layer_name, splice
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from t5x import partitioning, utils
 
-from variator_jax.evaluation.plan import Part, Plan
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import OUTPUT_SCALE, PLUGIN
+from variator_jax.train.plan import Part, Plan
 
 
 def plan(

@@ -13,9 +13,9 @@ from typing import Any
 
 from tensorflow.io import gfile
 
-from variator_jax.checkpoints.description import config_content
-from variator_jax.checkpoints.t5x_run import SETTINGS
 from variator_jax.errors import CheckpointError
+from variator_jax.store.description import config_content
+from variator_jax.store.t5x_run import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 
 

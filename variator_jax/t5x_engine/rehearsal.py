@@ -14,12 +14,12 @@ from t5x import models
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import task_or_mixture
-from variator_jax.distill.data import check_vocabulary
-from variator_jax.distill.jobs import check_packing
 from variator_jax.errors import ConfigError
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.partitioner import model_devices
 from variator_jax.t5x_engine.record import check_same_run
+from variator_jax.train.data import check_vocabulary
+from variator_jax.train.jobs import check_packing
 
 _RESULTS = "variator_results.json"  # beside T5X's results: what they are the results of
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from variator_jax.backbone import T5Config
-from variator_jax.checkpoints import load_plugin
-from variator_jax.distill.jobs import initial_plugin, run_part
+from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.store import load_plugin
+from variator_jax.train.jobs import initial_plugin, run_part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,219 @@
+"""LoRA as arrays: what a fresh one is, what merging gives, and which weights it touches."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import random_params
+
+from variator_jax.backbones.lora import (
+    LoraConfig,
+    init_lora,
+    lora_parameters,
+    lora_weights,
+    merge_lora,
+    merge_weight,
+    pairs,
+)
+from variator_jax.backbones.t5 import T5Config, Transformer, get_config, shape_params
+from variator_jax.errors import ConfigError
+
+SHAPE = T5Config(
+    "tiny", vocab_size=48, embed_dim=16, num_heads=3, head_dim=4, mlp_dim=24,
+    num_encoder_layers=2, num_decoder_layers=1,
+)  # fmt: skip
+PARAMS = random_params(SHAPE)
+SMALL = LoraConfig(rank=4, alpha=6.0)
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def random_lora(config=SMALL, seed=0):
+    """A LoRA that changes every one of its weights, as numpy arrays."""
+    shapes = jax.eval_shape(lambda: init_lora(config, PARAMS, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.3, x.shape), "f4"), shapes)
+
+
+def test_it_changes_query_and_value_of_self_attention_alone():
+    assert list(lora_weights(LoraConfig(), PARAMS)) == [
+        "decoder/layers_0/self_attention/query/kernel",
+        "decoder/layers_0/self_attention/value/kernel",
+        "encoder/layers_0/attention/query/kernel",
+        "encoder/layers_0/attention/value/kernel",
+        "encoder/layers_1/attention/query/kernel",
+        "encoder/layers_1/attention/value/kernel",
+    ]
+
+
+def test_a_fresh_one_is_the_backbone_bit_for_bit():
+    fresh = init_lora(LoraConfig(), PARAMS, jax.random.key(1))
+    merged = flat(merge_lora(PARAMS, fresh, LoraConfig()))
+    for path, leaf in flat(PARAMS).items():
+        assert np.asarray(merged[path]).tobytes() == leaf.tobytes(), path
+
+
+def test_a_is_uniform_as_torchs_kaiming_with_slope_root_five_and_b_is_zero():
+    wide = dataclasses.replace(SHAPE, embed_dim=400)
+    config = LoraConfig(rank=32)
+    leaves = flat(init_lora(config, shape_params(wide), jax.random.key(0)))
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    bound = np.sqrt(6 / ((1 + 5) * 400))
+    a = [array for name, array in arrays.items() if name.endswith("/a")]
+    assert len(a) == 6 and len({array.tobytes() for array in a}) == 6
+    for array in a:
+        assert array.shape == (400, 32) and array.dtype == np.float32
+        assert 0.99 * bound < np.abs(array).max() <= bound
+        assert abs(array.std() - bound / np.sqrt(3)) < 0.02 * bound
+    assert not any(array.any() for name, array in arrays.items() if name.endswith("/b"))
+
+
+@given(rank=st.integers(1, 5), alpha=st.floats(0.5, 50), seed=st.integers(0, 9))
+def test_merging_is_the_papers_formula_and_leaves_the_rest_alone(rank, alpha, seed):
+    config = LoraConfig(rank, alpha)
+    lora, before = random_lora(config, seed), flat(PARAMS)
+    merged = flat(merge_lora(PARAMS, lora, config))
+    changed = dict(pairs(lora))
+    for path, leaf in before.items():
+        if path not in changed:
+            assert merged[path] is leaf
+            continue
+        a, b = (np.asarray(x, np.float64) for x in changed[path])
+        expected = leaf + (alpha / rank) * sum(np.outer(a[:, r], b[r]) for r in range(rank))
+        np.testing.assert_allclose(merged[path], expected, rtol=1e-5, atol=1e-4)
+        assert np.abs(merged[path] - leaf).max() > 1e-3
+        host = merge_weight(leaf, *changed[path], config)
+        np.testing.assert_allclose(host, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_merged_weights_give_what_a_branch_beside_each_weight_gives():
+    lora = random_lora()
+    rng = np.random.default_rng(3)
+    tokens, targets = rng.integers(1, 48, (2, 7)), rng.integers(1, 48, (2, 5))
+    # Else a random network's scores are so far apart that attention is a choice of one.
+    params = jax.tree.map(lambda x: x / 2 if x.ndim > 1 else np.ones_like(x), PARAMS)
+    changes, met = dict(pairs(lora)), []
+
+    def branch(call, args, kwargs, context):
+        path = "/".join((*context.module.path, "kernel"))
+        y = call(*args, **kwargs)
+        if context.method_name != "__call__" or path not in changes:
+            return y
+        met.append(path)
+        a, b = changes[path]
+        return y + (SMALL.scale * (args[0] @ a @ b)).reshape(y.shape)
+
+    def forward(tree):
+        return Transformer(SHAPE).apply({"params": tree}, tokens, targets)
+
+    with nn.intercept_methods(branch):
+        beside = jax.jit(forward)(params)
+    assert sorted(met) == sorted(changes)
+    bare = jax.jit(lambda tree: forward(tree))  # another function, to be traced without the branch
+    merged = bare(merge_lora(params, lora, SMALL))
+    assert np.abs(beside - bare(params)).max() > 1e-2
+    np.testing.assert_allclose(merged, beside, rtol=1e-5, atol=1e-5)
+
+
+def test_the_sum_is_made_in_float32_and_then_cast():
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
+    lora = random_lora()
+    merged, before = flat(merge_lora(half, lora, SMALL)), flat(half)
+    for path, (a, b) in pairs(lora):
+        assert merged[path].dtype == jnp.bfloat16
+        exact = (np.asarray(before[path], "f4") + SMALL.scale * (a @ b)).astype(jnp.bfloat16)
+        # Where the last bit of a float32 decides how it is rounded, either way is right.
+        assert np.mean(np.asarray(merged[path]) == exact) > 0.99
+        host = merge_weight(np.asarray(before[path]), a, b, SMALL)
+        assert host.dtype == jnp.bfloat16 and np.mean(host == exact) > 0.99
+
+
+def test_a_merged_weight_does_not_depend_on_the_order_of_the_sum():
+    """Machines add up in different orders; the fingerprint of the result must not show it."""
+    rng = np.random.default_rng(0)
+    weight = np.asarray(rng.normal(size=(300, 200)), "f4")
+    a, b = (np.asarray(rng.normal(size=shape), "f4") for shape in ((300, 16), (16, 200)))
+    order, config = rng.permutation(16), LoraConfig()
+    one, other = (
+        merge_weight(weight, a, b, config),
+        merge_weight(weight, a[:, order], b[order], config),
+    )
+    assert one.tobytes() == other.tobytes()
+    single = [np.float32(2) * (x @ y) + weight for x, y in ((a, b), (a[:, order], b[order]))]
+    assert single[0].tobytes() != single[1].tobytes()  # as float32 alone would
+
+
+def test_gradients_reach_a_and_b():
+    lora = init_lora(SMALL, PARAMS, jax.random.key(0))
+    tokens = np.arange(1, 13).reshape(2, 6)
+
+    def loss(lora):
+        logits = Transformer(SHAPE).apply(
+            {"params": merge_lora(PARAMS, lora, SMALL)}, tokens, tokens
+        )
+        return jnp.sum(jax.nn.log_softmax(logits)[..., 3])
+
+    grads = flat(jax.jit(jax.grad(loss))(lora))
+    for name, grad in grads.items():  # with B = 0, A has none yet
+        assert bool(jnp.any(grad)) == name.endswith("/b"), name
+
+
+def test_the_sizes_of_t5_base_are_megabytes():
+    config = get_config("t5_1_0_base")
+    shapes = jax.eval_shape(
+        lambda: init_lora(LoraConfig(), shape_params(config), jax.random.key(0))
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count == 48 * 16 * (768 + 768) == lora_parameters(LoraConfig(), shape_params(config))
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) == 4_718_592
+
+
+def test_an_encoder_alone_has_a_lora_too():
+    encoder = dataclasses.replace(SHAPE, num_decoder_layers=0)
+    assert len(lora_weights(LoraConfig(), shape_params(encoder))) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"rank": 0}, "rank is a positive integer; found 0"),
+        ({"rank": True}, "found True"),
+        ({"alpha": -1.0}, "alpha is a positive number"),
+        ({"alpha": float("nan")}, "found nan"),
+        ({"sites": ()}, "sites is empty"),
+        ({"sites": ("(",)}, "no regular expression"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        LoraConfig(**settings)
+
+
+def test_a_site_that_matches_nothing_is_told_with_what_there_is():
+    config = LoraConfig(
+        sites=(r"encoder/.*/query/kernel", r"encoder/layers_\d+/attention/q/kernel")
+    )
+    with pytest.raises(ConfigError, match=re.escape("encoder/layers_<i>/attention/query/kernel")):
+        lora_weights(config, PARAMS)
+    with pytest.raises(ConfigError, match="matrices only"):
+        lora_weights(LoraConfig(sites=(r".*/encoder_norm/scale", r"encoder/.*scale")), PARAMS)
+
+
+def test_a_lora_of_another_shape_is_refused():
+    wide = random_params(dataclasses.replace(SHAPE, embed_dim=20))
+    with pytest.raises(
+        ConfigError, match=r"of shape \(16, 12\); this backbone's has shape \(20, 12"
+    ):
+        merge_lora(wide, random_lora(), SMALL)
+    shallow = random_params(dataclasses.replace(SHAPE, num_encoder_layers=1))
+    with pytest.raises(ConfigError, match="encoder/layers_1/.*does not have"):
+        merge_lora(shallow, random_lora(), SMALL)

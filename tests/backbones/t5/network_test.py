@@ -1,0 +1,181 @@
+"""Shapes by name, T5X's tree and axes, dtypes, rematerialisation, packing, encoder-only."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from golden_vectors import config
+
+from variator_jax.backbones.t5 import CONFIGS, Transformer, get_config, init_params, shape_params
+from variator_jax.errors import ConfigError
+
+SHAPE = config("1_1")
+PARAMS = init_params(SHAPE, jax.random.key(0))
+TOKENS = jnp.asarray([[5, 6, 7, 8], [9, 10, 0, 0]], jnp.int32)
+TARGETS = jnp.asarray([[0, 11, 12], [0, 13, 14]], jnp.int32)
+
+
+def _size(name):
+    return sum(np.prod(x.shape) for x in jax.tree.leaves(shape_params(get_config(name)))) / 1e6
+
+
+@pytest.mark.parametrize(
+    "name,millions",
+    [
+        ("t5_1_0_base", 222.9),
+        ("t5_1_0_large", 737.7),
+        ("t5_1_0_3b", 2851.6),
+        ("t5_1_0_11b", 11307),
+        ("t5_1_1_base", 247.6),
+        ("t5_1_1_large", 783),
+        ("t5_1_1_xl", 2850),
+        ("t5_1_1_xxl", 11135),
+        ("byt5_small", 299.6),
+        ("mt5_small", 300.2),
+    ],
+)
+def test_published_sizes(name, millions):
+    assert _size(name) == pytest.approx(millions, rel=1e-3)
+
+
+def test_our_own_sizes_have_1_to_15_million_parameters():
+    sizes = [_size(name) for name in ("nano", "micro", "mini")]
+    assert sizes == sorted(sizes) and sizes[0] >= 1 and sizes[-1] <= 15
+
+
+def test_paths_shapes_and_axes_are_t5xs():
+    variables = jax.eval_shape(Transformer(SHAPE).init, jax.random.key(0), TOKENS, TARGETS)
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    axes = traverse_util.flatten_dict(variables["params_axes"], sep="/")
+    assert {f"{path}_axes" for path in params} == set(axes)
+    expected = {
+        "token_embedder/embedding": ((128, 32), ("vocab", "embed")),
+        "encoder/relpos_bias/rel_embedding": ((4, 32), ("heads", "relpos_buckets")),
+        "encoder/layers_0/attention/query/kernel": ((32, 48), ("embed", "joined_kv")),
+        "encoder/layers_0/attention/out/kernel": ((48, 32), ("joined_kv", "embed")),
+        "encoder/layers_2/mlp/wi_1/kernel": ((32, 80), ("embed", "mlp")),
+        "encoder/layers_2/mlp/wo/kernel": ((80, 32), ("mlp", "embed")),
+        "encoder/layers_1/pre_attention_layer_norm/scale": ((32,), ("embed",)),
+        "encoder/layers_1/pre_mlp_layer_norm/scale": ((32,), ("embed",)),
+        "encoder/encoder_norm/scale": ((32,), ("embed",)),
+        "decoder/layers_0/self_attention/key/kernel": ((32, 48), ("embed", "joined_kv")),
+        "decoder/layers_1/encoder_decoder_attention/value/kernel": (
+            (32, 48),
+            ("embed", "joined_kv"),
+        ),
+        "decoder/layers_0/pre_self_attention_layer_norm/scale": ((32,), ("embed",)),
+        "decoder/layers_0/pre_cross_attention_layer_norm/scale": ((32,), ("embed",)),
+        "decoder/logits_dense/kernel": ((32, 128), ("embed", "vocab")),
+    }
+    for path, (shape, names) in expected.items():
+        assert params[path].shape == shape, path
+        assert tuple(axes[f"{path}_axes"].names) == names, path
+
+
+def test_version_1_0_has_one_input_kernel_and_tied_logits():
+    paths = traverse_util.flatten_dict(shape_params(config("1_0")), sep="/")
+    assert "encoder/layers_0/mlp/wi/kernel" in paths
+    assert not any("logits_dense" in path for path in paths)
+
+
+def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
+    half = Transformer(dataclasses.replace(SHAPE, dtype="bfloat16"))
+    plain = Transformer(SHAPE).apply({"params": PARAMS}, TOKENS, TARGETS, method="forward")
+    rounded = half.apply({"params": PARAMS}, TOKENS, TARGETS, method="forward")
+    assert rounded.encoded.dtype == jnp.bfloat16 and rounded.logits.dtype == jnp.float32
+    np.testing.assert_allclose(
+        np.asarray(rounded.encoded, np.float32)[0], plain.encoded[0], atol=0.15
+    )
+
+
+def test_parameters_take_the_configs_dtype():
+    tree = shape_params(dataclasses.replace(SHAPE, param_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("bfloat16")}
+
+
+def test_rematerialisation_changes_no_number():
+    remat = Transformer(dataclasses.replace(SHAPE, remat=True))
+
+    def loss(module, params):
+        return jnp.sum(jnp.sin(module.apply({"params": params}, TOKENS, TARGETS)))
+
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(jax.grad(lambda p: loss(Transformer(SHAPE), p)))(PARAMS)),
+        jax.tree.leaves(jax.jit(jax.grad(lambda p: loss(remat, p)))(PARAMS)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_alone_has_no_decoder_and_says_so():
+    encoder = dataclasses.replace(SHAPE, num_decoder_layers=0)
+    module, params = Transformer(encoder), init_params(encoder, jax.random.key(0))
+    assert set(params) == {"token_embedder", "encoder"}
+    outputs = module.apply({"params": params}, TOKENS, method="forward")
+    assert outputs.encoded.shape == (2, 4, 32) and outputs.logits is None
+    with pytest.raises(ConfigError, match="without a decoder"):
+        module.apply({"params": params}, outputs.encoded, TOKENS, TARGETS, method="decode")
+
+
+def test_packed_examples_do_not_see_each_other():
+    packed = jnp.asarray([[5, 6, 7, 8, 9]], jnp.int32)
+    segments = jnp.asarray([[1, 1, 1, 2, 2]], jnp.int32)
+    apply = lambda tokens, ids=None: Transformer(SHAPE).apply(  # noqa: E731
+        {"params": PARAMS}, tokens, ids, method="encode"
+    )
+    both = apply(packed, segments)
+    np.testing.assert_allclose(both[:, :3], apply(packed[:, :3]), atol=1e-5)
+    np.testing.assert_allclose(both[:, 3:], apply(packed[:, 3:]), atol=1e-5)
+
+
+def test_dropout_needs_its_key_and_changes_the_output():
+    module = Transformer(dataclasses.replace(SHAPE, dropout_rate=0.3))
+    run = lambda seed: module.apply(  # noqa: E731
+        {"params": PARAMS}, TOKENS, None, True, method="encode",
+        rngs={"dropout": jax.random.key(seed)},
+    )  # fmt: skip
+    assert np.abs(np.asarray(run(0) - run(1))).max() > 1e-3
+
+
+def test_an_encoder_may_have_feed_forward_layers_of_its_own_width():
+    narrow = dataclasses.replace(SHAPE, encoder_mlp_dim=24)
+    before, after = (
+        traverse_util.flatten_dict(shape_params(shape), sep="/") for shape in (SHAPE, narrow)
+    )
+    changed = {path: after[path].shape for path in after if after[path] != before[path]}
+    assert set(after) == set(before)
+    assert set(changed.values()) == {(32, 24), (24, 32)} and len(changed) == 3 * 3
+    assert all(path.startswith("encoder/") and "/mlp/" in path for path in changed)
+    # Neurons without weights out of them change nothing.
+    wide = jax.tree.map(lambda x: x, PARAMS)
+    for i in range(3):
+        mlp = wide["encoder"][f"layers_{i}"]["mlp"]
+        mlp["wo"] = {"kernel": mlp["wo"]["kernel"].at[24:].set(0)}
+    cut = traverse_util.flatten_dict(wide, sep="/")
+    for path, shape in changed.items():
+        cut[path] = cut[path][: shape[0], : shape[1]]
+    outputs = [
+        Transformer(shape).apply({"params": params}, TOKENS, TARGETS)
+        for shape, params in (
+            (SHAPE, wide),
+            (narrow, traverse_util.unflatten_dict(cut, sep="/")),
+        )
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_names_and_fields_name_the_nearest():
+    with pytest.raises(ConfigError, match="t5_1_1_base"):
+        get_config("t5_1_1_bass")
+    with pytest.raises(ConfigError, match="mlp_dim"):
+        get_config("nano", mlp_dims=3)
+    with pytest.raises(ConfigError, match="relu"):
+        get_config("nano", mlp_activations=("rellu",))
+    with pytest.raises(ConfigError, match="dtype"):
+        get_config("nano", dtype="float8")
+    with pytest.raises(ConfigError, match="num_heads"):
+        get_config("nano", num_heads=0)
+    assert all(name == shape.name for name, shape in CONFIGS.items())

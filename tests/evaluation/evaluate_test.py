@@ -1,0 +1,75 @@
+import json
+
+import jax
+import pytest
+
+from variator_jax.backbones.t5 import T5Config, init_params
+from variator_jax.data import glue, squad
+from variator_jax.data import vocabulary as vocabularies
+from variator_jax.evaluation import evaluator
+from variator_jax.evaluation.evaluate import EvalData, evaluate
+from variator_jax.evaluation.evaluator import evaluate_task
+from variator_jax.evaluation.report import read_report
+from variator_jax.store import save_backbone
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    lines = [f"the film number {n} is {'good' if n % 2 else 'bad'}" for n in range(200)]
+    labels = ("negative", "positive", "Yes", "No")
+    path.write_bytes(vocabularies.train_sentencepiece(lines, 120, labels))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, vocabulary):
+    size = vocabularies.load_vocabulary(vocabulary).vocab_size
+    config = T5Config(
+        "tiny",
+        vocab_size=size,
+        embed_dim=8,
+        num_heads=2,
+        head_dim=4,
+        mlp_dim=16,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+    )
+    folder = tmp_path_factory.mktemp("backbone") / "backbone"
+    save_backbone(folder, config, init_params(config, jax.random.key(0)), vocabulary)
+    return str(folder)
+
+
+def _evaluated(task, backbone, folder, targets):
+    data = EvalData(task, {"inputs": 48, "targets": targets}, batch_size=4)
+    evaluate(model_dir=str(folder), data=data, initial_checkpoint_path=backbone)
+    report = read_report(folder / "report.json")
+    assert "## Further scores" in (folder / "report.md").read_text()
+    return report, report.at(1).details[task]
+
+
+def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, vocabulary, backbone):
+    rows = [f"film {number}\t{int(number < 4)}" for number in range(6)]
+    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
+    task = glue.glue_task("sst2", vocabulary, str(tmp_path))
+    report, details = _evaluated(task, backbone, tmp_path / "report", targets=4)
+    assert report.majority[task] == pytest.approx(200 / 3)
+    assert set(details) == {"accuracy", "binary_f1"}
+    assert details["accuracy"] == report.at(1).quality[task]
+
+
+def test_squad_is_scored_against_all_its_answers(tmp_path, vocabulary, backbone, monkeypatch):
+    given = []
+
+    def noted(*args, references, **kwargs):
+        given.append(references)
+        return evaluate_task(*args, references=references, **kwargs)
+
+    monkeypatch.setattr(evaluator, "evaluate_task", noted)
+    rows = [{"question": f"Who {n}?", "context": "c", "answers": ["number", "film"]} for n in "ab"]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = squad.squad_task(vocabulary, str(tmp_path))
+    report, details = _evaluated(task, backbone, tmp_path / "report", targets=8)
+    assert set(details) == {"exact_match", "token_f1"} and task not in report.majority
+    assert report.at(1).quality[task] == details["token_f1"]
+    assert given == [[["number", "film"]] * 2] * 2  # the backbone's, and the control's

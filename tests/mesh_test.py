@@ -1,0 +1,291 @@
+"""Meshes: which are chosen, which are refused, and where the weights then lie."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import get_config, shape_params
+from variator_jax.errors import ConfigError
+from variator_jax.mesh import MeshShape, default_shape
+
+XXL = get_config("t5_1_1_xxl")  # 11.1 B parameters, 64 heads
+GIB = 2**30
+TINY = get_config(
+    "nano", vocab_size=384, embed_dim=16, num_heads=4, head_dim=8, mlp_dim=32,
+    num_encoder_layers=2, num_decoder_layers=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (None, (8, 1, 1)),  # not known, as on CPUs
+        (80 * GIB, (8, 1, 1)),  # 20.7 GiB in bfloat16 leave more than half
+        (40 * GIB, (4, 2, 1)),
+        (16 * GIB, (2, 4, 1)),
+        (4 * GIB, (1, 8, 1)),  # fits nowhere: cut as far as can be
+    ],
+)
+def test_data_comes_first_and_fsdp_as_memory_gets_short(room, expected):
+    found = default_shape(XXL, 32, 8, room, bytes_per_weight=2)
+    assert dataclasses.astuple(found) == expected
+
+
+def test_model_comes_last_where_rows_are_too_few():
+    assert dataclasses.astuple(default_shape(XXL, 4, 8, None)) == (4, 1, 2)
+    found = default_shape(XXL, 4, 16, 16 * GIB, bytes_per_weight=2)
+    assert dataclasses.astuple(found) == (4, 1, 4)
+    assert dataclasses.astuple(default_shape(XXL, 4, 16, 4 * GIB, bytes_per_weight=2)) == (1, 4, 4)
+
+
+def test_no_mesh_at_all_is_an_error_with_a_remedy():
+    with pytest.raises(ConfigError, match="a batch of 3: take a batch that is a multiple of 7"):
+        default_shape(TINY, 3, 7)
+
+
+@given(
+    devices=st.integers(1, 48),
+    batch=st.integers(1, 64),
+    heads=st.integers(1, 16),
+    embed=st.sampled_from([16, 24, 40]),
+)
+def test_possible_shapes_are_all_that_divide_and_no_others(devices, batch, heads, embed):
+    config = dataclasses.replace(TINY, num_heads=heads, embed_dim=embed, mlp_dim=48)
+    found = {dataclasses.astuple(s) for s in meshes.possible_shapes(config, batch, devices)}
+    numbers = range(1, devices + 1)
+    expected = {
+        (data, fsdp, devices // (data * fsdp))
+        for data in numbers
+        for fsdp in numbers
+        if devices % (data * fsdp) == 0 and batch % (data * fsdp) == 0 and embed % fsdp == 0
+    }
+    model = math.gcd(heads, 48, config.vocab_size)
+    assert found == {shape for shape in expected if model % shape[2] == 0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "message"),
+    [
+        ((4, 1, 1), 8, r"has 4 devices, and there are 8\. Possible: .*4 x 1 x 2 \(data x fsdp"),
+        ((8, 1, 1), 4, r"cannot share 4 rows of a \(micro\)batch\. Possible: 4 x 1 x 2"),
+        ((1, 1, 8), 8, r"cannot split 4 heads\. Possible: 2 x 1 x 4 .*; 1 x 2 x 4"),
+        ((1, 1, 8), 1, r"cannot split 4 heads\. Possible: none, with a batch of 1\."),
+    ],
+)
+def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(shape, batch, message):
+    with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message):
+        meshes.check_shape(MeshShape(*shape), TINY, batch, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "message"),
+    [
+        ({"mlp_dim": 30}, (1, 1, 4), "cannot split 30 feed-forward units"),
+        ({"encoder_mlp_dim": 30}, (1, 1, 4), "cannot split 30 units of the encoder"),
+        ({"vocab_size": 390}, (1, 1, 4), "cannot split 390 embeddings"),
+        ({"embed_dim": 18}, (1, 4, 1), "cannot cut a width of 18"),
+    ],
+)
+def test_every_cut_must_divide(change, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        meshes.check_shape(MeshShape(*shape), dataclasses.replace(TINY, **change), 8, 4)
+
+
+@pytest.mark.parametrize("shape", ["(1, 1, 1)", (1,), (1, 1, 0), (1, 1, 1.0), (-1, 1, 1)])
+def test_a_mesh_is_three_positive_integers(shape):
+    with pytest.raises(ConfigError, match=r"it is a tuple \(data, fsdp, model\) of positive"):
+        meshes.make_mesh(TINY, 8, shape)
+
+
+def test_two_numbers_are_data_and_model_as_in_t5x():
+    devices = jax.devices()[:1]
+    assert meshes.make_mesh(TINY, 8, (1, 1), devices).devices.shape == (1, 1, 1)
+    with pytest.raises(ConfigError, match="MESH_SHAPE 2 x 1 x 3 "):
+        meshes.make_mesh(TINY, 8, (2, 3), devices)
+
+
+def test_a_mesh_of_more_devices_than_there_are_can_be_checked_by_budget():
+    advice = "`variator budget --devices 8` checks a mesh without the devices."
+    with pytest.raises(ConfigError) as told:
+        meshes.make_mesh(TINY, 8, (8, 1, 1), jax.devices()[:1])
+    assert str(told.value).endswith(advice)
+    with pytest.raises(ConfigError) as told:
+        meshes.check_shape(MeshShape(8, 1, 1), TINY, 4, 8)
+    assert "variator budget" not in str(told.value)
+
+
+def test_memory_that_is_named_counts_instead_of_the_devices_own(monkeypatch):
+    monkeypatch.setattr(meshes, "_room", lambda devices: pytest.fail("asked the devices"))
+    devices = [Device(n, platform="gpu") for n in range(8)]
+    mesh = meshes.make_mesh(XXL, 32, None, devices, 2, 16 * GIB)
+    assert mesh.devices.shape == (2, 4, 1)
+
+
+def test_a_refused_mesh_never_reaches_the_devices():
+    with pytest.raises(ConfigError, match="has 4 devices, and there are 2"):
+        meshes.make_mesh(TINY, 8, (4, 1, 1), devices=["a", "b"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device that is not there, of this or of another process."""
+
+    id: int
+    process_index: int = 0
+    room: int | None = None
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+    def memory_stats(self):
+        if self.process_index != jax.process_index():
+            raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable")
+        return {"bytes_limit": self.room}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("first", "expected"), [(80, (8, 1, 1)), (16, (2, 4, 1))])
+def test_all_processes_choose_by_the_memory_that_process_0_finds(
+    monkeypatch, index, first, expected
+):
+    rooms = (first * GIB, 40 * GIB)  # Process 1 alone would take (4, 2, 1).
+    asked = []
+
+    def broadcast(value):
+        asked.append(int(value))
+        return np.int32(rooms[0] // 2**20)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(meshes.multihost_utils, "broadcast_one_to_all", broadcast)
+    devices = [Device(n, n // 4, rooms[n // 4], platform="gpu") for n in range(8)]
+    mesh = meshes.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    assert mesh.devices.shape == expected
+    assert asked == [rooms[index] // 2**20]  # of its own devices
+
+
+def test_one_process_asks_no_other(monkeypatch):
+    monkeypatch.setattr(meshes.multihost_utils, "broadcast_one_to_all", pytest.fail)
+    devices = [Device(n, room=16 * GIB, platform="gpu") for n in range(8)]
+    mesh = meshes.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
+    assert mesh.devices.shape == (2, 4, 1)
+
+
+def chips(*extents):
+    """A box of TPUs in JAX's order: hosts of 2 x 2 chips, one after the other."""
+    by_host = lambda at: (at[2], at[1] // 2, at[0] // 2, at[1], at[0])  # noqa: E731
+    places = sorted(itertools.product(*map(range, extents)), key=by_host)
+    return [Device(n, coords=place) for n, place in enumerate(places)]
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 4), (4, 4, 4), (16, 1, 4), (2, 8, 4), (1, 32, 2)])
+def test_on_tpus_a_mesh_follows_the_links(shape):
+    cube = meshes.make_mesh(XXL, 64, shape, chips(4, 4, 4)).devices
+    assert cube.shape == shape and len(set(cube.flat)) == 64
+    coords = np.array([device.coords for device in cube.flat]).reshape(*shape, 3)
+    apart = np.abs(np.diff(coords, axis=2)).sum(-1)  # between neighbours on `model`
+    assert (apart == 1).all()
+
+
+def test_jax_s_own_order_would_jump(shape=(16, 1, 4)):
+    coords = np.array([device.coords for device in chips(4, 4, 4)]).reshape(*shape, 3)
+    assert (np.abs(np.diff(coords, axis=2)).sum(-1) > 1).any()
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        [Device(n, platform="gpu") for n in (3, 0, 2, 1)],
+        chips(4, 4, 1)[1:5],  # no box
+        [*chips(2, 1, 1), *chips(2, 1, 1)],  # two slices
+        [dataclasses.replace(d, core_on_chip=core) for d in chips(2, 1, 1) for core in (0, 1)],
+    ],
+)
+def test_elsewhere_the_order_is_kept(devices):
+    cube = meshes.make_mesh(XXL, 64, (2, 1, 2), devices).devices
+    assert list(cube.flat) == devices
+
+
+@pytest.fixture(scope="module")
+def specs():
+    """The partition of each weight of a backbone, by its path."""
+    mesh = AbstractMesh((2, 2, 2), meshes.AXES)
+    shardings = meshes.parameter_shardings(TINY, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(shardings)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x.spec for p, x in leaves}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("token_embedder/embedding", ("model", "fsdp")),
+        ("encoder/layers_0/attention/query/kernel", ("fsdp", "model")),
+        ("encoder/layers_1/attention/key/kernel", ("fsdp", "model")),
+        ("decoder/layers_0/encoder_decoder_attention/value/kernel", ("fsdp", "model")),
+        ("encoder/layers_0/attention/out/kernel", ("model", "fsdp")),
+        ("encoder/layers_0/mlp/wi_0/kernel", ("fsdp", "model")),
+        ("encoder/layers_0/mlp/wi_1/kernel", ("fsdp", "model")),
+        ("encoder/layers_0/mlp/wo/kernel", ("model", "fsdp")),
+        ("decoder/logits_dense/kernel", ("fsdp", "model")),
+        ("encoder/layers_0/pre_mlp_layer_norm/scale", ("fsdp",)),
+        ("encoder/relpos_bias/rel_embedding", ("model", None)),
+    ],
+)
+def test_weights_are_cut_by_their_logical_axes(specs, path, expected):
+    assert specs[path] == PartitionSpec(*expected)
+
+
+def test_every_weight_has_a_place_and_its_cuts_divide():
+    for name in ("t5_1_0_small", "mt5_small"):
+        config = get_config(name)
+        [shape] = meshes.possible_shapes(config, 2, 2)[:1]
+        mesh = AbstractMesh(dataclasses.astuple(shape), meshes.AXES)
+        shapes = shape_params(config)
+        shardings = meshes.parameter_shardings(config, mesh)
+        assert jax.tree.structure(shapes) == jax.tree.structure(shardings)
+        jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), shapes, shardings)
+
+
+def test_a_plugin_lies_everywhere_and_a_batch_in_rows():
+    mesh = AbstractMesh((2, 2, 2), meshes.AXES)
+    assert meshes.replicated(mesh).shard_shape((7, 5)) == (7, 5)
+    assert meshes.batch_sharding(mesh).shard_shape((8, 5)) == (2, 5)
+
+
+def test_activations_are_pinned_and_weights_whole_while_they_are_used():
+    """A pin is an operation of the traced program; Flax leaves it out where it sees no mesh."""
+    from variator_jax.backbones.t5.layers import constrain
+
+    mesh = Mesh([[jax.devices()[:1]]], meshes.AXES)
+    hidden = jax.ShapeDtypeStruct((8, 4, 16), "float32")
+
+    def pins(*names):
+        shape = hidden if not names else jax.ShapeDtypeStruct((16, 16), "float32")
+        # A function of its own each time, for JAX remembers what it has traced.
+        traced = jax.make_jaxpr(lambda x: constrain(x, *names))(shape)
+        return [e.params["sharding"].spec for e in traced.eqns if "sharding" in e.params]
+
+    assert pins() == []
+    with meshes.activations(mesh):
+        assert pins() == [PartitionSpec(("data", "fsdp"), None, None)]
+        assert pins("embed", "mlp") == [PartitionSpec(None, "model")]
+        assert pins("joined_kv", "embed") == [PartitionSpec("model", None)]
+        assert pins("vocab", "embed") == [PartitionSpec("model", None)]
+    assert pins() == []
+
+
+def test_the_mesh_is_told_with_the_bytes_of_each_device():
+    mesh = meshes.make_mesh(XXL, 32, (1, 1, 1), jax.devices()[:1])
+    text = meshes.describe(mesh, XXL, 2)
+    assert text.startswith("mesh 1 x 1 x 1 (data x fsdp x model) of cpu, 1 process(es); ")
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shape_params(XXL)))
+    assert text.endswith(f"backbone: {2 * parameters / 2**20:,.1f} MiB a device")

@@ -1,0 +1,157 @@
+"""Several ratios of one backbone in one folder: found in every form, mixtures refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from golden_vectors import config
+from tiny import random_params, random_plugin
+
+from variator_jax import load_plugins, save_plugin, save_plugins
+from variator_jax.errors import CheckpointError
+from variator_jax.plugin import PluginConfig
+from variator_jax.store import Backbone, Plugin
+from variator_jax.store.folders import fingerprint
+
+SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
+PARAMS = random_params(SHAPE)
+BACKBONE = Backbone(SHAPE, PARAMS, fingerprint(PARAMS))
+STRANGER = dataclasses.replace(BACKBONE, fingerprint="f" * 64)
+
+
+def _plugin(ratio, **description):
+    settings = PluginConfig(ratio, bottleneck=4)
+    variables = random_plugin(settings, SHAPE, seed=ratio)
+    return Plugin(settings, variables, description)
+
+
+PLUGINS = {ratio: _plugin(ratio, training={"steps": ratio}) for ratio in (2, 4, 16)}
+
+
+def _save(path, ratio, backbone=BACKBONE):
+    save_plugin(path, PLUGINS[ratio].config, PLUGINS[ratio].variables, backbone)
+
+
+def _assert_equal(found, ratios=(2, 4, 16)):
+    assert tuple(found) == ratios
+    for ratio in ratios:
+        assert found[ratio].config == PLUGINS[ratio].config
+        for one, other in zip(
+            jax.tree.leaves(found[ratio].variables),
+            jax.tree.leaves(PLUGINS[ratio].variables),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_set_is_the_same_after_reloading_and_says_what_its_plugins_said(tmp_path):
+    save_plugins(tmp_path / "set", PLUGINS, BACKBONE)
+    held = sorted(p.name for p in (tmp_path / "set").iterdir())
+    assert held == ["plugins.json", "ratio_16", "ratio_2", "ratio_4"]
+    found = load_plugins(tmp_path / "set", BACKBONE)
+    _assert_equal(found)
+    assert found[16].description["training"] == {"steps": 16}
+    save_plugins(tmp_path / "set", {2: found[2]}, BACKBONE)  # smaller, over the larger one
+    _assert_equal(load_plugins(tmp_path / "set"), (2,))
+
+
+def test_a_folder_of_plugins_or_of_runs_is_a_set_without_an_index(tmp_path):
+    _save(tmp_path / "some" / "four", 4)
+    _save(tmp_path / "some" / "run_of_two" / "plugin", 2)
+    _save(tmp_path / "some" / "sixteen", 16)
+    (tmp_path / "some" / "logs").mkdir()
+    (tmp_path / "some" / "notes.txt").write_text("mine")
+    _save(tmp_path / "some" / ".four.draft-x", 4)  # what a killed writer left
+    _assert_equal(load_plugins(tmp_path / "some", BACKBONE))
+
+
+def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
+    _save(tmp_path / "run" / "plugin", 4)
+    _assert_equal(load_plugins(tmp_path / "run"), (4,))
+    _assert_equal(load_plugins(str(tmp_path / "run" / "plugin")), (4,))
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds no plugin .yet."):
+        load_plugins(tmp_path / "young")
+
+
+def test_two_plugins_of_one_ratio_are_refused_with_both_names(tmp_path):
+    _save(tmp_path / "set" / "adapted_4", 4)
+    _save(tmp_path / "set" / "plugin_4" / "plugin", 4)
+    with pytest.raises(CheckpointError, match="ratio 4: adapted_4 and plugin_4/plugin"):
+        load_plugins(tmp_path / "set")
+
+
+def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
+    _save(tmp_path / "set" / "two", 2)
+    _save(tmp_path / "set" / "four", 4, STRANGER)
+    with pytest.raises(CheckpointError, match="mixes backbones") as error:
+        load_plugins(tmp_path / "set")
+    assert "f" * 64 in str(error.value) and BACKBONE.fingerprint in str(error.value)
+    with pytest.raises(CheckpointError, match="belongs to backbone"):
+        load_plugins(tmp_path / "set", BACKBONE)
+    foreign = load_plugins(tmp_path / "set" / "four")
+    with pytest.raises(CheckpointError, match="The plugin of ratio 4 belongs to backbone"):
+        save_plugins(tmp_path / "other", foreign, BACKBONE)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_set_is_replaced_only_if_it_holds_nothing_else(tmp_path):
+    save_plugins(tmp_path, PLUGINS, BACKBONE)
+    save_plugins(tmp_path, {2: PLUGINS[2]}, BACKBONE)
+    assert list(load_plugins(tmp_path)) == [2]
+    (tmp_path / "ratio_2" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds ratio_2/notes.txt too"):
+        save_plugins(tmp_path, PLUGINS, BACKBONE)
+    assert (tmp_path / "ratio_2" / "notes.txt").read_text() == "mine"
+
+
+def test_slips_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match="no plugins to write"):
+        save_plugins(tmp_path / "set", {}, BACKBONE)
+    with pytest.raises(CheckpointError, match="ratio 4 is given as that of ratio 2"):
+        save_plugins(tmp_path / "set", {2: PLUGINS[4]}, BACKBONE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_member_that_is_damaged_or_gone_or_new_is_told(tmp_path):
+    folder = tmp_path / "set"
+
+    def fails(words):
+        with pytest.raises(CheckpointError, match=words):
+            load_plugins(folder)
+
+    save_plugins(folder, PLUGINS, BACKBONE)
+    (folder / "ratio_4" / "plugin.safetensors").unlink()
+    fails("ratio_4/plugin.safetensors is missing")
+    (folder / "ratio_4" / "plugin.json").unlink()
+    fails("names ratio_4, but there is no plugin in it")
+    save_plugins(folder, PLUGINS, BACKBONE)
+    _save(folder / "ratio_8", 16)
+    fails("holds the plugin ratio_8, which plugins.json does not name")
+    (folder / "plugins.json").unlink()
+    fails("two plugins of ratio 16: ratio_8 and ratio_16")
+
+
+@pytest.mark.parametrize(
+    "change", [{"ratios": ["../../etc"]}, {"ratios": 4}, {"ratios": []}, {"backbone": None},
+               {"format_version": 2}, {"kind": "plugin"}, {"ratios": [2, 4]}],
+)  # fmt: skip
+def test_a_damaged_index_is_refused(tmp_path, change):
+    save_plugins(tmp_path / "set", PLUGINS, BACKBONE)
+    file = tmp_path / "set" / "plugins.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match="plugins.json"):
+        load_plugins(tmp_path / "set")
+
+
+def test_where_there_are_no_plugins_it_is_said_what_there_is(tmp_path):
+    with pytest.raises(CheckpointError, match="it is empty"):
+        load_plugins(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(CheckpointError, match="it holds a.txt"):
+        load_plugins(tmp_path)
+    with pytest.raises(CheckpointError, match="There is no folder"):
+        load_plugins(tmp_path / "none")

@@ -1,0 +1,257 @@
+"""Runs that train a LoRA, and plugins beside the backbone that it was merged into."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import t5x_runs
+import tiny_runs
+from small_t5 import assert_same, flat
+from variator_jax.mesh import make_mesh
+
+from variator_jax import LoraConfig, cli, load_backbone, load_lora, load_plugin, save_backbone
+from variator_jax.backbones.lora import init_lora
+from variator_jax.backbones.t5 import Transformer
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.evaluation import infer as infer_module
+from variator_jax.evaluation.evaluate import EvalData, evaluate
+from variator_jax.evaluation.infer_data import InferData
+from variator_jax.store.folders import fingerprint
+from variator_jax.train import optimizers
+from variator_jax.train.lora import LoraTraining, lora_job
+from variator_jax.train.objectives import TaskTraining
+from variator_jax.train.step import init_state, make_eval_step, make_train_step
+
+LENGTHS = dict(tiny_runs.DATA.feature_lengths)
+CONFIG = LoraConfig()
+EVALUATED = dataclasses.replace(tiny_runs.DATA, eval_batches=2)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A backbone, a LoRA of it, trained here and on four devices, and a plugin beside both."""
+    folder = tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("lora"))
+    own = {"trained": "lora", "initial_checkpoint_path": str(folder / "backbone"), "steps": STEPS}
+    cut = own | {"model_dir": str(folder / "mesh"), "mesh_shape": (1, 2, 2)}
+    child = tiny_runs.start([["train", cut]], devices=4)  # meanwhile this process does its own
+    _train(folder, folder / "tuned", data=EVALUATED, checkpoint_period=STEPS // 2)
+    _plugin(folder, folder / "beside", initial_lora_path=str(folder / "tuned"))
+    tiny_runs.finish(child)
+    return folder
+
+
+def _train(work, model_dir, **settings):
+    own = {"trained": "lora", "initial_checkpoint_path": str(work / "backbone")}
+    return tiny_runs.run(model_dir, **{"steps": STEPS} | own | settings)
+
+
+def _plugin(work, model_dir, **settings):
+    own = {"initial_checkpoint_path": str(work / "backbone"), "steps": 3}
+    return tiny_runs.run(model_dir, **own | settings)
+
+
+def _fresh(backbone):
+    return init_lora(CONFIG, backbone.params, jax.random.key(0))
+
+
+def test_a_run_moves_a_and_b_and_nothing_else(work):
+    backbone = load_backbone(work / "backbone")
+    assert backbone.fingerprint == fingerprint(backbone.params)  # as it was written
+    lora = load_lora(work / "tuned", backbone)
+    before, after = flat(_fresh(backbone)), flat(lora.params)
+    assert before.keys() == after.keys()
+    assert all(not np.array_equal(before[name], after[name]) for name in before)
+    assert lora.config == CONFIG and lora.task == tiny_runs.TASK
+    assert not (work / "tuned" / "backbone").exists()
+    # A and B, Adam's two moments of them, and a few counters: no backbone.
+    saved = ocp.StandardCheckpointer().restore(work / "tuned/checkpoints" / str(STEPS) / "default")
+    count = sum(x.size for x in after.values())
+    assert 3 * count <= sum(np.size(x) for x in jax.tree.leaves(saved)) <= 3 * count + 5
+    losses = list(t5x_runs.builtin_losses(work / "tuned").values())
+    assert losses[-1] < losses[0]
+
+
+def test_the_frozen_arrays_stay_bit_identical_and_only_a_and_b_are_differentiated(work):
+    mesh = make_mesh(tiny_runs.TINY, tiny_runs.DATA.batch_size)
+    path, half = str(work / "backbone"), "bfloat16"
+    job = lora_job("", tiny_runs.TINY, path, CONFIG, tiny_runs.DATA, 0, mesh, half)
+    params, frozen = job.start()
+    before = jax.tree.map(lambda x: np.array(x, copy=True), frozen)
+    assert {x.dtype.name for x in jax.tree.leaves(frozen)} == {half}
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
+    optimizer = optimizers.optimizer("adamw", 1e-2, "constant")
+    state, step = init_state(params, optimizer), make_train_step(job.objective, optimizer)
+    state, _ = jax.jit(step)(state, frozen, _batch())
+    assert_same(before, frozen)
+    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+    # In memory in bfloat16, it is still the backbone that lies on the disk.
+    assert job.identity["backbone"] == load_backbone(path).fingerprint
+
+
+def _batch():
+    return next(tiny_runs.DATA.train(0))
+
+
+def test_a_fresh_one_has_the_loss_of_its_backbone_dropout_included(work):
+    backbone = load_backbone(work / "backbone")
+    module = Transformer(dataclasses.replace(tiny_runs.TINY, dropout_rate=0.5))
+    fresh, batch = _fresh(backbone), _batch()
+
+    @jax.jit
+    def both(fresh, params, rng):
+        own = LoraTraining(module, CONFIG).terms(fresh, params, batch, rng)
+        return own["task"], TaskTraining(module).terms(params, None, batch, rng)["task"]
+
+    losses = [both(fresh, backbone.params, jax.random.key(seed)) for seed in (1, 2)]
+    for own, bare in losses:
+        np.testing.assert_allclose(own, bare, rtol=1e-6)
+    assert losses[0][0] != losses[1][0]
+
+
+def test_what_is_loaded_has_the_held_out_loss_of_what_was_trained(work):
+    rows = [json.loads(row) for row in (work / "tuned" / "log.jsonl").read_text().splitlines()]
+    told = [row["loss"] for row in rows if row["kind"] == "eval"][-1]
+    merged = load_backbone(work / "backbone", lora=work / "tuned")
+    losses = {}
+    for name, params in (
+        ("merged", merged.params),
+        ("bare", load_backbone(work / "backbone").params),
+    ):
+        step = jax.jit(make_eval_step(TaskTraining(Transformer(tiny_runs.TINY))))
+        totals = [step(params, None, batch) for batch in EVALUATED.validation()]
+        losses[name] = sum(x["task"] for x, _ in totals) / sum(w["task"] for _, w in totals)
+    assert losses["merged"] == pytest.approx(told, rel=1e-5)
+    assert abs(losses["bare"] - told) > 1e-3
+
+
+def test_a_run_that_was_stopped_ends_with_the_arrays_of_one_that_was_not(work, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(work / "tuned", cut)
+    for later in ("lora", f"checkpoints/{STEPS}"):
+        shutil.rmtree(cut / later)
+    result = _train(work, cut, data=EVALUATED)
+    assert result.step == STEPS and result.exported == cut / "lora"
+    assert_same(load_lora(cut).params, load_lora(work / "tuned").params)
+    with pytest.raises(CheckpointError, match="its lora is"):
+        _train(work, cut, lora=LoraConfig(rank=2))
+
+
+def test_a_plugin_beside_it_belongs_to_the_merged_backbone(work):
+    merged = load_backbone(work / "backbone", lora=work / "tuned")
+    plugin = load_plugin(work / "beside" / "plugin", merged)
+    assert plugin.description["backbone"]["lora"]["task"] == tiny_runs.TASK
+    run = json.loads((work / "beside" / "run.json").read_text())
+    assert run["backbone"] == merged.fingerprint
+    with pytest.raises(
+        CheckpointError,
+        match="with a LoRA merged in .* this backbone is 'nano' with f.*INITIAL_LORA_PATH",
+    ):
+        load_plugin(work / "beside" / "plugin", load_backbone(work / "backbone"))
+
+
+def _evaluate(work, model_dir, **settings):
+    return evaluate(
+        model_dir=str(model_dir),
+        data=EvalData(tiny_runs.TASK, LENGTHS, batch_size=32),
+        **{
+            "initial_checkpoint_path": str(work / "backbone"),
+            "plugin_paths": [str(work / "beside")],
+            "initial_lora_path": str(work / "tuned"),
+        }
+        | settings,
+    )
+
+
+def test_both_are_evaluated_together_and_not_apart(work, tmp_path):
+    report = _evaluate(work, tmp_path)
+    merged = load_backbone(work / "backbone", lora=work / "tuned")
+    assert [entry.ratio for entry in report.ratios] == [1, 4]
+    assert report.backbone.fingerprint == merged.fingerprint
+    assert report.ratios[0].identical_to_backbone and not report.ratios[1].identical_to_backbone
+    with pytest.raises(CheckpointError, match="with a LoRA merged in"):
+        _evaluate(work, tmp_path, initial_lora_path=None)
+
+
+def test_inference_runs_the_merged_weights(work, tmp_path, monkeypatch):
+    met = []
+
+    def answer(mode, backbone, plugin, length):
+        met.append((backbone, plugin))
+        return lambda batch: batch["encoder_input_tokens"].sum(axis=-1)
+
+    monkeypatch.setattr(infer_module, "_answer", answer)
+
+    def run(lora, plugin):
+        infer_module.infer(
+            output_dir=str(tmp_path),
+            data=InferData(tiny_runs.TASK, LENGTHS, 64),
+            initial_checkpoint_path=str(work / "backbone"),
+            plugin_path=plugin,
+            initial_lora_path=lora,
+            mode="score",
+        )
+
+    run(str(work / "tuned"), str(work / "beside"))
+    [(backbone, plugin)] = met
+    merged = load_backbone(work / "backbone", lora=work / "tuned")
+    assert backbone.fingerprint == merged.fingerprint and plugin.config.ratio == 4
+    assert_same(backbone.params, merged.params)
+    with pytest.raises(CheckpointError, match="with a LoRA merged in"):
+        run(None, str(work / "beside"))
+    with pytest.raises(ConfigError, match="another run, with backbone"):
+        run(None, None)  # the file that is there was made with the LoRA
+
+
+def test_it_is_refused_where_it_is_not_merged_or_belongs_to_another(work, tmp_path):
+    tuned = {"initial_lora_path": str(work / "tuned")}
+    for trained in ("backbone", "lora", "student"):
+        with pytest.raises(ConfigError, match=f"INITIAL_LORA_PATH .* TRAINED is '{trained}'"):
+            _plugin(work, tmp_path / "never", trained=trained, **tuned)
+    other = jax.tree.map(lambda x: x + 1, load_backbone(work / "backbone").params)
+    save_backbone(tmp_path / "other", tiny_runs.TINY, other)
+    with pytest.raises(
+        CheckpointError, match="The LoRA belongs to backbone 'nano' with fingerprint"
+    ):
+        _plugin(work, tmp_path / "never", initial_checkpoint_path=str(tmp_path / "other"), **tuned)
+    with pytest.raises(CheckpointError, match="holds a LoRA and no backbone"):
+        _plugin(work, tmp_path / "never", initial_checkpoint_path=str(work / "tuned"))
+    with pytest.raises(ConfigError, match="Did you mean 'lora'"):
+        _train(work, tmp_path / "never", trained="loar")
+
+
+def test_a_run_needs_a_backbone_a_decoder_and_sites(work, tmp_path):
+    with pytest.raises(ConfigError, match="set INITIAL_CHECKPOINT_PATH"):
+        _train(work, tmp_path, initial_checkpoint_path=None)
+    encoder = dataclasses.replace(tiny_runs.TINY, num_decoder_layers=0)
+    with pytest.raises(ConfigError, match="no decoder"):
+        _train(work, tmp_path, backbone=encoder)
+    with pytest.raises(ConfigError, match="matches no weight"):
+        _train(work, tmp_path, lora=LoraConfig(sites=("nothing",)))
+
+
+def test_a_mesh_has_the_losses_and_the_arrays_of_one_device(work):
+    losses, one = (t5x_runs.builtin_losses(work / run) for run in ("mesh", "tuned"))
+    assert losses.keys() == one.keys() and len(one) == STEPS
+    assert max(abs(losses[step] / one[step] - 1) for step in one) < 1e-5
+    found = [flat(load_lora(work / run).params) for run in ("mesh", "tuned")]
+    assert t5x_runs.farthest(*found) < 1e-4
+
+
+def test_the_plan_of_a_run_counts_a_and_b(capsys):
+    arguments = [
+        "train",
+        "--engine=builtin",
+        "--gin_file=nano_docs.gin",
+        "--gin_file=runs/lora.gin",
+    ]
+    assert cli.main([*arguments, "--gin.LORA_RANK=2", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    count = 2 * (128 + 128) * 2 * 4  # rank, in and out, query and value, layers
+    assert "LORA_RANK = 2" in printed and "LEARNING_RATE = 0.0001" in printed
+    rows = {line.split("  ")[0]: line for line in printed.splitlines()}
+    assert f"{count:,}" in rows["LoRA"] and f"{count:,}" in rows["gradients"]

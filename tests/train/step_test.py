@@ -1,0 +1,158 @@
+"""One step: what moves, what stays, what it costs; and the losses' treatment of padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden_vectors import config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from variator_jax.backbones.t5 import Transformer, init_params
+from variator_jax.errors import ConfigError
+from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.train.losses import LossConfig, cross_entropy, hidden_mse, logits_kl
+from variator_jax.train.objectives import Distillation, TaskTraining
+from variator_jax.train.step import init_state, make_eval_step, make_train_step, mean_loss
+
+SHAPE = config("1_1")
+MODULE = Transformer(SHAPE)
+PLUGIN = PluginConfig(4, bottleneck=8)
+ALL_LOSSES = LossConfig(1.0, 1.0, 0.5, 0.5, temperature=2.0)
+
+
+def _batch(rows=4, seed=0):
+    """Rows of different lengths, so that padding would show if it counted."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.integers(2, 128, (rows, 12)).astype(np.int32)
+    targets = rng.integers(2, 128, (rows, 5)).astype(np.int32)
+    for row in range(rows):
+        inputs[row, 3 + 2 * row :] = 0
+        targets[row, 1 + row :] = 0
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+    }
+
+
+def _distillation(optimizer, losses=ALL_LOSSES, num_microbatches=1):
+    backbone = init_params(SHAPE, jax.random.key(0))
+    plugin = init_plugin(PLUGIN, 3, 32, jax.random.key(1))
+    objective = Distillation(MODULE, PLUGIN, losses)
+    state = init_state(plugin.params, optimizer)
+    step = jax.jit(make_train_step(objective, optimizer, num_microbatches))
+    return state, (backbone, plugin.output_scales), step, objective
+
+
+def test_the_plugin_moves_and_the_backbone_stays_bit_identical():
+    optimizer = optax.adamw(1e-3, weight_decay=0.1)
+    state, frozen, step, _ = _distillation(optimizer)
+    before, backbone = jax.device_get((state.params, frozen))
+    for seed in range(5):
+        state, _ = step(state, frozen, _batch(seed=seed))
+    for old, new in zip(jax.tree.leaves(backbone), jax.tree.leaves(frozen), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True):
+        assert (np.asarray(old) != np.asarray(new)).any()
+    assert step._cache_size() == 1  # one trace for all steps
+
+
+def test_optimizer_state_has_the_plugins_size():
+    state, frozen, _, _ = _distillation(optax.adam(1e-3))
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * size + 1
+    assert size < sum(x.size for x in jax.tree.leaves(frozen[0])) / 4
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4])
+def test_microbatches_give_the_update_of_the_whole_batch(num_microbatches):
+    results = []
+    for pieces in (1, num_microbatches):
+        state, frozen, step, _ = _distillation(optax.sgd(0.1), num_microbatches=pieces)
+        state, metrics = step(state, frozen, _batch())
+        results.append((state.params, metrics))
+    for whole, cut in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(whole, cut, rtol=2e-4, atol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    state, frozen, step, _ = _distillation(optax.sgd(0.1), num_microbatches=3)
+    with pytest.raises(ConfigError, match="4 does not divide into 3"):
+        step(state, frozen, _batch())
+
+
+def test_padding_the_batch_changes_neither_loss_nor_gradient():
+    state, frozen, step, _ = _distillation(optax.sgd(0.1))
+    batch = _batch()
+    padded = {name: np.pad(array, ((0, 0), (0, 7))) for name, array in batch.items()}
+    _, plain = step(state, frozen, batch)
+    _, wide = step(state, frozen, padded)
+    for name in plain:
+        np.testing.assert_allclose(plain[name], wide[name], rtol=1e-4)
+
+
+def test_evaluation_adds_up_over_batches_of_any_size():
+    state, frozen, _, objective = _distillation(optax.sgd(0.1))
+    evaluate = jax.jit(make_eval_step(objective))
+    whole = _batch()
+    parts = [{k: v[:1] for k, v in whole.items()}, {k: v[1:] for k, v in whole.items()}]
+
+    def total(batches):
+        results = [evaluate(state.params, frozen, batch) for batch in batches]
+        return mean_loss(*jax.tree.map(lambda *x: sum(x), *results), objective)
+
+    for name, value in total([whole]).items():
+        np.testing.assert_allclose(value, total(parts)[name], rtol=1e-4)
+
+
+def test_distillation_lowers_its_loss():
+    state, frozen, step, _ = _distillation(optax.adam(1e-2), LossConfig())
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, frozen, _batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_backbone_is_trained_by_the_same_step():
+    backbone = init_params(SHAPE, jax.random.key(0))
+    objective, optimizer = TaskTraining(MODULE), optax.adam(1e-2)
+    state = init_state(backbone, optimizer)
+    step = jax.jit(make_train_step(objective, optimizer))
+    first = None
+    for _ in range(20):
+        state, metrics = step(state, None, _batch())
+        first = first if first is not None else float(metrics["loss"])
+    assert float(metrics["loss"]) < 0.5 * first
+
+
+@given(seed=st.integers(0, 999), scale=st.floats(0.1, 10))
+def test_losses_ignore_what_is_masked(seed, scale):
+    rng = np.random.default_rng(seed)
+    student, teacher = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    mask = (rng.random((3, 4)) < 0.6).astype(np.int32)
+    targets = rng.integers(0, 5, (3, 4))
+    noise = np.where(mask[..., None] > 0, 0, scale * rng.normal(size=student.shape))
+    for loss in (
+        lambda s: hidden_mse(s, teacher, mask),
+        lambda s: logits_kl(s, teacher, mask, 2.0),
+        lambda s: cross_entropy(s, targets, mask),
+    ):
+        clean, weight = loss(jnp.asarray(student))
+        noisy, noisy_weight = loss(jnp.asarray(student + noise.astype(np.float32)))
+        np.testing.assert_allclose(clean, noisy, rtol=1e-5)
+        assert weight == noisy_weight
+    assert hidden_mse(jnp.asarray(student), student, mask)[0] == 0
+    assert abs(float(logits_kl(jnp.asarray(student), student, mask)[0])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [dict(encoder_hidden=-1.0), dict(encoder_hidden=0, decoder_hidden=0), dict(temperature=0)],
+)
+def test_unusable_loss_weights_are_refused(bad):
+    with pytest.raises(ConfigError):
+        LossConfig(**bad)

@@ -1,0 +1,1 @@
+"""Frozen backbones: one folder each, behind the interface in `base.py`."""

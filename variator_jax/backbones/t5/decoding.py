@@ -1,0 +1,200 @@
+"""Greedy and beam decoding with a key/value cache. Training and scoring never come here.
+
+The encoder runs once, before; so a splice round the encoding is all that a compressed model needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from variator_jax.backbones.t5.network import Transformer
+
+START_TOKEN, EOS_TOKEN = 0, 1
+_NEVER = -1e9
+
+# (tokens [rows] int32, cache) -> (logits [rows, vocab] float32, cache)
+Step = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
+
+
+class Decoded(NamedTuple):
+    """Generated tokens after the start token, EOS included, 0 behind it; and their scores."""
+
+    tokens: jax.Array  # [batch, max_length] int32
+    scores: jax.Array  # [batch] float32: log-probability, for beams length-normalised
+
+
+def greedy_decode(
+    module: Transformer,
+    params: dict,
+    encoded: jax.Array,
+    encoder_input_tokens: jax.Array,
+    max_length: int,
+) -> Decoded:
+    """The most likely next token at every step, until EOS or `max_length` tokens.
+
+    Args:
+      module: a backbone with a decoder.
+      params: its parameters.
+      encoded: `[batch, length, embed]`, the encoder's output.
+      encoder_input_tokens: `[batch, length]` int, for the cross-attention's mask.
+      max_length: tokens to generate at the most, EOS included.
+    """
+    batch = encoded.shape[0]
+    step = _decoder_step(module, params, encoded, encoder_input_tokens)
+
+    def body(state: tuple) -> tuple:
+        i, last, tokens, scores, done, cache = state
+        logits, cache = step(last, cache)
+        log_probabilities = jax.nn.log_softmax(logits)
+        chosen = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
+        gained = jnp.take_along_axis(log_probabilities, chosen[:, None], axis=-1)[:, 0]
+        chosen = jnp.where(done, 0, chosen)
+        scores = scores + jnp.where(done, 0.0, gained)
+        return (
+            i + 1,
+            chosen,
+            tokens.at[:, i].set(chosen),
+            scores,
+            done | (chosen == EOS_TOKEN),
+            cache,
+        )
+
+    state = (
+        jnp.int32(0),
+        jnp.full((batch,), START_TOKEN, jnp.int32),
+        jnp.zeros((batch, max_length), jnp.int32),
+        jnp.zeros((batch,), jnp.float32),
+        jnp.zeros((batch,), bool),
+        _empty_cache(module, params, encoded, encoder_input_tokens, max_length),
+    )
+    state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[4]), body, state)
+    return Decoded(state[2], state[3])
+
+
+def beam_decode(
+    module: Transformer,
+    params: dict,
+    encoded: jax.Array,
+    encoder_input_tokens: jax.Array,
+    max_length: int,
+    num_beams: int = 4,
+    length_penalty: float = 0.6,
+) -> Decoded:
+    """Beam search; returns the best finished beam, or the best unfinished one if none finished.
+
+    Scores are log-probabilities over ((5 + length) / 6) ^ `length_penalty` (Wu et al., 2016), as in
+    T5X. Arguments as in `greedy_decode`.
+    """
+    batch = encoded.shape[0]
+    # [batch * beams, ...]
+    encoded = jnp.repeat(encoded, num_beams, axis=0)
+    encoder_input_tokens = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
+    step = _decoder_step(module, params, encoded, encoder_input_tokens)
+    cache = _empty_cache(module, params, encoded, encoder_input_tokens, max_length)
+
+    def normalise(scores: jax.Array, length: jax.Array | int) -> jax.Array:
+        return scores / ((5.0 + length) / 6.0) ** length_penalty
+
+    def body(state: _Beams) -> _Beams:
+        last = jnp.where(state.i == 0, START_TOKEN, state.tokens[:, :, state.i - 1])
+        logits, cache = step(last.reshape(-1), state.cache)
+        gained = jax.nn.log_softmax(logits).reshape(batch, num_beams, -1)
+        vocab = gained.shape[-1]
+        # Twice the beams, so that even if half of them end here, as many can go on.
+        scores, flat = jax.lax.top_k(
+            (state.scores[:, :, None] + gained).reshape(batch, -1), 2 * num_beams
+        )
+        parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+        tokens = _pick(state.tokens, parent).at[:, :, state.i].set(token)
+        ended = token == EOS_TOKEN
+
+        pool = jnp.concatenate(
+            [state.finished, jnp.where(ended, normalise(scores, state.i + 1), _NEVER)], axis=1
+        )
+        finished, best = jax.lax.top_k(pool, num_beams)
+        finished_tokens = _pick(jnp.concatenate([state.finished_tokens, tokens], axis=1), best)
+
+        scores, alive = jax.lax.top_k(jnp.where(ended, _NEVER, scores), num_beams)
+        rows = (_pick(parent, alive) + num_beams * jnp.arange(batch)[:, None]).reshape(-1)
+        cache = jax.tree.map(lambda x: x if x.ndim == 0 else x[rows], cache)
+        return _Beams(state.i + 1, _pick(tokens, alive), scores, finished_tokens, finished, cache)
+
+    def unfinished(state: _Beams) -> jax.Array:
+        # Log-probabilities only fall, so a beam can at best keep its sum and be as long as allowed.
+        reachable = normalise(jnp.max(state.scores, axis=1), max_length)
+        return (state.i < max_length) & jnp.any(reachable > jnp.min(state.finished, axis=1))
+
+    tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
+    first = jnp.full((batch, num_beams), _NEVER).at[:, 0].set(0.0)  # one start, not many equal ones
+    never = jnp.full((batch, num_beams), _NEVER)
+    state = jax.lax.while_loop(
+        unfinished, body, _Beams(jnp.int32(0), tokens, first, tokens, never, cache)
+    )
+    has_finished = state.finished[:, 0] > _NEVER
+    return Decoded(
+        jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0]),
+        jnp.where(has_finished, state.finished[:, 0], normalise(state.scores[:, 0], max_length)),
+    )
+
+
+class _Beams(NamedTuple):
+    i: jax.Array  # tokens generated so far
+    tokens: jax.Array  # [batch, beams, max_length] of the beams that go on
+    scores: jax.Array  # [batch, beams] their log-probabilities
+    finished_tokens: jax.Array  # [batch, beams, max_length] of the best that ended
+    finished: jax.Array  # [batch, beams] their normalised scores
+    cache: dict
+
+
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of `x` `[batch, beams, ...]` chosen by `index` `[batch, n]`: `[batch, n, ...]`."""
+    return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
+
+
+def _decoder_step(
+    module: Transformer, params: dict, encoded: jax.Array, encoder_input_tokens: jax.Array
+) -> Step:
+    def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+        length = cache["decoder"]["layers_0"]["self_attention"]["cached_key"].shape[2]
+        logits, updated = module.apply(
+            {"params": params, "cache": cache},
+            encoded,
+            encoder_input_tokens,
+            tokens[:, None],
+            decode=True,
+            max_decode_length=length,
+            mutable=["cache"],
+            method="decode",
+        )
+        return logits[:, 0], updated["cache"]
+
+    return step
+
+
+def _empty_cache(
+    module: Transformer,
+    params: dict,
+    encoded: jax.Array,
+    encoder_input_tokens: jax.Array,
+    max_length: int,
+) -> dict:
+    """The cache's shapes come from a first call at full length, which is traced but never run."""
+
+    def first_call() -> dict:
+        tokens = jnp.ones((encoded.shape[0], max_length), jnp.int32)
+        _, updated = module.apply(
+            {"params": params},
+            encoded,
+            encoder_input_tokens,
+            tokens,
+            decode=True,
+            mutable=["cache"],
+            method="decode",
+        )
+        return updated["cache"]
+
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_call))

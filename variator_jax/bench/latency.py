@@ -1,0 +1,187 @@
+"""Measured time of one encoder pass at each compression ratio, beside what the saved FLOPs allow.
+
+Ratios are measured in turns, and each round begins with another one, so a slow spell of the machine
+falls on all of them. Weights do not matter to the clock: `random_params` fills a named shape in
+seconds. FLOPs by formula live in `cost`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from variator_jax.backbones.t5.config import T5Config
+from variator_jax.backbones.t5.cost import flops_allowed_speedup
+from variator_jax.backbones.t5.network import Transformer
+from variator_jax.errors import ConfigError
+from variator_jax.evaluation.scorers import spliced
+from variator_jax.plugin.config import PluginConfig
+
+Params = Any
+Clock = Callable[[], float]
+Key = TypeVar("Key")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Time of one encoder pass at one ratio.
+
+    Attributes:
+      ratio: compression ratio k.
+      milliseconds: median over the rounds.
+      spread: distance between the quartiles, in milliseconds.
+      speedup: median of the backbone over this median.
+      flops_allowed_speedup: the speed-up if time were proportional to FLOPs.
+      efficiency: the measured share of the allowed speed-up.
+    """
+
+    ratio: int
+    milliseconds: float
+    spread: float
+    speedup: float
+    flops_allowed_speedup: float
+    efficiency: float
+
+
+def measure_encoder_latency(
+    config: T5Config,
+    params: Params,
+    plugins: Mapping[int, tuple[PluginConfig, Any]],
+    batch: int,
+    length: int,
+    rounds: int = 7,
+    clock: Clock = time.perf_counter,
+) -> list[Latency]:
+    """Times `encode` of full rows (no padding) for the backbone and every plugin.
+
+    Args:
+      config: shape of the backbone.
+      params: backbone parameters, at least those of embeddings and encoder (`random_params`).
+      plugins: ratio -> (settings, plugin variables). Ratio 1, the backbone, is always measured.
+      batch: rows.
+      length: tokens per row.
+      rounds: how often each ratio is measured, after one call that compiles and one that warms up.
+      clock: seconds, rising.
+
+    Returns:
+      One row per ratio, in rising order, ratio 1 first.
+
+    Raises:
+      ConfigError: for no round, or a plugin filed under another ratio than its own.
+    """
+    if rounds < 1:
+        raise ConfigError(f"A latency needs at least one round; found {rounds}.")
+    for ratio, (plugin, _) in plugins.items():
+        if plugin.ratio != ratio:
+            raise ConfigError(f"The plugin given for ratio {ratio} has ratio {plugin.ratio}.")
+    tokens = random_tokens(config, batch, length)
+    settings = {1: (PluginConfig(ratio=1), None), **plugins}
+    calls = {
+        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
+        for ratio, (plugin, variables) in sorted(settings.items())
+    }
+    seconds = interleaved_seconds(calls, rounds, clock)
+    allowed = {r: flops_allowed_speedup(config, length, r, p) for r, (p, _) in settings.items()}
+    return _rows(seconds, allowed)
+
+
+def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[..., jax.Array]:
+    """Jitted encoder: (backbone params, plugin variables, tokens) -> `[batch, length, embed]`.
+
+    Weights are arguments, never constants of the compiled function. A ratio of 1 runs the backbone.
+    """
+    module = Transformer(config)
+    active = None if plugin is None or plugin.ratio == 1 else plugin
+
+    def encode(params: Params, variables: Any, tokens: jax.Array) -> jax.Array:
+        with spliced(active, variables, tokens):
+            return module.apply({"params": params}, tokens, method=Transformer.encode)
+
+    return jax.jit(encode)
+
+
+def interleaved_seconds(
+    calls: Mapping[Key, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
+) -> dict[Key, list[float]]:
+    """Seconds of each call in each round; every round begins with the next call of the circle."""
+    for call in calls.values():
+        for _ in range(2):  # the first compiles, the second warms caches and allocators up
+            jax.block_until_ready(call())
+    order = list(calls)
+    seconds: dict[Key, list[float]] = {key: [] for key in order}
+    for first in range(rounds):
+        turn = first % len(order)
+        for key in order[turn:] + order[:turn]:
+            start = clock()
+            jax.block_until_ready(calls[key]())
+            seconds[key].append(clock() - start)
+    return seconds
+
+
+def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None) -> Params:
+    """Weights of a sensible scale, drawn in seconds at any size.
+
+    Leaves repeat one pool of a million normal numbers, divided by the square root of their fan-in:
+    good for the clock and for FLOPs, not for training.
+
+    Args:
+      config: shape of the backbone.
+      seed: of the pool.
+      shapes: the tree to fill; by default embeddings and encoder, which is what `encode` reads.
+    """
+    shapes = encoder_shapes(config) if shapes is None else shapes
+    pool = np.random.default_rng(seed).standard_normal(2**20, dtype=np.float32)
+
+    def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(shape.shape) < 2:
+            return jnp.ones(shape.shape, shape.dtype)
+        scaled = pool / np.float32(np.sqrt(shape.shape[0]))
+        return jnp.asarray(np.resize(scaled, shape.shape), shape.dtype)
+
+    return jax.tree.map(fill, shapes)
+
+
+def encoder_shapes(config: T5Config) -> Params:
+    """Shapes and dtypes of the parameters that `encode` reads, without allocating anything."""
+    module = Transformer(config)
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = lambda rng, tokens: module.init(rng, tokens, method=Transformer.encode)  # noqa: E731
+    return jax.eval_shape(init, jax.random.key(0), tokens)["params"]
+
+
+def _rows(seconds: Mapping[int, list[float]], allowed: Mapping[int, float]) -> list[Latency]:
+    backbone = float(np.median(seconds[1]))
+    rows = []
+    for ratio in sorted(seconds):
+        median = float(np.median(seconds[ratio]))
+        spread = float(np.percentile(seconds[ratio], 75) - np.percentile(seconds[ratio], 25))
+        speedup = backbone / median
+        rows.append(
+            Latency(
+                ratio=ratio,
+                milliseconds=1e3 * median,
+                spread=1e3 * spread,
+                speedup=speedup,
+                flops_allowed_speedup=allowed[ratio],
+                efficiency=speedup / allowed[ratio],
+            )
+        )
+    return rows
+
+
+def bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """`call` with its arguments on the device, so that no transfer is timed."""
+    placed = jax.device_put(arguments)
+    return lambda: call(*placed)
+
+
+def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
+    """Random tokens `[batch, length]` int32, none of them padding."""
+    rng = np.random.default_rng(0)
+    return rng.integers(2, config.vocab_size, (batch, length), dtype=np.int32)

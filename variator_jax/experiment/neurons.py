@@ -1,0 +1,199 @@
+"""Which share of the encoder's FFN neurons fire, per FFN input and layer (the paper's Figure 5).
+
+A compressed FFN input stands for k tokens. If it makes more neurons fire than one token does, and
+nearly as many as its k tokens together, the FFN still does the work of all of them.
+
+A neuron is one entry of what goes into the FFN's output kernel `wo`: the activation, and in a
+gated FFN the product of both branches. Where ReLU takes part it fires when it is not 0, exactly.
+GELU and SiLU are never quite 0; there a neuron fires when its magnitude exceeds `THRESHOLD` times
+the RMS of all neurons for that same input: when it carries more than an even share of what the
+input calls up. Like ReLU's, this rule does not see a vector's length, and a merged vector, being an
+average, is mostly shorter than its members.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from variator_jax.errors import ConfigError, DataError
+from variator_jax.plugin.arrays import PluginVariables
+from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin.sites.ffn import group_members, to_groups
+from variator_jax.plugin.splice import splice, surround_sites
+
+THRESHOLD = 1.0
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivatedNeurons:
+    """Shares in [0, 1] of FFN neurons that fire, one a layer, averaged over FFN inputs.
+
+    Attributes:
+      ratio: the compression ratio k.
+      layers: the encoder layers' numbers; the other fields follow their order.
+      share: of an FFN input of the spliced encoder: a merged group, or a token where the plugin
+        leaves the layer alone. A group counts once, if it has a token at all.
+      token: of one token in the uncompressed encoder.
+      union: that fire for one or more members of a group in the uncompressed encoder: what the
+        merged vector would have to make fire to lose nothing.
+    """
+
+    ratio: int
+    layers: tuple[int, ...]
+    share: tuple[float, ...]
+    token: tuple[float, ...]
+    union: tuple[float, ...]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """`share`, `token` and `union` averaged over the layers."""
+        return {name: float(np.mean(getattr(self, name))) for name in ("share", "token", "union")}
+
+    def rows(self, backbone: str) -> list[dict[str, Any]]:
+        """A row per layer and one for `layer='mean'`, as `experiment.figures` draws them."""
+        found = [
+            dict(layer=layer, share=share, token=token, union=union)
+            for layer, share, token, union in zip(
+                self.layers, self.share, self.token, self.union, strict=True
+            )
+        ]
+        every: list[dict[str, Any]] = [*found, dict(layer="mean", **self.mean)]
+        return [dict(backbone=backbone, ratio=self.ratio, **row) for row in every]
+
+
+def activated_neurons(
+    module: nn.Module,
+    params: Any,
+    plugin: PluginConfig | None,
+    variables: PluginVariables | None,
+    batches: Iterable[Batch],
+    *,
+    threshold: float | None = None,
+) -> ActivatedNeurons:
+    """Counts the encoder's firing neurons with a plugin in place and without it.
+
+    Args:
+      module: the backbone, with T5X's `encode`; it runs without dropout and remat.
+      params: its parameters.
+      plugin: the plugin's settings; None or ratio 1 is the backbone itself.
+      variables: the plugin's arrays; may be None at ratio 1.
+      batches: with `encoder_input_tokens` `[batch, length]`, 0 on padding, and, if packed,
+        `encoder_segment_ids`. Few shapes are best: each is compiled once.
+      threshold: in units of an input's RMS over neurons; None is 0 with ReLU, exactly, and
+        `THRESHOLD` otherwise.
+
+    Raises:
+      ConfigError: for a negative threshold.
+      DataError: if the batches hold no token.
+      PluginError: if no layer matches `plugin.sites`, or `variables` do not fit.
+    """
+    plugin = plugin or PluginConfig(ratio=1)
+    count = _counter(_plain(module), plugin, _threshold(module, threshold))
+    sums: dict[str, dict[int, float]] = {"share": {}, "token": {}, "union": {}}
+    inputs: dict[str, dict[int, float]] = {name: {} for name in sums}
+    for batch in batches:
+        found = jax.device_get(count(params, variables, _encoder_arrays(batch)))
+        for name, by_layer in found.items():
+            for layer, (fired, number) in by_layer.items():
+                sums[name][layer] = sums[name].get(layer, 0.0) + float(fired)
+                inputs[name][layer] = inputs[name].get(layer, 0.0) + float(number)
+    layers = tuple(sorted(sums["token"]))
+    _check_tokens(inputs["token"])
+    means = {name: tuple(sums[name][i] / inputs[name][i] for i in layers) for name in sums}
+    return ActivatedNeurons(plugin.ratio, layers, **means)
+
+
+def _threshold(module: nn.Module, given: float | None) -> float:
+    if given is None:
+        activations = getattr(getattr(module, "config", None), "mlp_activations", ())
+        return 0.0 if "relu" in activations else THRESHOLD
+    if not given >= 0:
+        raise ConfigError(f"A firing threshold is 0 or more; found {given!r}.")
+    return given
+
+
+def _counter(module: nn.Module, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:
+    """The jitted count of one batch: name -> layer -> (sum of shares, number of inputs)."""
+
+    def fires(hidden: dict[int, jax.Array]) -> dict[int, jax.Array]:
+        found = {}
+        for layer, x in hidden.items():
+            energy = jnp.square(x.astype(jnp.float32))
+            found[layer] = energy > threshold**2 * jnp.mean(energy, axis=-1, keepdims=True)
+        return found
+
+    @jax.jit
+    def count(params: Any, variables: Any, arrays: dict) -> dict:
+        mask, segments = arrays["encoder_input_tokens"] > 0, arrays.get("encoder_segment_ids")
+        with _hidden(plugin.sites) as hidden:
+            _encode(module, params, arrays)
+        with _hidden(plugin.sites) as short, splice(plugin, variables, mask, segments):
+            _encode(module, params, arrays)
+        plain, spliced = fires(hidden), fires(short)
+        found: dict[str, dict] = {"share": {}, "token": {}, "union": {}}
+        for layer in plain:
+            # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input
+            ratio = plugin.ratio if plugin.covers(layer) else 1
+            members = group_members(mask, ratio, segments)
+            groups = members.any(-1)
+            # [batch, groups, neurons]
+            union = (to_groups(plain[layer], ratio) & members[..., None]).any(2)
+            found["share"][layer] = _masked_sum(spliced[layer].mean(-1), groups)
+            found["token"][layer] = _masked_sum(plain[layer].mean(-1), mask)
+            found["union"][layer] = _masked_sum(union.mean(-1), groups)
+        return found
+
+    return count
+
+
+@contextmanager
+def _hidden(sites: str) -> Iterator[dict[int, jax.Array]]:
+    """Collects what goes into each site's `wo`, `[batch, inputs, neurons]` by layer."""
+    caught: dict[int, jax.Array] = {}
+
+    def catch(layer: int, wo: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        caught[layer] = x
+        return wo(x)
+
+    with surround_sites(f"(?:{sites})/wo", catch):
+        yield caught
+
+
+def _encode(module: nn.Module, params: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+    tokens, segments = arrays["encoder_input_tokens"], arrays.get("encoder_segment_ids")
+    return module.apply({"params": params}, tokens, segments, enable_dropout=False, method="encode")
+
+
+def _masked_sum(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of `x [batch, inputs]` where the mask is True, and how many those are."""
+    return jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module without remat: what its layers see could not be carried out of a remat."""
+    config: Any = getattr(module, "config", None)
+    if not getattr(config, "remat", False):
+        return module
+    return module.clone(config=dataclasses.replace(config, remat=False))
+
+
+def _encoder_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    names = ("encoder_input_tokens", "encoder_segment_ids")
+    if names[0] not in batch:
+        raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
+    return {name: batch[name] for name in names if batch.get(name) is not None}
+
+
+def _check_tokens(numbers: Mapping[int, float]) -> None:
+    if not any(numbers.values()):
+        raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")

@@ -1,0 +1,118 @@
+"""Training checkpoints through Orbax: what a step changes, and no more than that."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.train.step import TrainState
+
+
+class Checkpoints:
+    """The training checkpoints of one run folder.
+
+    Beside them lies `run.json`, what the run trains; a folder is never continued as another run.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
+        folder = _local_folder(model_dir)
+        _check_identity(folder / "run.json", identity)
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(folder / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved whole, None for a fresh run."""
+        return self._manager.latest_step()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          CheckpointError: if it does not fit.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        step = self._manager.latest_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self._folder} cannot be restored: "
+                f"{str(error).splitlines()[0]} Choose another MODEL_DIR to start afresh."
+            ) from error
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background, unless that step is saved already."""
+        step = int(state.step)
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _local_folder(model_dir: str | os.PathLike) -> pathlib.Path:
+    if not isinstance(model_dir, str | os.PathLike):
+        raise ConfigError(f"MODEL_DIR is {model_dir!r}; it must be a path, in quotes.")
+    if "://" in str(model_dir):
+        raise ConfigError(
+            f"MODEL_DIR {str(model_dir)!r} is not a local folder; the built-in engine writes to "
+            "local or mounted folders only."
+        )
+    folder = pathlib.Path(model_dir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"MODEL_DIR {folder} cannot be made: {error.strerror}.") from error
+    return folder
+
+
+def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Lets process 0 look; all processes raise what it finds, so that none waits for another."""
+    found = _from_process_0(_other_run(path, identity) if jax.process_index() == 0 else "")
+    if found:
+        raise CheckpointError(found)
+
+
+def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
+    """Writes what the run trains, or says how the folder's run is another; empty if it is not."""
+    identity = json.loads(json.dumps(identity))
+    try:
+        if not path.is_file():
+            path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
+            return ""
+        before = json.loads(path.read_text(encoding="utf8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return f"{path} is not readable JSON: {error}."
+    except OSError as error:
+        return f"{path} cannot be read or written: {error.strerror}."
+    for name in identity:
+        if before.get(name) != identity[name]:
+            return (
+                f"{path.parent} holds another run: its {name} is {before.get(name)!r}, this one's "
+                f"is {identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
+            )
+    return ""
+
+
+def _from_process_0(text: str) -> str:
+    """The text that process 0 gives, in every process; returns when every process has come here."""
+    if jax.process_count() == 1:
+        return text
+    given = np.frombuffer(text.encode(), np.uint8)
+    # [length]: all have to bring as many bytes, and how many only process 0 knows.
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(given.size)))
+    if not length:
+        return ""
+    given = given if jax.process_index() == 0 else np.zeros(length, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(given))).decode()

@@ -1,0 +1,129 @@
+"""Which examples a run sees. seqio is imported only when the first batch is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from variator_jax.backbones.t5 import T5Config
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.store.backbone_folder import file_fingerprint
+from variator_jax.train.loop import HostBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which examples a run sees.
+
+    Attributes:
+      task: name of a seqio task or mixture.
+      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut.
+      batch_size: examples a step.
+      eval_batches: batches of the validation split in one evaluation, 0 for none.
+      seed: of the order of the examples.
+      packed: put several short examples into a row.
+      pack_multiple: a packed example starts on a multiple of this many tokens; the compression
+        ratio, so that no merge group spans two examples.
+      data_shards: into how many streams data too large for memory are cut, each read only by the
+        processes that hold its rows. The examples of a step depend on this number, and never on
+        how many processes there are: it is a multiple of every number of processes to come.
+    """
+
+    task: str
+    feature_lengths: Mapping[str, int]
+    batch_size: int
+    eval_batches: int = 8
+    seed: int = 0
+    packed: bool = False
+    pack_multiple: int = 1
+    data_shards: int = 1
+
+    def __post_init__(self) -> None:
+        if self.data_shards < 1 or self.batch_size % self.data_shards:
+            raise ConfigError(
+                f"DATA_SHARDS is {self.data_shards!r}; it must divide BATCH_SIZE, "
+                f"{self.batch_size}."
+            )
+
+    def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
+        """The endless training batches from batch `start` on; the same ones in every run.
+
+        Args:
+          start: how many batches come before.
+          rows: those of a batch that are wanted, others may be zeros; None for all.
+        """
+        share = self.batch_size // self.data_shards
+        wanted = range(self.batch_size) if rows is None else rows
+        return self._batches(
+            "train",
+            start_batch=start,
+            seed=self.seed,
+            streams=self.data_shards,
+            read_streams=sorted({row // share for row in wanted}),
+        )
+
+    def validation(self) -> list[HostBatch]:
+        """The same `eval_batches` batches of the validation split each time, tasks mixed."""
+        return list(itertools.islice(self._batches("validation", seed=0), self.eval_batches))
+
+    def _batches(self, split: str, **kwargs: Any) -> Iterator[HostBatch]:
+        from variator_jax.data.batches import batches
+
+        return batches(
+            self.task,
+            split,
+            self.batch_size,
+            self.feature_lengths,
+            packed=self.packed,
+            pad_inputs_to_multiple=self.pack_multiple,
+            **kwargs,
+        )
+
+    def vocabulary(self) -> Any:
+        """The seqio vocabulary of the task's inputs."""
+        return task_vocabulary(self.task)
+
+
+def task_vocabulary(task: str) -> Any:
+    """The seqio vocabulary of a task's or mixture's inputs."""
+    from variator_jax.data.batches import task_or_mixture
+
+    return task_or_mixture(task).output_features["inputs"].vocabulary
+
+
+def vocabulary_file(vocabulary: Any) -> str | None:
+    """The SentencePiece model of a seqio vocabulary, of a URL's a local copy; None for bytes."""
+    from variator_jax.data.vocabulary import local_model_file
+
+    return local_model_file(vocabulary)
+
+
+def check_vocabulary(
+    task: str, vocabulary: Any, config: T5Config, fingerprint: str | None = None
+) -> None:
+    """Refuses a task whose tokens are not the backbone's.
+
+    Args:
+      task: its name, for the message.
+      vocabulary: its seqio vocabulary.
+      config: the backbone's shape.
+      fingerprint: of the SentencePiece model that the backbone was trained with, where known.
+
+    Raises:
+      ConfigError: if the vocabulary has more tokens than the backbone has embeddings.
+      CheckpointError: if the backbone was trained with another vocabulary.
+    """
+    if vocabulary.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"Task {task!r} has a vocabulary of {vocabulary.vocab_size} tokens, backbone "
+            f"{config.name!r} only {config.vocab_size} embeddings."
+        )
+    file = vocabulary_file(vocabulary) if fingerprint else None
+    if file and file_fingerprint(file) != fingerprint:
+        raise CheckpointError(
+            f"The backbone was trained with another vocabulary than that of task {task!r}, "
+            f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "
+            "Set VOCABULARY to the backbone's own."
+        )

@@ -1,0 +1,119 @@
+"""A compression plugin before its first step: fresh arrays in the units of its backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import Transformer
+from variator_jax.errors import CheckpointError
+from variator_jax.files import write_file
+from variator_jax.plugin import (
+    PluginConfig,
+    PluginVariables,
+    calibrate,
+    init_plugin,
+    site_output_rms,
+)
+from variator_jax.store import Backbone
+from variator_jax.train.data import DataConfig
+from variator_jax.train.objectives import Batch, run
+
+
+def fresh_plugin(
+    model_dir: pathlib.Path,
+    config: PluginConfig,
+    backbone: Backbone,
+    data: DataConfig,
+    seed: int,
+    mesh: Mesh,
+    num_microbatches: int = 1,
+) -> PluginVariables:
+    """A new plugin, calibrated on the run's first batch, or as the run folder says it was.
+
+    Raises:
+      CheckpointError: if what the run folder says cannot be read.
+    """
+    shape = backbone.config
+    fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
+    # Measured once and kept, because a resumed run must go on in the very same units.
+    file = model_dir / "calibration.json"
+    rms = _kept_scales(file, fresh.output_scales)
+    if rms is None:
+        own = meshes.own_rows(mesh, data.batch_size)
+        batch = next(data.train(0, own))
+        batches = meshes.global_microbatches(batch, mesh, num_microbatches)
+        with meshes.activations(mesh):
+            rms = measure_output_scales(backbone, config, batches)
+        if jax.process_index() == 0:
+            _keep_scales(file, rms)
+    return calibrate(fresh, {name: jnp.float32(value) for name, value in rms.items()})
+
+
+def measure_output_scales(
+    backbone: Backbone, config: PluginConfig, batches: Iterable[Batch]
+) -> dict[str, np.ndarray]:
+    """The RMS of each encoder FFN's output, `{'layers_<i>': a}`, float32.
+
+    Args:
+      backbone: whose FFNs.
+      config: says which sites.
+      batches: on the mesh; one at a time is run, all are measured as one.
+    """
+    # Rematerialised layers would keep what is measured inside themselves.
+    module = Transformer(dataclasses.replace(backbone.config, remat=False))
+
+    @jax.jit
+    def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
+        mask = batch["encoder_input_tokens"] > 0
+        return site_output_rms(lambda: run(module, params, batch), config.sites, mask)
+
+    scales, tokens = [], []
+    for batch in batches:
+        rms = measure(backbone.params, batch)
+        scales.append({name: meshes.gather(value) for name, value in rms.items()})
+        tokens.append(int(meshes.gather(jnp.sum(batch["encoder_input_tokens"] > 0))))
+    if len(scales) == 1:
+        return scales[0]
+    return {name: _pooled([rms[name] for rms in scales], tokens) for name in scales[0]}
+
+
+def _pooled(rms: Collection[np.ndarray], tokens: Collection[int]) -> np.ndarray:
+    """The RMS over all tokens, from those over parts of them; a part may have none."""
+    parts = [float(a) ** 2 * count for a, count in zip(rms, tokens, strict=True) if count]
+    return np.sqrt(np.float32(sum(parts) / max(sum(tokens), 1)))
+
+
+def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, np.ndarray] | None:
+    """The layers' scales in a file as process 0 finds it; None if it finds none.
+
+    It tells the others, which may be shown an older state of a shared folder: those that went on
+    without it would measure, and wait for the rest in vain.
+    """
+    row: np.ndarray = np.zeros(1 + len(names), np.float32)
+    if jax.process_index() == 0 and file.is_file():
+        try:
+            found = json.loads(file.read_text(encoding="utf8"))
+            row[:] = [1.0, *(found[name] for name in names)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{file} does not hold the output scales of this run's layers: {error!r}. A run "
+                "goes on in the units it began with; begin anew in another MODEL_DIR."
+            ) from error
+    flag, *values = meshes.from_first(row)
+    return dict(zip(names, values, strict=True)) if flag else None
+
+
+def _keep_scales(file: pathlib.Path, rms: Mapping[str, Any]) -> None:
+    """Writes the scales as a whole: a run that dies here leaves none, and not half of them."""
+    scales = {name: float(value) for name, value in rms.items()}
+    write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())

@@ -1,0 +1,193 @@
+"""The training loop of the built-in engine: steps, logs, evaluation, checkpoints, and how it stops.
+
+What a step computes is `step.py`; what is trained and on which data is `train.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from variator_jax.errors import ConfigError, TrainingError
+from variator_jax.train.checkpointing import Checkpoints
+from variator_jax.train.logs import RunLog
+from variator_jax.train.step import Metrics, TrainState
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When the loop does what, in steps.
+
+    Attributes:
+      train_steps: updates in all.
+      log_period: between lines on the console and rows in the log.
+      eval_period: between evaluations; 0 for none before the end.
+      checkpoint_period: between training checkpoints; one more is written at the end.
+    """
+
+    train_steps: int
+    log_period: int = 50
+    eval_period: int = 0
+    checkpoint_period: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in ("train_steps", "log_period", "checkpoint_period"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{field.upper()} is {value!r}; it must be a positive integer.")
+        if self.eval_period < 0:
+            raise ConfigError(f"EVAL_PERIOD is {self.eval_period!r}; 0 means only at the end.")
+
+
+# How many steps the host may hand out before the device has carried out the first of them.
+_STEPS_AHEAD = 2
+
+
+class _Window:
+    """Metrics since the last log line. They stay on the device until the line is written."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything and starts the clock anew."""
+        self._metrics: list[Metrics] = []
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def add(self, metrics: Metrics, tokens: int) -> None:
+        self._metrics.append(metrics)
+        self._tokens += tokens
+
+    def wait(self) -> None:
+        """Lets the host be a few steps ahead of the device, and no more.
+
+        Otherwise it hands out steps until the window closes, and a run that is told to stop would
+        first have to carry out all of them: longer than the grace before a machine is taken away.
+        """
+        if len(self._metrics) > _STEPS_AHEAD:
+            jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
+
+    def close(self, last_step: int) -> dict[str, float]:
+        """Means over the window; raises where a loss is not finite, naming the first such step."""
+        rows = jax.device_get(self._metrics)
+        for step, row in enumerate(rows, start=last_step - len(rows) + 1):
+            # A finite loss may have an infinite gradient, and then the parameters are lost, too.
+            for name, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+                if not math.isfinite(row[name]):
+                    raise TrainingError(
+                        f"The {words} of step {step} is {float(row[name])}. The last good "
+                        "checkpoint is kept; a lower LEARNING_RATE or a smaller CLIP_NORM is the "
+                        "usual remedy."
+                    )
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means["steps_per_second"] = len(rows) / seconds
+        means["tokens_per_second"] = self._tokens / seconds
+        self.restart()
+        return means
+
+    def __bool__(self) -> bool:
+        return bool(self._metrics)
+
+
+def fit(
+    state: TrainState,
+    step_fn: Callable[[TrainState, HostBatch], tuple[TrainState, Metrics]],
+    batches: Callable[[int], Iterator[HostBatch]],
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> tuple[TrainState, bool]:
+    """Trains from `state.step` to the end.
+
+    Args:
+      state: where to start.
+      step_fn: one compiled step.
+      batches: given a step, the iterator over the batches from that step on.
+      schedule: when to do what.
+      checkpoints: where training checkpoints go.
+      log: where numbers go.
+      evaluate: metrics of a state on held-out data.
+
+    Returns:
+      The last state, which is saved, and whether SIGTERM came.
+
+    Raises:
+      TrainingError: when a loss is NaN or infinite. Nothing is saved from that step on.
+    """
+    step, window = int(state.step), _Window()
+    stream = batches(step)
+    with _sigterm() as stopped:
+        while step < schedule.train_steps and not _all_stop(stopped, step):
+            batch = next(stream)
+            state, metrics = step_fn(state, batch)
+            step += 1
+            window.add(metrics, _tokens(batch))
+            window.wait()
+            at_end = step == schedule.train_steps
+            saves = at_end or step % schedule.checkpoint_period == 0
+            # A window closes before every save, so that no bad step is ever saved.
+            if saves or step % schedule.log_period == 0:
+                means = window.close(step)
+                log.write("train", step, means)
+                log.progress(step, means)
+            if saves:
+                checkpoints.save(state)
+            evaluates = schedule.eval_period and step % schedule.eval_period == 0
+            if evaluate is not None and (evaluates or at_end):
+                means = evaluate(state)
+                log.write("eval", step, means)
+                log.say("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+            if not window:
+                window.restart()  # here, so that saving and evaluating do not count as slow steps
+        # The signal may have come at any point of the step; what is saved already stays.
+        if step < schedule.train_steps:
+            if window:
+                window.close(step)
+            checkpoints.save(state)
+    # After the last step it counts too: else a driver of several runs would begin the next one.
+    return state, step < schedule.train_steps or bool(stopped)
+
+
+def _all_stop(stopped: list[int], step: int) -> bool:
+    """Whether the run ends before this step: of several processes, all of them at the same one."""
+    if jax.process_count() > 1:
+        # JAX's runtime hears the signal of any process, and tells all of them.
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+    return bool(stopped)
+
+
+def _tokens(batch: HostBatch) -> int:
+    """Tokens a step works on, padding included, as T5X counts them."""
+    return sum(array.size for name, array in batch.items() if name.endswith("input_tokens"))
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Collects SIGTERM in a list instead of dying, where the thread may handle signals at all."""
+    received: list[int] = []
+    if jax.process_count() > 1:
+        # JAX's runtime has a handler of its own, see `_all_stop`; another one would silence it.
+        yield received
+        return
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:  # not the main thread
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,168 @@
+"""What a step minimises: weighted losses, as functions of the trained and the frozen arrays.
+
+Two objectives share one interface, so that one step and one loop train plugins and backbones alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from variator_jax.backbones.t5.network import Outputs, Transformer
+from variator_jax.plugin import PluginConfig, PluginVariables, splice
+from variator_jax.train import losses
+from variator_jax.train.losses import LossConfig, WeightedSum
+
+Batch = Mapping[str, jax.Array]
+
+
+class Objective(Protocol):
+    """A training objective. `coefficients` says how much each of its terms counts."""
+
+    coefficients: Mapping[str, float]
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """What each term's sum is divided by, from the batch's masks alone."""
+
+    def terms(
+        self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Each term's sum over a batch or a microbatch; terms without a coefficient only inform."""
+
+
+def run(module: Transformer, params: dict, batch: Batch, **kwargs: Any) -> Outputs:
+    """One forward pass of a network over a batch in T5X's names."""
+    return module.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch.get("decoder_input_tokens"),
+        batch.get("encoder_segment_ids"),
+        batch.get("decoder_segment_ids"),
+        method="forward",
+        **kwargs,
+    )
+
+
+def run_spliced(
+    module: Transformer, params: dict, config: PluginConfig, plugin: PluginVariables, batch: Batch
+) -> Outputs:
+    """The same pass with a plugin in place."""
+    tokens = batch["encoder_input_tokens"]
+    with splice(config, plugin, tokens > 0, batch.get("encoder_segment_ids")):
+        return run(module, params, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How a student's outputs are compared with its teacher's, whichever network made them.
+
+    Attributes:
+      config: the weights of the losses.
+      embed_dim: width of the hidden states.
+      has_decoder: False for an encoder alone, which is compared by its hidden states only.
+    """
+
+    config: LossConfig
+    embed_dim: int
+    has_decoder: bool = True
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """How much each term counts; terms that count nothing are left out."""
+        config = self.config
+        terms = {"encoder_hidden": config.encoder_hidden}
+        if self.has_decoder:
+            terms |= {
+                "decoder_hidden": config.decoder_hidden,
+                "logits": config.logits,
+                "task": config.task,
+            }
+        return {name: value for name, value in terms.items() if value}
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Valid elements of the hidden states, valid positions of the targets."""
+        positions = {"encoder_hidden": _valid_inputs(batch) * self.embed_dim}
+        if self.has_decoder:
+            targets = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
+            elements = targets * self.embed_dim
+            positions |= {"decoder_hidden": elements, "logits": targets, "task": targets}
+        return {name: positions[name] for name in self.coefficients}
+
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """Each term's sum over the batch. The caller has stopped the teacher's gradient."""
+        return {name: self._term(name, student, teacher, batch)[0] for name in self.coefficients}
+
+    def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
+        if name == "encoder_hidden":
+            mask = batch["encoder_input_tokens"] > 0
+            return losses.hidden_mse(student.encoded, teacher.encoded, mask)
+        mask = batch["decoder_loss_weights"]
+        if name == "decoder_hidden":
+            return losses.hidden_mse(student.decoded, teacher.decoded, mask)
+        if name == "logits":
+            temperature = self.config.temperature
+            return losses.logits_kl(student.logits, teacher.logits, mask, temperature)
+        return losses.cross_entropy(student.logits, batch["decoder_target_tokens"], mask)
+
+
+class Distillation:
+    """The student is the backbone with the plugin, the teacher the same backbone without it.
+
+    `trained` is the plugin's parameters; `frozen` is `(backbone parameters, output scales)`.
+    Both passes run without dropout, as the plugin has none and should imitate what will be served.
+    """
+
+    def __init__(self, module: Transformer, plugin: PluginConfig, config: LossConfig) -> None:
+        shape = module.config
+        self._module, self._plugin = module, plugin
+        self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
+        self.coefficients: Mapping[str, float] = self._comparison.coefficients
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Valid elements of the hidden states, valid positions of the targets."""
+        return self._comparison.weights(batch)
+
+    def terms(
+        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Runs teacher and student and compares them."""
+        backbone, output_scales = frozen
+        teacher = jax.lax.stop_gradient(run(self._module, backbone, batch))
+        plugin = PluginVariables(trained, output_scales)
+        student = run_spliced(self._module, backbone, self._plugin, plugin, batch)
+        return self._comparison.terms(student, teacher, batch)
+
+
+class TaskTraining:
+    """The task's own cross-entropy on the whole backbone: `trained` is it, `frozen` is ignored."""
+
+    coefficients: Mapping[str, float] = {"task": 1.0}
+
+    def __init__(self, module: Transformer) -> None:
+        self._module = module
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Valid positions of the targets."""
+        targets = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
+        return {"task": targets, "accuracy": targets}
+
+    def terms(
+        self, trained: dict, frozen: None, batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Cross-entropy, and how many target tokens the largest logit hits."""
+        enable = rng is not None and self._module.config.dropout_rate > 0
+        rngs = {"dropout": rng} if enable else None
+        outputs = run(self._module, trained, batch, enable_dropout=enable, rngs=rngs)
+        targets, mask = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        return {
+            "task": losses.cross_entropy(outputs.logits, targets, mask)[0],
+            "accuracy": losses.accuracy(outputs.logits, targets, mask)[0],
+        }
+
+
+def _valid_inputs(batch: Batch) -> jax.Array:
+    return jnp.sum((batch["encoder_input_tokens"] > 0).astype(jnp.float32))

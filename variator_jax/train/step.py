@@ -1,0 +1,160 @@
+"""One training step: gradients of the trained arrays alone, averaged over microbatches.
+
+The frozen arrays are an argument of the compiled step and no part of its result: neither gradients
+nor optimizer state are ever made for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from variator_jax import mesh as meshes
+from variator_jax.errors import ConfigError
+from variator_jax.train.objectives import Batch, Objective
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[["TrainState", Any, Batch], tuple["TrainState", Metrics]]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes, and all that a training checkpoint holds."""
+
+    step: jax.Array  # int32, updates done so far
+    params: Any  # the trained arrays: a plugin's, or a whole backbone's
+    opt_state: Any
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+
+
+def placed_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state on a mesh: moments lie where their parameter lies, the rest on every device."""
+    everywhere = meshes.replicated(mesh)
+    params = jax.tree_util.tree_leaves_with_path(state.params)
+    where = {_names(path): leaf for path, leaf in params}
+
+    def move(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        # Optimizers keep moments in trees of the parameters' own form: the end of the path tells.
+        names = _names(path)
+        same = next((where[end] for i in range(len(names)) if (end := names[i:]) in where), None)
+        alike = same is not None and same.shape == leaf.shape
+        sharding = same.sharding if alike and same is not None else everywhere
+        return meshes.place(meshes.gather(leaf), sharding)
+
+    moved = jax.tree_util.tree_map_with_path(move, (state.step, state.opt_state))
+    return TrainState(moved[0], state.params, moved[1])
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def jit_train_step(train_step: TrainStep, state: TrainState, mesh: Mesh) -> Any:
+    """Compiles a step whose state keeps its place on the mesh; the old state's memory is reused."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = meshes.replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    seed: int = 0,
+) -> TrainStep:
+    """Builds `(state, frozen, batch) -> (state, metrics)`, to be jitted by the caller.
+
+    Each term is its sum over the whole batch divided by the whole batch's weight, so a batch gives
+    the same update however many microbatches it is cut into.
+
+    Args:
+      objective: what to minimise.
+      optimizer: an optax transformation over the trained arrays.
+      num_microbatches: how many passes the batch is cut into, to save memory.
+      seed: of dropout; each step and microbatch folds its own number in.
+    """
+
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        weights = {name: jnp.maximum(w, 1.0) for name, w in objective.weights(batch).items()}
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_fn(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+            sums = objective.terms(params, frozen, micro, jax.random.fold_in(rng, index))
+            return _combine(sums, weights, objective.coefficients)
+
+        grads, metrics = _accumulate(loss_fn, state.params, batch, num_microbatches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(objective: Objective) -> Callable[[Any, Any, Batch], tuple[Metrics, Metrics]]:
+    """Builds `(trained, frozen, batch) -> (sums, weights)`, which add up over batches."""
+
+    def eval_step(params: Any, frozen: Any, batch: Batch) -> tuple[Metrics, Metrics]:
+        sums = objective.terms(params, frozen, batch, None)
+        return sums, objective.weights(batch)
+
+    return eval_step
+
+
+def mean_loss(
+    sums: Mapping[str, jax.Array], weights: Mapping[str, jax.Array], objective: Objective
+) -> Metrics:
+    """The loss and its terms from what `make_eval_step` returned, added up over batches."""
+    weights = {name: jnp.maximum(w, 1.0) for name, w in weights.items()}
+    return _combine(dict(sums), weights, objective.coefficients)[1]
+
+
+def _combine(
+    sums: dict[str, jax.Array],
+    weights: Mapping[str, jax.Array],
+    coefficients: Mapping[str, float],
+) -> tuple[jax.Array, Metrics]:
+    means = {name: total / weights[name] for name, total in sums.items()}
+    loss = sum(coefficient * means[name] for name, coefficient in coefficients.items())
+    return jnp.asarray(loss), {"loss": jnp.asarray(loss), **means}
+
+
+def _accumulate(
+    loss_fn: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]],
+    params: Any,
+    batch: Batch,
+    num_microbatches: int,
+) -> tuple[Any, Metrics]:
+    """Gradients and metrics of all microbatches, added up."""
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        return grad_fn(params, batch, jnp.int32(0))
+    size = next(iter(batch.values())).shape[0]
+    if size % num_microbatches:
+        raise ConfigError(
+            f"A batch of {size} does not divide into {num_microbatches} microbatches; choose a "
+            f"divisor of {size}."
+        )
+    # [microbatches, batch / microbatches, ...]: every so many-th row, for devices hold neighbouring
+    # rows, and each microbatch shall have its part on each device.
+    micro = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), dict(batch)
+    )
+
+    def body(total: tuple[Any, Metrics], now: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad_fn(params, *now)), None
+
+    indices = jnp.arange(num_microbatches, dtype=jnp.int32)
+    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], micro), indices[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zeros, (micro, indices))[0]

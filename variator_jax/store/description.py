@@ -20,6 +20,7 @@ from variator_jax.store.arrays_file import file_checksum
 from variator_jax.store.files import check_file, read_error
 
 FORMAT_VERSION = 1
+VERSIONS = {"plugin": 2}  # of the kinds whose format has changed
 CHECKSUM, CHECKSUMS = "checksum", "file_checksums"
 _LONGEST = 10_000_000
 _BLANK = "0" * 64
@@ -38,7 +39,7 @@ _WORDS: dict[type, str] = {
 
 def write_description(path: pathlib.Path, kind: str, content: Mapping[str, Any]) -> None:
     """Writes a folder's description, with its kind, the format's version and its own checksum."""
-    head = {"kind": kind, "format_version": FORMAT_VERSION}
+    head = {"kind": kind, "format_version": VERSIONS.get(kind, FORMAT_VERSION)}
     text = json.dumps({**head, **content, CHECKSUM: _BLANK}, indent=2, allow_nan=False) + "\n"
     before, _, after = text.rpartition(_BLANK)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -55,11 +56,12 @@ def read_description(path: pathlib.Path, kind: str) -> Fields:
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise CheckpointError(f"{path} does not describe a {kind.replace('_', ' ')}.")
     version = content.get("format_version")
+    newest = VERSIONS.get(kind, FORMAT_VERSION)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{path} has format version {version!r}; expected {FORMAT_VERSION}.")
-    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version!r}; expected {newest}.")
+    if version > newest:
         raise CheckpointError(
-            f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}. "
+            f"{path} has format version {version}; this release reads up to {newest}. "
             "Update variator_jax to read it."
         )
     return Fields(path, content)

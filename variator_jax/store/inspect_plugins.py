@@ -43,7 +43,7 @@ def describe_method(plugin: Plugin) -> Rows:
             f"compression {config.compression}, decompression {config.decompression}, "
             f"bottleneck {config.bottleneck}",
         ),
-        ("sites", config.sites),
+        ("sites", str(config.sites)),
     ]
 
 

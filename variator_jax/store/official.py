@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import CheckpointError
-from variator_jax.plugin.arrays import PluginVariables, layer_name
+from variator_jax.plugin.arrays import PluginVariables
 from variator_jax.plugin.config import PluginConfig
 
 # Its converter divides T5's residual stream by 100, and its plugins were trained in that scale.
@@ -54,9 +54,13 @@ def plugin_from_state_dict(
             _check(f"mux_layer.{layer}.{name}", weights.get(name), shape)
     config = PluginConfig(ratio=ratio, bottleneck=bottleneck, pool_padding=True)
     return config, PluginVariables(
-        params={layer_name(i): _params(layers[i], embed) for i in sorted(layers)},
-        output_scales={layer_name(i): jnp.float32(output_scale) for i in sorted(layers)},
+        params={_key(i): _params(layers[i], embed) for i in sorted(layers)},
+        output_scales={_key(i): jnp.float32(output_scale) for i in sorted(layers)},
     )
+
+
+def _key(layer: int) -> str:
+    return f"encoder/layers_{layer}/mlp"
 
 
 def _layers(state: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:

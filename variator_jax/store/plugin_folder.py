@@ -1,9 +1,12 @@
-"""A plugin that can be mailed: `plugin.json` and `plugin.safetensors` (DESIGN.md decision 8)."""
+"""Plugin folders: `plugin.json` and `plugin.safetensors`.
+
+Format 2 keeps a list of sites, and arrays by module path; format 1, with FFN sites only and arrays
+by `layers_<i>`, is still read.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 import re
@@ -15,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from variator_jax.backbones.base import FfnStack, Stack
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, layer_name
+from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
+from variator_jax.plugin.sites.ffn import LAYER
 from variator_jax.store import arrays_file, folders
 from variator_jax.store.backbone_folder import Backbone, title
 from variator_jax.store.description import (
@@ -72,15 +78,14 @@ def save_plugin(
         this backbone, or one of them is not finite.
     """
     leaves = {name: np.asarray(leaf) for name, leaf in _leaves(variables).items()}
-    shape = backbone.config
-    expected = expected_leaves(config, shape.num_encoder_layers, shape.embed_dim)
+    expected = expected_leaves(config, T5(backbone.config).stack())
     folders.match_arrays(pathlib.Path(path) / ARRAYS, leaves, expected, ("float32",))
     content = describe_plugin(backbone, training, quality)
     holds = (re.escape(ARRAYS),)
     with folders.atomic_folder(path, replaces=(DESCRIPTION,), holds=holds) as draft:
         arrays_file.write_arrays(draft / ARRAYS, leaves)
         checksums = {ARRAYS: arrays_file.file_checksum(draft / ARRAYS)}
-        content = {"config": dataclasses.asdict(config), **content, CHECKSUMS: checksums}
+        content = {"config": config.to_json(), **content, CHECKSUMS: checksums}
         write_description(draft / DESCRIPTION, "plugin", content)
 
 
@@ -112,29 +117,46 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     """
     folder = check_folder(path, "plugin")
     fields = read_description(folder / DESCRIPTION, "plugin")
-    config, layers, embed = _read_shape(fields)
+    config, stack = _read_shape(fields)
     if backbone is not None:
         check_belongs(f"The plugin in {folder}", fields.content, backbone)
     try:
-        expected = expected_leaves(config, layers, embed)
+        expected = expected_leaves(config, stack)
     except PluginError as error:
         raise CheckpointError(f"{fields.path} is not usable: {error}") from error
-    arrays = arrays_file.read_arrays(folder / ARRAYS)
+    arrays = _by_path(arrays_file.read_arrays(folder / ARRAYS), config, fields)
     folders.match_arrays(folder / ARRAYS, arrays, expected, ("float32",))
     check_unchanged(fields, folder / ARRAYS)
     arrays_file.check_finite(folder / ARRAYS, arrays)
-    return Plugin(config, to_variables(config, layers, arrays), fields.content)
+    return Plugin(config, to_variables(config, stack, arrays), fields.content)
+
+
+def _by_path(
+    arrays: Mapping[str, np.ndarray], config: PluginConfig, fields: Fields
+) -> dict[str, np.ndarray]:
+    """The arrays by module path; format 1 names them by layer."""
+    if fields.content["format_version"] > 1:
+        return dict(arrays)
+    pattern = str(config.sites)
+
+    def renamed(name: str) -> str:
+        return re.sub(r"/layers_(\d+)", lambda m: "/" + pattern.replace(LAYER, m[1]), name, count=1)
+
+    return {renamed(name): array for name, array in arrays.items()}
 
 
 def to_variables(
-    config: PluginConfig, layers: int, arrays: Mapping[str, np.ndarray]
+    config: PluginConfig, stack: Stack, arrays: Mapping[str, np.ndarray]
 ) -> PluginVariables:
     """The arrays of a plugin from its leaves, which are those of `expected_leaves`."""
-    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.array, dict(arrays)), sep="/")
-    # The ablations have layers without parameters, which a file of arrays cannot name.
-    names = [layer_name(layer) for layer in config.compressed_layers(layers)]
-    params = {name: tree.get("params", {}).get(name, {}) for name in names}
-    return PluginVariables(params, tree.get("output_scales", {}))
+    params = {
+        key: traverse_util.unflatten_dict(
+            {name: jnp.array(arrays[f"params/{key}/{name}"]) for name in specs}, sep="/"
+        )
+        for key, specs in plugin_specs(config, stack).items()
+    }
+    scales = {key: jnp.array(arrays[f"output_scales/{key}"]) for key in params}
+    return PluginVariables(params, scales)
 
 
 def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone) -> None:
@@ -171,29 +193,36 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     Raises:
       CheckpointError: naming the first array that is missing, surplus or misshapen.
     """
-    shape = backbone.config
     try:
-        expected = expected_leaves(plugin.config, shape.num_encoder_layers, shape.embed_dim)
+        expected = expected_leaves(plugin.config, T5(backbone.config).stack())
     except PluginError as error:
-        raise CheckpointError(f"{what} does not fit backbone {shape.name!r}: {error}") from error
+        name = backbone.config.name
+        raise CheckpointError(f"{what} does not fit backbone {name!r}: {error}") from error
     leaves = {name: np.asarray(leaf) for name, leaf in _leaves(plugin.variables).items()}
     folders.match_arrays(what, leaves, expected, ("float32",))
 
 
 def read_config(fields: Fields, key: str = "config") -> PluginConfig:
-    """The settings of a plugin under a key, every value checked for its type and its size.
+    """The settings of a plugin under a key; fields that are absent take their defaults.
 
     Raises:
       CheckpointError: naming the file and what is wrong in it.
     """
-    sizes = fields.fields(key)
-    sizes.size("ratio", 1, LARGEST_RATIO)
-    sizes.size("bottleneck", 1, _MOST_WIDE)
-    return fields.config(key, PluginConfig)
+    try:
+        config = PluginConfig.from_json(fields.get(key, dict))
+    except (PluginError, TypeError) as error:
+        raise CheckpointError(f"{fields.path} has no usable {key}: {error}") from error
+    for site in config.parts:
+        if site.ratio > LARGEST_RATIO or getattr(site, "bottleneck", 1) > _MOST_WIDE:
+            raise CheckpointError(
+                f"{fields.path} has no usable {key}: a ratio is at most {LARGEST_RATIO:,} and a "
+                f"bottleneck at most {_MOST_WIDE:,}; found {site}."
+            )
+    return config
 
 
-def _read_shape(fields: Fields) -> tuple[PluginConfig, int, int]:
-    """The settings, and the layers and width of the backbone; every value checked for its type."""
+def _read_shape(fields: Fields) -> tuple[PluginConfig, Stack]:
+    """The settings and the backbone's encoder; every value checked for its type."""
     config = read_config(fields)
     owner = fields.fields("backbone")
     owner.get("name", str)
@@ -210,31 +239,22 @@ def _read_shape(fields: Fields) -> tuple[PluginConfig, int, int]:
     quality = fields.fields("quality")
     for task in quality.content:
         quality.get(task, float, int)
-    return config, layers, embed
+    return config, FfnStack(layers, embed)
 
 
 def _leaves(variables: PluginVariables) -> dict[str, Any]:
     return folders.flatten({"params": variables.params, "output_scales": variables.output_scales})
 
 
-def expected_leaves(
-    config: PluginConfig, layers: int, embed: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on an encoder of so many layers and that width, by path.
+def expected_leaves(config: PluginConfig, stack: Stack) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a plugin on a stack, by path.
 
     Raises:
-      PluginError: if the settings name layers that the encoder does not have.
+      PluginError: if the settings name layers that the stack does not have.
     """
-    one = dataclasses.replace(config, layers=None, sites=PluginConfig(2).sites)
-    leaves = _layer_leaves(one, embed) if config.ratio > 1 else {}
     expected = {}
-    for layer in config.compressed_layers(layers):
-        for name, leaf in leaves.items():
-            expected[name.replace(layer_name(0), layer_name(layer))] = leaf
+    for key, specs in plugin_specs(config, stack).items():
+        expected[f"output_scales/{key}"] = jax.ShapeDtypeStruct((), jnp.float32)
+        for name, spec in specs.items():
+            expected[f"params/{key}/{name}"] = jax.ShapeDtypeStruct(spec.shape, jnp.float32)
     return expected
-
-
-@functools.lru_cache
-def _layer_leaves(config: PluginConfig, embed: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on an encoder of one layer; more layers only repeat them."""
-    return _leaves(jax.eval_shape(lambda: init_plugin(config, 1, embed, jax.random.key(0))))

@@ -15,7 +15,7 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store.plugin_folder import LARGEST_RATIO
 
-_LAYER = re.compile(r"plugin/layers_(\d+)/(.+)")
+_LAYER = re.compile(r"plugin/encoder/layers_(\d+)/mlp/(.+)")
 _SCORES = "compression/kernel"
 _BOTTLENECKS = {"decompression/input_kernel": 1, "decompression/output_kernel": 0}
 
@@ -25,8 +25,8 @@ def deduce_config(where: str, arrays: Mapping[str, Any], backbone: T5Config) -> 
 
     Args:
       where: the checkpoint, for messages.
-      arrays: path in T5X's tree, such as `plugin/layers_0/compression/kernel` -> anything with a
-        shape.
+      arrays: path in T5X's tree, such as `plugin/encoder/layers_0/mlp/compression/kernel` ->
+        anything with a shape.
       backbone: the shape of the backbone that it is spliced into.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import arrays_file, folders, plugin_folder, stores, stream, t5x
@@ -142,7 +143,7 @@ def read_variables(run: T5XRun) -> PluginVariables:
     leaves = {leaf: np.asarray(array.read(...)) for leaf, array in run.arrays.items()}
     named = {_origin(leaf): array for leaf, array in leaves.items()}
     arrays_file.check_finite(pathlib.Path(run.where), named)
-    return plugin_folder.to_variables(run.config, run.source.config.num_encoder_layers, leaves)
+    return plugin_folder.to_variables(run.config, T5(run.source.config).stack(), leaves)
 
 
 def _read_settings(folder: str) -> Fields | None:
@@ -174,9 +175,8 @@ def _matched(
     where: str, config: PluginConfig, found: Mapping[str, StoredArray], source: Source
 ) -> dict[str, StoredArray]:
     """The plugin's arrays by our paths, which are exactly those that its settings ask for."""
-    shape = source.config
     try:
-        expected = plugin_folder.expected_leaves(config, shape.num_encoder_layers, shape.embed_dim)
+        expected = plugin_folder.expected_leaves(config, T5(source.config).stack())
     except PluginError as error:
         raise CheckpointError(f"{where}: {error}") from error
     origins = {_origin(leaf): like for leaf, like in expected.items()}

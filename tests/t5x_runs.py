@@ -130,11 +130,10 @@ def folder_leaves(folder):
     from variator_jax.store import load_plugin
 
     variables = load_plugin(folder).variables
-    tree = {
-        name: {**layer, "output_scale": variables.output_scales[name]}
-        for name, layer in variables.params.items()
-    }
-    flat = traverse_util.flatten_dict({"plugin": tree}, sep="/")
+    flat = {f"plugin/{key}/output_scale": a for key, a in variables.output_scales.items()}
+    for key, params in variables.params.items():
+        layer = traverse_util.flatten_dict(params, sep="/")
+        flat |= {f"plugin/{key}/{name}": array for name, array in layer.items()}
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5, Transformer
 from variator_jax.plugin import PluginConfig, splice
 
 SETTINGS = PluginConfig(4, bottleneck=8)
@@ -21,8 +21,7 @@ def spliced(shape):
     from variator_jax.t5x_engine.network import SplicedTransformer, network_of
 
     def make(settings=SETTINGS):
-        layers, embed = shape.num_encoder_layers, shape.embed_dim
-        return SplicedTransformer(network_of(shape), settings, layers, embed)
+        return SplicedTransformer(network_of(shape), settings, T5(shape).stack())
 
     return make
 
@@ -50,7 +49,7 @@ def tokens_of(length):
 
 @pytest.mark.parametrize("length", [1, 7, 15, 16])
 def test_the_library_s_numbers_at_any_length(length, spliced, shape, backbone, plugin):
-    from variator_jax.t5x_engine.network import PLUGIN, to_tree
+    from variator_jax.t5x_engine.plugin_branch import PLUGIN, to_tree
 
     inputs, targets = tokens_of(length)
     params = {**backbone.params, PLUGIN: to_tree(plugin)}
@@ -74,7 +73,7 @@ def test_the_library_s_numbers_at_any_length(length, spliced, shape, backbone, p
 
 
 def test_encode_and_decode_are_what_the_call_is(spliced, backbone, plugin):
-    from variator_jax.t5x_engine.network import PLUGIN, to_tree
+    from variator_jax.t5x_engine.plugin_branch import PLUGIN, to_tree
 
     inputs, targets = tokens_of(15)
     params = {"params": {**backbone.params, PLUGIN: to_tree(plugin)}}
@@ -115,7 +114,8 @@ def test_the_tree_is_the_network_s_with_the_plugin_beside_it(spliced, variables)
     assert {n: x.shape for n, x in found.items() if n not in beside} == {
         n: x.shape for n, x in expected.items()
     }
-    assert {name.split("/")[1] for name in beside} == {"layers_0", "layers_1"}
+    prefixes = {"/".join(name.split("/")[:4]) for name in beside}
+    assert prefixes == {f"plugin/encoder/layers_{i}/mlp" for i in range(2)}
 
 
 def test_every_leaf_has_axes_that_the_partitioner_has_rules_for(variables):

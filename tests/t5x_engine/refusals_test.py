@@ -158,7 +158,7 @@ class TestWhatT5XWouldTakeWithoutAWord:
         assert "lacks decoder/layers_" in refused(*deeper)
 
     def test_a_vocabulary_beyond_the_embeddings(self, backbone):
-        from variator_jax.t5x_engine import model, rehearsal
+        from variator_jax.t5x_engine import model, preflight
 
         vocabulary, name = seqio.ByteVocabulary(extra_ids=500), "refusals_test_large_vocabulary"
         if name not in seqio.TaskRegistry.names():
@@ -168,7 +168,7 @@ class TestWhatT5XWouldTakeWithoutAWord:
             backbone=backbone.config, plugin=PluginConfig(4), vocabulary=seqio.ByteVocabulary()
         )
         with pytest.raises(ConfigError, match="embeddings"):
-            rehearsal.rehearse(model=made, task=name)
+            preflight.preflight(model=made, task=name)
 
     def test_nothing_to_train(self, refused):
         assert "ratio of 2 or more" in refused("--gin.RATIO=1")

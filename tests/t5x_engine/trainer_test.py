@@ -50,7 +50,7 @@ def scratch(initializer):
 def params(backbone, shape):
     import flax
 
-    from variator_jax.t5x_engine.network import PLUGIN, to_tree
+    from variator_jax.t5x_engine.plugin_branch import PLUGIN, to_tree
 
     plugin = tiny.random_plugin(SETTINGS, shape)
     return flax.core.freeze({**backbone.params, PLUGIN: to_tree(plugin)})
@@ -64,8 +64,7 @@ class TestFromScratch:
                 assert np.isnan(leaf).all()
 
     def test_the_plugin_and_the_optimizer_s_state_are_real(self, scratch, model):
-        from variator_jax.t5x_engine.network import to_tree
-        from variator_jax.t5x_engine.start import start_values
+        from variator_jax.t5x_engine.plugin_branch import start_values, to_tree
 
         started = to_tree(start_values(model.start))
         found = scratch.params.unfreeze()["plugin"]
@@ -89,7 +88,7 @@ class TestVerify:
 
         cast = params.unfreeze()
         cast["plugin"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), cast["plugin"])
-        with pytest.raises(CheckpointError, match="plugin's layers_0/.* is bfloat16"):
+        with pytest.raises(CheckpointError, match="plugin's encoder/layers_0/mlp/.* is bfloat16"):
             verify(cast)
 
     def test_a_trainer_of_a_fresh_run_verifies(self, model, scratch):

@@ -147,13 +147,13 @@ def _rehearse(command: str) -> None:
     import jax
 
     from variator_jax import t5x_engine
-    from variator_jax.t5x_engine import rehearsal
+    from variator_jax.t5x_engine import preflight
 
     # The accelerator is for T5X's program, which may be another process's for a while.
     jax.config.update("jax_platforms", "cpu")
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-    gin_utils.configured(rehearsal.rehearse)()  # the last, for it leaves a note with results
+    gin_utils.configured(preflight.preflight)()  # the last, for it leaves a note with results
 
 
 def command_line(

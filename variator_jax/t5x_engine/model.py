@@ -21,15 +21,15 @@ from variator_jax.data.packing import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.t5x_engine.network import (
+from variator_jax.t5x_engine.network import SplicedTransformer, network_of, refuse_scanned
+from variator_jax.t5x_engine.plugin_branch import (
     PLUGIN,
-    SplicedTransformer,
-    network_of,
-    refuse_scanned,
+    PluginOptimizer,
+    Start,
+    is_trained,
+    start_values,
     to_tree,
 )
-from variator_jax.t5x_engine.optimizer import PluginOptimizer, is_trained
-from variator_jax.t5x_engine.start import Start, start_values
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
 from variator_jax.train.settings import check_trainable

@@ -7,25 +7,19 @@ so that any checkpoint of it restores. What is added lies under `plugin/`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
-from flax.linen.partitioning import param_with_axes
 from t5x.examples.t5 import network as t5x_network
 
 from variator_jax.backbones.base import Mask, Stack
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import ConfigError
-from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs, splice
-from variator_jax.plugin.sites.base import ArraySpec
-
-PLUGIN = "plugin"  # the plugin's branch of the tree
-OUTPUT_SCALE = "output_scale"  # beside each layer's trained parameters
+from variator_jax.plugin import PluginConfig, splice
+from variator_jax.t5x_engine.plugin_branch import PLUGIN, PluginParameters
 
 
 def network_of(config: T5Config) -> nn.Module:
@@ -82,77 +76,6 @@ def refuse_scanned(network: nn.Module) -> None:
             "spliced into each. Convert the checkpoint (variator convert --from t5x --to t5x "
             "SRC DST writes the plain form) and use t5x.examples.t5's network."
         )
-
-
-def to_tree(plugin: PluginVariables) -> dict[str, Any]:
-    """A plugin's arrays as T5X's tree has them: by module path, output scales beside them."""
-    flat = {
-        (*key.split("/"), *path): array
-        for key, params in plugin.params.items()
-        for path, array in traverse_util.flatten_dict(params).items()
-    }
-    flat |= {(*key.split("/"), OUTPUT_SCALE): a for key, a in plugin.output_scales.items()}
-    return traverse_util.unflatten_dict(flat)
-
-
-def from_tree(tree: Mapping[str, Any]) -> PluginVariables:
-    """The inverse of `to_tree`."""
-    flat = traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)), sep="/")
-    scales = {
-        path.removesuffix(f"/{OUTPUT_SCALE}"): array
-        for path, array in flat.items()
-        if path.endswith(f"/{OUTPUT_SCALE}")
-    }
-    params = {
-        key: traverse_util.unflatten_dict(
-            {
-                path.removeprefix(f"{key}/"): array
-                for path, array in flat.items()
-                if path.startswith(f"{key}/") and not path.endswith(OUTPUT_SCALE)
-            },
-            sep="/",
-        )
-        for key in scales
-    }
-    return PluginVariables(params, scales)
-
-
-class PluginParameters(nn.Module):
-    """A plugin's parameters in a T5X tree, each with axes; what they start as is `model.py`'s."""
-
-    config: PluginConfig
-    stack: Stack
-
-    @nn.compact
-    def __call__(self) -> PluginVariables:
-        """The plugin's arrays, in the two trees that `splice` takes."""
-        branches: dict[str, dict[str, ArraySpec]] = {}
-        scale = ArraySpec((), (), nn.initializers.ones)
-        for key, specs in plugin_specs(self.config, self.stack).items():
-            branch, _, rest = key.partition("/")
-            named = {f"{rest}/{name}": spec for name, spec in specs.items()}
-            branches.setdefault(branch, {}).update({f"{rest}/{OUTPUT_SCALE}": scale, **named})
-        return from_tree({name: _Branch(specs, name=name)() for name, specs in branches.items()})
-
-
-class _Branch(nn.Module):
-    """A subtree of parameters, by paths relative to it."""
-
-    specs: Mapping[str, ArraySpec]
-
-    @nn.compact
-    def __call__(self) -> dict[str, Any]:
-        children: dict[str, dict[str, ArraySpec]] = {}
-        tree = {}
-        for path, spec in self.specs.items():
-            name, _, rest = path.partition("/")
-            if rest:
-                children.setdefault(name, {})[rest] = spec
-            else:
-                tree[name] = param_with_axes(
-                    name, spec.init, spec.shape, jnp.float32, axes=spec.axes
-                )
-        return tree | {name: _Branch(specs, name=name)() for name, specs in children.items()}
 
 
 class SplicedTransformer(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from t5x import partitioning, utils
 
 from variator_jax.t5x_engine.model import DistillationModel
-from variator_jax.t5x_engine.network import OUTPUT_SCALE, PLUGIN
+from variator_jax.t5x_engine.plugin_branch import OUTPUT_SCALE, PLUGIN
 from variator_jax.train.plan import Part, Plan
 
 

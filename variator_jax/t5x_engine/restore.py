@@ -19,8 +19,7 @@ from tensorflow.io import gfile
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 from variator_jax.store import any_backbone, kinds, load_plugin, stores, t5x
 from variator_jax.t5x_engine.model import DistillationModel
-from variator_jax.t5x_engine.network import PLUGIN
-from variator_jax.t5x_engine.start import chosen_path
+from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path
 from variator_jax.train.jobs import run_part
 
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.

@@ -17,8 +17,8 @@ from variator_jax.backbones.base import Mask
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.model import DistillationModel
-from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
-from variator_jax.t5x_engine.record import check_same_run, write_record
+from variator_jax.t5x_engine.plugin_branch import PLUGIN, from_tree, to_tree
+from variator_jax.t5x_engine.preflight import check_same_run, write_record
 
 
 class PluginInitializer(utils.TrainStateInitializer):

@@ -1,6 +1,7 @@
-"""What can be told of a T5X run before T5X starts: its model, its task, its numbers, its folders.
+"""Preflight checks: surface errors before T5X starts, where they would be late or silent.
 
-T5X's programs would raise the same errors later, in the midst of their own, or none at all.
+What a run trains is recorded beside its checkpoints in `variator_plugin.json`, which a resumed run
+is compared with and `variator convert --from t5x-run` reads.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from t5x import models
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import task_or_mixture
-from variator_jax.errors import ConfigError
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.store.description import config_content
+from variator_jax.store.t5x_run import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.partitioner import model_devices
-from variator_jax.t5x_engine.record import check_same_run
 from variator_jax.train.settings import check_packing, check_vocabulary
 
 _RESULTS = "variator_results.json"  # beside T5X's results: what they are the results of
 
 
-def rehearse(
+def preflight(
     *,
     model: DistillationModel,
     task: str | None = None,
@@ -40,7 +42,7 @@ def rehearse(
     mesh_shape: Sequence[int] | None = None,
     num_partitions: int = 1,
 ) -> models.BaseModel:
-    """Looks at what gin has made, and at what T5X will look at late or never.
+    """Checks what gin has made, and what T5X checks late or never.
 
     Args:
       model: T5X's model; to have been made is most of what there is to check.
@@ -114,3 +116,63 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
     gfile.makedirs(folder)
     with gfile.GFile(file, "w") as out:
         out.write(json.dumps(identity, indent=2) + "\n")
+
+
+def check_same_run(folder: str, model: DistillationModel, training: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run in whose folder another one was begun.
+
+    Args:
+      folder: MODEL_DIR.
+      model: what is trained now.
+      training: `task`, `batch_size` and `seed`, which decide what the next batches are.
+
+    Raises:
+      CheckpointError: naming what differs.
+    """
+    file = os.path.join(folder, SETTINGS)
+    if not gfile.exists(file):
+        return
+    with gfile.GFile(file, "r") as lines:
+        before = json.loads(lines.read())
+    now = _plain({**_shape_of(model), "training": dict(training)})
+    differing = [
+        f"{name} {before.get(part, {}).get(name)!r}"
+        for part, fields in now.items()
+        for name, value in fields.items()
+        if before.get(part, {}).get(name) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"MODEL_DIR {folder} holds another run, with {', '.join(differing)}; choose another "
+            "MODEL_DIR."
+        )
+
+
+def write_record(
+    folder: str, model: DistillationModel, training: Mapping[str, Any], checkpoint: str | None
+) -> None:
+    """Writes what a run trains, unless it is a run that goes on."""
+    file = os.path.join(folder, SETTINGS)
+    if gfile.exists(file):
+        return
+    content = {
+        **_shape_of(model),
+        "training": {"engine": "t5x", **training},
+        "initial_checkpoint_path": checkpoint,
+        "initial_plugin_path": model.start.path,
+    }
+    gfile.makedirs(folder)
+    with gfile.GFile(file, "w") as out:
+        out.write(json.dumps(content, indent=2) + "\n")
+
+
+def _shape_of(model: DistillationModel) -> dict[str, Any]:
+    start = model.start
+    return {
+        "plugin": start.plugin.to_json(),
+        "backbone": config_content(start.backbone),
+    }
+
+
+def _plain(content: Any) -> Any:
+    return json.loads(json.dumps(content))

@@ -21,6 +21,11 @@ from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, splice
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, PluginParameters
 
+_SAME_NAMES = (
+    "vocab_size", "num_heads", "num_encoder_layers", "num_decoder_layers", "head_dim", "mlp_dim",
+    "mlp_activations", "dropout_rate", "logits_via_embedding",
+)  # fmt: skip
+
 
 def network_of(config: T5Config) -> nn.Module:
     """T5X's network of a backbone's shape.
@@ -29,37 +34,22 @@ def network_of(config: T5Config) -> nn.Module:
       ConfigError: for what T5X's network cannot be: an encoder alone, one with feed-forward layers
         of its own width, or another norm's epsilon.
     """
-    if not config.has_decoder:
-        raise ConfigError(
-            f"Backbone {config.name!r} has no decoder, which T5X's network always has; "
-            "use --engine=builtin."
-        )
-    if config.encoder_mlp != config.mlp_dim:
-        raise ConfigError(
-            f"Backbone {config.name!r} has encoder_mlp_dim {config.encoder_mlp} and mlp_dim "
-            f"{config.mlp_dim}; T5X's network knows one for both. Use --engine=builtin."
-        )
-    if config.layer_norm_epsilon != 1e-6:
-        raise ConfigError(
-            f"Backbone {config.name!r} has layer_norm_epsilon {config.layer_norm_epsilon}; T5X's "
-            "network knows 1e-6 only. Use --engine=builtin."
-        )
+    refused = {
+        "no decoder": not config.has_decoder,
+        "an encoder_mlp_dim of its own": config.encoder_mlp != config.mlp_dim,
+        f"layer_norm_epsilon {config.layer_norm_epsilon}": config.layer_norm_epsilon != 1e-6,
+    }
+    for reason, applies in refused.items():
+        if applies:
+            raise ConfigError(
+                f"Backbone {config.name!r} has {reason}; T5X's network always has a decoder, one "
+                "mlp_dim and layer_norm_epsilon 1e-6. Use --engine=builtin."
+            )
+    fields = {name: getattr(config, name) for name in _SAME_NAMES}
+    # As in our own network, the softmax runs in float32 whatever the dtype.
+    fields |= {"emb_dim": config.embed_dim, "float32_attention_logits": True}
     return t5x_network.Transformer(
-        t5x_network.T5Config(
-            vocab_size=config.vocab_size,
-            dtype=jnp.dtype(config.dtype),
-            emb_dim=config.embed_dim,
-            num_heads=config.num_heads,
-            num_encoder_layers=config.num_encoder_layers,
-            num_decoder_layers=config.num_decoder_layers,
-            head_dim=config.head_dim,
-            mlp_dim=config.mlp_dim,
-            mlp_activations=tuple(config.mlp_activations),
-            dropout_rate=config.dropout_rate,
-            logits_via_embedding=config.logits_via_embedding,
-            # As in our own network: the softmax runs in float32 whatever the dtype.
-            float32_attention_logits=True,
-        )
+        t5x_network.T5Config(**fields, dtype=jnp.dtype(config.dtype))
     )
 
 
@@ -102,28 +92,15 @@ class SplicedTransformer(nn.Module):
         encoder_input_tokens: jax.Array,
         decoder_input_tokens: jax.Array,
         decoder_target_tokens: jax.Array,
-        encoder_segment_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        encoder_positions: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
         *,
-        enable_dropout: bool = True,
-        decode: bool = False,
+        encoder_segment_ids: jax.Array | None = None,
         compressed: bool = True,
+        **options: Any,
     ) -> jax.Array:
         """The network's logits `[batch, target length, vocab]`; the teacher's, not `compressed`."""
+        tokens = (encoder_input_tokens, decoder_input_tokens, decoder_target_tokens)
         with self._spliced(encoder_input_tokens, encoder_segment_ids, compressed):
-            return self.network(
-                encoder_input_tokens,
-                decoder_input_tokens,
-                decoder_target_tokens,
-                encoder_segment_ids,
-                decoder_segment_ids,
-                encoder_positions,
-                decoder_positions,
-                enable_dropout=enable_dropout,
-                decode=decode,
-            )
+            return self.network(*tokens, encoder_segment_ids=encoder_segment_ids, **options)
 
     def encode(
         self,
@@ -133,12 +110,9 @@ class SplicedTransformer(nn.Module):
         compressed: bool = True,
     ) -> jax.Array:
         """The encoder's output `[batch, length, embed]`, as long as its input."""
+        options = dict(encoder_segment_ids=encoder_segment_ids, enable_dropout=enable_dropout)
         with self._spliced(encoder_input_tokens, encoder_segment_ids, compressed):
-            return self.network.encode(
-                encoder_input_tokens,
-                encoder_segment_ids=encoder_segment_ids,
-                enable_dropout=enable_dropout,
-            )
+            return self.network.encode(encoder_input_tokens, **options)
 
     def decode(self, *args: Any, **kwargs: Any) -> jax.Array:
         """The network's own decoder, which no plugin touches."""
@@ -148,12 +122,8 @@ class SplicedTransformer(nn.Module):
     def _spliced(
         self, tokens: jax.Array, segment_ids: jax.Array | None, compressed: bool
     ) -> Iterator[None]:
-        if self.plugin_config.ratio == 1:
-            yield
-            return
-        plugin = self.plugin()  # always, so that the tree is the same for both
-        if not compressed:
-            yield
-            return
-        with splice(self.plugin_config, plugin, Mask(tokens > 0, segment_ids), stack=self.stack):
+        # Always made, so that the tree is the same for both.
+        plugin = self.plugin() if self.plugin_config.ratio > 1 else None
+        config = self.plugin_config if compressed else PluginConfig(1)
+        with splice(config, plugin, Mask(tokens > 0, segment_ids), stack=self.stack):
             yield

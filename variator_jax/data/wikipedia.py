@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from variator_jax.data import noise, prompted
+from variator_jax.data import prompted, span_corruption
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.preprocessors import corrupt_spans
-from variator_jax.data.registry import is_registered, remember
-from variator_jax.data.sources import add_task
+from variator_jax.data.rows import read_text_lines, text_files
 from variator_jax.data.spec import TaskSpec
-from variator_jax.data.text_files import read_text_lines, text_files
+from variator_jax.data.tasks import TfdsSource, add_task, is_registered
 from variator_jax.data.vocabulary import vocabulary_of
 
 TFDS = "wikipedia/20230601.en:1.0.0"
 SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
 PASSAGE_WORDS = 128
-SHORTEST_PASSAGE = 16  # words: what is left at the end of an article, or a stub
+SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
 _SHUFFLED = 2_000  # passages: those of an article follow each other in the file
 _DEFAULT_LENGTHS = {"inputs": 224, "targets": 48}
 
@@ -42,22 +40,21 @@ def wikipedia_task(
     Raises:
       DataError: if the folder lacks files for training or validation, or another task has the name.
     """
-    chosen = vocabulary_of(vocabulary)
-    default, origin = prompted.named("wikipedia_span_corruption", chosen, data_dir)
+    vocabulary = vocabulary_of(vocabulary)
+    default, origin = prompted.named("wikipedia_span_corruption", vocabulary, data_dir)
     spec = TaskSpec(task_name or default, "span_corruption")
     if is_registered(spec.name, origin):
         return spec.name
-    source: Any = prompted.tfds_source(TFDS, SPLITS)
+    source: Any = TfdsSource(TFDS, splits=SPLITS)
     if data_dir is not None:
         source = seqio.FileDataSource(read_text_lines, text_files(data_dir))
     steps: list[Callable[..., Any]] = [
         cut_passages,
         tokenize_passages,
-        corrupt_spans,
+        span_corruption.corrupt_spans,
         seqio.preprocessors.append_eos_after_trim,
     ]
-    add_task(spec.name, source, steps, chosen, spec, shuffle_buffer_size=_SHUFFLED)
-    return remember(spec.name, origin, spec)
+    return add_task(spec.name, source, steps, vocabulary, spec, origin, _SHUFFLED)
 
 
 def cut_passages(dataset: Any) -> Any:
@@ -78,7 +75,7 @@ def tokenize_passages(
 ) -> Any:
     """Tokenizes {'targets'}, each cut so that it fits into the inputs after corruption."""
     vocabulary = output_features["targets"].vocabulary
-    chunk = noise.check_room(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+    chunk = span_corruption.chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
         return {"targets": vocabulary.encode_tf(example["targets"])[:chunk]}

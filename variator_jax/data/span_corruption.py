@@ -1,0 +1,163 @@
+"""T5's span corruption, as seqio preprocessors that work under T5X too.
+
+The noise is that of the T5 paper (section 3.1.4, "corrupting spans"), as its code draws it: text
+and noise spans alternate, text first and noise last, every way of cutting equally likely; 15 % of
+the tokens are noise, in spans of 3 on average. Sentinels count down from the vocabulary's last id.
+It runs as a TensorFlow graph: Python inside a pipeline is slow and keeps a process from ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import logging
+
+from variator_jax.data._tf import seqio, tf
+from variator_jax.errors import DataError
+
+NOISE_DENSITY = 0.15
+MEAN_SPAN_LENGTH = 3.0
+_DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
+_TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
+
+
+def preprocessors() -> list[Callable[..., Any]]:
+    """Returns the preprocessors of a span corruption task whose source gives {'targets': text}."""
+    return [tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim]
+
+
+def tokenize_and_chunk(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Joins the tokens of consecutive texts and cuts them so that corruption fills the inputs.
+
+    Args:
+      dataset: examples whose 'targets' are one text each.
+      sequence_length: lengths of 'inputs' and 'targets'; None means 512 and 128.
+      output_features: seqio's features; the targets' vocabulary is used.
+
+    Returns:
+      A dataset of {'targets': int32 [chunk]}; the last chunk of every few hundred texts is shorter.
+    """
+    vocabulary = output_features["targets"].vocabulary
+    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def cut(texts: Any) -> Any:
+        tokens = vocabulary.encode_tf(texts)
+        tokens = tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
+        starts = tf.data.Dataset.range(0, tf.size(tokens, out_type=tf.int64), chunk)
+        return starts.map(lambda start: {"targets": tokens[start : start + chunk]})
+
+    dataset = dataset.map(lambda example: example["targets"]).batch(_TEXTS_JOINED).flat_map(cut)
+    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
+
+
+def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
+    """Turns {'targets': int32 [n]} into span corruption {'inputs', 'targets'}, without EOS.
+
+    The inputs have sentinel i in place of the i-th noise span; the targets are the noise spans,
+    each after its sentinel. Every pass over the data draws new spans.
+    """
+    vocab_size = output_features["targets"].vocabulary.vocab_size
+
+    @seqio.map_over_dataset(num_seeds=2)
+    def corrupt(example: Mapping[str, Any], seeds: Any) -> dict[str, Any]:
+        tokens = tf.cast(example["targets"], tf.int32)
+        mask = noise_mask(tf.size(tokens), seeds)
+        return {
+            "inputs": replace_spans(tokens, mask, vocab_size),
+            "targets": replace_spans(tokens, ~mask, vocab_size),
+        }
+
+    return corrupt(dataset)
+
+
+def noise_counts(length: int) -> tuple[int, int]:
+    """Returns how many of `length` tokens are noise, and in how many spans."""
+    noise = min(max(round(length * NOISE_DENSITY), 1), max(length - 1, 1))
+    spans = max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
+    return noise, spans
+
+
+def corrupted_lengths(length: int) -> tuple[int, int]:
+    """Returns the lengths of inputs and targets, EOS included, that `length` tokens turn into."""
+    noise, spans = noise_counts(length)
+    return length - noise + spans + 1, noise + spans + 1
+
+
+def chunk_length(inputs_length: int) -> int:
+    """Returns how many tokens of text fill `inputs_length` after corruption, EOS included.
+
+    Raises:
+      DataError: if `inputs_length` is too short for one token, one sentinel and EOS.
+    """
+    if inputs_length < 3:
+        raise DataError(f"span corruption needs inputs of at least 3 tokens, not {inputs_length}")
+    length = 2 * inputs_length  # more than fits
+    while corrupted_lengths(length)[0] > inputs_length:
+        length -= 1
+    return length
+
+
+def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
+    """Returns how many tokens of text fill the inputs; warns if the targets will be cut.
+
+    Raises:
+      DataError: if the vocabulary has sentinels, but too few.
+    """
+    chunk = chunk_length(lengths["inputs"])
+    _, spans = noise_counts(chunk)
+    if 0 < extra_ids < spans:
+        raise DataError(
+            f"{lengths['inputs']} input tokens need {spans} sentinels, but the vocabulary has "
+            f"{extra_ids}; give shorter inputs or a vocabulary with more extra ids"
+        )
+    _, targets = corrupted_lengths(chunk)
+    if lengths.get("targets", targets) < targets:
+        logging.warning(
+            "span corruption of %d input tokens makes targets of %d tokens; they are cut to %d",
+            *(lengths["inputs"], targets, lengths["targets"]),
+        )
+    return chunk
+
+
+def noise_mask(length: Any, seeds: Any) -> Any:
+    """Returns which of `length` tokens, 2 or more, are noise: bool [length]."""
+    noise = _rounded(tf.cast(length, tf.float64) * NOISE_DENSITY)
+    noise = tf.minimum(tf.maximum(noise, 1), length - 1)
+    spans = _rounded(tf.cast(noise, tf.float64) / MEAN_SPAN_LENGTH)
+    spans = tf.maximum(tf.minimum(spans, tf.minimum(noise, length - noise)), 1)
+    text_lengths = _random_lengths(length - noise, spans, seeds[0])
+    noise_lengths = _random_lengths(noise, spans, seeds[1])
+    # [spans, 2] -> [2 * spans]: text, noise, text, noise, ...
+    lengths = tf.reshape(tf.stack([text_lengths, noise_lengths], 1), [-1])
+    return tf.repeat(tf.range(2 * spans) % 2 == 1, lengths)
+
+
+def _rounded(number: Any) -> Any:
+    return tf.cast(tf.round(number), tf.int32)  # half to even, as Python does
+
+
+def _random_lengths(total: Any, parts: Any, seed: Any) -> Any:
+    """Cuts `total` items into `parts` non-empty parts, every way equally likely: int32 [parts]."""
+    order = tf.argsort(tf.random.stateless_uniform([total - 1], seed))
+    cuts = tf.sort(order[: parts - 1]) + 1
+    ends = tf.concat([[0], cuts, [total]], 0)
+    return ends[1:] - ends[:-1]
+
+
+def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
+    """Puts one sentinel in place of each span of the mask: the last id, then downwards.
+
+    Args:
+      tokens: int32 [length].
+      mask: bool [length].
+      vocab_size: one more than the id of the first sentinel.
+
+    Returns:
+      int32 [kept tokens + spans].
+    """
+    begins = mask & ~tf.concat([[False], mask[:-1]], 0)
+    sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32))
+    return tf.boolean_mask(tf.where(begins, sentinels, tokens), ~mask | begins)

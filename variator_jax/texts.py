@@ -1,8 +1,8 @@
 """Texts to token ids and back, and ragged lists of ids to arrays.
 
 Ids are T5's: padding 0, end of sequence 1, and the sentinels `<extra_id_0>`, `<extra_id_1>`, ... at
-the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text;
-but neither seqio nor TensorFlow is needed, only `sentencepiece`. ByT5 has no SentencePiece model:
+the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text,
+without seqio or TensorFlow: only `sentencepiece` is needed. ByT5 has no SentencePiece model:
 its ids are bytes, and its sentinels follow them, counted upwards as transformers does.
 """
 
@@ -178,10 +178,10 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     Args:
       what: the argument's name, for messages.
       tokens: an integer array `[batch, length]`, or a list of lists (or arrays) of ids.
-      vocab_size: ids lie below it.
+      vocab_size: ids are below it.
 
     Raises:
-      ConfigError: naming what is no such thing, or the first id that does not exist.
+      ConfigError: for anything else, or naming the first id that does not exist.
     """
     if isinstance(tokens, jax.core.Tracer):
         raise ConfigError(
@@ -208,35 +208,25 @@ def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
     arrays = []
     for i, row in enumerate(rows):
         if isinstance(row, (int, np.integer)):
-            raise ConfigError(
-                f"{what} is one list of ids; a batch of one is a list in it: [[...]]."
-            )
-        if isinstance(row, (list, tuple)) and not row:
-            raise ConfigError(f"{what} is empty in row {i}.")
-        found = _array(f"{what}, row {i},", row)
-        if found.ndim != 1:
-            raise ConfigError(f"{what} has shape {found.shape} in row {i}; expected [length].")
-        arrays.append(found)
-    length = max((len(found) for found in arrays), default=0)
-    padded: np.ndarray = np.zeros((len(arrays), length), np.int64)
-    for row, found in zip(padded, arrays, strict=True):
-        row[: len(found)] = found
-    return padded
+            raise ConfigError(f"{what} is one list of ids; expected a batch of them: [[...]].")
+        array = _array(f"{what}, row {i},", row)
+        if array.ndim != 1:
+            raise ConfigError(f"{what} has shape {array.shape} in row {i}; expected [length].")
+        arrays.append(array)
+    length = max(map(len, arrays), default=0)
+    return np.stack([np.pad(array, (0, length - len(array))) for array in arrays] or [[]])
 
 
 def _array(what: str, tokens: Any) -> np.ndarray:
+    if isinstance(tokens, (list, tuple)) and not tokens:
+        raise ConfigError(f"{what} is empty.")
     try:
-        found = np.asarray(tokens)
+        array = np.asarray(tokens)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{what} is no array of token ids: {error}.") from error
-    if not np.issubdtype(found.dtype, np.integer):
+        raise ConfigError(f"{what} is not an array of token ids: {error}.") from error
+    if not np.issubdtype(array.dtype, np.integer):
         raise ConfigError(
-            f"{what} is {_kind(tokens, found)}; expected whole numbers, the ids of tokens."
+            f"{what} is {type(tokens).__name__} of dtype {array.dtype}; expected whole numbers, "
+            "the ids of tokens."
         )
-    return found
-
-
-def _kind(tokens: Any, found: np.ndarray) -> str:
-    if found.dtype == object:
-        return f"of mixed kinds ({type(tokens).__name__})"
-    return f"of dtype {found.dtype}" if found.dtype.kind in "fbc" else f"{type(tokens).__name__}"
+    return array

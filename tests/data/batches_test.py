@@ -5,10 +5,12 @@ from hypothesis import strategies as st
 from task_batches import same, take, texts
 
 from variator_jax.data import order
-from variator_jax.data._tf import seqio
+from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import batches, task_or_mixture
 from variator_jax.data.docs_tasks import docs_examples_of
 from variator_jax.data.packing import GroupedFeatureConverter
+from variator_jax.data.tasks import text_to_text_task
+from variator_jax.data.vocabulary import byte_vocabulary
 from variator_jax.errors import DataError
 
 LENGTHS = {"inputs": 32, "targets": 8}
@@ -133,9 +135,6 @@ def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
 
 
 def test_a_split_without_examples_is_refused(streamed):
-    from variator_jax.data.tasks import text_to_text_task
-    from variator_jax.data.vocabulary import byte_vocabulary
-
     name = f"nothing_{order._BYTES_IN_MEMORY}"
     text_to_text_task(name, lambda split: [], ("train",), byte_vocabulary())
     with pytest.raises(DataError, match="no examples in the split 'train'"):
@@ -164,17 +163,16 @@ def test_foreign_tasks_of_seqio_are_read_too():
     seqio.TaskRegistry.add(
         "foreign",
         source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: _foreign(), splits=("train",)
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors(
+                {"inputs": "an array", "targets": "yes"}
+            ).repeat(3),
+            splits=("train",),
         ),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features=features,
     )
+    with pytest.raises(DataError, match="another task named 'foreign'"):
+        text_to_text_task("foreign", lambda split: [], ("train",), byte_vocabulary())
     assert texts("foreign") == [("an array", "yes")] * 3
     (batch,) = take(1, "foreign", size=3, **ONCE)
     assert (batch["decoder_target_tokens"][:, 1] == 1).all()
-
-
-def _foreign():
-    from variator_jax.data._tf import tf
-
-    return tf.data.Dataset.from_tensors({"inputs": "an array", "targets": "yes"}).repeat(3)

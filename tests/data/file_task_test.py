@@ -42,18 +42,6 @@ def test_a_classification_task_from_json_lines(tmp_path):
     take(1, name)
 
 
-def test_the_same_call_again_is_fine_and_another_under_its_name_is_not(tmp_path):
-    path = _write(tmp_path / "again.jsonl", _rows())
-    arguments = {"labels": LABELS, "name": "file_again"}
-    for _ in range(2):
-        assert file_task(path, TEMPLATE, **arguments) == "file_again"
-    with pytest.raises(DataError, match="already registered"):
-        file_task(path, "Other: {text}", **arguments)
-    _write(tmp_path / "again.jsonl", _rows(70))
-    with pytest.raises(DataError, match="already registered"):
-        file_task(path, TEMPLATE, **arguments)
-
-
 def test_a_copy_of_the_file_has_the_same_name_in_another_process(tmp_path):
     (tmp_path / "two").mkdir()
     path = _write(tmp_path / "same.jsonl", _rows())
@@ -75,6 +63,7 @@ def test_a_copy_of_the_file_has_the_same_name_in_another_process(tmp_path):
 def test_what_makes_another_task_gives_another_name(tmp_path):
     path = _write(tmp_path / "other.jsonl", _rows())
     names = {
+        file_task(path, "{text}", labels=LABELS),
         file_task(path, "{text}", labels=LABELS),
         file_task(path, "{text}", labels=LABELS[::-1]),
         file_task(path, "{text}", labels=LABELS, vocabulary=byte_vocabulary()),

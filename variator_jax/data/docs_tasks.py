@@ -17,7 +17,7 @@ from pathlib import Path
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio
-from variator_jax.data.spec import TaskSpec
+from variator_jax.data.spec import Kind, TaskSpec
 from variator_jax.data.tasks import Examples, text_to_text_task
 from variator_jax.data.vocabulary import docs_vocabulary
 
@@ -196,14 +196,12 @@ _MAKERS: dict[str, Callable[..., Examples]] = {
 
 
 def _register() -> None:
-    for spec in (
-        TaskSpec("docs_span_corruption", "span_corruption"),
-        TaskSpec("docs_topic", "classification", tuple(TOPICS)),
-        TaskSpec("docs_pair", "classification", ("no", "yes")),
-        TaskSpec("docs_name", "generation"),
-    ):
-        make = functools.partial(docs_examples_of, spec.name)
-        text_to_text_task(spec.name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
+    labels: dict[str, tuple[str, ...]] = {"docs_topic": tuple(TOPICS), "docs_pair": ("no", "yes")}
+    kinds: dict[str, Kind] = {"docs_span_corruption": "span_corruption", "docs_name": "generation"}
+    for name in _MAKERS:
+        spec = TaskSpec(name, kinds.get(name, "classification"), labels.get(name, ()))
+        make = functools.partial(docs_examples_of, name)
+        text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)
     seqio.MixtureRegistry.add("docs_tasks", [*labelled, "docs_name"], default_rate=1.0)

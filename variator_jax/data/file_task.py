@@ -16,17 +16,11 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from variator_jax.data import rows
 from variator_jax.data import vocabulary as vocabularies
-from variator_jax.data.rows import (
-    Fields,
-    RowError,
-    content_of,
-    read_rows,
-    refuse_bad_rows,
-    text_field,
-)
-from variator_jax.data.spec import TaskSpec, verbalizer_ids
-from variator_jax.data.tasks import Examples, is_registered, origin_of, text_to_text_task
+from variator_jax.data.rows import Fields, RowError, text_field
+from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
+from variator_jax.data.tasks import Examples, hash_of, is_registered, text_to_text_task
 from variator_jax.errors import DataError, did_you_mean
 
 Labels = Sequence[str] | Mapping[Any, str]
@@ -44,9 +38,11 @@ def file_task(
     validation_path: str | None = None,
     vocabulary: Any = None,
     tolerate_bad_rows: int = 0,
-    name: str | None = None,
 ) -> str:
     """Registers a task over a .jsonl or .tsv file, once, and returns its name.
+
+    The name is made from the file's name and a hash of all that the task consists of, so that it is
+    the same in another process, or for a copy of the file.
 
     Args:
       path: the training rows.
@@ -60,8 +56,6 @@ def file_task(
       vocabulary: a seqio vocabulary or the path of a SentencePiece model; that of the documentation
         corpus if not given.
       tolerate_bad_rows: how many bad rows of both files together are skipped with a warning.
-      name: the task's name; if not given, made from the file's name and a hash of all that the
-        task consists of, so that it is the same in another process, or for a copy of the file.
 
     Raises:
       DataError: for anything wrong with the files, the template or the labels; bad rows are listed
@@ -77,10 +71,10 @@ def file_task(
     def render(row: Fields) -> dict[str, str]:
         return {"inputs": render_inputs(row), "targets": render_target(row)}
 
-    spec = TaskSpec(name or "", "classification" if verbalizers else "generation", verbalizers)
-    arguments = [template, target, list(table.items()), label_field]
     files = _Files(path, validation_path, [*fields, *target_fields], render, tolerate_bad_rows)
-    return _register(spec, files, vocabulary, arguments)
+    arguments = [template, target, list(table.items()), label_field]
+    kind: Kind = "classification" if table else "generation"
+    return _register(kind, verbalizers, files, vocabulary, arguments)
 
 
 def span_corruption_task_from_text(
@@ -89,7 +83,6 @@ def span_corruption_task_from_text(
     validation_path: str | None = None,
     vocabulary: Any = None,
     tolerate_bad_rows: int = 0,
-    name: str | None = None,
 ) -> str:
     """Registers span corruption over a text file, once, and returns the task's name.
 
@@ -101,7 +94,7 @@ def span_corruption_task_from_text(
         return {"targets": text_field(row, text_field_name)}
 
     files = _Files(path, validation_path, [text_field_name], render, tolerate_bad_rows)
-    return _register(TaskSpec(name or "", "span_corruption"), files, vocabulary, [text_field_name])
+    return _register("span_corruption", (), files, vocabulary, [text_field_name])
 
 
 class _Files(NamedTuple):
@@ -122,10 +115,10 @@ class _Files(NamedTuple):
         """Returns the examples of both splits, after all rows of all files were checked."""
         paths, examples, bad = self.paths(), [], []
         for path in paths:
-            good, refused = read_rows(path, self.required, self.render)
+            good, refused = rows.read_rows(path, self.required, self.render)
             examples.append(good)
             bad += refused
-        refuse_bad_rows(bad, sum(map(len, examples)), self.tolerated, paths[0])
+        rows.refuse_bad_rows(bad, sum(map(len, examples)), self.tolerated, paths[0])
         if len(paths) == 1:
             return _hold_out(examples[0], paths[0])
         for path, good in zip(paths, examples, strict=True):
@@ -137,25 +130,27 @@ class _Files(NamedTuple):
         return dict(zip(_SPLITS, examples, strict=True))
 
 
-def _register(spec: TaskSpec, files: _Files, vocabulary: Any, arguments: list[Any]) -> str:
-    """Registers the task of `spec`, whose name is made up where it is empty.
+def _register(
+    kind: Kind, labels: tuple[str, ...], files: _Files, vocabulary: Any, arguments: list[Any]
+) -> str:
+    """Registers the task, once, and returns its name.
 
-    The origin identifies files by name and content, the vocabulary by its tokens; folders, times
-    and processes do not matter.
+    The name identifies files by name and content, the vocabulary by its tokens; folders, times and
+    processes do not matter.
     """
     vocabulary = vocabularies.vocabulary_of(vocabulary)
     paths = files.paths()
-    contents = [[path.name, hashlib.sha256(content_of(path)).hexdigest()] for path in paths]
+    contents = [[path.name, hashlib.sha256(rows.content_of(path)).hexdigest()] for path in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
-    origin = origin_of([spec.kind, contents, tokens, files.tolerated, arguments])
-    default = f"file_{paths[0].name.split('.')[0]}_{origin[:8]}".replace("-", "_")
-    spec = TaskSpec(spec.name or default, spec.kind, spec.labels)
-    if is_registered(spec.name, origin):
-        return spec.name
-    if spec.labels:  # refuses those that begin alike
+    digits = hash_of([kind, contents, tokens, files.tolerated, arguments])
+    name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
+    if is_registered(name):
+        return name
+    spec = TaskSpec(name, kind, labels)
+    if labels:  # refuses those that begin alike
         verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
     splits = files.load()
-    return text_to_text_task(spec.name, splits.__getitem__, _SPLITS, vocabulary, spec, origin)
+    return text_to_text_task(name, splits.__getitem__, _SPLITS, vocabulary, spec)
 
 
 def _row_hash(example: Mapping[str, str]) -> int:

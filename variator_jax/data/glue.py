@@ -145,13 +145,12 @@ DATASETS = {
 
 
 def glue_task(
-    name: str,
-    vocabulary: Any = None,
-    data_dir: str | None = None,
-    sentinel: bool = True,
-    task_name: str | None = None,
+    name: str, vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True
 ) -> str:
     """Registers a task of GLUE, once, and returns its name; reads neither data nor vocabulary.
+
+    The task's name is `name`, and a hash of the arguments where they are not T5's vocabulary and
+    TFDS.
 
     Args:
       name: mnli, qnli, qqp, rte, sst2 or mrpc.
@@ -161,17 +160,15 @@ def glue_task(
         SST-2, ...); TensorFlow Datasets if not given. The files are read into memory.
       sentinel: prompts end with '<extra_id_0>' and targets begin with it; without, for a vocabulary
         that has none, both are plain text.
-      task_name: the task's name; if not given, `name`, and a hash of the arguments where they are
-        not T5's vocabulary and TFDS.
 
     Raises:
-      DataError: for an unknown name, a folder without the files, or a name taken by another task;
-        when first read, for a vocabulary that lacks '<extra_id_0>' or bad files.
+      DataError: for an unknown name or a folder without the files; when first read, for a
+        vocabulary that lacks '<extra_id_0>' or bad files.
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
         raise DataError(f"no GLUE task {name!r}.{did_you_mean(name, DATASETS)} Known: {known}")
-    return prompted.register(DATASETS[name], vocabulary, data_dir, sentinel, task_name)
+    return prompted.register(DATASETS[name], vocabulary, data_dir, sentinel)
 
 
 def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
@@ -181,5 +178,5 @@ def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: 
     'variator_glue', with a hash where a task's name has one.
     """
     tasks = [glue_task(name, vocabulary, data_dir, sentinel) for name in DATASETS]
-    name, _ = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, sentinel)
+    name = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, sentinel)
     return mixture(tasks, [SIZES[dataset] for dataset in DATASETS], name)

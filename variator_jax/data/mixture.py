@@ -7,9 +7,11 @@ from typing import Any
 
 from variator_jax.data import docs_tasks  # noqa: F401  (registers the documentation tasks)
 from variator_jax.data._tf import seqio
-from variator_jax.data.tasks import is_registered, origin_of, remember
+from variator_jax.data.tasks import hash_of
 from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
+
+_registered: dict[str, tuple[list[str], list[float]]] = {}  # name -> tasks, rates
 
 
 def task_or_mixture(name: str) -> Any:
@@ -48,8 +50,9 @@ def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = Non
     vocabularies = {task: identity(feature.vocabulary) for task, feature in inputs.items()}
     if len(set(vocabularies.values())) > 1:
         raise DataError(f"the tasks of a mixture share one vocabulary; found {vocabularies}")
-    origin = origin_of([tasks, rates])
-    name = name or f"mixture_{origin[:8]}"
-    if not is_registered(name, origin):
+    name = name or f"mixture_{hash_of([tasks, rates])}"
+    if _registered.setdefault(name, (tasks, rates)) != (tasks, rates):
+        raise DataError(f"a mixture named {name!r} is already registered: {_registered[name]}")
+    if name not in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-    return remember(name, origin)
+    return name

@@ -52,30 +52,24 @@ class Published:
     labels: tuple[str, ...] = ()
 
 
-def register(
-    dataset: Published,
-    vocabulary: Any,
-    data_dir: str | None,
-    sentinel: bool,
-    task_name: str | None,
-) -> str:
+def register(dataset: Published, vocabulary: Any, data_dir: str | None, sentinel: bool) -> str:
     """Registers the task of a published data set, once, and returns its name; reads no data.
 
     The arguments are those of `glue.glue_task`.
     """
     vocabulary = vocabularies.vocabulary_of(vocabulary)
-    default, origin = named(dataset.name, vocabulary, data_dir, sentinel)
+    name = named(dataset.name, vocabulary, data_dir, sentinel)
     prefix = SENTINEL if sentinel else ""
     many_answers = dataset.kind == "generation"
-    spec = TaskSpec(task_name or default, dataset.kind, dataset.labels, prefix, many_answers)
+    spec = TaskSpec(name, dataset.kind, dataset.labels, prefix, many_answers)
     if data_dir is None:
         tfds_splits = {split: names[0] for split, names in dataset.splits.items()}
         source: Any = tasks.TfdsSource(dataset.tfds, splits=tfds_splits)
     else:
         files = _split_files(dataset, local_folder(data_dir))
         source = tasks.LazySource(functools.cache(lambda split: dataset.read(files[split])), files)
-    if tasks.is_registered(spec.name, origin):
-        return spec.name
+    if tasks.is_registered(name):
+        return name
     template = dataset.template
     if not sentinel:
         template = template.removesuffix(".").removesuffix(f" {SENTINEL}")
@@ -88,21 +82,20 @@ def register(
         )
 
     steps = [rendered, *tasks.text_preprocessors()]
-    return tasks.add_task(spec.name, source, steps, vocabulary, spec, origin)
+    return tasks.add_task(name, source, steps, vocabulary, spec)
 
 
-def named(
-    dataset: str, vocabulary: Any, data_dir: str | None, sentinel: bool = True
-) -> tuple[str, str]:
-    """Returns a task's name, and its origin (`tasks.is_registered`); reads nothing.
+def named(dataset: str, vocabulary: Any, data_dir: str | None, sentinel: bool = True) -> str:
+    """Returns a task's name; reads nothing.
 
-    The name is the data set's where T5's own vocabulary, TFDS and the sentinel are used; else it
-    ends with a hash of the arguments, the same in every process of this machine.
+    It is the data set's where T5's own vocabulary, TFDS and the sentinel are used; else it ends
+    with a hash of the arguments, the same in every process of this machine.
     """
+    tokens = vocabularies.identity(vocabulary)
+    if tokens == "t5" and data_dir is None and sentinel:
+        return dataset
     folder = data_dir if data_dir is None or is_url(data_dir) else str(local_folder(data_dir))
-    origin = tasks.origin_of([dataset, vocabularies.identity(vocabulary), folder, sentinel])
-    plain = vocabularies.is_t5(vocabulary) and data_dir is None and sentinel
-    return (dataset if plain else f"{dataset}_{origin[:8]}"), origin
+    return f"{dataset}_{tasks.hash_of([dataset, tokens, folder, sentinel])}"
 
 
 def local_folder(data_dir: str) -> Path:

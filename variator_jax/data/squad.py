@@ -14,12 +14,7 @@ from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError
 
 
-def squad_task(
-    vocabulary: Any = None,
-    data_dir: str | None = None,
-    sentinel: bool = True,
-    task_name: str | None = None,
-) -> str:
+def squad_task(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
     """Registers SQuAD v1.1, once, and returns the task's name; reads neither data nor vocabulary.
 
     The target is the first answer, the only one in the training set. All accepted answers are in
@@ -30,12 +25,11 @@ def squad_task(
       data_dir: a folder with train-v1.1.json and dev-v1.1.json, or one above its folder 'squad';
         TensorFlow Datasets if not given. The files are read into memory.
       sentinel: as in `glue.glue_task`.
-      task_name: the task's name; if not given, as in `glue.glue_task`.
 
     Raises:
       DataError: as `glue.glue_task`.
     """
-    return prompted.register(_SQUAD, vocabulary, data_dir, sentinel, task_name)
+    return prompted.register(_SQUAD, vocabulary, data_dir, sentinel)
 
 
 def _render(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:

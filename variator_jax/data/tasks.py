@@ -1,8 +1,8 @@
 """seqio sources, and how tasks are registered over them.
 
 Registering reads nothing: a `LazySource` makes its examples when they are first asked for, a
-`TfdsSource` asks TensorFlow Datasets then. Each name remembers what its task was made from, so that
-the same registration again is fine and another one under the same name is refused.
+`TfdsSource` asks TensorFlow Datasets then. The names of tasks that take arguments end with a hash
+of them, so registering the same again is fine, and another task has another name.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import Any
 
 from variator_jax.data import span_corruption
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.spec import TaskSpec, metric_functions, postprocessor, register_spec
+from variator_jax.data.spec import (
+    TaskSpec,
+    metric_functions,
+    postprocessor,
+    register_spec,
+    spec_names,
+)
 from variator_jax.errors import DataError
 
 Examples = list[dict[str, Any]]
-
-_origins: dict[str, str] = {}  # name of a task or mixture -> hash of what it was made from
 
 
 class LazySource(seqio.FunctionDataSource):
@@ -80,31 +84,14 @@ class TfdsSource(seqio.TfdsDataSource):
         return None if count is None or count == float("inf") else int(count)
 
 
-def origin_of(parts: Any) -> str:
-    """Returns the hash of what a task is made from: any JSON value."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def hash_of(parts: Any) -> str:
+    """Returns 8 hex digits for what a task is made from, any JSON value: the end of its name."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
 
-def is_registered(name: str, origin: str) -> bool:
-    """Returns whether the very same task or mixture has this name.
-
-    Raises:
-      DataError: if another one has it.
-    """
-    if _origins.get(name) == origin:
-        return True
-    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
-        raise DataError(
-            f"a task named {name!r} is already registered, from other files or other arguments; "
-            "give this one another name"
-        )
-    return False
-
-
-def remember(name: str, origin: str) -> str:
-    """Notes what `name` was made from, and returns the name."""
-    _origins[name] = origin
-    return name
+def is_registered(name: str) -> bool:
+    """Returns whether this library registered the task `name`."""
+    return name in spec_names() and name in seqio.TaskRegistry.names()
 
 
 def text_preprocessors() -> list[Callable[..., Any]]:
@@ -118,7 +105,6 @@ def text_to_text_task(
     splits: Iterable[str],
     vocabulary: Any,
     spec: TaskSpec | None = None,
-    origin: str | None = None,
 ) -> str:
     """Registers a task from {'inputs', 'targets'} texts, or with a span corruption spec, 'targets'.
 
@@ -126,7 +112,7 @@ def text_to_text_task(
     """
     spans = spec is not None and spec.kind == "span_corruption"
     steps = span_corruption.preprocessors() if spans else text_preprocessors()
-    return add_task(name, LazySource(make, splits), steps, vocabulary, spec, origin)
+    return add_task(name, LazySource(make, splits), steps, vocabulary, spec)
 
 
 def add_task(
@@ -135,7 +121,6 @@ def add_task(
     preprocessors: list[Callable[..., Any]],
     vocabulary: Any,
     spec: TaskSpec | None = None,
-    origin: str | None = None,
     shuffle_buffer_size: int = 1_000,
 ) -> str:
     """Registers a seqio task over a source and returns its name.
@@ -146,9 +131,13 @@ def add_task(
       preprocessors: from the source's examples to tokens of 'inputs' and 'targets'.
       vocabulary: of both features.
       spec: how seqio's, T5X's and our evaluators score it.
-      origin: what it is made from (`is_registered`).
       shuffle_buffer_size: examples that seqio shuffles among each other.
+
+    Raises:
+      DataError: if another task has the name.
     """
+    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        raise DataError(f"another task named {name!r} is registered already; rename one")
     feature = seqio.Feature(vocabulary, add_eos=True)
     seqio.TaskRegistry.add(
         name,
@@ -161,4 +150,4 @@ def add_task(
     )
     if spec is not None:
         register_spec(spec)
-    return name if origin is None else remember(name, origin)
+    return name

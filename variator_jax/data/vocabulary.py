@@ -12,7 +12,7 @@ import hashlib
 import io
 import random
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ LABEL_WORDS = ("yes", "no", "standard", "numpy", "tensorflow", "jax", "matplotli
 
 _PIECES = 4000  # of the vocabularies that are trained here
 _SENTENCES = 60_000  # sampled for training; more of them only cost time
-_LONGEST = 1000  # characters of a sentence that SentencePiece reads
 
 
 class UrlVocabulary(seqio.SentencePieceVocabulary):
@@ -156,17 +155,11 @@ def trained_vocabulary(
             sentence
             for text_file in text_files(data_dir)["train"]
             for line in read_text_lines(text_file).as_numpy_iterator()
-            for sentence in _sentences(line["text"].decode("utf-8", "replace"))
+            for sentence in line["text"].decode("utf-8", "replace").split(". ")
         ]
         random.Random(0).shuffle(sentences)
         write_file(file, train_sentencepiece(sentences[:_SENTENCES], pieces, whole_words))
     return load_vocabulary(file, EXTRA_IDS)
-
-
-def _sentences(text: str) -> Iterator[str]:
-    for sentence in text.split(". "):
-        for start in range(0, len(sentence), _LONGEST):
-            yield sentence[start : start + _LONGEST]
 
 
 def train_sentencepiece(
@@ -195,7 +188,7 @@ def train_sentencepiece(
             num_threads=2,
             minloglevel=2,
             required_chars=string.ascii_letters + string.digits + string.punctuation,
-            max_sentence_length=2000,
+            max_sentence_length=2000,  # bytes; longer ones are left out
             seed_sentencepiece_size=100_000,
             num_sub_iterations=2,
             **ids,
@@ -260,11 +253,6 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     else:
         content = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}".encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def is_t5(vocabulary: seqio.Vocabulary) -> bool:
-    """Whether a vocabulary is T5's own, by its address; reads nothing."""
-    return identity(vocabulary) == "t5"
 
 
 def identity(vocabulary: seqio.Vocabulary) -> str:

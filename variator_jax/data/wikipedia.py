@@ -25,9 +25,7 @@ _SHUFFLED = 2_000  # passages: those of an article follow each other in the file
 _DEFAULT_LENGTHS = {"inputs": 224, "targets": 48}
 
 
-def wikipedia_task(
-    vocabulary: Any = None, data_dir: str | None = None, task_name: str | None = None
-) -> str:
+def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
     """Registers `wikipedia_span_corruption`, once, and returns its name; reads no data.
 
     Args:
@@ -35,16 +33,14 @@ def wikipedia_task(
       data_dir: a folder, or its URL, with .txt or .txt.gz files of one text a line; those with
         'valid' or 'dev' in their names are for validation. They are streamed, however large.
         TensorFlow Datasets' English Wikipedia if not given, of which a hundredth is held out.
-      task_name: the task's name; if not given, as in `glue.glue_task`.
 
     Raises:
-      DataError: if the folder lacks files for training or validation, or another task has the name.
+      DataError: if the folder lacks files for training or validation.
     """
     vocabulary = vocabulary_of(vocabulary)
-    default, origin = prompted.named("wikipedia_span_corruption", vocabulary, data_dir)
-    spec = TaskSpec(task_name or default, "span_corruption")
-    if is_registered(spec.name, origin):
-        return spec.name
+    name = prompted.named("wikipedia_span_corruption", vocabulary, data_dir)
+    if is_registered(name):
+        return name
     source: Any = TfdsSource(TFDS, splits=SPLITS)
     if data_dir is not None:
         source = seqio.FileDataSource(read_text_lines, text_files(data_dir))
@@ -54,7 +50,7 @@ def wikipedia_task(
         span_corruption.corrupt_spans,
         seqio.preprocessors.append_eos_after_trim,
     ]
-    return add_task(spec.name, source, steps, vocabulary, spec, origin, _SHUFFLED)
+    return add_task(name, source, steps, vocabulary, TaskSpec(name, "span_corruption"), _SHUFFLED)
 
 
 def cut_passages(dataset: Any) -> Any:

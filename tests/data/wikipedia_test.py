@@ -97,7 +97,10 @@ def test_a_folder_without_text_or_without_validation_is_refused(tmp_path, verbal
         wikipedia.wikipedia_task(verbalizer_model, str(tmp_path))
 
 
-def test_a_process_that_reads_for_ever_still_ends_and_tensorflow_is_quiet(folder, verbalizer_model):
+def test_a_process_that_reads_for_ever_is_quiet_builds_no_corpus_and_ends(
+    folder, tmp_path, verbalizer_model, monkeypatch
+):
+    monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / "cache"))
     code = (
         "from variator_jax.data import wikipedia\n"
         "from variator_jax.data.batches import batches\n"
@@ -108,6 +111,7 @@ def test_a_process_that_reads_for_ever_still_ends_and_tensorflow_is_quiet(folder
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "(2, 64)\n"), result.stderr
+    assert result.stderr == "" and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.skipif(not (SHARED / "wiki").is_dir(), reason="needs Wikipedia's text")

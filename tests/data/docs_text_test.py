@@ -15,20 +15,15 @@ The mean is taken over all axes.
 
 >>> mean([1, 2, 3, 4, 5]) and then the rest of it
 2.0
-
 ```
 This is code within a fence here.
 ```
-
 ====== ======
 name   value of it
 ====== ======
 
 Args:
   x: This text is about an argument.
-
-Returns:
-  This text is about the result.
 """
 
 

@@ -80,17 +80,9 @@ def test_a_prefix_that_is_not_one_token_is_refused(tokens):
         prefix_ids(MARKED, lambda _: tokens, unknown_id=2)
 
 
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("<extra_id_0> Yes", "Yes"),
-        (" <extra_id_0>Yes", "Yes"),
-        ("Yes", "Yes"),
-        ("<extra_id_0> No <extra_id_1> x", "No"),
-    ],
-)
-def test_an_answer_is_what_follows_the_prefix(text, answer):
-    assert postprocessor(PAIR)(text, example={}, is_target=False) == answer
+def test_an_answer_is_what_follows_the_prefix():
+    texts = ["<extra_id_0> Yes", " <extra_id_0>Yes", "Yes", "<extra_id_0> Yes <extra_id_1> x"]
+    assert {postprocessor(PAIR)(text, example={}, is_target=False) for text in texts} == {"Yes"}
     assert postprocessor(TaskSpec("story", "generation"))(" two words ") == "two words"
 
 

@@ -53,15 +53,13 @@ def test_a_users_model_is_loaded_and_has_the_same_fingerprint():
     assert vocabularies.fingerprint(loaded) == vocabularies.fingerprint(docs) == expected
 
 
-def test_files_that_are_no_model_are_refused(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(b"not a model")
+def test_files_that_are_not_a_model_are_refused(tmp_path):
+    for content in (b"not a model", b""):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(DataError, match="not a SentencePiece model"):
+            vocabularies.load_vocabulary(tmp_path / "spiece.model")
     with pytest.raises(DataError, match="Did you mean 'spiece.model'"):
         vocabularies.load_vocabulary(tmp_path / "spiec.model")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
-        vocabularies.load_vocabulary(tmp_path / "spiece.model")
-    (tmp_path / "empty.model").write_bytes(b"")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
-        vocabularies.load_vocabulary(tmp_path / "empty.model")
 
 
 def test_bytes_need_no_model_and_differ_from_pieces():

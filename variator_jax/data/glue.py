@@ -15,7 +15,7 @@ from variator_jax.data import prompted
 from variator_jax.data._tf import tf
 from variator_jax.data.mixture import mixture
 from variator_jax.data.rows import Fields, RowError, read_rows, refuse_bad_rows
-from variator_jax.data.spec import Kind, TaskSpec
+from variator_jax.data.spec import TaskSpec
 from variator_jax.data.tasks import Examples
 from variator_jax.data.vocabulary import vocabulary_of
 from variator_jax.errors import DataError, did_you_mean
@@ -59,10 +59,7 @@ def _published(
     }
     read = functools.partial(_read, columns, label, classes)
     tfds = f"glue/{name}:2.0.0"
-    kind: Kind = "classification"
-    return prompted.Published(
-        name, template, tfds, folder, splits, read, _render, kind, verbalizers
-    )
+    return prompted.Published(name, template, tfds, folder, splits, read, _render, verbalizers)
 
 
 def _read(columns: Mapping[str, str], label: str, classes: tuple[str, ...], path: Path) -> Examples:

@@ -37,8 +37,7 @@ class Published:
       splits: our split -> (TFDS's split, the file's name as published, a pattern for the file).
       read: returns a file's rows with TFDS's fields, 'answers' joined by `ANSWER_SEPARATOR`.
       render: returns 'targets' (and 'answers') of a row's tensors.
-      kind: of the task.
-      labels: the verbalizers.
+      labels: the verbalizers of a classification; none for generation with many answers.
     """
 
     name: str
@@ -48,7 +47,6 @@ class Published:
     splits: Mapping[str, tuple[str, str, str]]
     read: Callable[[Path], tasks.Examples]
     render: Callable[[TaskSpec, Mapping[str, Any]], dict[str, Any]]
-    kind: Kind
     labels: tuple[str, ...] = ()
 
 
@@ -60,8 +58,8 @@ def register(dataset: Published, vocabulary: Any, data_dir: str | None, sentinel
     vocabulary = vocabularies.vocabulary_of(vocabulary)
     name = named(dataset.name, vocabulary, data_dir, sentinel)
     prefix = SENTINEL if sentinel else ""
-    many_answers = dataset.kind == "generation"
-    spec = TaskSpec(name, dataset.kind, dataset.labels, prefix, many_answers)
+    kind: Kind = "classification" if dataset.labels else "generation"
+    spec = TaskSpec(name, kind, dataset.labels, prefix, many_answers=kind == "generation")
     if data_dir is None:
         tfds_splits = {split: names[0] for split, names in dataset.splits.items()}
         source: Any = tasks.TfdsSource(dataset.tfds, splits=tfds_splits)

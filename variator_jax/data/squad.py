@@ -56,17 +56,14 @@ def _read(path: Path) -> Examples:
     try:
         text = path.read_text("utf-8")
         if path.suffix == ".jsonl":
-            questions = [json.loads(line) for line in text.split("\n") if line]
+            rows = [_row(json.loads(line)) for line in text.split("\n") if line]
         else:
-            questions = _questions(json.loads(text))
-        rows = [
-            {
-                "question": question["question"].strip(),
-                "context": question["context"].strip(),
-                "answers": ANSWER_SEPARATOR.join(_answers(question["answers"])),
-            }
-            for question in questions
-        ]
+            rows = [
+                _row({**question, "context": paragraph["context"]})
+                for article in json.loads(text)["data"]
+                for paragraph in article["paragraphs"]
+                for question in paragraph["qas"]
+            ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}") from error
     for number, row in enumerate(rows, start=1):
@@ -80,18 +77,13 @@ def _read(path: Path) -> Examples:
     return rows
 
 
-def _questions(content: Any) -> list[dict[str, Any]]:
-    return [
-        {**question, "context": paragraph["context"]}
-        for article in content["data"]
-        for paragraph in article["paragraphs"]
-        for question in paragraph["qas"]
-    ]
-
-
-def _answers(answers: Any) -> list[str]:
+def _row(question: Mapping[str, Any]) -> dict[str, str]:
+    answers = question["answers"]
     texts = answers["text"] if isinstance(answers, Mapping) else answers
-    return [(text["text"] if isinstance(text, Mapping) else text).strip() for text in texts]
+    texts = [text["text"] if isinstance(text, Mapping) else text for text in texts]
+    answers = ANSWER_SEPARATOR.join(text.strip() for text in texts)
+    fields = {name: question[name].strip() for name in ("question", "context")}
+    return {**fields, "answers": answers}
 
 
 _SQUAD = prompted.Published(
@@ -105,5 +97,4 @@ _SQUAD = prompted.Published(
     },
     _read,
     _render,
-    "generation",
 )

@@ -78,10 +78,9 @@ class TfdsSource(seqio.TfdsDataSource):
     def num_input_examples(self, split: str) -> int | None:
         """Returns the number of rows of a split; None where TFDS has not prepared it."""
         try:
-            count = super().num_input_examples(split)
+            return super().num_input_examples(split)
         except (KeyError, ValueError):  # TFDS knows no splits before the data is there
             return None
-        return None if count is None or count == float("inf") else int(count)
 
 
 def hash_of(parts: Any) -> str:

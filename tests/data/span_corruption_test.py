@@ -16,8 +16,9 @@ LENGTHS = {"inputs": 48, "targets": 16}
 SENTINELS = 9_000  # the first of them
 
 
-def _mask(length, seed):
-    return span_corruption.noise_mask(length, np.array([[seed, 1], [seed, 2]])).numpy()
+def _masks(rows, length, seed):
+    seeds = np.array([[seed, 1], [seed, 2]])
+    return span_corruption.noise_mask(np.array([rows, length], np.int32), seeds).numpy()
 
 
 def _examples(seed, **options):
@@ -27,28 +28,30 @@ def _examples(seed, **options):
 
 
 @settings(max_examples=40)
-@given(st.integers(2, 300), st.integers(0, 2**31))
-def test_spans_put_back_give_the_original_tokens(length, seed):
-    tokens = np.random.default_rng(seed).integers(3, SENTINELS, length).astype(np.int32)
-    mask = _mask(length, seed)
+@given(st.integers(2, 300), st.integers(1, 4), st.integers(0, 2**31))
+def test_spans_put_back_give_the_original_tokens(length, rows, seed):
+    tokens = np.random.default_rng(seed).integers(3, SENTINELS, (rows, length)).astype(np.int32)
+    masks = _masks(rows, length, seed)
     inputs, targets = (
-        span_corruption.replace_spans(tokens, part, 10_000).numpy() for part in (mask, ~mask)
+        span_corruption.replace_spans(tokens, part, 10_000).numpy() for part in (masks, ~masks)
     )
-    assert restored(inputs, targets, SENTINELS) == tokens.tolist()
-    sentinels = inputs[inputs >= SENTINELS]
-    assert sentinels.tolist() == [9_999 - i for i in range(len(sentinels))]
-    assert (len(inputs) + 1, len(targets) + 1) == span_corruption.corrupted_lengths(length)
+    for row in range(rows):
+        assert restored(inputs[row], targets[row], SENTINELS) == tokens[row].tolist()
+        sentinels = inputs[row][inputs[row] >= SENTINELS]
+        assert sentinels.tolist() == [9_999 - i for i in range(len(sentinels))]
+    lengths = (inputs.shape[1] + 1, targets.shape[1] + 1)
+    assert lengths == span_corruption.corrupted_lengths(length)
 
 
 def test_density_and_mean_span_are_those_of_the_paper():
-    masks = np.stack([_mask(400, seed) for seed in range(100)])
+    masks = _masks(200, 400, 0)
     begins = masks[:, 1:] & ~masks[:, :-1]
     assert masks.mean() == pytest.approx(0.15, abs=0.002)
     assert masks.sum() / begins.sum() == pytest.approx(3.0, abs=0.1)
     assert not masks[:, 0].any() and masks[:, -1].all()
     # Every place is noise in some row, and no place always, apart from the two ends.
     assert masks.any(axis=0)[1:].all() and not masks.all(axis=0)[:-1].any()
-    assert len({mask.tobytes() for mask in masks}) == 100
+    assert len({mask.tobytes() for mask in masks}) == 200
 
 
 @given(st.integers(3, 2000))

@@ -71,20 +71,20 @@ class Reader:
 
     def __init__(self, chunks: Iterable[Rows]) -> None:
         self._chunks = iter(chunks)
-        self._rest: Rows = {}
+        self._unread: Rows = {}
 
     def read(self, count: int) -> Rows:
         """Returns the next `count` rows, fewer at the end, and {} after it."""
         parts: list[Rows] = []
-        while count and (size_of(self._rest) or self._next_chunk()):
-            parts.append({name: array[:count] for name, array in self._rest.items()})
-            self._rest = {name: array[count:] for name, array in self._rest.items()}
+        while count and (size_of(self._unread) or self._next_chunk()):
+            parts.append({name: array[:count] for name, array in self._unread.items()})
+            self._unread = {name: array[count:] for name, array in self._unread.items()}
             count -= size_of(parts[-1])
         return concatenated(parts)
 
     def _next_chunk(self) -> bool:
-        self._rest = next(self._chunks, {})
-        return bool(self._rest)
+        self._unread = next(self._chunks, {})
+        return bool(self._unread)
 
 
 def size_of(rows: Rows) -> int:

@@ -38,39 +38,44 @@ def tokenize_and_chunk(
       output_features: seqio's features; the targets' vocabulary is used.
 
     Returns:
-      A dataset of {'targets': int32 [chunk]}; the last chunk of every few hundred texts is shorter.
+      A dataset of {'targets': int32 [rows, chunk]}: all chunks of some hundred texts, and after
+      them one shorter row.
     """
     vocabulary = output_features["targets"].vocabulary
     chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
-    def cut(texts: Any) -> Any:
-        tokens = vocabulary.encode_tf(texts)
-        tokens = tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
-        starts = tf.data.Dataset.range(0, tf.size(tokens, out_type=tf.int64), chunk)
-        return starts.map(lambda start: {"targets": tokens[start : start + chunk]})
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        tokens = vocabulary.encode_tf(example["targets"])
+        return tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
 
-    dataset = dataset.map(lambda example: example["targets"]).batch(_TEXTS_JOINED).flat_map(cut)
-    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
+    def cut(tokens: Any) -> Any:
+        full = tf.size(tokens) // chunk * chunk
+        rows, tail = tf.reshape(tokens[:full], [-1, chunk]), tokens[tf.newaxis, full:]
+        datasets = [tf.data.Dataset.from_tensors({"targets": part}) for part in (rows, tail)]
+        return datasets[0].concatenate(datasets[1])
+
+    dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
-    """Turns {'targets': int32 [n]} into span corruption {'inputs', 'targets'}, without EOS.
+    """Turns {'targets': int32 [rows, n]} into a span corruption {'inputs', 'targets'} for each row.
 
-    The inputs have sentinel i in place of the i-th noise span; the targets are the noise spans,
-    each after its sentinel. Every pass over the data draws new spans.
+    Neither ends with EOS. The inputs have sentinel i in place of the i-th noise span; the targets
+    are the noise spans, each after its sentinel. Every pass over the data draws new spans.
     """
     vocab_size = output_features["targets"].vocabulary.vocab_size
 
     @seqio.map_over_dataset(num_seeds=2)
     def corrupt(example: Mapping[str, Any], seeds: Any) -> dict[str, Any]:
         tokens = tf.cast(example["targets"], tf.int32)
-        mask = noise_mask(tf.size(tokens), seeds)
+        mask = noise_mask(tf.shape(tokens), seeds)
         return {
             "inputs": replace_spans(tokens, mask, vocab_size),
             "targets": replace_spans(tokens, ~mask, vocab_size),
         }
 
-    return corrupt(dataset)
+    return corrupt(dataset).unbatch()
 
 
 def noise_counts(length: int) -> tuple[int, int]:
@@ -122,42 +127,49 @@ def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
     return chunk
 
 
-def noise_mask(length: Any, seeds: Any) -> Any:
-    """Returns which of `length` tokens, 2 or more, are noise: bool [length]."""
+def noise_mask(shape: Any, seeds: Any) -> Any:
+    """Returns which tokens are noise: bool [rows, length].
+
+    Args:
+      shape: int32 [2], the number of rows and their length, 2 or more.
+      seeds: int [2, 2].
+    """
+    rows, length = shape[0], shape[1]
     noise = _rounded(tf.cast(length, tf.float64) * NOISE_DENSITY)
     noise = tf.minimum(tf.maximum(noise, 1), length - 1)
     spans = _rounded(tf.cast(noise, tf.float64) / MEAN_SPAN_LENGTH)
     spans = tf.maximum(tf.minimum(spans, tf.minimum(noise, length - noise)), 1)
-    text_lengths = _random_lengths(length - noise, spans, seeds[0])
-    noise_lengths = _random_lengths(noise, spans, seeds[1])
-    # [spans, 2] -> [2 * spans]: text, noise, text, noise, ...
-    lengths = tf.reshape(tf.stack([text_lengths, noise_lengths], 1), [-1])
-    return tf.repeat(tf.range(2 * spans) % 2 == 1, lengths)
+    text_lengths = _random_lengths(rows, length - noise, spans, seeds[0])
+    noise_lengths = _random_lengths(rows, noise, spans, seeds[1])
+    # [rows, spans, 2] -> [rows * spans * 2]: text, noise, text, noise, ...
+    lengths = tf.reshape(tf.stack([text_lengths, noise_lengths], 2), [-1])
+    return tf.reshape(tf.repeat(tf.range(tf.size(lengths)) % 2 == 1, lengths), shape)
 
 
 def _rounded(number: Any) -> Any:
     return tf.cast(tf.round(number), tf.int32)  # half to even, as Python does
 
 
-def _random_lengths(total: Any, parts: Any, seed: Any) -> Any:
-    """Cuts `total` items into `parts` non-empty parts, every way equally likely: int32 [parts]."""
-    order = tf.argsort(tf.random.stateless_uniform([total - 1], seed))
-    cuts = tf.sort(order[: parts - 1]) + 1
-    ends = tf.concat([[0], cuts, [total]], 0)
-    return ends[1:] - ends[:-1]
+def _random_lengths(rows: Any, total: Any, parts: Any, seed: Any) -> Any:
+    """Cuts `total` items into non-empty parts, every way equally likely: int32 [rows, parts]."""
+    order = tf.argsort(tf.random.stateless_uniform([rows, total - 1], seed))
+    cuts = tf.sort(order[:, : parts - 1]) + 1
+    ends = tf.pad(tf.pad(cuts, [[0, 0], [1, 0]]), [[0, 0], [0, 1]], constant_values=total)
+    return ends[:, 1:] - ends[:, :-1]
 
 
 def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
     """Puts one sentinel in place of each span of the mask: the last id, then downwards.
 
     Args:
-      tokens: int32 [length].
-      mask: bool [length].
+      tokens: int32 [rows, length].
+      mask: bool [rows, length], with as many tokens and spans in each row.
       vocab_size: one more than the id of the first sentinel.
 
     Returns:
-      int32 [kept tokens + spans].
+      int32 [rows, kept tokens + spans].
     """
-    begins = mask & ~tf.concat([[False], mask[:-1]], 0)
-    sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32))
-    return tf.boolean_mask(tf.where(begins, sentinels, tokens), ~mask | begins)
+    begins = mask & ~tf.pad(mask[:, :-1], [[0, 0], [1, 0]])
+    sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32), axis=1)
+    kept = tf.boolean_mask(tf.where(begins, sentinels, tokens), ~mask | begins)
+    return tf.reshape(kept, [tf.shape(tokens)[0], -1])

@@ -69,12 +69,12 @@ def cut_passages(dataset: Any) -> Any:
 def tokenize_passages(
     dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
 ) -> Any:
-    """Tokenizes {'targets'}, each cut so that it fits into the inputs after corruption."""
+    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
     vocabulary = output_features["targets"].vocabulary
     chunk = span_corruption.chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
-        return {"targets": vocabulary.encode_tf(example["targets"])[:chunk]}
+        return {"targets": vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]}
 
     dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)

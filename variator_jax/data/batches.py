@@ -58,16 +58,14 @@ def batches(
       batch_size: rows of every batch.
       feature_lengths: {'inputs': L, 'targets': T}, EOS included; longer texts are truncated.
       seed: decides order, mixing and span corruption noise.
-      start_batch: how many batches to leave out; what follows is exactly what follows them in an
-        iterator from 0. Costs nothing for tasks in memory; packed rows are packed again.
+      start_batch: how many batches to leave out; the others are those of an iterator from 0.
       shuffle: a new order every epoch; otherwise the task's own order.
       repeat: epoch after epoch without end; otherwise one epoch.
       pad_last: without repeat, fill the last batch with rows of zeros; otherwise it is dropped.
       packed: put several examples into a row, with segment ids and positions.
       pad_inputs_to_multiple: with packed, each example starts on a multiple of this many tokens.
-      streams: with repeat, the number of shards into which the data are cut. Rows
-        [i * batch_size / streams, (i + 1) * batch_size / streams) come from shard i, whichever
-        process reads it.
+      streams: with repeat, the number of shards into which the data are cut. The i-th of as many
+        equal parts of a batch comes from shard i, whichever process reads it.
       read_streams: the shards to read; the rows of the others are zeros.
 
     Returns:
@@ -84,26 +82,26 @@ def batches(
         raise DataError(f"start_batch {start_batch}, seed {seed}: expected 0 or more of both")
     if not repeat:
         streams, read_streams = 1, (0,)
-    if batch_size % streams or not read_streams or not set(read_streams) <= set(range(streams)):
-        raise DataError(
-            f"{batch_size} rows in {streams} streams, of which {sorted(read_streams)} are read: "
-            "expected a divisor of the batch size, and some of the streams from 0"
-        )
-    tasks = tasks_of(provider, split)
-    rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
+    _check_streams(batch_size, streams, read_streams)
     share = batch_size // streams
+    multiple = pad_inputs_to_multiple if packed else None
     readers = {}
     for stream in read_streams:
         shard = seqio.ShardInfo(stream, streams)
         order = Order(split, tuple(lengths.items()), seed, shuffle, repeat, shard)
-        if packed:
-            rows = examples(tasks, rates / rates.sum(), order)
-            rows = packing.pack(rows, lengths, pad_inputs_to_multiple)
-            rows = itertools.islice(rows, start_batch * share, None)
-        else:
-            rows = examples(tasks, rates / rates.sum(), order, start_batch * share)
+        rows = _rows(provider, order, start_batch * share, multiple)
         readers[stream] = Reader(map(_lay_out, rows))
     return _batches(readers, share, streams, pad_last)
+
+
+def _rows(provider: Any, order: Order, start: int, multiple: int | None) -> Iterator[Rows]:
+    """Yields chunks of rows from row `start` on: examples, or with `multiple` packed ones."""
+    tasks = tasks_of(provider, order.split)
+    rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
+    if multiple is None:
+        return examples(tasks, rates / rates.sum(), order, start)
+    rows = examples(tasks, rates / rates.sum(), order)
+    return itertools.islice(packing.pack(rows, dict(order.lengths), multiple), start, None)
 
 
 def _batches(
@@ -146,6 +144,14 @@ def check_request(
             f"Splits: {', '.join(sorted(provider.splits))}"
         )
     return {name: int(length) for name, length in lengths.items()}
+
+
+def _check_streams(batch_size: int, streams: int, read: Collection[int]) -> None:
+    if batch_size % streams or not read or not set(read) <= set(range(streams)):
+        raise DataError(
+            f"{batch_size} rows in {streams} streams, of which {sorted(read)} are read: expected a "
+            "divisor of the batch size, and some of the streams from 0"
+        )
 
 
 def _lay_out(rows: Rows) -> Batch:

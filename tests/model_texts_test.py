@@ -86,11 +86,11 @@ class TestTexts:
 
     def test_the_logits_of_a_text_score_its_own_tokens(self, text_model):
         targets = ["a fox", "no."]
-        found = text_model.logits(TEXTS[:2], targets, ratio=2)
+        logits = text_model.logits(TEXTS[:2], targets, ratio=2)
         tokens = text_model.tokenize(targets)
-        assert found.shape == (*tokens.shape, SHAPE.vocab_size)
+        assert logits.shape == (*tokens.shape, SHAPE.vocab_size)
         shifted = [[0, *row[:-1]] for row in tokens.tolist()]
-        np.testing.assert_array_equal(found, text_model.logits(TEXTS[:2], shifted, ratio=2))
+        np.testing.assert_array_equal(logits, text_model.logits(TEXTS[:2], shifted, ratio=2))
 
     def test_a_model_with_sentinels_of_its_own_keeps_them(self, vocabulary_file, tmp_path):
         """mT5's vocabulary holds its sentinels already."""
@@ -107,7 +107,7 @@ class TestTexts:
         with pytest.raises(VariatorError, match="to <extra_id_1>"):
             tokenizer.encode("<extra_id_2>")
 
-    def test_what_is_missing_is_told(self, model, vocabulary_file, monkeypatch, tmp_path):
+    def test_what_is_missing_is_named(self, model, vocabulary_file, monkeypatch, tmp_path):
         with pytest.raises(VariatorError, match="came without a vocabulary"):
             model.encode("a text")
         (tmp_path / "spiece.model").write_bytes(b"no model")
@@ -164,14 +164,16 @@ class TestBytes:
         assert encoded.shape == (2, 15, SHAPE.embed_dim)
         np.testing.assert_array_equal(encoded, byte_model.encode(tokens, ratio=4))
         ids = byte_model.generate(tokens, ratio=4, max_length=6)
-        found = byte_model.generate(texts, ratio=4, max_length=6)
-        assert found == [byte_model.tokenizer.decode(row) for row in ids]
+        answers = byte_model.generate(texts, ratio=4, max_length=6)
+        assert answers == [byte_model.tokenizer.decode(row) for row in ids]
 
-    def test_a_vocabulary_of_its_own_comes_first_and_few_embeddings_are_told(self, vocabulary_file):
+    def test_a_vocabulary_of_its_own_comes_first_and_few_embeddings_are_refused(
+        self, vocabulary_file
+    ):
         named = dataclasses.replace(SHAPE, name="byt5_tiny")
-        own = dataclasses.replace(BACKBONE, config=named, vocabulary_file=vocabulary_file)
+        with_file = dataclasses.replace(BACKBONE, config=named, vocabulary_file=vocabulary_file)
         pieces = load_tokenizer(vocabulary_file).encode("a fox")
-        assert VariatorModel(own).tokenizer.encode("a fox") == pieces
+        assert VariatorModel(with_file).tokenizer.encode("a fox") == pieces
         few = dataclasses.replace(BACKBONE, config=dataclasses.replace(named, vocab_size=256))
         with pytest.raises(VariatorError, match="bytes has 259 ids.*only 256 embeddings"):
             VariatorModel(few).encode("a text")

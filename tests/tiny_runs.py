@@ -19,8 +19,8 @@ import seqio
 from variator_jax import distributed
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import get_config, init_params
-from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
+from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import VariatorError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone

@@ -1,15 +1,16 @@
 """Texts to token ids and back, and ragged lists of ids to arrays.
 
 Ids are T5's: padding 0, end of sequence 1, and the sentinels `<extra_id_0>`, `<extra_id_1>`, ... at
-the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text;
-but neither seqio nor TensorFlow is needed, only `sentencepiece`. ByT5 has no SentencePiece model:
+the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text,
+without seqio or TensorFlow: only `sentencepiece` is needed. ByT5 has no SentencePiece model:
 its ids are bytes, and its sentinels follow them, counted upwards as transformers does.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,15 +22,13 @@ from variator_jax.errors import CheckpointError, ConfigError
 PAD, EOS = 0, 1
 SENTINELS = 100
 _FIRST_BYTE, _BYTES, _BYTE_SENTINELS = 3, 256, 125  # of ByT5: behind padding, EOS and unknown
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+_SENTINEL = re.compile(r"(<extra_id_\d+>)")
 
 
 class Tokenizer(Protocol):
     """Texts to ids and back."""
 
-    @property
-    def size(self) -> int:
-        """Number of ids, sentinels included."""
+    size: int  # number of ids, sentinels included
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, the end of the sequence included."""
@@ -43,16 +42,9 @@ class PieceTokenizer:
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._sentinels = {
-            match[0]: i
-            for i in range(processor.get_piece_size())
-            if (match := _SENTINEL.search(processor.id_to_piece(i)))
-        }
-
-    @property
-    def size(self) -> int:
-        """Number of ids, sentinels included."""
-        return self._processor.get_piece_size()
+        self.size: int = processor.get_piece_size()
+        pieces = ((i, _SENTINEL.search(processor.id_to_piece(i))) for i in range(self.size))
+        self._sentinels = {match[0]: i for i, match in pieces if match}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, the end of the sequence included.
@@ -67,13 +59,9 @@ class PieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the end of the sequence; ids without a piece become unknown."""
-        kept: list[int] = []
-        for token in map(int, ids):
-            if token == EOS:
-                break
-            if token != PAD:
-                kept.append(token if token < self.size else self._processor.unk_id())
-        return self._processor.decode(kept)
+        unknown = self._processor.unk_id()
+        kept = [token if token < self.size else unknown for token in _up_to_end(ids)]
+        return self._processor.decode([token for token in kept if token != PAD])
 
 
 class ByteTokenizer:
@@ -90,38 +78,32 @@ class ByteTokenizer:
         self._sentinels = {f"<extra_id_{i}>": first + i for i in range(count)}
         self._pieces = {i: name.encode() for name, i in self._sentinels.items()}
         self._pieces |= {_FIRST_BYTE + i: bytes([i]) for i in range(_BYTES)}
-
-    @property
-    def size(self) -> int:
-        """Number of ids, sentinels included."""
-        return _FIRST_BYTE + len(self._pieces)
+        self.size: int = _FIRST_BYTE + len(self._pieces)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text's bytes and sentinels, the end of the sequence included.
 
         Raises:
-          ConfigError: for a sentinel that there is not, or a text that is no Unicode.
+          ConfigError: for a sentinel that there is not, or a text that is not Unicode.
         """
         _check_sentinels(text, self._sentinels)
         ids: list[int] = []
-        at = 0
-        for match in _SENTINEL.finditer(text):
-            ids += [*_byte_ids(text[at : match.start()]), self._sentinels[match[0]]]
-            at = match.end()
-        return [*ids, *_byte_ids(text[at:]), EOS]
+        for part in _SENTINEL.split(text):
+            ids += [self._sentinels[part]] if part in self._sentinels else _byte_ids(part)
+        return [*ids, EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the end of the sequence.
 
-        Ids that stand for nothing, and bytes that make up no character, are left out, as seqio and
+        Ids without a piece, and bytes that make up no character, are left out, as seqio and
         transformers do.
         """
-        found = b""
-        for token in map(int, ids):
-            if token == EOS:
-                break
-            found += self._pieces.get(token, b"")
-        return found.decode(errors="ignore")
+        pieces = (self._pieces.get(token, b"") for token in _up_to_end(ids))
+        return b"".join(pieces).decode(errors="ignore")
+
+
+def _up_to_end(ids: Sequence[int]) -> Iterator[int]:
+    return itertools.takewhile(lambda token: token != EOS, map(int, ids))
 
 
 def _byte_ids(text: str) -> list[int]:
@@ -145,7 +127,7 @@ def load_tokenizer(path: Path) -> PieceTokenizer:
 
     Raises:
       ConfigError: if `sentencepiece` is not installed.
-      CheckpointError: if the file is missing or no SentencePiece model.
+      CheckpointError: if the file is missing or not a SentencePiece model.
     """
     try:
         import sentencepiece
@@ -178,10 +160,10 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     Args:
       what: the argument's name, for messages.
       tokens: an integer array `[batch, length]`, or a list of lists (or arrays) of ids.
-      vocab_size: ids lie below it.
+      vocab_size: ids are below it.
 
     Raises:
-      ConfigError: naming what is no such thing, or the first id that does not exist.
+      ConfigError: for anything else, or naming the first id that does not exist.
     """
     if isinstance(tokens, jax.core.Tracer):
         raise ConfigError(
@@ -213,30 +195,22 @@ def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
             )
         if isinstance(row, (list, tuple)) and not row:
             raise ConfigError(f"{what} is empty in row {i}.")
-        found = _array(f"{what}, row {i},", row)
-        if found.ndim != 1:
-            raise ConfigError(f"{what} has shape {found.shape} in row {i}; expected [length].")
-        arrays.append(found)
-    length = max((len(found) for found in arrays), default=0)
-    padded: np.ndarray = np.zeros((len(arrays), length), np.int64)
-    for row, found in zip(padded, arrays, strict=True):
-        row[: len(found)] = found
+        array = _array(f"{what}, row {i},", row)
+        if array.ndim != 1:
+            raise ConfigError(f"{what} has shape {array.shape} in row {i}; expected [length].")
+        arrays.append(array)
+    padded: np.ndarray = np.zeros((len(arrays), max(map(len, arrays), default=0)), np.int64)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
     return padded
 
 
 def _array(what: str, tokens: Any) -> np.ndarray:
     try:
-        found = np.asarray(tokens)
+        array = np.asarray(tokens)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{what} is no array of token ids: {error}.") from error
-    if not np.issubdtype(found.dtype, np.integer):
-        raise ConfigError(
-            f"{what} is {_kind(tokens, found)}; expected whole numbers, the ids of tokens."
-        )
-    return found
-
-
-def _kind(tokens: Any, found: np.ndarray) -> str:
-    if found.dtype == object:
-        return f"of mixed kinds ({type(tokens).__name__})"
-    return f"of dtype {found.dtype}" if found.dtype.kind in "fbc" else f"{type(tokens).__name__}"
+    if not np.issubdtype(array.dtype, np.integer):
+        kind = "mixed kinds" if array.dtype == object else f"dtype {array.dtype}"
+        raise ConfigError(f"{what} is of {kind}; expected whole numbers, the ids of tokens.")
+    return array

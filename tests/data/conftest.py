@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from variator_jax.data import corpus, vocabulary
-from variator_jax.data.docstrings import Installation
+from variator_jax.data import docs_corpus, vocabulary
+from variator_jax.data.docs_corpus import Installation
 
 PACKAGES = ("numpy", "scipy", "keras", "jax", "flax", "matplotlib", "tensorflow", "someone")
 _WORDS = (
@@ -40,7 +40,7 @@ def write_installation(root: Path, seed: int = 0, files: int = 14) -> Installati
         folder.mkdir(parents=True)
         for number in range(files):
             (folder / f"module_{number}.py").write_text(_module(rng, 6))
-    return Installation(root / "stdlib", (site,), (("numpy", "1"), ("scipy", "2")), "3.0")
+    return Installation(root / "stdlib", (site,))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def documentation(tmp_path_factory, tiny_installation):
     """Makes the tiny installation the running one, and the cache a temporary folder."""
     patch = pytest.MonkeyPatch()
     patch.setenv("VARIATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr(corpus, "running_installation", lambda: tiny_installation)
+    patch.setattr(docs_corpus, "running_installation", lambda: tiny_installation)
     yield
     patch.undo()
 

@@ -32,30 +32,24 @@ def test_binary_f1_by_hand():
 
 
 def test_normalisation_drops_case_punctuation_articles_and_spaces():
-    assert metrics.normalise_answer("  The quick,  brown-Fox's an  apple! ") == (
-        "quick brownfoxs apple"
-    )
-    assert metrics.normalise_answer("theatre another") == "theatre another"
+    text = "  The quick,  brown-Fox's an  apple! theatre another"
+    assert metrics.normalise_answer(text) == "quick brownfoxs apple theatre another"
 
 
-def test_exact_match_takes_the_best_answer():
-    assert metrics.exact_match(["The Cat."], [["dog", "cat"]]) == 100.0
-    assert metrics.exact_match(["cat", "cow"], ["cats", "cow"]) == 50.0
-
-
-def test_token_f1_by_hand():
-    # Two of two predicted words, two of three expected ones.
-    assert metrics.token_f1(["red car"], ["a red fast car"]) == pytest.approx(80.0)
-    assert metrics.token_f1(["red car"], [["blue", "red car"]]) == 100.0
-    assert metrics.token_f1(["dog"], ["cat"]) == 0.0
-
-
-def test_a_repeated_word_counts_only_as_often_as_it_is_expected():
-    assert metrics.token_f1(["go go go"], ["go"]) == pytest.approx(50.0)
-
-
-def test_texts_without_words_agree_only_with_each_other():
-    assert metrics.token_f1(["the", "the", "cat"], ["", "cat", "the"]) == pytest.approx(100 / 3)
+@pytest.mark.parametrize(
+    "predictions, answers, exact, f1",
+    [
+        (["The Cat."], [["dog", "cat"]], 100.0, 100.0),
+        (["cat", "cow"], ["cats", "cow"], 50.0, 50.0),
+        (["red car"], ["a red fast car"], 0.0, 80.0),  # two of two words, two of three
+        (["red car"], [["blue", "red car"]], 100.0, 100.0),
+        (["go go go"], ["go"], 0.0, 50.0),  # a repeated word counts as often as it is expected
+        (["the", "the", "cat"], ["", "cat", "the"], 100 / 3, 100 / 3),  # texts without words
+    ],
+)
+def test_answers_score_by_their_best(predictions, answers, exact, f1):
+    assert metrics.exact_match(predictions, answers) == pytest.approx(exact)
+    assert metrics.token_f1(predictions, answers) == pytest.approx(f1)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-import itertools
+import copy
 
-import gin
 import numpy as np
 import pytest
+from task_batches import same, take
 
-from variator_jax.data.batches import batches, task_or_mixture
+from variator_jax import gin_utils
+from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.file_task import file_task
 from variator_jax.data.mixture import mixture
 from variator_jax.data.vocabulary import byte_vocabulary
@@ -15,13 +16,13 @@ LENGTHS = {"inputs": 32, "targets": 12}
 
 def test_tasks_are_drawn_by_their_rates_span_corruption_among_them_and_resumed():
     name = mixture(("docs_span_corruption", "docs_pair"), (1, 3))
-    rows = list(itertools.islice(batches(name, "train", 16, LENGTHS), 40))
-    answers = np.concatenate([batch["decoder_target_tokens"] for batch in rows])
+    beginning = take(40, name, size=16, lengths=LENGTHS)
+    answers = np.concatenate([batch["decoder_target_tokens"] for batch in beginning])
     labelled = np.mean((answers != 0).sum(1) == 2)  # a label and the end of the sequence
     assert 0.7 < labelled < 0.8
-    resumed = batches(name, "train", 16, LENGTHS, start_batch=38)
-    for before, after in zip(rows[38:], resumed, strict=False):
-        assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert same(beginning[38:], take(2, name, size=16, lengths=LENGTHS, start_batch=38))
+    far = take(2, name, size=16, lengths=LENGTHS, start_batch=200)  # in another block of draws
+    assert same(far, take(202, name, size=16, lengths=LENGTHS)[200:])
 
 
 def test_the_same_mixture_has_one_name_and_another_has_another():
@@ -63,7 +64,7 @@ def test_tasks_of_different_vocabularies_are_refused(tmp_path):
         mixture(("docs_pair", bytes_task), (1, 1))
 
 
-def test_a_gin_file_may_name_one(tmp_path):
+def test_a_gin_file_may_name_one(tmp_path, fresh_gin):
     path = tmp_path / "mixed.gin"
     path.write_text(
         "from __gin__ import dynamic_registration\n"
@@ -71,8 +72,6 @@ def test_a_gin_file_may_name_one(tmp_path):
         "MIXTURE_OR_TASK_NAME = @mixture.mixture()\n"
         "mixture.mixture:\n  tasks = ('docs_topic', 'docs_pair')\n  rates = (1, 2)\n"
     )
-    with gin.unlock_config():
-        gin.parse_config_file(str(path))
-        name = gin.query_parameter("%MIXTURE_OR_TASK_NAME").scoped_configurable_fn()
-    gin.clear_config()
+    gin_utils.parse([str(path)], [])
+    name = copy.deepcopy(gin_utils.macro("MIXTURE_OR_TASK_NAME"))
     assert task_or_mixture(name).get_rate(task_or_mixture("docs_pair")) == 2

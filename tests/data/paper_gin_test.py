@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from task_batches import texts
 
 from variator_jax import gin_utils
 from variator_jax.data.batches import task_or_mixture
@@ -41,5 +42,4 @@ def test_a_folder_is_given_as_data_dir(tmp_path, verbalizer_model, fresh_gin):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\n")
     bindings = [f"VOCABULARY='{verbalizer_model}'", f"DATA_DIR='{tmp_path}'"]
     plain = task_or_mixture(_parse("sst2", *bindings, "TASK_SENTINEL=False"))
-    (example,) = plain.source.make("validation")
-    assert example["targets"] == "positive"
+    assert texts(plain.name, "validation")[0][1] == "positive"

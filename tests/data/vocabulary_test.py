@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from variator_jax.backbones.t5 import get_config
-from variator_jax.data import corpus
+from variator_jax.data import docs_corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
 from variator_jax.errors import CheckpointError, DataError
@@ -21,7 +21,7 @@ def test_ids_are_those_of_t5():
 
 def test_text_survives_encoding_in_python_and_in_a_graph():
     vocabulary = vocabularies.docs_vocabulary()
-    text = corpus.read_split(corpus.ensure_corpus(), "train")[0]["text"].split("\n")[0]
+    text = docs_corpus.read_split(docs_corpus.ensure_corpus(), "train")[0]["text"].split("\n")[0]
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text and len(ids) < len(text) / 2
     assert vocabulary.encode_tf(text).numpy().tolist() == ids
@@ -53,15 +53,13 @@ def test_a_users_model_is_loaded_and_has_the_same_fingerprint():
     assert vocabularies.fingerprint(loaded) == vocabularies.fingerprint(docs) == expected
 
 
-def test_files_that_are_no_model_are_refused(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(b"not a model")
+def test_files_that_are_not_a_model_are_refused(tmp_path):
+    for content in (b"not a model", b""):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(DataError, match="not a SentencePiece model"):
+            vocabularies.load_vocabulary(tmp_path / "spiece.model")
     with pytest.raises(DataError, match="Did you mean 'spiece.model'"):
         vocabularies.load_vocabulary(tmp_path / "spiec.model")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
-        vocabularies.load_vocabulary(tmp_path / "spiece.model")
-    (tmp_path / "empty.model").write_bytes(b"")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
-        vocabularies.load_vocabulary(tmp_path / "empty.model")
 
 
 def test_bytes_need_no_model_and_differ_from_pieces():
@@ -131,3 +129,21 @@ def test_a_backbones_vocabulary_may_be_a_url(verbalizer_model):
     check_vocabulary("t", vocabulary, config, vocabularies.fingerprint(vocabulary))
     with pytest.raises(CheckpointError, match=f"another vocabulary.*{url}"):
         check_vocabulary("t", vocabulary, config, "0" * 64)
+
+
+def test_a_vocabulary_is_trained_once_and_has_whole_words_and_sentinels(tmp_path):
+    file, words = tmp_path / "new" / "spiece.model", ("Yes", "negative")
+    with pytest.raises(DataError, match="no vocabulary file .*DATA_DIR"):
+        vocabularies.trained_vocabulary(str(file), None)
+    with pytest.raises(DataError, match="no text for train"):
+        vocabularies.trained_vocabulary(str(file), str(tmp_path))
+    text = "A sentence about rivers and mountains. " * 40 + "No river is negative, yes. " * 10
+    (tmp_path / "one.txt").write_text(f"{text}\n{text}\n")
+    (tmp_path / "valid.txt").write_text("Unseen words: zebra.\n")
+    made = vocabularies.trained_vocabulary(str(file), str(tmp_path), 120, words)
+    assert all(len(made.encode(word)) == 1 for word in words)
+    assert made.encode("<extra_id_0>") == [made.vocab_size - 1]
+    content = file.read_bytes()
+    again = vocabularies.trained_vocabulary(str(file), None)
+    assert again.encode("rivers and mountains") == made.encode("rivers and mountains")
+    assert file.read_bytes() == content

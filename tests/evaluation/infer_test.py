@@ -12,7 +12,7 @@ from tiny import random_params, random_plugin
 from variator_jax import gin_utils
 from variator_jax.backbones.t5 import Transformer, get_config
 from variator_jax.backbones.t5.decoding import greedy_decode
-from variator_jax.data.sources import LazySource, text_to_text_task
+from variator_jax.data.tasks import LazySource, text_to_text_task
 from variator_jax.errors import (
     CheckpointError,
     ConfigError,

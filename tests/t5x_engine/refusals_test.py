@@ -10,7 +10,7 @@ import tiny
 
 from variator_jax import cli
 from variator_jax.commands import engines
-from variator_jax.data import sources
+from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import folders, save_backbone, save_plugin
@@ -163,7 +163,7 @@ class TestWhatT5XWouldTakeWithoutAWord:
         vocabulary, name = seqio.ByteVocabulary(extra_ids=500), "refusals_test_large_vocabulary"
         if name not in seqio.TaskRegistry.names():
             rows = [{"inputs": "a", "targets": "b"}]
-            sources.text_to_text_task(name, lambda split: rows, ("train",), vocabulary)
+            tasks.text_to_text_task(name, lambda split: rows, ("train",), vocabulary)
         made = model(
             backbone=backbone.config, plugin=PluginConfig(4), vocabulary=seqio.ByteVocabulary()
         )

@@ -14,8 +14,8 @@ import pytest
 import seqio
 
 from variator_jax.backbones.t5 import get_config
-from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
+from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import CheckpointError, ConfigError, TrainingError
 from variator_jax.evaluation.evaluate import EvalData, evaluate
 from variator_jax.plugin import PluginConfig

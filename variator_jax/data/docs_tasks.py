@@ -2,66 +2,206 @@
 
 `docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` and `docs_name` are the tasks
 that plugins are adapted to; `docs_tasks` mixes the three, `docs_labels` the first two, which are
-classification. The examples come from `docs_examples`, the scoring from `spec`.
+classification. Examples are pure functions of one split's records, in a fixed order that looks
+random, so that a prefix is a fair sample.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
-from variator_jax.data import corpus, docs_examples
+from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio
-from variator_jax.data.sources import Examples, span_corruption_task, text_to_text_task
-from variator_jax.data.spec import TaskSpec, register_spec
+from variator_jax.data.spec import Kind, TaskSpec
+from variator_jax.data.tasks import Examples, text_to_text_task
 from variator_jax.data.vocabulary import docs_vocabulary
 
+Record = Mapping[str, str]
+
+#: Topic label -> the packages of its family. All come with the `train` extra.
+TOPICS = {
+    "standard": ("python",),
+    "numpy": ("numpy", "scipy"),
+    "tensorflow": ("tensorflow", "tensorflow_text", "keras"),
+    "jax": ("jax", "jaxlib", "flax", "optax", "orbax"),
+    "matplotlib": ("matplotlib", "mpl_toolkits"),
+}
+TOPIC_PROMPT = "Library? {text}"
+PAIR_PROMPT = "First: {first} Second: {second}"
+NAME_PROMPT = "Name: {text}"
 VALIDATION_CAP = 2_000
 
-_MAKERS: dict[str, Callable[..., Examples]] = {
-    "docs_span_corruption": docs_examples.text_examples,
-    "docs_topic": docs_examples.topic_examples,
-    "docs_pair": docs_examples.pair_examples,
-    "docs_name": docs_examples.name_examples,
-}
+_GIVE_AWAY = re.compile(
+    r"\b[\w.]*(?:numpy|ndarray|scipy|tensorflow|keras|jax|flax|linen|optax|orbax|matplotlib|pyplot|"
+    r"python|mplot3d)\w*\.?|\b(?:np|sp|tf|jnp|lax|nnx|nn|mpl|plt|mtri)\.|\b(?:np|tf|jnp|mpl|nnx)\b",
+    re.IGNORECASE,
+)
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
+_PAIR_WORDS = (4, 18)  # fewest and most words of each sentence of a pair
+_PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
+_NAME_WORDS = (5, 20)
+_TOPIC_CAP = 5_000  # most examples of one topic in a split
 
 
 def docs_examples_of(task: str, split: str) -> Examples:
-    """Returns the texts of one split of a documentation task, building the corpus if need be."""
-    return _examples(task, split, str(corpus.ensure_corpus()))
+    """Returns the texts of one split of a documentation task, building the corpus if need be.
+
+    Validation has at most `VALIDATION_CAP` examples, and shares no text with training.
+    """
+    return _examples(task, split, docs_corpus.ensure_corpus())
 
 
 @functools.lru_cache(maxsize=16)
-def _examples(task: str, split: str, folder: str) -> Examples:
+def _examples(task: str, split: str, folder: Path) -> Examples:
     records = _records(folder, split)
     if split == "train" or task == "docs_span_corruption":
         return _MAKERS[task](records)
-    balanced = {"cap": VALIDATION_CAP // len(docs_examples.TOPICS)} if task == "docs_topic" else {}
+    balanced = {"cap": VALIDATION_CAP // len(TOPICS)} if task == "docs_topic" else {}
     examples = _MAKERS[task](records, **balanced)
-    train = _examples(task, "train", folder)
-    return docs_examples.held_out(train, examples, task == "docs_pair", VALIDATION_CAP)
+    return held_out(_examples(task, "train", folder), examples, VALIDATION_CAP)
 
 
-@functools.lru_cache(maxsize=4)
-def _records(folder: str, split: str) -> list[dict[str, str]]:
-    return corpus.read_split(corpus.Path(folder), split)
+_records = functools.lru_cache(maxsize=4)(docs_corpus.read_split)
+
+
+def text_examples(records: Iterable[Record]) -> Examples:
+    """Returns {'targets': text} of every record, in the order of the corpus."""
+    return [{"targets": record["text"].replace("\n", " ")} for record in records]
+
+
+def topic_examples(records: Iterable[Record], cap: int = _TOPIC_CAP) -> Examples:
+    """Returns passages with the library that they document; the libraries' names are taken out.
+
+    No topic has more than `cap` examples.
+    """
+    owner = {package: topic for topic, packages in TOPICS.items() for package in packages}
+    topics_of: dict[str, set[str]] = collections.defaultdict(set)  # by inputs
+    for record in records:
+        if record["package"] in owner:
+            for passage in _passages(_GIVE_AWAY.sub("", record["text"]), *_TOPIC_WORDS):
+                topics_of[TOPIC_PROMPT.format(text=passage)].add(owner[record["package"]])
+    by_topic: dict[str, Examples] = {topic: [] for topic in TOPICS}
+    for inputs in sorted(topics_of, key=_order):
+        topic, *others = topics_of[inputs]
+        if not others and len(by_topic[topic]) < cap:
+            by_topic[topic].append({"inputs": inputs, "targets": topic})
+    return _shuffled(example for examples in by_topic.values() for example in examples)
+
+
+def pair_examples(records: Iterable[Record]) -> Examples:
+    """Returns openings of neighbouring sentences, in the written order ('yes') and swapped ('no').
+
+    Both orders of every pair are there, so the words of an input do not give the answer.
+    """
+    pairs: dict[tuple[str, str], None] = {}
+    for record in records:
+        lines = record["text"].split("\n")
+        if len(lines) < 2 or not (_fits_pair(lines[0]) and _fits_pair(lines[1])):
+            continue
+        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines[:2])
+        if first != second and (second, first) not in pairs:
+            pairs[first, second] = None
+    examples: Examples = []
+    for pair in sorted(pairs, key=lambda pair: _order(" ".join(sorted(pair)))):
+        for first, second in sorted([pair, pair[::-1]]):
+            inputs = PAIR_PROMPT.format(first=first, second=second)
+            label = "yes" if (first, second) == pair else "no"
+            examples.append({"inputs": inputs, "targets": label})
+    return examples
+
+
+def _fits_pair(sentence: str) -> bool:
+    return sentence[0].isupper() and _PAIR_WORDS[0] <= len(sentence.split()) <= _PAIR_WORDS[1]
+
+
+def name_examples(records: Iterable[Record]) -> Examples:
+    """Returns the opening of each function's or class's text with the words of its name."""
+    examples = []
+    for record in records:
+        words = name_words(record["name"])
+        opening = next(_passages(record["text"], *_NAME_WORDS), None)
+        if words and opening and record["kind"] != "module":
+            inputs = NAME_PROMPT.format(text=opening)
+            examples.append({"inputs": inputs, "targets": " ".join(words)})
+    return _shuffled(examples)
+
+
+def name_words(qualified: str) -> list[str]:
+    """Splits the last part of a qualified name into lower-case words; [] if it makes no target.
+
+    Dunder names, names with digits, names of more than four words, and short abbreviations do not.
+    """
+    last = qualified.rsplit(".", 1)[-1]
+    if last.startswith("__") or any(character.isdigit() for character in last):
+        return []
+    words = [word.lower() for word in _CAMEL.findall(last)]
+    suitable = 1 <= len(words) <= 4 and all(len(word) > 1 for word in words)
+    return words if suitable and len("".join(words)) > 2 else []
+
+
+def texts_of(inputs: str) -> list[str]:
+    """Returns the two sentences of a pair's input; of other inputs, the input."""
+    begin, middle = (part.strip() for part in re.split(r"{\w+}", PAIR_PROMPT)[:2])
+    if inputs.startswith(begin):
+        return inputs.removeprefix(f"{begin} ").split(f" {middle} ")
+    return [inputs]
+
+
+def held_out(train: Examples, validation: Examples, cap: int) -> Examples:
+    """Returns at most `cap` validation examples that share no text with training.
+
+    Of a pair neither sentence may occur in training.
+    """
+    known = {text for example in train for text in texts_of(example["inputs"])}
+    return [e for e in validation if known.isdisjoint(texts_of(e["inputs"]))][:cap]
+
+
+def _passages(text: str, fewest: int, most: int) -> Iterator[str]:
+    """Yields runs of consecutive sentences that have between `fewest` and `most` words."""
+    run: list[str] = []
+    for sentence in text.split("\n"):
+        words = sentence.split()
+        if len(run) + len(words) > most:
+            if len(run) >= fewest:
+                yield " ".join(run)
+            run = []
+        if len(words) <= most:
+            run += words
+    if len(run) >= fewest:
+        yield " ".join(run)
+
+
+def _order(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _shuffled(examples: Iterable[dict[str, str]]) -> Examples:
+    """Returns the examples without repeated inputs, in an order fixed by their texts."""
+    unique = {example["inputs"]: example for example in examples}
+    return sorted(unique.values(), key=lambda example: _order(example["inputs"]))
+
+
+_MAKERS: dict[str, Callable[..., Examples]] = {
+    "docs_span_corruption": text_examples,
+    "docs_topic": topic_examples,
+    "docs_pair": pair_examples,
+    "docs_name": name_examples,
+}
 
 
 def _register() -> None:
-    vocabulary = docs_vocabulary()
-    spans, *answered = [
-        TaskSpec("docs_span_corruption", "span_corruption"),
-        TaskSpec("docs_topic", "classification", tuple(docs_examples.TOPICS)),
-        TaskSpec("docs_pair", "classification", ("no", "yes")),
-        TaskSpec("docs_name", "generation"),
-    ]
-    make = functools.partial(docs_examples_of, spans.name)
-    span_corruption_task(spans.name, make, corpus.SPLITS, vocabulary)
-    for spec in answered:
-        make = functools.partial(docs_examples_of, spec.name)
-        text_to_text_task(spec.name, make, corpus.SPLITS, vocabulary, spec)
-    for spec in (spans, *answered):
-        register_spec(spec)
+    labels: dict[str, tuple[str, ...]] = {"docs_topic": tuple(TOPICS), "docs_pair": ("no", "yes")}
+    kinds: dict[str, Kind] = {"docs_span_corruption": "span_corruption", "docs_name": "generation"}
+    for name in _MAKERS:
+        spec = TaskSpec(name, kinds.get(name, "classification"), labels.get(name, ()))
+        make = functools.partial(docs_examples_of, name)
+        text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)
     seqio.MixtureRegistry.add("docs_tasks", [*labelled, "docs_name"], default_rate=1.0)

@@ -6,7 +6,6 @@ for MNLI the matched one; the test sets have no labels and are left out.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,122 +14,140 @@ from typing import Any
 from variator_jax.data import prompted
 from variator_jax.data._tf import tf
 from variator_jax.data.mixture import mixture
-from variator_jax.data.official_files import read_tsv, split_files
-from variator_jax.data.sources import Examples
+from variator_jax.data.rows import Fields, RowError, read_rows, refuse_bad_rows
 from variator_jax.data.spec import TaskSpec
+from variator_jax.data.tasks import Examples
 from variator_jax.data.vocabulary import vocabulary_of
 from variator_jax.errors import DataError, did_you_mean
 
+#: Examples of the published training sets, by which `glue_mixture` mixes.
+SIZES = {
+    "mnli": 392_702,
+    "qnli": 104_743,
+    "qqp": 363_846,
+    "rte": 2_490,
+    "sst2": 67_349,
+    "mrpc": 3_668,
+}
+_BAD_ROWS = 1_000  # one row in so many may be broken, as some of the published files' are
 
-@dataclasses.dataclass(frozen=True)
-class GlueDataset:
-    """One data set of GLUE.
 
-    Attributes:
-      tfds: its name and version in TensorFlow Datasets.
+def _published(
+    folder: str,
+    template: str,
+    columns: Mapping[str, str],
+    label: str,
+    classes: tuple[str, ...],
+    verbalizers: tuple[str, ...],
+    dev: str = "",
+) -> prompted.Published:
+    """Describes a data set of GLUE.
+
+    Args:
       folder: of its TSV files, as GLUE publishes them.
       template: the prompt; its fields are TFDS's.
       columns: field -> the column of the TSV file.
       label: the TSV file's column of the label.
       classes: the TSV file's labels, in TFDS's order.
       verbalizers: in the same order.
-      examples: of the training set, by which `glue_mixture` mixes.
-      validation: (TFDS's validation split, name of its file).
+      dev: suffix of the validation split and of its file.
+    """
+    name = folder.lower().replace("-", "")
+    splits = {
+        "train": ("train", "train.tsv", "train*.tsv"),
+        "validation": (f"validation{dev}", f"dev{dev}.tsv", f"dev{dev}*.tsv"),
+    }
+    read = functools.partial(_read, columns, label, classes)
+    tfds = f"glue/{name}:2.0.0"
+    return prompted.Published(name, template, tfds, folder, splits, read, _render, verbalizers)
+
+
+def _read(columns: Mapping[str, str], label: str, classes: tuple[str, ...], path: Path) -> Examples:
+    """Returns the rows of a TSV file with TFDS's fields.
+
+    One broken row in a thousand is left out with a warning: some of the published files have such,
+    and TFDS leaves them out too.
+
+    Raises:
+      DataError: if the file cannot be read, lacks a column, or has more broken rows.
     """
 
-    tfds: str
-    folder: str
-    template: str
-    columns: Mapping[str, str]
-    label: str
-    classes: tuple[str, ...]
-    verbalizers: tuple[str, ...]
-    examples: int
-    validation: tuple[str, str] = ("validation", "dev")
+    def convert(row: Fields) -> dict[str, Any]:
+        if row[label].strip() not in classes:
+            known = ", ".join(classes)
+            raise RowError(f"unknown label {row[label].strip()!r}. Known: {known}")
+        texts = {field: row[column] for field, column in columns.items()}
+        return {**texts, "label": classes.index(row[label].strip())}
+
+    rows, bad = read_rows(path, [*columns.values(), label], convert)
+    refuse_bad_rows(bad, len(rows), (len(rows) + len(bad)) // _BAD_ROWS, path)
+    return rows
 
 
-_ENTAILED = ("entailment", "not_entailment")
-_SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
+def _render(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
+    targets = tf.constant([spec.target(label) for label in spec.labels])
+    return {"targets": tf.gather(targets, row["label"])}
 
-DATASETS: dict[str, GlueDataset] = {
-    "mnli": GlueDataset(
-        tfds="glue/mnli:2.0.0",
-        folder="MNLI",
-        template="Sentence 1: {premise} Sentence 2: {hypothesis} "
+
+_ENTAILED, _NUMBERS = ("entailment", "not_entailment"), ("0", "1")
+_YES_NO, _NO_YES = ("Yes", "No"), ("No", "Yes")
+
+DATASETS = {
+    "mnli": _published(
+        "MNLI",
+        "Sentence 1: {premise} Sentence 2: {hypothesis} "
         "Does sentence 1 entails sentence 2? <extra_id_0>.",
-        columns={"premise": "sentence1", "hypothesis": "sentence2"},
-        label="gold_label",
-        classes=("entailment", "neutral", "contradiction"),
-        verbalizers=("Yes", "Maybe", "No"),
-        examples=392_702,
-        validation=("validation_matched", "dev_matched"),
+        {"premise": "sentence1", "hypothesis": "sentence2"},
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        ("Yes", "Maybe", "No"),
+        "_matched",
     ),
-    "qnli": GlueDataset(
-        tfds="glue/qnli:2.0.0",
-        folder="QNLI",
-        template="Question: {question}\nSentence: {sentence}\n"
+    "qnli": _published(
+        "QNLI",
+        "Question: {question}\nSentence: {sentence}\n"
         "Does the sentence contains the answer to the question? <extra_id_0>.",
-        columns={"question": "question", "sentence": "sentence"},
-        label="label",
-        classes=_ENTAILED,
-        verbalizers=("Yes", "No"),
-        examples=104_743,
+        {"question": "question", "sentence": "sentence"},
+        *("label", _ENTAILED, _YES_NO),
     ),
-    "qqp": GlueDataset(
-        tfds="glue/qqp:2.0.0",
-        folder="QQP",
-        template="Question 1: {question1}\nQuestion 2: {question2}\n"
+    "qqp": _published(
+        "QQP",
+        "Question 1: {question1}\nQuestion 2: {question2}\n"
         "Are the two questions paraphrase of each other? <extra_id_0>.",
-        columns={"question1": "question1", "question2": "question2"},
-        label="is_duplicate",
-        classes=("0", "1"),
-        verbalizers=("No", "Yes"),
-        examples=363_846,
+        {"question1": "question1", "question2": "question2"},
+        *("is_duplicate", _NUMBERS, _NO_YES),
     ),
-    "rte": GlueDataset(
-        tfds="glue/rte:2.0.0",
-        folder="RTE",
-        template="Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
+    "rte": _published(
+        "RTE",
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
         "Does sentence 1 entails sentence 2? <extra_id_0>.",
-        columns=_SENTENCES,
-        label="label",
-        classes=_ENTAILED,
-        verbalizers=("Yes", "No"),
-        examples=2_490,
+        {"sentence1": "sentence1", "sentence2": "sentence2"},
+        *("label", _ENTAILED, _YES_NO),
     ),
-    "sst2": GlueDataset(
-        tfds="glue/sst2:2.0.0",
-        folder="SST-2",
-        template="Sentence: {sentence}\n"
+    "sst2": _published(
+        "SST-2",
+        "Sentence: {sentence}\n"
         "Does this sentence express positive or negative emotions? <extra_id_0>.",
-        columns={"sentence": "sentence"},
-        label="label",
-        classes=("0", "1"),
-        verbalizers=("negative", "positive"),
-        examples=67_349,
+        {"sentence": "sentence"},
+        *("label", _NUMBERS, ("negative", "positive")),
     ),
-    "mrpc": GlueDataset(
-        tfds="glue/mrpc:2.0.0",
-        folder="MRPC",
-        template="Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
+    "mrpc": _published(
+        "MRPC",
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
         "Are the two sentences paraphrase of each other? <extra_id_0>.",
-        columns={"sentence1": "#1 String", "sentence2": "#2 String"},
-        label="Quality",
-        classes=("0", "1"),
-        verbalizers=("No", "Yes"),
-        examples=3_668,
+        {"sentence1": "#1 String", "sentence2": "#2 String"},
+        *("Quality", _NUMBERS, _NO_YES),
     ),
 }
 
 
 def glue_task(
-    name: str,
-    vocabulary: Any = None,
-    data_dir: str | None = None,
-    sentinel: bool = True,
-    task_name: str | None = None,
+    name: str, vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True
 ) -> str:
     """Registers a task of GLUE, once, and returns its name; reads neither data nor vocabulary.
+
+    The task's name is `name`, and a hash of the arguments where they are not T5's vocabulary and
+    TFDS.
 
     Args:
       name: mnli, qnli, qqp, rte, sst2 or mrpc.
@@ -140,34 +157,15 @@ def glue_task(
         SST-2, ...); TensorFlow Datasets if not given. The files are read into memory.
       sentinel: prompts end with '<extra_id_0>' and targets begin with it; without, for a vocabulary
         that has none, both are plain text.
-      task_name: the task's name; if not given, `name`, and a hash of the arguments where they are
-        not T5's vocabulary and TFDS.
 
     Raises:
-      DataError: for an unknown name, a folder without the files, or a name taken by another task;
-        when first read, for a vocabulary that lacks '<extra_id_0>' or bad files.
+      DataError: for an unknown name or a folder without the files; when first read, for a
+        vocabulary that lacks '<extra_id_0>' or bad files.
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
         raise DataError(f"no GLUE task {name!r}.{did_you_mean(name, DATASETS)} Known: {known}")
-    dataset, chosen = DATASETS[name], vocabulary_of(vocabulary)
-    default, origin = prompted.named(name, chosen, data_dir, *([] if sentinel else ["plain"]))
-    prefix = prompted.SENTINEL if sentinel else ""
-    spec = TaskSpec(task_name or default, "classification", dataset.verbalizers, prefix)
-    template = prompted.prompt(dataset.template, sentinel)
-    if data_dir is None:
-        splits = {"train": "train", "validation": dataset.validation[0]}
-        source = prompted.tfds_source(dataset.tfds, splits)
-        render = functools.partial(_tensors, template, [spec.target(w) for w in spec.labels])
-        return prompted.register(spec, origin, chosen, source, render)
-    dev = dataset.validation[1]
-    names = {
-        "train": ("train.tsv", "train*.tsv"),
-        "validation": (f"{dev}.tsv", f"{dev}*.tsv"),
-    }
-    files = split_files(data_dir, dataset.folder, names)
-    read = functools.partial(_examples, dataset, spec, template)
-    return prompted.register(spec, origin, chosen, prompted.files_source(spec, chosen, files, read))
+    return prompted.register(DATASETS[name], vocabulary, data_dir, sentinel)
 
 
 def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
@@ -177,26 +175,5 @@ def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: 
     'variator_glue', with a hash where a task's name has one.
     """
     tasks = [glue_task(name, vocabulary, data_dir, sentinel) for name in DATASETS]
-    further = [] if sentinel else ["plain"]
-    name, _ = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, *further)
-    return mixture(tasks, [dataset.examples for dataset in DATASETS.values()], name)
-
-
-def _tensors(template: str, targets: list[str], example: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "inputs": prompted.fill(template, example),
-        "targets": tf.gather(tf.constant(targets), example["label"]),
-    }
-
-
-def _examples(dataset: GlueDataset, spec: TaskSpec, template: str, path: Path) -> Examples:
-    columns = list(dataset.columns.values())
-    return [
-        {
-            "inputs": template.format_map(
-                {field: texts[column] for field, column in dataset.columns.items()}
-            ),
-            "targets": spec.target(spec.labels[label]),
-        }
-        for texts, label in read_tsv(path, columns, dataset.label, dataset.classes)
-    ]
+    name = prompted.named("variator_glue", vocabulary_of(vocabulary), data_dir, sentinel)
+    return mixture(tasks, [SIZES[dataset] for dataset in DATASETS], name)

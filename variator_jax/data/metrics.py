@@ -1,7 +1,7 @@
 """Scores of predictions against references, all on a scale of 0 to 100.
 
-Pure functions of labels and strings, for seqio's metric functions (`scoring`) and for our own
-evaluator; neither TensorFlow nor seqio is imported. Text is compared as the SQuAD evaluation does
+Pure functions of labels and strings, for seqio's metric functions (`spec`) and for our own
+evaluator. Text is compared as the SQuAD evaluation does
 it (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single spaces, and the best
 score over all accepted answers.
 """
@@ -41,11 +41,10 @@ def binary_f1(
 
 
 def majority_score(references: Sequence[Hashable]) -> float:
-    """The accuracy of always answering the commonest reference."""
-    if not len(references):
-        raise DataError("There is no example to score: the list of references is empty.")
-    [(_, commonest)] = Counter(references).most_common(1)
-    return 100.0 * commonest / len(references)
+    """The accuracy of always answering the majority class."""
+    _check_lengths(references, references)
+    [(_, count)] = Counter(references).most_common(1)
+    return 100.0 * count / len(references)
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Answers]) -> float:
@@ -61,7 +60,7 @@ def token_f1(predictions: Sequence[str], references: Sequence[Answers]) -> float
 
 
 def normalise_answer(text: str) -> str:
-    """Lower-cases `text` and drops punctuation, the articles a, an, the, and surplus spaces."""
+    """Lower-cases `text` and drops punctuation, the articles a, an, the, and extra spaces."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 

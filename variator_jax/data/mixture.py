@@ -1,17 +1,32 @@
-"""Mixtures of tasks that a gin file names, such as span corruption beside labelled tasks.
-
-Mixtures with a name of their own stand with their tasks: `docs_tasks`, `glue`.
-"""
+"""Finding tasks and mixtures by name, and mixtures that a gin file names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from variator_jax.data import docs_tasks  # noqa: F401  (registers the documentation tasks)
 from variator_jax.data._tf import seqio
-from variator_jax.data.batches import task_or_mixture
-from variator_jax.data.registry import is_registered, origin_of, remember
+from variator_jax.data.tasks import hash_of
 from variator_jax.data.vocabulary import identity
-from variator_jax.errors import DataError
+from variator_jax.errors import DataError, did_you_mean
+
+_registered: dict[str, tuple[list[str], list[float]]] = {}  # name -> tasks, rates
+
+
+def task_or_mixture(name: str) -> Any:
+    """Returns the seqio task or mixture `name`; the documentation tasks are always there.
+
+    Raises:
+      DataError: if there is none; the message gives the nearest names.
+    """
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        raise DataError(
+            f"no task or mixture named {name!r}.{did_you_mean(name, known)} "
+            f"Registered: {', '.join(sorted(known))}"
+        )
+    return seqio.get_mixture_or_task(name)
 
 
 def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = None) -> str:
@@ -31,15 +46,13 @@ def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = Non
         raise DataError(f"a mixture needs tasks, each once; found {tasks}")
     if len(rates) != len(tasks) or min(rates) <= 0:
         raise DataError(f"{len(tasks)} tasks need as many rates above 0; found {rates}")
-    vocabularies = {task: _vocabulary(task) for task in tasks}
+    inputs = {task: task_or_mixture(task).output_features["inputs"] for task in tasks}
+    vocabularies = {task: identity(feature.vocabulary) for task, feature in inputs.items()}
     if len(set(vocabularies.values())) > 1:
         raise DataError(f"the tasks of a mixture share one vocabulary; found {vocabularies}")
-    origin = origin_of([tasks, rates])
-    name = name or f"mixture_{origin[:8]}"
-    if not is_registered(name, origin):
+    name = name or f"mixture_{hash_of([tasks, rates])}"
+    if _registered.setdefault(name, (tasks, rates)) != (tasks, rates):
+        raise DataError(f"a mixture named {name!r} is already registered: {_registered[name]}")
+    if name not in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-    return remember(name, origin)
-
-
-def _vocabulary(task: str) -> str:
-    return identity(task_or_mixture(task).output_features["inputs"].vocabulary)
+    return name

@@ -2,58 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from variator_jax.data._tf import seqio, tf
+from variator_jax.data.order import Rows
 from variator_jax.errors import DataError
 
-_FILLER = -1  # seqio strips padding before it packs, so something else holds the place till then
+_FILLER = -1  # keeps a place until seqio, which strips padding first, has packed
 
 
-def pad_to_multiple(k: int, value: int = 0) -> Callable[[Any], Any]:
-    """Returns a preprocessor that pads 'inputs' with `value` to a multiple of `k`.
+def pack(chunks: Iterable[Rows], lengths: Mapping[str, int], multiple: int) -> Iterator[Rows]:
+    """Yields rows that hold as many consecutive examples as fit, one row at a time.
 
-    With `value` 0 the padding is stripped again by seqio's packing; see `GroupedFeatureConverter`.
+    Args:
+      chunks: examples, padded with zeros.
+      lengths: of the features.
+      multiple: each example's 'inputs' start on a multiple of this many tokens; the places between
+        examples are padding.
+
+    Returns:
+      An iterator of rows: int32 [1, length] for each feature, its `_segment_ids`, counted from 1,
+      and its `_positions`.
 
     Raises:
-      DataError: if `k` is not a positive integer.
+      DataError: if `multiple` is not positive.
     """
-    if k < 1:
-        raise DataError(f"examples can be padded to a multiple of 1 or more, not of {k}")
+    _check_multiple(multiple)
+    row, used, segment = _empty_row(lengths), dict.fromkeys(lengths, 0), 0
+    for chunk in chunks:
+        for example in zip(*(chunk[name] for name in lengths), strict=True):
+            tokens = {name: ids[ids != 0] for name, ids in zip(lengths, example, strict=True)}
+            if any(used[name] + len(ids) > lengths[name] for name, ids in tokens.items()):
+                yield row
+                row, used, segment = _empty_row(lengths), dict.fromkeys(lengths, 0), 0
+            segment += 1
+            for name, ids in tokens.items():
+                place = slice(used[name], used[name] + len(ids))
+                row[name][0, place] = ids
+                row[f"{name}_segment_ids"][0, place] = segment
+                row[f"{name}_positions"][0, place] = np.arange(len(ids))
+                used[name] += len(ids)
+            used["inputs"] += -used["inputs"] % multiple
+    if segment:
+        yield row
 
-    def pad(example: Mapping[str, Any]) -> dict[str, Any]:
-        missing = -tf.size(example["inputs"]) % k
-        padded = tf.pad(example["inputs"], [[0, missing]], constant_values=value)
-        return {**example, "inputs": padded}
 
-    return lambda dataset: dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _empty_row(lengths: Mapping[str, int]) -> Rows:
+    return {
+        name + kind: np.zeros((1, length), np.int32)
+        for name, length in lengths.items()
+        for kind in ("", "_segment_ids", "_positions")
+    }
+
+
+def _check_multiple(multiple: int) -> None:
+    if multiple < 1:
+        raise DataError(f"examples can be padded to a multiple of 1 or more, not of {multiple}")
 
 
 class GroupedFeatureConverter(seqio.EncDecFeatureConverter):
-    """seqio's encoder-decoder layout whose packed examples start on multiples of `group` tokens.
+    """`pack` for T5X's own pipeline: packed examples start on multiples of `group` tokens.
 
-    No merge group of a compression plugin whose ratio divides `group` then holds tokens of two
-    examples. The places between examples are padding: token, segment and position are 0 there.
     Without packing it is its parent. T5X makes converters itself: give it a subclass that sets
     `group`.
     """
 
     group = 1
 
-    def __init__(self, *args: Any, group: int | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.group = type(self).group if group is None else group
-
     def _pack_or_pad(self, ds: Any, packed_lengths: Mapping[str, int]) -> Any:
         if not self.pack:
             return super()._pack_or_pad(ds, packed_lengths)
-        ds = super()._pack_or_pad(pad_to_multiple(self.group, _FILLER)(ds), packed_lengths)
-        return ds.map(_clear_filler, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        _check_multiple(self.group)
+        return super()._pack_or_pad(ds.map(self._fill), packed_lengths).map(_clear_filler)
+
+    def _fill(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = example["inputs"]
+        missing = [[0, -tf.size(inputs) % self.group]]
+        return {**example, "inputs": tf.pad(inputs, missing, constant_values=_FILLER)}
 
 
 def _clear_filler(example: Mapping[str, Any]) -> dict[str, Any]:
-    real = tf.cast(tf.not_equal(example["inputs"], _FILLER), tf.int32)
+    real = tf.not_equal(example["inputs"], _FILLER)
     names = ("inputs", "inputs_segment_ids", "inputs_positions")
-    cleared = {name: example[name] * tf.cast(real, example[name].dtype) for name in names}
+    cleared = {name: tf.where(real, example[name], 0) for name in names}
     return {**example, **cleared}

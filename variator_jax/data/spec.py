@@ -1,25 +1,28 @@
-"""How a task is scored: the registry that evaluation reads beside seqio's own.
+"""How a task is scored: the registry that evaluation reads next to seqio's own.
 
-A seqio task says how examples are made; a `TaskSpec` says what a right answer is. Nothing here
-imports TensorFlow or seqio, so that serving and evaluation can name tasks without them.
+A seqio task defines how examples are made; a `TaskSpec` defines what a right answer is, and from it
+come the postprocessor and the metrics with which seqio's and T5X's evaluators score decoded text.
+Nothing here imports TensorFlow or seqio, so that evaluation can name tasks without them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
+from variator_jax.data import metrics
 from variator_jax.errors import DataError, did_you_mean
 
 _PAD, _EOS = 0, 1
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 
-#: Between the accepted answers of one example in the field 'answers': ASCII's unit separator.
+#: Separator between the accepted answers of one example in the field 'answers'.
 ANSWER_SEPARATOR = "\x1f"
 
 Kind = Literal["classification", "generation", "span_corruption"]
+Scores = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +31,10 @@ class TaskSpec:
 
     Attributes:
       name: the name of the seqio task.
-      kind: 'classification' (verbalizer scores at the first target position behind the prefix),
+      kind: 'classification' (verbalizer scores at the first target position after the prefix),
         'generation' (token F1 of the decoded text) or 'span_corruption' (loss only).
       labels: the verbalizers in label order; only for classification.
-      prefix: one token that begins every target and is no part of the answer, such as
+      prefix: one token that begins every target and does not belong to the answer, such as
         '<extra_id_0>'.
       many_answers: whether each example has all its accepted answers, joined by
         `ANSWER_SEPARATOR`, in the field 'answers'; only for generation.
@@ -47,22 +50,22 @@ class TaskSpec:
     many_answers: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            kinds = ", ".join(get_args(Kind))
-            raise DataError(
-                f"task {self.name!r} has the kind {self.kind!r}; the kinds are {kinds}."
-                f"{did_you_mean(str(self.kind), get_args(Kind))}"
-            )
-        if self.kind == "classification" and len(set(self.labels)) < 2:
-            raise DataError(f"task {self.name!r} needs two labels or more, found {self.labels!r}")
-        if len(set(self.labels)) != len(self.labels):
-            raise DataError(f"task {self.name!r} has a label twice: {self.labels!r}")
-        if self.kind != "classification" and self.labels:
-            raise DataError(f"task {self.name!r} is {self.kind}, so it takes no labels")
-        if self.kind == "span_corruption" and self.prefix:
-            raise DataError(f"task {self.name!r} is span corruption, so it takes no prefix")
-        if self.kind != "generation" and self.many_answers:
-            raise DataError(f"task {self.name!r} is {self.kind}, so it has one answer an example")
+        kinds, labelled = get_args(Kind), self.kind == "classification"
+        checks = {
+            f"has the kind {self.kind!r}; the kinds are {', '.join(kinds)}."
+            f"{did_you_mean(str(self.kind), kinds)}": self.kind not in kinds,
+            f"needs two labels or more, found {self.labels!r}": labelled
+            and len(set(self.labels)) < 2,
+            f"has a label twice: {self.labels!r}": len(set(self.labels)) < len(self.labels),
+            f"is {self.kind}, so it takes no labels": not labelled and bool(self.labels),
+            "is span corruption, so it takes no prefix": self.kind == "span_corruption"
+            and bool(self.prefix),
+            f"is {self.kind}, so it has one answer an example": self.kind != "generation"
+            and self.many_answers,
+        }
+        for message, wrong in checks.items():
+            if wrong:
+                raise DataError(f"task {self.name!r} {message}")
 
     def target(self, answer: str) -> str:
         """Returns the target text whose answer is `answer`."""
@@ -71,8 +74,8 @@ class TaskSpec:
     def answer(self, text: str) -> str:
         """Returns the answer in a target or a decoded text.
 
-        That is what stands behind the prefix and, where there is one, before the next sentinel:
-        a T5 closes what it filled in for '<extra_id_0>' with '<extra_id_1>'.
+        With a prefix it ends before the next sentinel: a T5 closes what it filled in for
+        '<extra_id_0>' with '<extra_id_1>'.
         """
         text = text.strip()
         if self.prefix:
@@ -137,14 +140,14 @@ def prefix_ids(
 def verbalizer_ids(
     spec: TaskSpec, encode: Callable[[str], Sequence[int]], unknown_id: int | None = None
 ) -> list[int]:
-    """Returns the first token id of each verbalizer behind the prefix, in label order.
+    """Returns the first token id of each verbalizer after the prefix, in label order.
 
     A verbalizer may have several tokens: it is known, and scored, by the first.
 
     Args:
       spec: a classification task.
       encode: from a text to its token ids.
-      unknown_id: the id of what the vocabulary cannot spell, where a verbalizer may be such.
+      unknown_id: the id of what the vocabulary cannot spell.
 
     Raises:
       DataError: if a verbalizer encodes to nothing or to the unknown, or two of them begin with the
@@ -156,16 +159,64 @@ def verbalizer_ids(
     owners: dict[int, str] = {}
     for label in spec.labels:
         first = next((int(token) for token in encode(spec.target(label))[len(prefix) :]), _PAD)
-        if first in (_PAD, _EOS):
-            raise DataError(f"task {spec.name!r}: the verbalizer {label!r} encodes to no token")
-        if first == unknown_id:
-            raise DataError(
-                f"task {spec.name!r}: the vocabulary cannot spell the verbalizer {label!r}"
-            )
+        reason = {
+            _PAD: f"the verbalizer {label!r} encodes to no token",
+            _EOS: f"the verbalizer {label!r} encodes to no token",
+            unknown_id: f"the vocabulary cannot spell the verbalizer {label!r}",
+        }.get(first)
         if first in owners:
-            raise DataError(
-                f"task {spec.name!r}: the verbalizers {owners[first]!r} and {label!r} both begin "
-                f"with token {first} in this vocabulary; choose words that differ there"
+            reason = (
+                f"the verbalizers {owners[first]!r} and {label!r} both begin with token {first} in "
+                "this vocabulary; choose words that differ there"
             )
+        if reason:
+            raise DataError(f"task {spec.name!r}: {reason}")
         owners[first] = label
     return list(owners)
+
+
+def postprocessor(spec: TaskSpec) -> Callable[..., Any]:
+    """Returns seqio's `postprocess_fn`: the answer in a target or a prediction.
+
+    For a task with many answers a target becomes the list of them all.
+    """
+
+    def postprocess(
+        text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+    ) -> str | list[str]:
+        if is_target and spec.many_answers and example is not None:
+            return split_answers(example["answers"])
+        return spec.answer(text)
+
+    return postprocess
+
+
+def metric_functions(spec: TaskSpec) -> list[Callable[..., Scores]]:
+    """Returns seqio's `metric_fns` for predicted text, none for span corruption.
+
+    Classification: accuracy, and with two labels the F1 of the second, by comparison with the
+    verbalizer. Generation: exact match and token F1, over all accepted answers.
+    """
+
+    def verbalizer_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
+        scores = {"accuracy": metrics.accuracy(predictions, targets)}
+        if len(spec.labels) == 2:
+            scores["binary_f1"] = metrics.binary_f1(predictions, targets, spec.labels[1])
+        return scores
+
+    def generation(targets: Sequence[metrics.Answers], predictions: Sequence[str]) -> Scores:
+        return {
+            "exact_match": metrics.exact_match(predictions, targets),
+            "token_f1": metrics.token_f1(predictions, targets),
+        }
+
+    functions: dict[str, list[Callable[..., Scores]]]
+    functions = {"classification": [verbalizer_accuracy], "generation": [generation]}
+    return functions.get(spec.kind, [])
+
+
+def split_answers(joined: Any) -> list[str]:
+    """Returns the accepted answers in the field 'answers' of an example, bytes or text."""
+    joined = joined.item() if hasattr(joined, "item") else joined  # a numpy scalar
+    text = joined.decode("utf-8") if isinstance(joined, bytes) else str(joined)
+    return text.split(ANSWER_SEPARATOR)

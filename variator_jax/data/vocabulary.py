@@ -1,4 +1,4 @@
-"""Vocabularies: the documentation corpus's own, a user's `spiece.model`, and bytes.
+"""Vocabularies: the documentation corpus's, a user's `spiece.model`, one trained on texts, bytes.
 
 All are seqio vocabularies with T5's ids: padding 0, end of sequence 1, unknown 2, and sentinels
 counted down from the last id. Importing this module builds nothing; `docs_vocabulary()` trains its
@@ -9,84 +9,36 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
+import io
 import random
+import string
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
-from variator_jax.data import corpus
+from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.sentencepiece_training import train_sentencepiece as train_sentencepiece
-from variator_jax.errors import DataError, did_you_mean
+from variator_jax.data.rows import is_url, missing_file, read_text_lines, text_files
+from variator_jax.errors import DataError
 from variator_jax.files import write_file
 
 EXTRA_IDS = 100
 
-#: Where the vocabulary of T5, T5 1.1 and T5X's configs lies: the same tokens, without and with
+#: Addresses of the vocabulary of T5, T5 1.1 and T5X's configs: the same tokens, without and with
 #: the sentinels in the file.
 T5_VOCABULARIES = (
     "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model",
     "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model",
 )
-DOCS_PIECES = 4000
-_DOCS_SENTENCES = 60_000  # sampled for training; more sentences only cost time
 
 #: Every label word of the documentation tasks; each is one piece of the vocabulary.
-LABEL_WORDS = (
-    "yes",
-    "no",
-    "standard",
-    "numpy",
-    "tensorflow",
-    "jax",
-    "matplotlib",
-)
+LABEL_WORDS = ("yes", "no", "standard", "numpy", "tensorflow", "jax", "matplotlib")
 
-
-class DocsVocabulary(seqio.SentencePieceVocabulary):
-    """The documentation corpus's SentencePiece vocabulary, built when it is first used."""
-
-    def __init__(self, extra_ids: int = EXTRA_IDS):
-        super().__init__("docs", extra_ids=extra_ids)
-
-    @property
-    def sentencepiece_model_file(self) -> str:
-        """The path of the model file; trains it if there is none yet."""
-        return str(ensure_docs_model(corpus.ensure_corpus()))
-
-    def _model_context(self) -> Any:
-        self._sentencepiece_model_file = self.sentencepiece_model_file
-        try:
-            return super()._model_context()
-        finally:
-            self._sentencepiece_model_file = "docs"
-
-    def __str__(self) -> str:
-        return f"DocsVocabulary(extra_ids={self.extra_ids})"  # does not build, unlike its parent's
-
-
-def docs_vocabulary() -> DocsVocabulary:
-    """Returns the vocabulary of the documentation tasks (about 4,000 pieces and 100 sentinels)."""
-    return DocsVocabulary()
-
-
-@functools.cache
-def ensure_docs_model(folder: Path) -> Path:
-    """Returns the SentencePiece model of a corpus folder, training it on the first call.
-
-    Raises:
-      DataError: if the corpus is too small to train on.
-    """
-    path = folder / "spiece.model"
-    if not path.is_file():
-        texts = [record["text"] for record in corpus.read_split(folder, "train")]
-        lines = list(itertools.chain.from_iterable(text.split("\n") for text in texts))
-        random.Random(0).shuffle(lines)
-        model = train_sentencepiece(lines[:_DOCS_SENTENCES], DOCS_PIECES, LABEL_WORDS)
-        write_file(path, model)
-    return path
+_PIECES = 4000  # of the vocabularies that are trained here
+_SENTENCES = 60_000  # sampled for training; more of them only cost time
 
 
 class UrlVocabulary(seqio.SentencePieceVocabulary):
@@ -99,13 +51,49 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
 
     def _model_context(self) -> Any:
         if self._model is None:
-            path = self._sentencepiece_model_file
+            path = self.sentencepiece_model_file
             added = 0 if _checked_model(path, _content(path)) else self._extra_ids
             self._model = seqio.SentencePieceVocabulary(path, added)._model_context()
         return self._model
 
     def __str__(self) -> str:  # its parent's would read the file
-        return f"UrlVocabulary({self._sentencepiece_model_file}, extra_ids={self._extra_ids})"
+        return (
+            f"{type(self).__name__}({self._sentencepiece_model_file}, extra_ids={self.extra_ids})"
+        )
+
+
+class DocsVocabulary(UrlVocabulary):
+    """The documentation corpus's SentencePiece vocabulary, built when it is first used."""
+
+    def __init__(self, extra_ids: int = EXTRA_IDS):
+        super().__init__("docs", extra_ids=extra_ids)
+
+    @property
+    def sentencepiece_model_file(self) -> str:
+        """The path of the model file; trains it if there is none yet."""
+        return str(_ensure_docs_model(docs_corpus.ensure_corpus()))
+
+
+def docs_vocabulary() -> DocsVocabulary:
+    """Returns the vocabulary of the documentation tasks (about 4,000 pieces and 100 sentinels)."""
+    return DocsVocabulary()
+
+
+@functools.cache
+def _ensure_docs_model(folder: Path) -> Path:
+    """Returns the SentencePiece model of a corpus folder, training it on the first call."""
+    path = folder / "spiece.model"
+    if not path.is_file():
+        records = docs_corpus.read_split(folder, "train")
+        lines = [line for record in records for line in record["text"].split("\n")]
+        random.Random(0).shuffle(lines)
+        write_file(path, train_sentencepiece(lines[:_SENTENCES], _PIECES, LABEL_WORDS))
+    return path
+
+
+def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
+    """Returns ByT5's vocabulary of bytes; T5X's ByT5 reuses the last bytes as sentinels."""
+    return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
 def vocabulary_of(given: Any) -> seqio.Vocabulary:
@@ -128,30 +116,106 @@ def load_vocabulary(path: str | Path, extra_ids: int = EXTRA_IDS) -> seqio.Sente
         its own.
 
     Raises:
-      DataError: if the file is missing or is no SentencePiece model; for a URL, at its first use.
+      DataError: if the file is missing or not a SentencePiece model; for a URL, at its first use.
     """
     if is_url(path):
         return UrlVocabulary(str(path), extra_ids=extra_ids)
     path = Path(path).expanduser()
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(f"no vocabulary file {path}.{did_you_mean(path.name, beside)}")
+        raise missing_file("no vocabulary file", path)
     has_sentinels = _checked_model(str(path), path.read_bytes())
     return seqio.SentencePieceVocabulary(str(path), extra_ids=0 if has_sentinels else extra_ids)
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether a path is an address such as gs://bucket/file, which TensorFlow reads."""
-    return "://" in str(path)
+def trained_vocabulary(
+    path: str, data_dir: str | None, pieces: int = _PIECES, whole_words: Sequence[str] = ()
+) -> seqio.SentencePieceVocabulary:
+    """Returns the vocabulary in `path`; trains it on the texts of `data_dir` if there is none yet.
+
+    For backbones that are trained from nothing; a published backbone has its vocabulary already.
+
+    Args:
+      path: the model file. Once written it stays, whatever the texts become.
+      data_dir: a folder of .txt or .txt.gz files, as for `wikipedia.wikipedia_task`; those for
+        validation are left out.
+      pieces: size, without the 100 sentinels.
+      whole_words: words that shall each be one piece, such as a task's verbalizers.
+
+    Raises:
+      DataError: if there is neither a file nor a folder with texts, or they are too few.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        if data_dir is None:
+            raise DataError(
+                f"no vocabulary file {file}, and no texts to train it on: give a folder of .txt or "
+                ".txt.gz files (DATA_DIR)"
+            )
+        sentences = [
+            sentence
+            for text_file in text_files(data_dir)["train"]
+            for line in read_text_lines(text_file).as_numpy_iterator()
+            for sentence in line["text"].decode("utf-8", "replace").split(". ")
+        ]
+        random.Random(0).shuffle(sentences)
+        write_file(file, train_sentencepiece(sentences[:_SENTENCES], pieces, whole_words))
+    return load_vocabulary(file, EXTRA_IDS)
 
 
-def is_t5(vocabulary: seqio.Vocabulary) -> bool:
-    """Whether a vocabulary is T5's own, by its address; reads nothing."""
-    return (
-        isinstance(vocabulary, UrlVocabulary)
-        and vocabulary.sentencepiece_model_file in T5_VOCABULARIES
-        and vocabulary.extra_ids == EXTRA_IDS
-    )
+def train_sentencepiece(
+    sentences: Sequence[str], pieces: int, whole_words: Iterable[str] = ()
+) -> bytes:
+    """Trains a unigram model and returns its bytes; ids are T5's (pad 0, eos 1, unk 2).
+
+    Args:
+      sentences: the training text.
+      pieces: size of the vocabulary; fewer come out if the text does not have so many.
+      whole_words: words that shall each be one piece, also at the start of a text.
+
+    Raises:
+      DataError: if SentencePiece cannot train on this text.
+    """
+    model = io.BytesIO()
+    ids: Any = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            num_threads=2,
+            minloglevel=2,
+            required_chars=string.ascii_letters + string.digits + string.punctuation,
+            max_sentence_length=2000,  # bytes; longer ones are left out
+            seed_sentencepiece_size=100_000,
+            num_sub_iterations=2,
+            **ids,
+        )
+    except RuntimeError as error:
+        raise DataError(
+            f"SentencePiece cannot train on {len(sentences)} sentences: {error}"
+        ) from error
+    return _with_whole_words(model.getvalue(), whole_words)
+
+
+def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
+    """Makes each word a piece that always wins, in place of the rarest ordinary pieces.
+
+    SentencePiece's own user-defined symbols would also match inside longer words ('no' in 'note'),
+    so a word that is no piece yet enters as an ordinary one, likelier than any way of spelling it.
+    """
+    message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
+    proto, normal = message.FromString(model), message.SentencePiece.NORMAL
+    wanted = {f"\u2581{word}" for word in words}
+    ordinary = [piece for piece in proto.pieces if piece.type == normal]
+    rare = (p for p in reversed(ordinary) if len(p.piece) > 2 and p.piece not in wanted)
+    best = max(piece.score for piece in ordinary)
+    for word in sorted(wanted - {piece.piece for piece in proto.pieces}):
+        piece = next(rare, None) or proto.pieces.add(type=normal)
+        piece.piece, piece.score = word, best
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _content(path: str) -> bytes:
@@ -164,21 +228,19 @@ def _content(path: str) -> bytes:
 
 
 def _checked_model(path: str, content: bytes) -> bool:
-    """Returns whether a SentencePiece model has its own sentinels; DataError if it is none."""
+    """Returns whether a SentencePiece model has its own sentinels.
+
+    Raises:
+      DataError: if it is not a SentencePiece model.
+    """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        if not processor.LoadFromSerializedProto(content or b"empty"):
-            raise RuntimeError("not loaded")
+        processor.LoadFromSerializedProto(content or b"empty")
     except RuntimeError as error:
         raise DataError(
             f"{path} is not a SentencePiece model; expected a file such as T5's spiece.model"
         ) from error
     return bool(processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id())
-
-
-def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
-    """Returns ByT5's vocabulary of bytes; T5X's ByT5 reuses the last bytes as sentinels."""
-    return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
@@ -199,14 +261,16 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
     A relative path and the absolute one are the same, and so are the addresses of T5's vocabulary,
     which have the same tokens; two copies of a file are not.
     """
-    if is_t5(vocabulary):
-        return "t5"
     if isinstance(vocabulary, DocsVocabulary):
-        return f"docs:{vocabulary.extra_ids}"
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        file = vocabulary.sentencepiece_model_file
-        return f"{file if is_url(file) else Path(file).absolute()}:{vocabulary.extra_ids}"
-    return f"{type(vocabulary).__name__}:{vocabulary.extra_ids}"
+        name = "docs"
+    elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        name = vocabulary.sentencepiece_model_file
+        if name in T5_VOCABULARIES and vocabulary.extra_ids == EXTRA_IDS:
+            return "t5"
+        name = name if is_url(name) else str(Path(name).absolute())
+    else:
+        name = type(vocabulary).__name__
+    return f"{name}:{vocabulary.extra_ids}"
 
 
 def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
@@ -217,7 +281,8 @@ def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
     if not is_url(file):
         return file
     content = _content(file)
-    path = corpus.cache_root() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
+    name = f"{hashlib.sha256(content).hexdigest()}.model"
+    path = docs_corpus.cache_root() / "vocabularies" / name
     if not path.is_file():
         write_file(path, content)
     return str(path)

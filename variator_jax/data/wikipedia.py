@@ -10,26 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from variator_jax.data import noise, prompted
+from variator_jax.data import prompted, span_corruption
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.preprocessors import corrupt_spans
-from variator_jax.data.registry import is_registered, remember
-from variator_jax.data.sources import add_task
+from variator_jax.data.rows import read_text_lines, text_files
 from variator_jax.data.spec import TaskSpec
-from variator_jax.data.text_files import read_text_lines, text_files
+from variator_jax.data.tasks import TfdsSource, add_task, is_registered
 from variator_jax.data.vocabulary import vocabulary_of
 
 TFDS = "wikipedia/20230601.en:1.0.0"
 SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
 PASSAGE_WORDS = 128
-SHORTEST_PASSAGE = 16  # words: what is left at the end of an article, or a stub
+SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
 _SHUFFLED = 2_000  # passages: those of an article follow each other in the file
 _DEFAULT_LENGTHS = {"inputs": 224, "targets": 48}
 
 
-def wikipedia_task(
-    vocabulary: Any = None, data_dir: str | None = None, task_name: str | None = None
-) -> str:
+def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
     """Registers `wikipedia_span_corruption`, once, and returns its name; reads no data.
 
     Args:
@@ -37,27 +33,24 @@ def wikipedia_task(
       data_dir: a folder, or its URL, with .txt or .txt.gz files of one text a line; those with
         'valid' or 'dev' in their names are for validation. They are streamed, however large.
         TensorFlow Datasets' English Wikipedia if not given, of which a hundredth is held out.
-      task_name: the task's name; if not given, as in `glue.glue_task`.
 
     Raises:
-      DataError: if the folder lacks files for training or validation, or another task has the name.
+      DataError: if the folder lacks files for training or validation.
     """
-    chosen = vocabulary_of(vocabulary)
-    default, origin = prompted.named("wikipedia_span_corruption", chosen, data_dir)
-    spec = TaskSpec(task_name or default, "span_corruption")
-    if is_registered(spec.name, origin):
-        return spec.name
-    source: Any = prompted.tfds_source(TFDS, SPLITS)
+    vocabulary = vocabulary_of(vocabulary)
+    name = prompted.named("wikipedia_span_corruption", vocabulary, data_dir)
+    if is_registered(name):
+        return name
+    source: Any = TfdsSource(TFDS, splits=SPLITS)
     if data_dir is not None:
         source = seqio.FileDataSource(read_text_lines, text_files(data_dir))
     steps: list[Callable[..., Any]] = [
         cut_passages,
         tokenize_passages,
-        corrupt_spans,
+        span_corruption.corrupt_spans,
         seqio.preprocessors.append_eos_after_trim,
     ]
-    add_task(spec.name, source, steps, chosen, spec, shuffle_buffer_size=_SHUFFLED)
-    return remember(spec.name, origin, spec)
+    return add_task(name, source, steps, vocabulary, TaskSpec(name, "span_corruption"), _SHUFFLED)
 
 
 def cut_passages(dataset: Any) -> Any:
@@ -76,12 +69,12 @@ def cut_passages(dataset: Any) -> Any:
 def tokenize_passages(
     dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
 ) -> Any:
-    """Tokenizes {'targets'}, each cut so that it fits into the inputs after corruption."""
+    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
     vocabulary = output_features["targets"].vocabulary
-    chunk = noise.check_room(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+    chunk = span_corruption.chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
-        return {"targets": vocabulary.encode_tf(example["targets"])[:chunk]}
+        return {"targets": vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]}
 
     dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)

@@ -1,7 +1,7 @@
 """From a raw docstring to plain English sentences. Pure functions of strings.
 
-What goes: doctests, code, tables, directives, parameter lists and other sections that are data
-rather than prose, and inline markup. What stays: sentences, one list per docstring.
+Dropped: doctests, code, tables, directives, parameter lists and other sections that are data rather
+than prose, and inline markup. Kept: sentences, one list per docstring.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 
-# Sections whose bodies are lists of names and types; prose goes on after the next section title.
+# Sections whose bodies are lists of names and types; prose resumes after the next section title.
 _LIST_SECTIONS = frozenset(
     "args,arguments,parameters,params,returns,return,yields,yield,raises,raise,attributes,attrs,"
     "references,reference,see also,methods,kwargs,inputs,outputs,input shape,output shape,shape,"
@@ -20,31 +20,23 @@ _SECTION = re.compile(r"^(?P<title>[A-Za-z][A-Za-z ]{2,30}):{0,2}\s*$")
 _UNDERLINE = re.compile(r"^\s*([=\-~^*#+`])\1{2,}\s*$")
 _TABLE = re.compile(r"^\s*={2,}(\s+={2,})+\s*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
-_DIRECTIVE = re.compile(r"^\s*(\.\. |:[\w \*]+:( |$)|@\w+)")
-_DATA_LINE = re.compile(
-    r"(>>>|^\s*\.\.\.|^\s*[|+]|\|\s*$|^\s*\$|^\s*[-*=#]{3,}|===|\s{4,}\S+\s{2,}\S)"
+# Blank or indented lines, directives, doctests, rules, and cells of tables.
+_NO_PROSE = re.compile(
+    r"^\s*$|^\s{4}|^\s*(\.\. |:[\w \*]+:( |$)|@\w+)|"
+    r">>>|^\s*\.\.\.|^\s*[|+]|\|\s*$|^\s*\$|^\s*[-*=#]{3,}|===|\s{4,}\S+\s{2,}\S"
 )
 _ITEM = re.compile(r"^\s*([-*+]|\d+[.)])\s+")
-_ROLE = re.compile(r":[\w:+-]+:`~?!?([^`<]*?)\s*(?:<[^>]*>)?`")
-_LINK = re.compile(r"`([^`<]+?)\s*<[^>]*>`__?")
-_MARKDOWN_LINK = re.compile(r"\[([^\]]+)\]\((?:[^)]*)\)")
-_URL = re.compile(r"(?:https?|ftp)://\S+")
-_MARKUP = re.compile(r"``|`_{0,2}|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|\[\d+\]_?")
+_MARKUP = [  # pattern -> replacement, in this order
+    (re.compile(r":[\w:+-]+:`~?!?([^`<]*?)\s*(?:<[^>]*>)?`"), r"\1"),  # a role
+    (re.compile(r"`([^`<]+?)\s*<[^>]*>`__?"), r"\1"),  # a link
+    (re.compile(r"\[([^\]]+)\]\((?:[^)]*)\)"), r"\1"),  # a link of Markdown
+    (re.compile(r"(?:https?|ftp)://\S+"), ""),
+    (re.compile(r"``|`_{0,2}|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|\[\d+\]_?"), ""),
+]
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|resp|Eq|Fig|Ref|approx|al|Dr|Mr|No)\.$")
 _BREAK = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 _STRANGE = re.compile(r"[^A-Za-z ,.]")
-_QUOTES = str.maketrans(
-    {
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2013": "-",
-        "\u2014": "-",
-        "\u00a0": " ",
-        "\u2026": "...",
-    }
-)
+_ASCII = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ") | {0x2026: "..."}
 
 
 def sentences(docstring: str) -> list[str]:
@@ -52,11 +44,13 @@ def sentences(docstring: str) -> list[str]:
 
     Every sentence is ASCII, on one line, has 4 to 60 words, and ends with '.', '!' or '?'.
     """
-    found: list[str] = []
-    for paragraph in _paragraphs(inspect.cleandoc(docstring).translate(_QUOTES).splitlines()):
-        text = _strip_markup(" ".join(paragraph))
-        found.extend(s for s in map(_finish, _split(text)) if _is_prose(s))
-    return found
+    kept: list[str] = []
+    for paragraph in _paragraphs(inspect.cleandoc(docstring).translate(_ASCII).splitlines()):
+        text = " ".join(paragraph)
+        for pattern, replacement in _MARKUP:
+            text = pattern.sub(replacement, text)
+        kept += filter(_is_prose, map(_finish, _split(" ".join(text.split()))))
+    return kept
 
 
 def _paragraphs(lines: list[str]) -> list[list[str]]:
@@ -64,15 +58,14 @@ def _paragraphs(lines: list[str]) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     fenced = skipping = tabular = False
     for line, following in zip(lines, [*lines[1:], ""], strict=False):
-        if _FENCE.match(line):
-            fenced = not fenced
-            groups.append([])
-            continue
+        fence = bool(_FENCE.match(line))
+        fenced ^= fence
         tabular = bool(line.strip()) and (tabular or bool(_TABLE.match(line)))
-        title = _section_title(line, following)
+        title = None if fence else _section_title(line, following)
         if title is not None:
             skipping = title.lower() in _LIST_SECTIONS
-        if fenced or skipping or tabular or title is not None or not _is_prose_line(line):
+        dropped = fence or fenced or skipping or tabular or title is not None
+        if dropped or _UNDERLINE.match(line) or _NO_PROSE.search(line):
             groups.append([])
             continue
         if _ITEM.match(line):
@@ -84,23 +77,9 @@ def _paragraphs(lines: list[str]) -> list[list[str]]:
 def _section_title(line: str, following: str) -> str | None:
     """Returns the title if `line` opens a section (Google's 'Args:' or an underlined heading)."""
     match = _SECTION.match(line)
-    if match is None:
-        return None
-    title = match["title"].strip()
-    underlined = bool(_UNDERLINE.match(following)) and bool(following.strip())
-    return title if underlined or line.rstrip().endswith(":") else None
-
-
-def _is_prose_line(line: str) -> bool:
-    if not line.strip() or _UNDERLINE.match(line) or _DIRECTIVE.match(line):
-        return False
-    indent = len(line) - len(line.lstrip())
-    return indent < 4 and not _DATA_LINE.search(line)
-
-
-def _strip_markup(text: str) -> str:
-    text = _MARKDOWN_LINK.sub(r"\1", _LINK.sub(r"\1", _ROLE.sub(r"\1", text)))
-    return " ".join(_MARKUP.sub("", _URL.sub("", text)).split())
+    if match and (line.rstrip().endswith(":") or _UNDERLINE.match(following)):
+        return match["title"].strip()
+    return None
 
 
 def _split(text: str) -> list[str]:

@@ -1,0 +1,175 @@
+"""T5's span corruption, as seqio preprocessors that work under T5X too.
+
+The noise is that of the T5 paper (section 3.1.4, "corrupting spans"), as its code draws it: text
+and noise spans alternate, text first and noise last, every way of cutting equally likely; 15 % of
+the tokens are noise, in spans of 3 on average. Sentinels count down from the vocabulary's last id.
+It runs as a TensorFlow graph: Python inside a pipeline is slow and keeps a process from ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import logging
+
+from variator_jax.data._tf import seqio, tf
+from variator_jax.errors import DataError
+
+NOISE_DENSITY = 0.15
+MEAN_SPAN_LENGTH = 3.0
+_DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
+_TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
+
+
+def preprocessors() -> list[Callable[..., Any]]:
+    """Returns the preprocessors of a span corruption task whose source gives {'targets': text}."""
+    return [tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim]
+
+
+def tokenize_and_chunk(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Joins the tokens of consecutive texts and cuts them so that corruption fills the inputs.
+
+    Args:
+      dataset: examples whose 'targets' are one text each.
+      sequence_length: lengths of 'inputs' and 'targets'; None means 512 and 128.
+      output_features: seqio's features; the targets' vocabulary is used.
+
+    Returns:
+      A dataset of {'targets': int32 [rows, chunk]}: all chunks of some hundred texts, and after
+      them one shorter row.
+    """
+    vocabulary = output_features["targets"].vocabulary
+    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        tokens = vocabulary.encode_tf(example["targets"])
+        return tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
+
+    def cut(tokens: Any) -> Any:
+        full = tf.size(tokens) // chunk * chunk
+        rows, tail = tf.reshape(tokens[:full], [-1, chunk]), tokens[tf.newaxis, full:]
+        datasets = [tf.data.Dataset.from_tensors({"targets": part}) for part in (rows, tail)]
+        return datasets[0].concatenate(datasets[1])
+
+    dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
+
+
+def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
+    """Turns {'targets': int32 [rows, n]} into a span corruption {'inputs', 'targets'} for each row.
+
+    Neither ends with EOS. The inputs have sentinel i in place of the i-th noise span; the targets
+    are the noise spans, each after its sentinel. Every pass over the data draws new spans.
+    """
+    vocab_size = output_features["targets"].vocabulary.vocab_size
+
+    @seqio.map_over_dataset(num_seeds=2)
+    def corrupt(example: Mapping[str, Any], seeds: Any) -> dict[str, Any]:
+        tokens = tf.cast(example["targets"], tf.int32)
+        mask = noise_mask(tf.shape(tokens), seeds)
+        return {
+            "inputs": replace_spans(tokens, mask, vocab_size),
+            "targets": replace_spans(tokens, ~mask, vocab_size),
+        }
+
+    return corrupt(dataset).unbatch()
+
+
+def noise_counts(length: int) -> tuple[int, int]:
+    """Returns how many of `length` tokens are noise, and in how many spans."""
+    noise = min(max(round(length * NOISE_DENSITY), 1), max(length - 1, 1))
+    spans = max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
+    return noise, spans
+
+
+def corrupted_lengths(length: int) -> tuple[int, int]:
+    """Returns the lengths of inputs and targets, EOS included, that `length` tokens turn into."""
+    noise, spans = noise_counts(length)
+    return length - noise + spans + 1, noise + spans + 1
+
+
+def chunk_length(inputs_length: int) -> int:
+    """Returns how many tokens of text fill `inputs_length` after corruption, EOS included.
+
+    Raises:
+      DataError: if `inputs_length` is too short for one token, one sentinel and EOS.
+    """
+    if inputs_length < 3:
+        raise DataError(f"span corruption needs inputs of at least 3 tokens, not {inputs_length}")
+    length = 2 * inputs_length  # more than fits
+    while corrupted_lengths(length)[0] > inputs_length:
+        length -= 1
+    return length
+
+
+def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
+    """Returns how many tokens of text fill the inputs; warns if the targets will be cut.
+
+    Raises:
+      DataError: if the vocabulary has sentinels, but too few.
+    """
+    chunk = chunk_length(lengths["inputs"])
+    _, spans = noise_counts(chunk)
+    if 0 < extra_ids < spans:
+        raise DataError(
+            f"{lengths['inputs']} input tokens need {spans} sentinels, but the vocabulary has "
+            f"{extra_ids}; give shorter inputs or a vocabulary with more extra ids"
+        )
+    _, targets = corrupted_lengths(chunk)
+    if lengths.get("targets", targets) < targets:
+        logging.warning(
+            "span corruption of %d input tokens makes targets of %d tokens; they are cut to %d",
+            *(lengths["inputs"], targets, lengths["targets"]),
+        )
+    return chunk
+
+
+def noise_mask(shape: Any, seeds: Any) -> Any:
+    """Returns which tokens are noise: bool [rows, length].
+
+    Args:
+      shape: int32 [2], the number of rows and their length, 2 or more.
+      seeds: int [2, 2].
+    """
+    rows, length = shape[0], shape[1]
+    noise = _rounded(tf.cast(length, tf.float64) * NOISE_DENSITY)
+    noise = tf.minimum(tf.maximum(noise, 1), length - 1)
+    spans = _rounded(tf.cast(noise, tf.float64) / MEAN_SPAN_LENGTH)
+    spans = tf.maximum(tf.minimum(spans, tf.minimum(noise, length - noise)), 1)
+    text_lengths = _random_lengths(rows, length - noise, spans, seeds[0])
+    noise_lengths = _random_lengths(rows, noise, spans, seeds[1])
+    # [rows, spans, 2] -> [rows * spans * 2]: text, noise, text, noise, ...
+    lengths = tf.reshape(tf.stack([text_lengths, noise_lengths], 2), [-1])
+    return tf.reshape(tf.repeat(tf.range(tf.size(lengths)) % 2 == 1, lengths), shape)
+
+
+def _rounded(number: Any) -> Any:
+    return tf.cast(tf.round(number), tf.int32)  # half to even, as Python does
+
+
+def _random_lengths(rows: Any, total: Any, parts: Any, seed: Any) -> Any:
+    """Cuts `total` items into non-empty parts, every way equally likely: int32 [rows, parts]."""
+    order = tf.argsort(tf.random.stateless_uniform([rows, total - 1], seed))
+    cuts = tf.sort(order[:, : parts - 1]) + 1
+    ends = tf.pad(tf.pad(cuts, [[0, 0], [1, 0]]), [[0, 0], [0, 1]], constant_values=total)
+    return ends[:, 1:] - ends[:, :-1]
+
+
+def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
+    """Puts one sentinel in place of each span of the mask: the last id, then downwards.
+
+    Args:
+      tokens: int32 [rows, length].
+      mask: bool [rows, length], with as many tokens and spans in each row.
+      vocab_size: one more than the id of the first sentinel.
+
+    Returns:
+      int32 [rows, kept tokens + spans].
+    """
+    begins = mask & ~tf.pad(mask[:, :-1], [[0, 0], [1, 0]])
+    sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32), axis=1)
+    kept = tf.boolean_mask(tf.where(begins, sentinels, tokens), ~mask | begins)
+    return tf.reshape(kept, [tf.shape(tokens)[0], -1])

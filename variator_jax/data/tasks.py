@@ -1,0 +1,152 @@
+"""seqio sources, and how tasks are registered over them.
+
+Registering reads nothing: a `LazySource` makes its examples when they are first asked for, a
+`TfdsSource` asks TensorFlow Datasets then. The names of tasks that take arguments end with a hash
+of them, so registering the same again is fine, and another task has another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from variator_jax.data import span_corruption
+from variator_jax.data._tf import seqio, tf
+from variator_jax.data.spec import (
+    TaskSpec,
+    metric_functions,
+    postprocessor,
+    register_spec,
+    spec_names,
+)
+from variator_jax.errors import DataError
+
+Examples = list[dict[str, Any]]
+
+
+class LazySource(seqio.FunctionDataSource):
+    """Gives the examples that `make(split)` returns: dicts with the same keys.
+
+    Constructing it, and so registering a task, calls nothing. `make` should cache.
+    """
+
+    def __init__(self, make: Callable[[str], Examples], splits: Iterable[str]):
+        self.make = make
+        super().__init__(self._shuffled, splits=tuple(splits))
+
+    def _shuffled(self, split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        examples = self.make(split)
+        if shuffle_files:
+            examples = random.Random(seed).sample(examples, len(examples))
+        keys = examples[0] if examples else ("inputs", "targets")
+        columns = {key: [example[key] for example in examples] for key in keys}
+        dtype = None if examples else tf.string
+        columns = {key: tf.constant(values, dtype) for key, values in columns.items()}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    def get_dataset(
+        self, split: str = "train", shuffle: bool = True, seed: int | None = None, **unused: Any
+    ) -> Any:
+        """Returns the examples, shuffled as a whole: the parent's warning does not apply."""
+        return self._shuffled(split, shuffle, seed)
+
+    def num_input_examples(self, split: str) -> int:
+        """Returns the number of examples before preprocessing."""
+        return len(self.make(split))
+
+
+class TfdsSource(seqio.TfdsDataSource):
+    """A dataset of TensorFlow Datasets whose loading errors name the way out."""
+
+    def get_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the examples of a split; downloads and prepares them if need be.
+
+        Raises:
+          DataError: if they are not prepared and cannot be downloaded.
+        """
+        try:
+            return super().get_dataset(*args, **kwargs)
+        except Exception as error:  # anything, from refused connections to TFDS's own
+            raise DataError(
+                f"TensorFlow Datasets cannot load {self.tfds_dataset.name!r}: {error}. Where it "
+                "cannot be downloaded, give a folder with the dataset's own files (DATA_DIR)."
+            ) from error
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Returns the number of rows of a split; None where TFDS has not prepared it."""
+        try:
+            return super().num_input_examples(split)
+        except (KeyError, ValueError):  # TFDS knows no splits before the data is there
+            return None
+
+
+def hash_of(parts: Any) -> str:
+    """Returns 8 hex digits for what a task is made from, any JSON value: the end of its name."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+
+
+def is_registered(name: str) -> bool:
+    """Returns whether this library registered the task `name`."""
+    return name in spec_names() and name in seqio.TaskRegistry.names()
+
+
+def text_preprocessors() -> list[Callable[..., Any]]:
+    """Returns the preprocessors of a task whose source gives {'inputs', 'targets'} texts."""
+    return [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
+
+
+def text_to_text_task(
+    name: str,
+    make: Callable[[str], Examples],
+    splits: Iterable[str],
+    vocabulary: Any,
+    spec: TaskSpec | None = None,
+) -> str:
+    """Registers a task from {'inputs', 'targets'} texts, or with a span corruption spec, 'targets'.
+
+    Texts that are longer than the feature lengths lose their end, before EOS is added.
+    """
+    spans = spec is not None and spec.kind == "span_corruption"
+    steps = span_corruption.preprocessors() if spans else text_preprocessors()
+    return add_task(name, LazySource(make, splits), steps, vocabulary, spec)
+
+
+def add_task(
+    name: str,
+    source: Any,
+    preprocessors: list[Callable[..., Any]],
+    vocabulary: Any,
+    spec: TaskSpec | None = None,
+    shuffle_buffer_size: int = 1_000,
+) -> str:
+    """Registers a seqio task over a source and returns its name.
+
+    Args:
+      name: of the task.
+      source: a seqio data source.
+      preprocessors: from the source's examples to tokens of 'inputs' and 'targets'.
+      vocabulary: of both features.
+      spec: how seqio's, T5X's and our evaluators score it.
+      shuffle_buffer_size: examples that seqio shuffles among each other.
+
+    Raises:
+      DataError: if another task has the name.
+    """
+    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        raise DataError(f"another task named {name!r} is registered already; rename one")
+    feature = seqio.Feature(vocabulary, add_eos=True)
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=preprocessors,
+        output_features={"inputs": feature, "targets": feature},
+        postprocess_fn=postprocessor(spec) if spec else None,
+        metric_fns=metric_functions(spec) if spec else [],
+        shuffle_buffer_size=shuffle_buffer_size,
+    )
+    if spec is not None:
+        register_spec(spec)
+    return name

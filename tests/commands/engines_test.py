@@ -39,14 +39,14 @@ def absent(monkeypatch):
 class TestChoice:
     def test_the_builtin_engine_where_there_is_no_t5x(self, absent):
         engine = engines.choose(None)
-        assert engine.name == "builtin" and "docs/t5x.md" in engine.why
+        assert engine.name == "builtin" and "docs/t5x.md" in engine.reason
         with pytest.raises(ConfigError, match="--engine=t5x, but t5x cannot be imported"):
             engines.choose("t5x")
 
     def test_t5x_where_it_is_unless_the_other_is_forced(self, importable):
         root = importable("__init__.py", "train.py")
         engine = engines.choose(None)
-        assert engine.name == "t5x" and str(root) in engine.why
+        assert engine.name == "t5x" and str(root) in engine.reason
         assert engines.choose("builtin").name == "builtin"
 
     def test_a_folder_that_is_only_called_so_does_not_count(self, importable):

@@ -42,7 +42,7 @@ def work():
         add(rows).block_until_ready()
 
 try:
-    with distributed.together():
+    with distributed.fail_fast():
         work()
 except errors.VariatorError as error:
     print("error:", error, file=sys.stderr)

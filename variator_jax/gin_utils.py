@@ -82,8 +82,7 @@ def parse(
 ) -> list[tuple[str, str]]:
     """Clears gin, parses files and then overrides, and checks the result.
 
-    Gin is left unlocked: the built-in engine imports lazily, and a locked gin refuses modules that
-    register configurables.
+    Gin is left unlocked: a locked gin refuses modules that register configurables later.
 
     Args:
       gin_files: names as `find_config` takes them; a later file overrides an earlier one.
@@ -175,16 +174,10 @@ def configured(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def as_override(name: str, value: object) -> str:
-    """`--gin.NAME=VALUE` as it is typed: a plain path bare, to spare quotes; else a literal.
-
-    The inverse of what `parse` does with an override's value.
-    """
+    """`--gin.NAME=VALUE` as `parse` reads it back: a plain path bare, else a literal."""
     bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
     plain = bare and value not in ("None", "True", "False")
     return f"--gin.{name}={value if plain else repr(value)}"
-
-
-# Overrides from the command line.
 
 
 def _named(bindings: Sequence[str]) -> list[tuple[str, str]]:
@@ -232,9 +225,6 @@ def _literal(name: str, value: str) -> str:
             f"""--gin.{name}="'...'"."""
         )
     return repr(value)
-
-
-# What the parsed configuration holds.
 
 
 def _defined_macros() -> list[str]:
@@ -305,9 +295,6 @@ def _without_macros(value: Any) -> Any:
     return value
 
 
-# Gin's reading of files, and its errors in one line.
-
-
 @contextlib.contextmanager
 def _file_reader(search_paths: Sequence[str]) -> Iterator[list[Path]]:
     """Lets gin open files as `find_config` finds them, and nowhere else; yields the opened ones."""
@@ -346,8 +333,6 @@ def _explain(place: str) -> Iterator[None]:
         raise _LocatedError(str(error).partition("\n")[0]) from error
     except (SyntaxError, tokenize.TokenError) as error:
         raise _LocatedError(_syntax_message(error, place)) from error
-    except UnicodeDecodeError as error:
-        raise _LocatedError(f"{place}: not a text file in UTF-8.") from error
     except Exception as error:  # Of any type: gin files import the user's modules.
         message = str(error)
         located = re.search(r'\n  In file ".*", line (\d+)\n +(.*)', message)

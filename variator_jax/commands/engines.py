@@ -1,6 +1,6 @@
 """Which engine a command runs on, parsing for it, and how T5X's own programs are started.
 
-Nothing here imports T5X but `check`, which resolves a gin file's names as T5X's program will.
+Nothing here imports T5X but `as_main`, so that a gin file's names resolve as in T5X's program.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def parse(
       rehearse: whether to check T5X's checkpoints and folders, too.
 
     Raises:
-      ConfigError: as `gin_utils.parse`, and for macros of the other engine.
+      ConfigError: as `gin_utils.parse`, for macros of the other engine, and if T5X, or what it
+        needs, cannot be imported.
+      VariatorError: for any other error that shows before T5X starts.
     """
     if not args.gin_file:
         raise ConfigError(
@@ -115,7 +117,24 @@ def parse(
     paths = [*args.gin_search_paths, *engine.search_paths(command)]
     if engine.name == BUILTIN:
         return gin_utils.parse(args.gin_file, args.bindings, paths, require)
-    return check(command, args.gin_file, args.bindings, paths, require, rehearse)
+    with as_main(PROGRAMS[command]):
+        overrides = gin_utils.parse(args.gin_file, args.bindings, paths, require)
+        if require and rehearse:
+            _rehearse(command)
+    return overrides
+
+
+def _rehearse(command: str) -> None:
+    """Builds what raises errors of ours, while they can still be shown in one line."""
+    import jax
+
+    from variator_jax import t5x_engine
+    from variator_jax.t5x_engine import rehearsal
+
+    jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
+    if command != "precompile":
+        gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
+    gin_utils.configured(rehearsal.rehearse)()  # the last, for it writes beside results
 
 
 def _refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:
@@ -136,47 +155,6 @@ def use_tfds_folder(folder: str | None) -> None:
         import seqio
 
         seqio.set_tfds_data_dir_override(folder)
-
-
-def check(
-    command: str,
-    gin_files: Sequence[str],
-    bindings: Sequence[str],
-    search_paths: Sequence[str],
-    require: bool = True,
-    rehearse: bool = True,
-) -> list[tuple[str, str]]:
-    """Parses a configuration as T5X's program will, so that errors are found before it starts.
-
-    Args:
-      command: one of `PROGRAMS`.
-      gin_files: as for `gin_utils.parse`.
-      bindings: the overrides.
-      search_paths: all of them.
-      require: whether required macros must be set.
-      rehearse: whether to check folders and files, too.
-
-    Returns:
-      The overrides, as names and gin literals.
-
-    Raises:
-      ConfigError: if T5X, or what it needs, cannot be imported.
-      VariatorError: for any other error that shows before T5X starts.
-    """
-    with _as_main(PROGRAMS[command]):
-        overrides = gin_utils.parse(gin_files, bindings, search_paths, require)
-        if require and rehearse:
-            import jax
-
-            from variator_jax import t5x_engine
-            from variator_jax.t5x_engine import rehearsal
-
-            # The accelerator is for T5X's program.
-            jax.config.update("jax_platforms", "cpu")
-            if command != "precompile":
-                gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-            gin_utils.configured(rehearsal.rehearse)()  # the last, for it writes beside results
-        return overrides
 
 
 def command_line(
@@ -212,7 +190,7 @@ def run_program(arguments: Sequence[str]) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _as_main(module: str) -> Iterator[None]:
+def as_main(module: str) -> Iterator[None]:
     """Lets `import __main__` in a gin file mean T5X's program, as it will when that runs."""
     own = sys.modules["__main__"]
     try:
@@ -232,7 +210,7 @@ def _as_main(module: str) -> Iterator[None]:
 def _t5x_root() -> pathlib.Path | None:
     """The folder of the package t5x; a folder of that name without T5X's files does not count.
 
-    Nothing is imported: a T5X whose dependencies are missing counts, and `check` names them.
+    Nothing is imported: a T5X whose dependencies are missing counts, and `as_main` names them.
     """
     spec = importlib.util.find_spec("t5x")
     if spec is None or not spec.origin:

@@ -43,37 +43,29 @@ for package in (backbones, evaluation, plugin, store, train):
 """
 
 TRAIN = """
-import jax, jax.numpy as jnp, optax
-from variator_jax.backbones.t5 import T5Config, Transformer, init_params
+import jax, optax, tiny_model
+from variator_jax.backbones.t5 import Transformer
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 from variator_jax.train.step import init_state, make_train_step
-from variator_jax.plugin import PluginConfig, init_plugin
 
-config = T5Config("tiny", vocab_size=32, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16,
-                  num_encoder_layers=1, num_decoder_layers=1)
-module, params = Transformer(config), init_params(config, jax.random.key(0))
-settings = PluginConfig(ratio=2, bottleneck=4)
-plugin = init_plugin(settings, config.num_encoder_layers, config.embed_dim, jax.random.key(1))
-tokens = jnp.arange(2, 12, dtype=jnp.int32).reshape(2, 5)
-batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens,
-         "decoder_target_tokens": tokens, "decoder_loss_weights": jnp.ones_like(tokens)}
-optimizer = optax.adamw(1e-3)
-step = jax.jit(make_train_step(Distillation(module, settings, LossConfig()), optimizer))
-state, metrics = step(init_state(plugin.params, optimizer), (params, plugin.output_scales), batch)
+plugin = tiny_model.make_plugin(2)
+batch = {"encoder_input_tokens": tiny_model.TOKENS, "decoder_input_tokens": tiny_model.DECODER,
+         "decoder_target_tokens": tiny_model.DECODER, "decoder_loss_weights": tiny_model.DECODER}
+module, optimizer = Transformer(tiny_model.SHAPE), optax.adamw(1e-3)
+objective = Distillation(module, plugin.config, LossConfig())
+step, state = make_train_step(objective, optimizer), init_state(plugin.variables.params, optimizer)
+state, metrics = jax.jit(step)(state, (tiny_model.PARAMS, plugin.variables.output_scales), batch)
 assert int(state.step) == 1 and float(metrics["loss"]) > 0
 print("trained")
 """
 
 
 def test_the_core_imports_and_trains_without_tensorflow_seqio_and_t5x():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", BLOCK + LIGHT + CORE + TRAIN],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    program = [sys.executable, "-c", BLOCK + LIGHT + CORE + TRAIN]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    result = subprocess.run(program, capture_output=True, text=True, env=environment)
     lines = result.stdout.splitlines()
     assert lines[0] == "blocked" and lines[-1] == "trained", result.stderr
     assert "heavy: []" in lines  # The command line starts at once.

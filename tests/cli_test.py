@@ -7,21 +7,25 @@ from pathlib import Path
 import pytest
 
 import variator_jax.evaluation
-import variator_jax.train  # noqa: F401
+import variator_jax.train
 from variator_jax import cli, gin_utils
 from variator_jax.commands import engines
 from variator_jax.commands.registry import COMMANDS
 from variator_jax.errors import DataError
 
 GIN = """from __gin__ import dynamic_registration
-import variator_jax.{module} as lib
+import {module} as lib
 MODEL_DIR = %gin.REQUIRED
 STEPS = 10
 lib.{function}:
   model_dir = %MODEL_DIR
   steps = %STEPS
 """
-ENGINES = {"train": "train.train", "evaluate": "evaluation.evaluate"}
+ERRORS = {
+    "bad_rows": DataError("rows.jsonl:3: the field 'text' is missing.\nAll 2 rows are bad."),
+    "interrupt": KeyboardInterrupt(),
+    "bug": ZeroDivisionError("a bug"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,28 +40,24 @@ def calls(monkeypatch, fresh_gin, tmp_path):
     calls = []
     monkeypatch.chdir(tmp_path)
 
-    def engine(function, module):
-        def stand_in(*, model_dir, steps):
+    def stand_in(function, package):
+        def run(*, model_dir, steps):
             calls.append((function, model_dir, steps))
-            if model_dir == "bad_rows":
-                raise DataError("rows.jsonl:3: the field 'text' is missing.\nAll 2 rows are bad.")
-            if model_dir == "interrupt":
-                raise KeyboardInterrupt
-            if model_dir == "bug":
-                raise ZeroDivisionError("a bug")
+            if model_dir in ERRORS:
+                raise ERRORS[model_dir]
             return types.SimpleNamespace(interrupted=model_dir == "preempted")
 
-        replaced = types.ModuleType(f"variator_jax.{module}")
-        stand_in.__name__ = stand_in.__qualname__ = function
-        stand_in.__module__ = replaced.__name__
-        setattr(replaced, function, stand_in)
-        monkeypatch.setitem(sys.modules, replaced.__name__, replaced)
-        package = sys.modules[replaced.__name__.rpartition(".")[0]]
-        monkeypatch.setattr(package, function, replaced, raising=False)
-        (tmp_path / f"{function}.gin").write_text(GIN.format(module=module, function=function))
+        module = types.ModuleType(f"{package.__name__}.{function}")
+        run.__name__ = run.__qualname__ = function
+        run.__module__ = module.__name__
+        setattr(module, function, run)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(package, function, module, raising=False)
+        text = GIN.format(module=module.__name__, function=function)
+        (tmp_path / f"{function}.gin").write_text(text)
 
-    for function, module in ENGINES.items():
-        engine(function, module)
+    stand_in("train", variator_jax.train)
+    stand_in("evaluate", variator_jax.evaluation)
     return calls
 
 
@@ -176,21 +176,17 @@ class TestErrors:
         assert expected in refusal(variator(*arguments.split()))
 
 
-class TestHelp:
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_each_command_has_examples(self, variator, name):
-        code, out, _ = variator(name, "--help")
-        assert code == 0 and re.search(rf"examples:\n  (variator|t5x) {name} ", out)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_has_examples(variator, name):
+    code, out, _ = variator(name, "--help")
+    assert code == 0 and re.search(rf"examples:\n  (variator|t5x) {name} ", out)
 
-    def test_of_the_program(self, variator):
-        code, out, _ = variator()
-        assert code == 2 and "usage: variator [-h]" in out and all(name in out for name in COMMANDS)
-        assert variator("--help") == (0, out, "")
 
-    def test_version(self, variator):
-        from variator_jax import __version__
-
-        assert variator("--version")[1] == f"variator {__version__}\n"
+def test_the_help_of_the_program(variator):
+    code, out, _ = variator()
+    assert code == 2 and "usage: variator [-h]" in out and all(name in out for name in COMMANDS)
+    assert variator("--help") == (0, out, "")
+    assert variator("--version")[1] == f"variator {variator_jax.__version__}\n"
 
 
 def test_inspect_prints_the_resolved_configuration(variator, calls):

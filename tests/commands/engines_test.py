@@ -85,15 +85,13 @@ def test_the_builtin_engine_refuses_what_is_t5x_s(absent, arguments, expected, c
     assert message.startswith("t5x: error: ") and expected in message
 
 
-@pytest.mark.parametrize("size", ["xl", "xxl"])
-def test_a_dry_run_prints_the_budget_without_weights_and_what_is_open(size, capsys):
-    command = ["train", "--engine=builtin", f"--gin_file=variator_{size}.gin", "--dry_run"]
-    assert cli.main(command) == 0
+def test_a_dry_run_prints_the_budget_without_weights_and_what_is_open(capsys):
+    assert cli.main(["train", "--engine=builtin", "--gin_file=variator_xxl.gin", "--dry_run"]) == 0
     out = capsys.readouterr().out
     rows = {line.split()[0]: line[18:].split()[0] for line in out.splitlines() if "iB" in line}
     names = ("backbone", "gradients", "optimizer")
     backbone, plugin, state = (int(rows[name].replace(",", "")) for name in names)
-    assert backbone == cost.backbone_parameters(get_config(f"t5_1_1_{size}"))
+    assert backbone == cost.backbone_parameters(get_config("t5_1_1_xxl"))
     assert "SEED = 0" in out and "still to be set: INITIAL_CHECKPOINT_PATH, MODEL_DIR" in out
     # Two moments a weight: the optimizer's state is the plugin's alone.
     assert plugin < backbone / 100 and state < 2.01 * plugin

@@ -28,13 +28,7 @@ PROGRAMS = {name: f"t5x.{name}" for name in ("train", "eval", "infer", "export",
 # Macros of the other engine, and what to set instead.
 _MESH = "give MESH_SHAPE = (data, fsdp, model)"
 _FOREIGN = {
-    BUILTIN: {
-        "NUM_PARTITIONS": _MESH,
-        "MODEL_PARALLEL_SUBMESH": _MESH,
-        "EVAL_OUTPUT_DIR": "give MODEL_DIR",
-        "DECODE_FN": "it decodes greedily",
-        "USE_CACHED_TASKS": "it has no cached tasks",
-    },
+    BUILTIN: {"NUM_PARTITIONS": _MESH, "MODEL_PARALLEL_SUBMESH": _MESH},
     T5X: {
         "REMAT": "give NUM_MICROBATCHES",
         "DATA_SHARDS": "T5X cuts the data by the number of hosts",

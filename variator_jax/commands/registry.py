@@ -185,7 +185,7 @@ def gin_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gin_file", action="append", default=[], metavar="FILE", help=files)
     # For the help alone: the name is the user's, so `run` takes overrides out before argparse.
     overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
-    add("--gin.NAME", dest="unused", metavar="VALUE", help=overrides)
+    add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
     add("--gin_search_paths", action="extend", default=[], metavar="A,B", help=folders, type=_split)
     add("--engine", help="t5x or builtin; by default T5X where it can be imported")

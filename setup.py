@@ -8,14 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 CONFIGS = "variator_jax.gin_configs"
 
-# Lower bounds are the oldest versions that were tried. The newest tried were jax 0.12.0 and
-# flax 0.12.12, on Python 3.12 and 3.13. Upper bounds stand only where a newer release is able to
-# break us. `jax` carries no extra: `pip install "jax[cuda12]"` or `"jax[tpu]"`, before or after,
-# decides on the accelerator, and nothing here replaces that choice.
+# Lower bounds are the oldest versions that were tried; the newest were jax 0.12.0 and flax
+# 0.12.12, on Python 3.12 and 3.13. Upper bounds are set only where a newer release can break us.
+# `jax` has no extra: `pip install "jax[cuda12]"` or `"jax[tpu]"` chooses the accelerator.
 CORE = [
     "absl-py>=2.5",
     "flax>=0.12.8",
-    "gin-config>=0.5.0,<0.6",  # gin_utils reads gin's tables, which have no public readers.
+    "gin-config>=0.5.0,<0.6",  # gin_utils reads gin's tables, which are not public.
     "jax>=0.10.2",
     "ml_dtypes>=0.6",
     "msgpack>=1.2.4",
@@ -26,10 +25,8 @@ CORE = [
     "tensorstore>=0.1.86",
 ]
 
-# TensorFlow is not named, for seqio brings it (seqio -> tensorflow-text -> tensorflow), and
-# tensorflow-text pins the release that fits. tensorflow-cpu on top would unpack a second
-# distribution over the very same files (14857 of them in release 2.21) and save nothing; whichever
-# of the two is then uninstalled breaks the other.
+# seqio brings TensorFlow in the release that tensorflow-text pins. Adding tensorflow-cpu would
+# unpack a second distribution over the same files; uninstalling either would break the other.
 TRAIN = [
     "matplotlib>=3.11",
     "sentencepiece>=0.2.3",
@@ -45,6 +42,8 @@ DEV = [
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
+    "setuptools",  # builds the wheel of tests/wheel_test.py, with wheel
+    "wheel",
     # Only the tests compare with these; the library reads and writes their files without them.
     "torch==2.13.0",
     "transformers>=5.23,<6",
@@ -53,10 +52,10 @@ DEV = [
 
 def version() -> str:
     source = (ROOT / "variator_jax" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
-    if not found:
+    match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if not match:
         raise ValueError("variator_jax/__init__.py sets no __version__")
-    return found[1]
+    return match[1]
 
 
 def long_description() -> str:

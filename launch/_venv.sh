@@ -1,7 +1,7 @@
-# Sourced by the launch scripts: gives the repository a `.venv` with what they need.
+# Sourced by the launch scripts: makes the `.venv` of the repository.
 # shellcheck shell=bash
 
-# The repository, whatever folder the script is called from.
+# The root of the repository.
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Prints the first interpreter that is Python 3.11 or newer; $PYTHON, if set, goes first.
@@ -19,13 +19,13 @@ find_python() {
   return 1
 }
 
-# prepare_venv EXTRA: makes $ROOT/.venv and installs variator_jax[EXTRA] into it, editable.
-# Nothing happens where that has been done and setup.py has not changed since.
+# prepare_venv EXTRA: makes $ROOT/.venv and installs variator_jax[EXTRA] into it, editable, unless
+# that has been done and setup.py has not changed since.
 prepare_venv() {
-  local extra="$1" venv="$ROOT/.venv" wanted found python
-  wanted="$(<"$ROOT/setup.py")"
-  for found in "$venv/.installed-$extra" "$venv/.installed-dev"; do  # dev includes the others.
-    if [[ -f "$found" && "$(<"$found")" == "$wanted" ]]; then
+  local extra="$1" venv="$ROOT/.venv" setup stamp python
+  setup="$(<"$ROOT/setup.py")"
+  for stamp in "$venv/.installed-$extra" "$venv/.installed-dev"; do  # dev includes the others.
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$setup" ]]; then
       return 0
     fi
   done
@@ -38,5 +38,5 @@ prepare_venv() {
   "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
     --editable "${ROOT}[$extra]" </dev/null
   rm -rf "$ROOT/build" "$ROOT/variator_jax.egg-info"
-  printf '%s\n' "$wanted" >"$venv/.installed-$extra"
+  printf '%s\n' "$setup" >"$venv/.installed-$extra"
 }

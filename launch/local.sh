@@ -5,28 +5,22 @@
 #     --gin.WARMUP_STEPS=1 --gin.TRAIN_STEPS=3 --gin.BATCH_SIZE=8 --gin.EVAL_BATCHES=1 \
 #     --gin.MODEL_DIR=/tmp/variator_run
 #
-# That trains a tiny backbone on this Python's documentation for three steps; nothing has to be
-# there before. Arguments after -- are those of `variator`, and are checked before anything starts;
-# each process gets its place in the run added to them.
-#   --devices M     CPU devices that each process pretends to have (default 1)
+# That trains a tiny backbone on this Python's documentation for three steps, in a fresh clone.
+# Arguments after -- are those of `variator`; each process gets its place in the run added to them.
+#   --devices M     CPU devices of each process (default 1)
 #   --grace S       seconds that the others have to end by themselves after one failed (default 45)
 #   --program FILE  an executable that is run in place of `variator`
-#   --no-check      start without a look at the command
-#   --dry-run       say what would be started, and stop
+#   --no-check      start without checking the command
+#   --dry-run       print what would be started, and stop
 # Every line of output carries its process's index. The exit code is that of the process that failed
-# first; 75 and 134, with which the others answer a loss, count only where there is no other. Ctrl-C
-# and SIGTERM go to all processes; the same command then continues from the newest checkpoint.
+# first; 75 and 134, the codes of those that lost another, count only where there is no other code.
+# Ctrl-C and SIGTERM go to all processes; the same command then continues from the newest checkpoint.
 set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 # shellcheck source=launch/_check.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/_check.sh"
-
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
+source "$ROOT/launch/_check.sh"
 
 is_count() { [[ "$1" =~ ^[1-9][0-9]{0,3}$ ]]; }
 
@@ -47,78 +41,53 @@ while (($#)) && [[ "$1" != -- ]]; do
       declare "${1#--}=$2"
       shift
       ;;
-    *) fail "unknown argument '$1' before --: there are --devices, --grace, --program," \
-      "--no-check and --dry-run." ;;
+    *) fail "unknown argument '$1' before --; see --help." ;;
   esac
   shift
 done
 is_count "$devices" || fail "--devices $devices: expected a number of devices, such as 2."
 is_count "$grace" || fail "--grace $grace: expected a number of seconds, such as 45."
-[[ -z "$program" || -x "$program" ]] || fail "--program $program: there is no such executable."
+[[ -z "$program" || -x "$program" ]] || fail "--program $program is not an executable."
 (($# > 1)) || fail "no command given: the arguments of variator come after --."
 shift # --
 
 # XLA keeps the last of two equal flags, so the user's own stay except for this one.
 export JAX_PLATFORMS=cpu PYTHONUNBUFFERED=1
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-
-if [[ -n "$program" ]]; then
-  run=("$program")
-else
+run=("$program")
+if [[ -z "$program" ]]; then
   [[ -n "$dry_run" ]] || prepare_venv train
   run=("$ROOT/.venv/bin/python" -m variator_jax)
   export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
   [[ -z "$check" ]] || check_command "${run[0]}" . "$@"
 fi
+port=PORT
+[[ -n "$dry_run" ]] || port="$("$(find_python)" -c 'import socket
+s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 
-free_port() {
-  "$(find_python)" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])'
-}
-
-# The place in the run follows the command's name, for a further -- may stand in the arguments.
-place() { # INDEX: sets `flags`
-  flags=("--coordinator_address=127.0.0.1:$port" "--process_count=$count" "--process_index=$1")
+# compose INDEX ARGUMENT...: sets `line`. The place in the run follows the command's name, for a
+# further -- may stand in the arguments.
+compose() {
+  line=("${run[@]}" "$2" "--coordinator_address=127.0.0.1:$port" "--process_count=$count"
+    "--process_index=$1" "${@:3}")
 }
 
 if [[ -n "$dry_run" ]]; then
-  port="PORT"
   echo "Would start $count processes with $devices CPU devices each, JAX_PLATFORMS=cpu:"
   for ((i = 0; i < count; i++)); do
-    place "$i"
-    printf '[%s]' "$i"
-    printf ' %q' "${run[@]}" "$1" "${flags[@]}" "${@:2}"
-    echo
+    compose "$i" "$@"
+    echo "[$i]$(printf ' %q' "${line[@]}")"
   done
   exit 0
 fi
 
-port="$(free_port)"
-pids=() codes=() # An empty code is that of a process that still runs.
-
-start() { # INDEX ARGUMENT...
-  local index="$1"
-  place "$index"
-  shift
-  # A group of its own: this script, not the terminal, says what each process hears, and in time.
-  set -m
-  "${run[@]}" "$1" "${flags[@]}" "${@:2}" </dev/null \
-    > >(trap '' INT TERM; exec awk -v i="$index" '{ print "[" i "] " $0; fflush() }') 2>&1 &
-  set +m
-  pids[index]=$!
-  codes[index]=""
-}
-
-signal_all() { # SIGNAL
-  local i
-  for ((i = 0; i < count; i++)); do
-    [[ -n "${codes[i]-gone}" ]] || kill -s "$1" -- "-${pids[i]}" 2>/dev/null || true
-  done
-}
-
-first="" deadline="" killing=""
-exec 3>&2 # Where this script speaks; bash's own notices of ended jobs are sent to nowhere below.
+pids=() first="" deadline="" killing=""
+exec 3>&2 # For this script's own lines; bash's notices of ended jobs go to /dev/null below.
 say() { echo "local.sh: $*" >&3; }
+signal_all() { # SIGNAL
+  local pid
+  for pid in ${pids[@]+"${pids[@]}"}; do kill -s "$1" -- "-$pid" 2>/dev/null || true; done
+}
 # Once one has failed the others get $grace seconds, then SIGTERM, and 10 seconds later SIGKILL.
 begin_ending() { [[ -n "$deadline" ]] || deadline=$((SECONDS + grace)); }
 # shellcheck disable=SC2317,SC2329 # The traps call it.
@@ -131,40 +100,30 @@ trap 'forward INT' INT
 trap 'forward TERM' TERM
 trap 'signal_all KILL' EXIT
 
-collect() { # Notes the processes that have ended; fails once none is left.
-  local i code left=1
-  for ((i = 0; i < count; i++)); do
-    [[ -z "${codes[i]}" ]] || continue
-    if kill -0 "${pids[i]}" 2>/dev/null; then
-      left=0
-      continue
-    fi
+for ((i = 0; i < count; i++)); do
+  compose "$i" "$@"
+  set -m # A process group of its own, so that the terminal's Ctrl-C reaches it through `forward`.
+  "${line[@]}" </dev/null \
+    > >(trap '' INT TERM; exec awk -v i="$i" '{ print "[" i "] " $0; fflush() }') 2>&1 &
+  set +m
+  pids[i]=$!
+done
+while ((${#pids[@]})); do
+  for i in "${!pids[@]}"; do
+    kill -0 "${pids[i]}" 2>/dev/null && continue
     code=0
     wait "${pids[i]}" 2>/dev/null || code=$?
-    codes[i]="$code"
+    unset "pids[i]"
     ((code)) || continue
     say "process $i ended with exit code $code."
-    # 75 and 134 say that another was lost: the code of that other is the one that tells.
     if [[ -z "$first" || (-z "$killing" && "$first" =~ ^(75|134)$) ]]; then first="$code"; fi
     begin_ending
   done
-  return "$left"
-}
-
-enforce() { # Ends what has outlived its time.
-  [[ -n "$deadline" ]] && ((SECONDS >= deadline)) || return 0
-  if [[ -z "$killing" ]]; then
-    say "ending the processes that are left."
-    signal_all TERM
-    killing=1 deadline=$((SECONDS + 10))
-  else
-    signal_all KILL
+  if [[ -n "$deadline" ]] && ((SECONDS >= deadline)); then
+    [[ -n "$killing" ]] || say "ending the processes that are left."
+    signal_all "${killing:-TERM}"
+    killing=KILL deadline=$((SECONDS + 10))
   fi
-}
-
-for ((i = 0; i < count; i++)); do start "$i" "$@"; done
-while collect; do
-  enforce
   { sleep 0.2 || true; } 2>/dev/null # A signal to this script's group may end it.
 done
 exit "${first:-0}"

@@ -7,23 +7,22 @@
 #     --gin.INITIAL_CHECKPOINT_PATH=/mnt/runs/t5_1_1_xl --gin.DATA_DIR=/mnt/runs/wiki
 #
 # Arguments after -- are those of `variator`; where this machine has the repository's .venv, they
-# are checked before anything is created. The TPU is created where there is none of this name,
-# the repository as it lies here is copied to its workers and installed, and the command is started
-# on each. A TPU that was preempted is deleted and created anew, and the same command continues from
-# its newest checkpoint; so the MODEL_DIR must be a folder that all workers see: NFS, or a bucket
-# that gcsfuse mounts (docs/multi_host.md says how). A MODEL_DIR of gs://... is for T5X alone:
-# --setup has to install that on the workers, and --engine=t5x be among the arguments after --.
+# are checked before anything is created. A missing TPU is created, this repository is copied to its
+# workers and installed, and the command is started on each. A preempted TPU is deleted and created
+# again, and the same command continues from its newest checkpoint; so MODEL_DIR must be a folder
+# that all workers see: NFS, or a bucket that gcsfuse mounts (docs/multi_host.md). Only T5X writes to
+# gs://...: --setup has to install it, and --engine=t5x has to be among the arguments after --.
 #   --zone Z       the zone (required)
 #   --type T       the accelerator type, such as v4-32 or v5litepod-16 (required)
 #   --version V    the TPU software version (default tpu-ubuntu2204-base)
 #   --project P    the Google Cloud project (default: gcloud's)
 #   --spot         ask for a spot TPU
-#   --setup C      a shell command for each worker after the installation, which bears repetition
+#   --setup C      a shell command for each worker after the installation; it may run repeatedly
 #   --attempts N   how often the command is started at most (default 20)
 #   --waits N      how often in a row it waits a minute for the TPU at most (default 1440)
 #   --delete       delete the TPU in the end
-#   --no-check     start without a look at the command, as for gin files that the workers alone see
-#   --dry-run      say what would be done, and stop
+#   --no-check     start without checking the command, as for gin files on the workers alone
+#   --dry-run      print what would be done, and stop
 # Needs gcloud, signed in. It starts again after exit codes 75, 134, 137, 143 and 255: a process
 # or a connection was lost, or a signal ended the run.
 set -euo pipefail
@@ -31,12 +30,8 @@ set -euo pipefail
 # shellcheck source=launch/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 # shellcheck source=launch/_check.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/_check.sh"
+source "$ROOT/launch/_check.sh"
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
 say() { echo "tpu_pod.sh: $*" >&2; }
 
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
@@ -59,8 +54,7 @@ while (($#)) && [[ "$1" != -- ]]; do
       declare "${1#--}=$2"
       shift
       ;;
-    *) fail "unknown argument '$1' before --: there are --zone, --type, --version, --project," \
-      "--spot, --setup, --attempts, --waits, --delete, --no-check and --dry-run." ;;
+    *) fail "unknown argument '$1' before --; see --help." ;;
   esac
   shift
 done
@@ -70,38 +64,28 @@ done
 [[ "$waits" =~ ^[0-9]{1,5}$ ]] || fail "--waits $waits: expected a number such as 1440."
 (($# > 1)) || fail "no command given: the arguments of variator come after --."
 shift # --
-
-model_dir="" engine="" previous=""
-for argument in "$@"; do
-  [[ ! "$previous" =~ ^--(gin\.MODEL_DIR|engine)$ ]] || argument="$previous=$argument"
-  previous="$argument"
-  case "$argument" in
-    --gin.MODEL_DIR=*) model_dir="${argument#*=}" ;;
-    --engine=*) engine="${argument#*=}" ;;
-  esac
-done
-case "${model_dir//[\"\']/}" in
+folder="$(model_dir "$@")" engine=builtin
+! on_t5x "$@" || engine=t5x
+case "$folder" in
   "" | /*) ;;
   gs://*)
-    [[ "$engine" == t5x ]] || fail "MODEL_DIR is $model_dir, where only T5X writes: give a folder" \
+    [[ "$engine" == t5x ]] || fail "MODEL_DIR is $folder, where only T5X writes: give a folder" \
       "that is mounted on all workers, such as /mnt/runs/xl_4, or --engine=t5x with T5X on them."
     ;;
-  *) fail "MODEL_DIR is $model_dir, which lies on each worker's own disk: give the absolute path" \
-    "of a folder that is mounted on all workers, such as /mnt/runs/xl_4." ;;
+  *) fail "MODEL_DIR is $folder, on each worker's own disk: give the absolute path of a folder" \
+    "that is mounted on all workers, such as /mnt/runs/xl_4." ;;
 esac
-if [[ -z "$dry_run" ]] && ! command -v gcloud >/dev/null; then
+[[ -n "$dry_run" ]] || command -v gcloud >/dev/null ||
   fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
-fi
 
-# The workers have the repository, and T5X only where --setup brings it.
+# The workers have the repository, and T5X only where --setup installs it.
 python="$ROOT/.venv/bin/python"
 [[ -x "$python" ]] || python="${PYTHON:-python3}"
 if [[ "$check" && "$engine" == t5x ]] && ! "$python" -c 'import t5x' >/dev/null 2>&1; then
-  echo "warning: the command is not checked, for $python has no T5X." >&2
+  echo "warning: the command is not checked: $python has no T5X." >&2
   check=""
 fi
-[[ -z "$check" ]] ||
-  check_command "$python" "$ROOT" "$1" "--engine=${engine:-builtin}" "${@:2}"
+[[ -z "$check" ]] || check_command "$python" "$ROOT" "$1" "--engine=$engine" "${@:2}"
 
 place=(--zone "$zone")
 [[ -z "$project" ]] || place+=(--project "$project")
@@ -120,18 +104,18 @@ on_workers() { tpu ssh "$name" --worker=all --command "$1"; }
 
 # Prints the TPU's state, or MISSING; fails where gcloud does.
 state() {
-  local rows
+  local rows row
   rows="$(gcloud compute tpus tpu-vm list --format 'csv[no-heading](name.basename(),state)' \
     "${place[@]}")" || return 1
-  awk -F, -v name="$name" '$1 == name { print $2; found = 1 } END { if (!found) print "MISSING" }' \
-    <<<"$rows"
+  row="$(grep "^$name," <<<"$rows")" || row="$name,MISSING"
+  echo "${row#*,}"
 }
 
 create() {
   tpu create "$name" --accelerator-type "$type" --version "$version" ${spot:+--spot}
 }
 
-# What a worker does once: its Python may be older than 3.11, and the TPU's runtime comes with jax.
+# What a worker runs once: its Python may be older than 3.11, and jax[tpu] brings the TPU's runtime.
 INSTALL='set -e; mkdir -p variator_jax
 tar -xzf variator_jax.tar.gz -C variator_jax; cd variator_jax
 . launch/_venv.sh
@@ -152,9 +136,9 @@ install() {
   return "$done"
 }
 
-# The command for each worker; an earlier one, left behind by a lost connection, is ended first.
+# The command for each worker. One that a lost connection left running is ended first.
 quoted="$(printf ' %q' "$1" --multiprocess "${@:2}")"
-earlier="-f '^.venv/bin/python -m variator_jax'" # What starts so: not the shell that runs this.
+earlier="-f '^.venv/bin/python -m variator_jax'" # Anchored: not the shell that runs this.
 RUN="pkill $earlier && sleep 10 && pkill -KILL $earlier; cd variator_jax &&
  PYTHONUNBUFFERED=1 .venv/bin/python -m variator_jax$quoted"
 
@@ -168,12 +152,12 @@ if [[ -n "$dry_run" ]]; then
   exit 0
 fi
 
-# Brings the TPU up, and fails where that has to wait. Deletes nothing but what was preempted.
-installed="" # whether variator_jax is on the TPU that is there
+# Brings the TPU up; fails where that has to wait. Deletes only a preempted TPU.
+installed="" # whether variator_jax is on this TPU
 ensure() {
-  local found
-  found="$(state)" || return 1
-  case "$found" in
+  local current
+  current="$(state)" || return 1
+  case "$current" in
     READY) ;;
     MISSING)
       say "creating $name ($type, $zone)."
@@ -181,18 +165,18 @@ ensure() {
       create || return 1
       ;;
     PREEMPTED | TERMINATED)
-      say "$name is $found: deleting and creating it."
+      say "$name is $current: deleting it and creating it again."
       installed=""
       tpu delete "$name" --quiet && create || return 1
       ;;
     *)
-      say "$name is $found: waiting until it is ready."
+      say "$name is $current: waiting until it is ready."
       return 1
       ;;
   esac
 }
 
-# Runs the command, after installing what is not installed; that fails as a lost connection does.
+# Runs the command, after the installation, whose failure counts as a lost connection.
 start() {
   if [[ -z "$installed" ]]; then
     say "installing variator_jax on all workers."
@@ -202,8 +186,8 @@ start() {
   on_workers "$RUN"
 }
 
-# What fails here is the account, the project or the zone, and no second attempt would mend it.
-state >/dev/null || fail "gcloud cannot list the TPUs of $zone; what it said stands above."
+# Fails for a wrong account, project or zone, which a second attempt would not change.
+state >/dev/null || fail "gcloud cannot list the TPUs of $zone; its error is above."
 pause="${RETRY_SECONDS:-60}" code=1 attempt=0 waited=0
 while ((attempt < attempts)); do
   if ! ensure; then
@@ -219,10 +203,10 @@ while ((attempt < attempts)); do
   say "attempt $attempt of $attempts."
   start || code=$?
   ((code == 0)) && break
-  found="$(state)" || found=unknown
-  say "attempt $attempt ended with exit code $code, the TPU is $found."
-  if [[ "$found" == READY && ! "$code" =~ ^(75|134|137|143|255)$ ]]; then
-    break # An error of the command's own, which would come again.
+  current="$(state)" || current=unknown
+  say "attempt $attempt ended with exit code $code, the TPU is $current."
+  if [[ "$current" == READY && ! "$code" =~ ^(75|134|137|143|255)$ ]]; then
+    break # An error of the command itself, which would come again.
   fi
   ((attempt == attempts)) || sleep "$pause"
 done

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -67,227 +68,187 @@ def toy_train():
     return gin_utils.configured(model.train)()
 
 
-class TestFinding:
-    def test_current_folder_goes_before_search_paths_before_packaged(
-        self, run_gin, tmp_path, monkeypatch
-    ):
-        packaged = tmp_path / "packaged"
-        monkeypatch.setattr(gin_utils, "configs_dir", lambda: packaged)
-        found = []
-        (tmp_path / "mine").mkdir()
-        for name in ("packaged/runs/x.gin", "mine/runs/x.gin", "runs/x.gin"):
-            run_gin("", name)
-            found.append(gin_utils.find_config("runs/x.gin", [str(tmp_path / "mine")]))
-        assert found == [
-            packaged / "runs/x.gin",
-            tmp_path / "mine/runs/x.gin",
-            tmp_path / "runs/x.gin",
-        ]
-
-    def test_absolute_names_stand_for_themselves(self, run_gin, tmp_path):
-        run_gin("", "a.gin")
-        assert gin_utils.find_config(str(tmp_path / "a.gin")) == tmp_path / "a.gin"
-
-    def test_packaged_configs_lie_in_the_repository_of_a_checkout(self):
-        assert gin_utils.configs_dir() == Path(__file__).parents[1] / "gin_configs"
-
-    @pytest.mark.parametrize("name", ["runs/adapts.gin", "adapt.gin"])
-    def test_missing_file_is_named_with_the_nearest(self, run_gin, tmp_path, monkeypatch, name):
-        run_gin("", "packaged/runs/adapt.gin")
-        monkeypatch.setattr(gin_utils, "configs_dir", lambda: tmp_path / "packaged")
-        message = refusal([name])
-        assert repr(name) in message and "Did you mean 'runs/adapt.gin'?" in message
-
-    def test_search_path_must_be_a_folder(self, run_gin):
-        assert "nowhere" in refusal([run_gin("")], search_paths=["nowhere"])
+# Finding files.
 
 
-class TestParsing:
-    def test_later_files_and_then_overrides_win(self, run_gin):
-        first = run_gin("STEPS = 1\nmodel.train.steps = %STEPS\nmodel.train.model_dir = 'a'")
-        second = run_gin("STEPS = 2\nmodel.train.model_dir = 'b'", "second.gin")
-        gin_utils.parse([first, second])
-        assert toy_train()["steps"] == 2 and toy_train()["model_dir"] == "b"
-        gin_utils.parse([first, second], ["STEPS=3", "train.model_dir='c'"])
-        assert toy_train()["steps"] == 3 and toy_train()["model_dir"] == "c"
-
-    def test_starts_from_nothing_each_time(self, run_gin):
-        gin_utils.parse([run_gin("STEPS = 1\nmodel.train.steps = %STEPS")])
-        gin_utils.parse([run_gin("", "empty.gin")])
-        assert "STEPS" not in gin_utils.resolved_config()
-        with pytest.raises(ConfigError, match="no macro 'STEPS'"):
-            gin_utils.macro("STEPS")
-
-    def test_includes_resolve_along_the_search_path(self, run_gin, tmp_path, capfd):
-        run_gin("WIDTH = 5", "lib/sizes/five.gin")
-        run_gin("include 'sizes/five.gin'", "lib/middle.gin")
-        top = run_gin("include 'middle.gin'")
-        gin_utils.parse([top], search_paths=["lib"])
-        assert gin_utils.macro("WIDTH") == 5
-        assert capfd.readouterr().err == ""
-        assert "lib" not in str(gin.config._LOCATION_PREFIXES)
-
-    def test_missing_include_names_the_line(self, run_gin):
-        run_gin("", "sizes/five.gin")
-        message = refusal([run_gin("\ninclude 'sizes/fife.gin'")])
-        assert "run.gin:4" in message and "'sizes/five.gin'" in message
-
-    def test_circular_include_is_refused(self, run_gin):
-        run_gin("include 'run.gin'", "other.gin")
-        assert "still being read" in refusal([run_gin("include 'other.gin'")])
+def test_current_folder_goes_before_search_paths_before_packaged(run_gin, tmp_path, monkeypatch):
+    monkeypatch.setattr(gin_utils, "configs_dir", lambda: tmp_path / "packaged")
+    (tmp_path / "mine").mkdir()
+    for folder in ("packaged", "mine", "."):
+        run_gin("", f"{folder}/runs/x.gin")
+        path = gin_utils.find_config("runs/x.gin", [str(tmp_path / "mine")])
+        assert path == tmp_path / folder / "runs/x.gin"
+    assert gin_utils.find_config(str(path)) == path  # An absolute name stands for itself.
 
 
-class TestOverrides:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            ("7", 7),
-            ("-1e-3", -1e-3),
-            ("None", None),
-            ("'runs/x'", "runs/x"),
-            ('"runs/x"', "runs/x"),
-            ("(2, 4)", (2, 4)),
-            ("runs/x", "runs/x"),
-            ("docs_topic", "docs_topic"),
-            ("gs://bucket/x-1", "gs://bucket/x-1"),
-            ("/tmp/a.b", "/tmp/a.b"),
-            ("2026-11-22", "2026-11-22"),
-            ("2024-run/x", "2024-run/x"),
-            ("1st/~x", "1st/~x"),
-            ("~/x", "~/x"),
-            ("3/4-steps", "3/4-steps"),
-        ],
+def test_packaged_configs_lie_in_the_repository_of_a_checkout():
+    assert gin_utils.configs_dir() == Path(__file__).parents[1] / "gin_configs"
+
+
+@pytest.mark.parametrize("name", ["runs/adapts.gin", "adapt.gin"])
+def test_a_missing_file_is_named_with_the_nearest(run_gin, name):
+    message = refusal([name])
+    assert repr(name) in message and "Did you mean 'runs/adapt.gin'" in message
+
+
+# What is accepted.
+
+
+def test_later_files_and_then_overrides_win(run_gin):
+    first = run_gin("STEPS = 1\nmodel.train.steps = %STEPS\nmodel.train.model_dir = 'a'")
+    second = run_gin("STEPS = 2\nmodel.train.model_dir = 'b'", "second.gin")
+    gin_utils.parse([first, second])
+    assert toy_train()["steps"] == 2 and toy_train()["model_dir"] == "b"
+    gin_utils.parse([first, second], ["STEPS=3", "train.model_dir=runs/c"])
+    assert toy_train()["steps"] == 3 and toy_train()["model_dir"] == "runs/c"
+
+
+def test_starts_from_nothing_each_time(run_gin):
+    gin_utils.parse([run_gin("STEPS = 1\nmodel.train.steps = %STEPS")])
+    gin_utils.parse([run_gin("OTHER = 1", "other.gin")])
+    assert "STEPS" not in gin_utils.resolved_config()
+
+
+def test_includes_resolve_along_the_search_path_and_each_file_is_read_once(
+    run_gin, monkeypatch, capfd
+):
+    run_gin("WIDTH = 5", "lib/sizes/five.gin")
+    run_gin("include 'sizes/five.gin'", "lib/middle.gin")
+    name, opened, real = run_gin("include 'middle.gin'\nSTEPS = %WIDTH"), [], Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: opened.append(self) or real(self, *a, **k)
     )
-    def test_literals_are_literals_and_bare_words_are_strings(self, run_gin, value, expected):
-        name = run_gin("NAME = %gin.REQUIRED\nmodel.train.task = %NAME")
-        gin_utils.parse([name], [f"NAME={value}"])
-        assert gin_utils.macro("NAME") == expected
-
-    def test_a_text_with_spaces_needs_no_second_quotes(self, run_gin):
-        gin_utils.parse([run_gin("NAME = %gin.REQUIRED")], ["NAME=Sentence: {text} Positive?"])
-        assert gin_utils.macro("NAME") == "Sentence: {text} Positive?"
-
-    def test_bare_words_serve_parameters_too(self, run_gin):
-        name = run_gin("model.train.task = 'a'")
-        gin_utils.parse([name], ["train.task=pairs", "train.model_dir=runs/x"])
-        assert toy_train()["task"] == "pairs" and toy_train()["model_dir"] == "runs/x"
-
-    def test_bare_word_where_the_files_have_a_number_is_refused(self, run_gin):
-        message = refusal([run_gin("STEPS = 100")], ["STEPS=1O0"])
-        assert message == "--gin.STEPS=1O0: expected a value such as 100."
-
-    @pytest.mark.parametrize(
-        "value", ["true", "none", "2,4", "2/3,4", "[a, b]", "'open", "it's", ""]
-    )
-    def test_what_is_neither_literal_nor_word_is_refused(self, run_gin, value):
-        assert "--gin.NAME" in refusal([run_gin("NAME = 'x'")], [f"NAME={value}"])
-
-    def test_unknown_macro_names_the_nearest(self, run_gin):
-        message = refusal([run_gin("TRAIN_STEPS = 1")], ["TRIAN_STEPS=5"])
-        assert "'TRIAN_STEPS'" in message and "Did you mean 'TRAIN_STEPS'?" in message
-
-    def test_a_macro_that_is_only_read_may_be_set(self, run_gin):
-        gin_utils.parse([run_gin("model.train.steps = %STEPS")], ["STEPS=4"])
-        assert gin_utils.macro("STEPS") == 4
-        gin_utils.parse([run_gin("model.train.steps = 3")], ["train.steps=%MINE", "MINE=5"])
-        assert gin_utils.macro("MINE") == 5
-
-    def test_misspelt_parameter_and_name(self, run_gin):
-        name = run_gin("model.train.steps = 1")
-        message = refusal([name], ["train.stps=5"])
-        assert "--gin.train.stps=5" in message and "Did you mean 'steps'?" in message
-        message = refusal([name], ["trian.steps=5"])
-        assert "'trian'" in message and "Did you mean 'train'?" in message
-
-    def test_malformed_name(self, run_gin):
-        assert "--gin.TRAIN-STEPS" in refusal([run_gin("")], ["TRAIN-STEPS=5"])
+    gin_utils.parse([name], ["STEPS=4"], search_paths=["lib"])
+    assert [path.name for path in opened] == ["run.gin", "middle.gin", "five.gin"]
+    assert gin_utils.macro("WIDTH") == 5 and capfd.readouterr().err == ""
 
 
-class TestMistakesInFiles:
-    @pytest.mark.parametrize(
-        ("line", "said"),
-        [
-            ("STEPS = ", ["syntax error"]),
-            ("STEPS = runs", ["syntax error", "'runs'", "quotes"]),
-            ("STEPS = [1, 2", ["syntax error"]),
-            ("STEPS 5", ["syntax error", "STEPS 5"]),
-            ("modle.train.steps = 1", ["'modle'", "Did you mean 'model'?"]),
-            ("model.trian.steps = 1", ["'trian'", "Did you mean 'train'"]),
-            ("model.train.stps = 1", ["'stps'", "Did you mean 'steps'?"]),
-            ("NET = @model.Nett()", ["'Nett'", "Did you mean 'Net'?"]),
-            ("model.Net.widht = 1", ["'widht'", "Did you mean 'width'"]),
-            ("import variator_toy.modle", ["'variator_toy.modle'", "'variator_toy.model'"]),
-            ("import variator_tyo.model", ["'variator_tyo'", "'variator_toy'"]),
-            ("import variator_toy.broken", ["variator_toy.broken", "ZeroDivisionError"]),
-            (
-                "import variator_toy.needy",
-                ["'variator_toy_absent'", "needed by variator_toy.needy"],
-            ),
-            ("model.train.steps = %STPS", ["%STPS", "nowhere", "Did you mean 'STEPS'?"]),
-        ],
-    )
-    def test_are_told_with_file_line_and_nearest_name(self, run_gin, line, said):
-        message = refusal([run_gin(f"STEPS = 3\n{line}\n")])
-        assert "run.gin:4" in message or "[1, 2" in line  # An open bracket is missed at the end.
-        for words in said:
-            assert words in message
-
-    def test_the_included_file_is_the_one_named(self, run_gin):
-        run_gin("model.train.stps = 1", "inner.gin")
-        assert "inner.gin:3" in refusal([run_gin("include 'inner.gin'")])
-
-    def test_files_without_dynamic_registration(self, run_gin):
-        assert "'nosuch'" in refusal([run_gin("nosuch.steps = 1", header="")])
-
-    def test_not_text(self, run_gin, tmp_path):
-        (tmp_path / "binary.gin").write_bytes(b"A = '\xff\xfe'")
-        assert "UTF-8" in refusal(["binary.gin"])
+HOME = os.path.expanduser("~")
+LITERALS = {"7": 7, "-1e-3": -1e-3, "None": None, "'runs/x'": "runs/x", "(2, 4)": (2, 4)}
+WORDS = "runs/x docs_topic gs://bucket/x-1 /tmp/a.b 2026-11-22 2024-run/x 1st/~x 3/4-steps".split()
+SENTENCE = "Sentence: {text} Positive?"
+IN_HOME = {"~/x": f"{HOME}/x", "('~/x', 'a~/b')": (f"{HOME}/x", "a~/b")}
+VALUES = LITERALS | IN_HOME | {word: word for word in (*WORDS, SENTENCE)}
 
 
-class TestRequired:
-    def test_every_missing_macro_is_named_with_how_to_set_it(self, run_gin):
-        name = run_gin("MODEL_DIR = %gin.REQUIRED\nSTEPS = %gin.REQUIRED\nTASK = 'a'")
-        message = refusal([name])
-        assert "--gin.MODEL_DIR=VALUE" in message and "--gin.STEPS=VALUE" in message
-        assert "TASK" not in message
-        assert "MODEL_DIR" not in refusal([name], ["MODEL_DIR=x"])
-        gin_utils.parse([name], ["MODEL_DIR=x", "STEPS=1"])
-
-    def test_required_parameters_count(self, run_gin):
-        assert "--gin.train.steps=" in refusal([run_gin("model.train.steps = %gin.REQUIRED")])
-
-    def test_configured_names_what_is_left_out_below(self, run_gin):
-        gin_utils.parse([run_gin("NET = @model.Net()\nmodel.train.net = %NET")])
-        with pytest.raises(ConfigError, match=r"Net\.width, train\.model_dir"):
-            toy_train()
-
-    def test_configured_passes_what_the_caller_fills_in(self, run_gin):
-        gin_utils.parse([run_gin("model.train.net = @model.Net\nmodel.train.model_dir = 'x'")])
-        assert toy_train()["net"](width=3).depth == 2
-
-    def test_configured_refuses_what_no_file_mentions(self, run_gin):
-        gin_utils.parse([run_gin("STEPS = 1")])
-        with pytest.raises(ConfigError, match=r"variator_toy\.model\.train"):
-            toy_train()
+@pytest.mark.parametrize("value", VALUES)
+def test_literals_are_literals_and_bare_words_are_strings(run_gin, value):
+    gin_utils.parse([run_gin("NAME = %gin.REQUIRED")], [f"NAME={value}"])
+    assert gin_utils.macro("NAME") == VALUES[value]
 
 
-class TestReading:
-    def test_macros_are_resolved_through_one_another(self, run_gin):
-        gin_utils.parse([run_gin("A = 1\nB = %A\nC = {'x': [%B, 2]}\nmodel.train.steps = %C")])
-        assert gin_utils.macro("B") == 1 and gin_utils.macro("C") == {"x": [1, 2]}
+@pytest.mark.parametrize("value", ["runs/x", "None", 7, "a b", ("x", 1), None])
+def test_as_override_is_the_inverse(run_gin, value):
+    override = gin_utils.as_override("NAME", value).removeprefix("--gin.")
+    gin_utils.parse([run_gin("NAME = %gin.REQUIRED")], [override])
+    assert gin_utils.macro("NAME") == value
 
-    def test_unknown_macro(self, run_gin):
-        gin_utils.parse([run_gin("STEPS = 1")])
-        with pytest.raises(ConfigError, match="Did you mean 'STEPS'"):
-            gin_utils.macro("STPS")
 
-    def test_operative_and_resolved_configurations_can_be_parsed_again(self, run_gin):
-        text = (
-            "STEPS = 4\nmodel.train:\n  steps = %STEPS\n  model_dir = 'x'\n  net = @model.Net()\n"
-        )
-        gin_utils.parse([run_gin(text + "model.Net.width = 3\nmodel.Net.depth = 9")])
-        before = toy_train()
-        assert "train.task = 'topic'" in gin.operative_config_str()  # A default that was used.
-        for again in (gin.operative_config_str(), gin_utils.resolved_config()):
-            gin_utils.parse([run_gin(again, "again.gin", header="")])
-            assert toy_train() == before
+def test_a_macro_that_is_only_read_may_be_set(run_gin):
+    gin_utils.parse([run_gin("model.train.steps = %STEPS")], ["STEPS=4"])
+    assert gin_utils.macro("STEPS") == 4
+    gin_utils.parse([run_gin("model.train.steps = 3")], ["train.steps=%MINE", "MINE=5"])
+    assert gin_utils.macro("MINE") == 5
+
+
+def test_macros_are_resolved_through_one_another(run_gin):
+    gin_utils.parse([run_gin("A = 1\nB = %A\nC = {'x': [%B, 2]}\nmodel.train.steps = %C")])
+    assert gin_utils.macro("B") == 1 and gin_utils.macro("C") == {"x": [1, 2]}
+    with pytest.raises(ConfigError, match="no macro 'STEPS' is defined"):
+        gin_utils.macro("STEPS")
+
+
+def test_operative_and_resolved_configurations_can_be_parsed_again(run_gin):
+    text = "STEPS = 4\nmodel.train:\n  steps = %STEPS\n  model_dir = 'x'\n  net = @model.Net()\n"
+    gin_utils.parse([run_gin(text + "model.Net.width = 3\nmodel.Net.depth = 9")])
+    before = toy_train()
+    assert "train.task = 'topic'" in gin.operative_config_str()  # A default that was used.
+    for again in (gin.operative_config_str(), gin_utils.resolved_config()):
+        gin_utils.parse([run_gin(again, "again.gin", header="")])
+        assert toy_train() == before
+
+
+# What is refused: line 4 of a file, and overrides.
+
+LINES = {
+    "STEPS = ": "syntax error",
+    "STEPS = runs": "'runs' is not a Python literal (strings need quotes)",
+    "STEPS = [1, 2": "syntax error",
+    "STEPS 5": "in: STEPS 5",
+    "modle.train.steps = 1": "'modle'. Did you mean 'model'?",
+    "model.trian.steps = 1": "'trian'. Did you mean 'train'",
+    "model.train.stps = 1": "'stps'. Did you mean 'steps'?",
+    "NET = @model.Nett()": "'Nett'. Did you mean 'Net'?",
+    "model.Net.widht = 1": "'widht'. Did you mean 'width'",
+    "import variator_toy.modle": "'variator_toy.modle'. Did you mean 'variator_toy.model'",
+    "import variator_tyo.model": "'variator_tyo'. Did you mean 'variator_toy'",
+    "import variator_toy.broken": "variator_toy.broken failed with ZeroDivisionError",
+    "import variator_toy.needy": "'variator_toy_absent' (needed by variator_toy.needy)",
+    "model.train.steps = %STPS": "%STPS is not defined; set it in a gin file or with --gin.STPS",
+    "include 'inner.gim'": "gin file 'inner.gim' does not exist",
+    "include 'run.gin'": "circular include of",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_errors_name_file_and_line_and_the_nearest_name(run_gin, line):
+    name = run_gin(f"STEPS = 3\n{line}\n")
+    message = refusal([name])
+    assert "run.gin:4" in message or "[1, 2" in line  # An open bracket is missed at the end.
+    assert LINES[line] in message
+    assert "run.gin:4" in refusal([run_gin(f"include '{name}'", "outer.gin")]) or "[" in line
+
+
+OVERRIDES = {
+    "STEPS=1O0": "--gin.STEPS=1O0: expected a value such as 100.",
+    "STPS=5": "--gin.STPS: no gin file of this run defines or reads a macro 'STPS'. Did you mean",
+    "train.stps=5": "--gin.train.stps=5: train has no parameter 'stps'. Did you mean 'steps'?",
+    "trian.steps=5": "'trian'. Did you mean 'train'?",
+    "TRAIN-STEPS=5": "'TRAIN-STEPS' is not a name that gin can bind",
+    "NAME=": "--gin.NAME has no value: write --gin.NAME=VALUE",
+    "NAME=true": "Python writes True, False and None",
+    "NAME=none": "Python writes True, False and None",
+} | dict.fromkeys(
+    ("NAME=2,4", "NAME=2/3,4", "NAME=[a, b]", "NAME='open", "NAME=it's"), "quote a string twice"
+)
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_overrides_are_checked(run_gin, override):
+    name = run_gin("STEPS = 100\nNAME = 'x'\nmodel.train.steps = %STEPS")
+    assert OVERRIDES[override] in refusal([name], [override])
+
+
+def test_files_without_dynamic_registration_search_paths_and_binary_files(run_gin, tmp_path):
+    assert "'nosuch'" in refusal([run_gin("nosuch.steps = 1", header="")])
+    assert "nowhere is not a folder" in refusal([run_gin("")], search_paths=["nowhere"])
+    (tmp_path / "binary.gin").write_bytes(b"A = '\xff\xfe'")
+    assert "binary.gin: 'utf-8' codec can't decode" in refusal(["binary.gin"])
+
+
+def test_every_missing_macro_and_parameter_is_named_with_how_to_set_it(run_gin):
+    name = run_gin("MODEL_DIR = %gin.REQUIRED\nmodel.train.steps = %gin.REQUIRED\nTASK = 'a'")
+    message = refusal([name])
+    assert "--gin.MODEL_DIR=VALUE --gin.train.steps=VALUE" in message and "TASK" not in message
+    assert "MODEL_DIR" not in refusal([name], ["MODEL_DIR=x"])
+    gin_utils.parse([name], ["MODEL_DIR=x", "train.steps=1"])
+    gin_utils.parse([name], require=False)
+    assert gin_utils.leave_unset() == ["MODEL_DIR", "train.steps"]
+    assert gin_utils.macro("MODEL_DIR") is None
+
+
+def test_configured_names_what_is_left_out_below(run_gin):
+    gin_utils.parse([run_gin("NET = @model.Net()\nmodel.train.net = %NET")])
+    with pytest.raises(ConfigError, match=r"Net\.width, train\.model_dir"):
+        toy_train()
+
+
+def test_configured_passes_what_the_caller_fills_in(run_gin):
+    gin_utils.parse([run_gin("model.train.net = @model.Net\nmodel.train.model_dir = 'x'")])
+    assert toy_train()["net"](width=3).depth == 2
+
+
+def test_configured_refuses_what_no_file_mentions(run_gin):
+    gin_utils.parse([run_gin("STEPS = 1")])
+    with pytest.raises(ConfigError, match=r"variator_toy\.model\.train"):
+        toy_train()

@@ -15,9 +15,10 @@ SCRIPTS = ["local.sh", "tpu_pod.sh", "slurm.sbatch"]
 TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
 
 
-def launch(script, *arguments, **environment):
+def launch(script, *arguments, cwd=None, **environment):
     return subprocess.run(
         ["bash", ROOT / "launch" / script, *arguments],
+        cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -25,7 +26,7 @@ def launch(script, *arguments, **environment):
     )
 
 
-# A command that saves when it is told to end, and one that something of its own outlives.
+# A command that saves after a SIGTERM, and one that a child of its own outlives.
 SAVES = """
 trap 'sleep 0.3; echo saved; exit 143' TERM
 touch "$HERE/up"
@@ -34,7 +35,7 @@ while :; do sleep 0.05; done
 OUTLIVED = '(trap "" TERM; sleep 0.4; echo the last lines) & exit 75'
 
 
-def told_to_end(command, environment):
+def terminated(command, environment):
     """Sends SIGTERM to a shell, and to it alone, once the command in it is up."""
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True

@@ -59,7 +59,7 @@ def _in_this_process(arguments):
     name = {"t5x.eval": "evaluate", "t5x.export": "save"}.get(module, module.removeprefix("t5x."))
     where = "t5x.export_lib" if name == "save" else module
     function = getattr(importlib.import_module(where), name)
-    with engines._as_main(module):
+    with engines.as_main(module):
         gin_utils.configured(function)()
 
 

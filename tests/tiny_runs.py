@@ -160,7 +160,7 @@ def _main():
     if place:
         distributed.initialize(*place)
     try:
-        with distributed.together():
+        with distributed.fail_fast():
             for kind, arguments in cases:
                 print(json.dumps(kinds[kind](**arguments)), flush=True)
     except VariatorError as error:

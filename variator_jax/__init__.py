@@ -12,7 +12,7 @@ The public API, which is imported when it is first used:
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Backbone": "store",

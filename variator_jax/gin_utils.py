@@ -1,21 +1,20 @@
-"""Gin files: finding them, parsing them, and saying in one line what is wrong with them.
+"""Gin files: found from any folder, parsed by gin, checked, with errors in one line.
 
-Gin does the configuring; this module adds what its users miss. Packaged configurations are found
-from any folder, and a slip in a file, a name or an override is told in one line with the nearest
-right names, before anything is built. Each file is first *scanned* (`gin_scan`), so that syntax,
-includes and macro names are judged early; then gin parses it for good, its errors told by
-`gin_messages`, and `gin_checks` looks for what is left out. What a configuration means is not known
-here: only gin is imported.
+Gin does the configuring. Added here: packaged configurations, overrides as a shell passes them, and
+messages that name the file, the line and the nearest right name. Each file is read once. What a
+configuration means is not known here: only gin is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
+import inspect
+import os
+import pkgutil
 import re
+import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,33 +23,15 @@ from gin import config as gin_config  # Its tables have no public readers; see s
 from gin import config_parser
 
 from variator_jax.errors import ConfigError, did_you_mean
-from variator_jax.gin_checks import (
-    MACRO,
-    check_macros,
-    check_required,
-    how,
-    mentioned,
-    missing_parameters,
-    unset_required,
-)
-from variator_jax.gin_messages import told
-from variator_jax.gin_scan import Reader, Scan
-
-__all__ = [
-    "as_override",
-    "configs_dir",
-    "configured",
-    "find_config",
-    "leave_unset",
-    "macro",
-    "parse",
-    "resolved_config",
-]
 
 T = TypeVar("T")
 
-# What a shell leaves of an unquoted string: a path, a task name, a bucket, a template.
+MACRO = "gin.macro"  # gin keeps a macro as a configurable of this name, scoped by the macro's name
+
+# Unquoted strings as the shell passes them: a path, a task name, a bucket, a template.
 _BARE_WORD = re.compile(r"[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$~/-]+")
+# Dependencies of the `train` extra, by the module that an import misses.
+_TRAIN_MODULES = ("matplotlib", "seqio", "sentencepiece", "tensorflow", "tensorflow_datasets")
 
 
 def configs_dir() -> Path:
@@ -60,6 +41,11 @@ def configs_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "gin_configs"
 
 
+def engine_dir(engine: str = "builtin") -> str:
+    """The folder with the `engine.gin` of an engine: a search path of its configurations."""
+    return str(configs_dir() / "engines" / engine)
+
+
 def find_config(name: str, search_paths: Sequence[str] = ()) -> Path:
     """Finds the gin file `name`: in the current folder, in `search_paths`, in the packaged ones.
 
@@ -67,23 +53,24 @@ def find_config(name: str, search_paths: Sequence[str] = ()) -> Path:
       name: a path, or a name below one of these folders, such as `runs/adapt.gin`.
       search_paths: folders that go before the packaged configurations, in this order.
 
-    Returns:
-      The path of the first file that exists.
-
     Raises:
-      ConfigError: if there is none, with the nearest names among the files that there are.
+      ConfigError: if there is none, with the nearest names.
     """
     given = Path(name).expanduser()
-    folders = _folders(search_paths)
+    searched = [Path(path).expanduser().absolute() for path in search_paths]
+    for folder in searched:
+        if not folder.is_dir():
+            raise ConfigError(f"the gin search path {folder} is not a folder.")
+    folders = [Path.cwd(), *searched, configs_dir()]
     for folder in folders:
-        if (folder / given).is_file():  # An absolute name stands for itself.
+        if (folder / given).is_file():  # `folder / given` is `given` if that is absolute.
             return folder / given
-    beside = map(str, given.parent.glob("*.gin"))
-    depths = ("*.gin", "*/*.gin", "*/*/*.gin")
-    below = (str(f.relative_to(d)) for d in folders[1:] for glob in depths for f in d.glob(glob))
+    near = set(map(str, given.parent.glob("*.gin")))
+    for depth in ("*.gin", "*/*.gin", "*/*/*.gin"):
+        near |= {str(path.relative_to(d)) for d in folders[1:] for path in d.glob(depth)}
     raise ConfigError(
         f"gin file {name!r} does not exist; looked in {', '.join(map(str, folders))}."
-        + did_you_mean(name, sorted({*beside, *below}))
+        + did_you_mean(name, sorted(near))
     )
 
 
@@ -93,20 +80,20 @@ def parse(
     search_paths: Sequence[str] = (),
     require: bool = True,
 ) -> list[tuple[str, str]]:
-    """Clears gin, parses files and then bindings, and checks the result.
+    """Clears gin, parses files and then overrides, and checks the result.
 
-    Gin is left unlocked: the built-in engine imports lazily, and a locked gin refuses modules that
-    register configurables.
+    Gin is left unlocked: a locked gin refuses modules that register configurables later.
 
     Args:
       gin_files: names as `find_config` takes them; a later file overrides an earlier one.
       bindings: overrides `NAME=VALUE`, where the value is a Python literal or a gin reference. A
-        bare word (`runs/x`) stands for a string, unless the files give the name another type.
+        bare word (`runs/x`) is a string, unless the files give the name another type. A string's
+        leading `~/` is the home folder.
       search_paths: folders for gin files and for the files that they include.
-      require: whether required macros must be set; `leave_unset` tells which are not.
+      require: whether required macros must be set; `leave_unset` returns those that are not.
 
     Returns:
-      The overrides as names and gin literals, for handing them on.
+      The overrides as names and gin literals, for another program's command line.
 
     Raises:
       ConfigError: for a missing file, a syntax error, an unknown module, name, parameter or macro,
@@ -114,21 +101,17 @@ def parse(
     """
     gin.clear_config()
     paths = [find_config(name, search_paths) for name in gin_files]
-    scan = Scan(functools.partial(find_config, search_paths=search_paths))
-    for path in paths:
-        scan.file(path)
-    given = named_overrides(bindings, scan)
-    overrides = []
-    with _search_path(search_paths):
+    with _file_reader(search_paths) as opened:
         for path in paths:
-            told(functools.partial(gin.parse_config_file, str(path)), scan)
-    for name, value in given:
+            gin.parse_config_file(str(path))
+    overrides = []
+    for name, value in _named(bindings):
         overrides.append((name, _literal(name, value)))
-        statement = " = ".join(overrides[-1])
-        told(functools.partial(gin.parse_config, statement), scan, f"--gin.{name}={value}")
-    check_macros(scan)
-    if require:
-        check_required()
+        with _explain(f"--gin.{name}={value}"):
+            gin.parse_config(" = ".join(overrides[-1]))
+    _check_macros(opened)
+    if require and (missing := unset_required()):
+        raise ConfigError(f"required, but not set: {', '.join(missing)}.{_hint(missing)}")
     return overrides
 
 
@@ -138,15 +121,24 @@ def macro(name: str) -> Any:
     Raises:
       ConfigError: if the parsed configuration does not define it.
     """
-    key = (name, MACRO)
-    if key not in gin_config._CONFIG:
-        known = [scope for scope, selector in gin_config._CONFIG if selector == MACRO]
+    if name not in (known := _defined_macros()):
         raise ConfigError(f"no macro {name!r} is defined." + did_you_mean(name, known))
-    return _without_macros(gin_config._CONFIG[key]["value"])
+    return _without_macros(gin_config._CONFIG[name, MACRO]["value"])
+
+
+def unset_required() -> list[str]:
+    """The names that are still `%gin.REQUIRED`, as an override would name them."""
+    missing = []
+    for (scope, selector), parameters in gin_config._CONFIG.items():
+        for parameter, value in parameters.items():
+            references = gin_config.iterate_references([value])
+            if any(r.scoped_selector == "gin.REQUIRED/gin.constant" for r in references):
+                missing.append(scope if selector == MACRO else _bound(scope, selector, parameter))
+    return sorted(missing)
 
 
 def leave_unset() -> list[str]:
-    """Sets what is required and not set to None, for a look at the rest; returns the names."""
+    """Sets what is required and not set to None, to look at the rest; returns the names."""
     missing = unset_required()
     for name in missing:
         gin.parse_config(f"{name} = None")
@@ -155,11 +147,12 @@ def leave_unset() -> list[str]:
 
 def resolved_config() -> str:
     """The whole parsed configuration as one gin file, used or not."""
-    return gin.config_str()
+    config: str = gin.config_str()
+    return config
 
 
 def configured(function: Callable[..., T]) -> Callable[..., T]:
-    """The gin-configured version of `function`, all that it needs being there.
+    """The gin-configured version of `function`; its required parameters are checked first.
 
     Whatever gin would call on the way (each `@name()` reached from `function`) is checked too.
 
@@ -167,39 +160,37 @@ def configured(function: Callable[..., T]) -> Callable[..., T]:
       ConfigError: if the parsed files do not mention the function, or leave out a parameter
         without default of it or of something that it is given.
     """
-    found = gin_config._inverse_lookup(function, allow_decorators=True)
-    if found is None or not mentioned(found.selector):
-        where = f"{function.__module__}.{function.__qualname__}"
-        raise ConfigError(f"the given gin files configure no {where}: add one that does.")
-    missing = sorted(missing_parameters(found, (), set()))
+    config = gin_config._CONFIG
+    target = gin_config._inverse_lookup(function, allow_decorators=True)
+    mentioned = {selector for _, selector in config}
+    mentioned |= {r.configurable.selector for r in gin_config.iterate_references(config)}
+    if target is None or target.selector not in mentioned:
+        name = f"{function.__module__}.{function.__qualname__}"
+        raise ConfigError(f"the given gin files do not configure {name}: add one that does.")
+    missing = sorted(_missing_parameters(target, (), set()))
     if missing:
-        raise ConfigError(f"not set, and without a default: {', '.join(missing)}.{how(missing)}")
+        raise ConfigError(f"not set, and without a default: {', '.join(missing)}.{_hint(missing)}")
     return gin.get_configurable(function)
 
 
-def _folders(search_paths: Sequence[str]) -> list[Path]:
-    """Where gin files are looked for, in this order."""
-    folders = [Path(path).expanduser().absolute() for path in search_paths]
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"the gin search path {folder} is not a folder.")
-    return [Path.cwd(), *folders, configs_dir()]
+def as_override(name: str, value: object) -> str:
+    """`--gin.NAME=VALUE` as `parse` reads it back: a plain path bare, else a literal."""
+    bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
+    plain = bare and value not in ("None", "True", "False")
+    return f"--gin.{name}={value if plain else repr(value)}"
 
 
-# Overrides from the command line.
-
-
-def named_overrides(bindings: Iterable[str], scan: Scan) -> list[tuple[str, str]]:
-    """Overrides as (name, value); their macros are known to the files or read by one another."""
+def _named(bindings: Sequence[str]) -> list[tuple[str, str]]:
+    """Overrides as (name, value), their macros known to the parsed files or to one another."""
     overrides = []
     for binding in bindings:
         name, _, value = (part.strip() for part in binding.partition("="))
         if not value:
             raise ConfigError(f"--gin.{name} has no value: write --gin.{name}=VALUE.")
         if not all(map(str.isidentifier, re.split(r"[./]", name))):
-            raise ConfigError(f"--gin.{name}: this is not a name that gin can bind.")
+            raise ConfigError(f"--gin.{name}: {name!r} is not a name that gin can bind.")
         overrides.append((name, value))
-    in_files = sorted(scan.defined | set(scan.read))
+    in_files = sorted({*_defined_macros(), *_read_macros()})
     known = {*in_files, *re.findall(r"%([\w./]+)", " ".join(value for _, value in overrides))}
     for name, _ in overrides:
         if "." not in name and name not in known:
@@ -212,15 +203,19 @@ def named_overrides(bindings: Iterable[str], scan: Scan) -> list[tuple[str, str]
 
 def _literal(name: str, value: str) -> str:
     """`value` if gin can read it; quoted if it is a bare word where a string may stand."""
+    home = os.path.expanduser("~/")
+    value = re.sub(r"""(^|['"])~/""", lambda match: match[1] + home, value)
     try:
-        if len(list(config_parser.ConfigParser(f"{name} = {value}", Reader()))) == 1:
+        delegate = gin_config.ParserDelegate(skip_unknown=True)
+        if len(list(config_parser.ConfigParser(f"{name} = {value}", delegate))) == 1:
             return value
     except (SyntaxError, tokenize.TokenError):
-        pass  # Not a literal, so perhaps a word: told apart below.
-    current = _current(name)
-    if current is not None and not isinstance(
-        current, str | tuple | gin_config.ConfigurableReference
-    ):
+        pass  # Not a literal; it may be a bare word.
+    try:
+        current = gin.query_parameter(name if "." in name else f"{name}/{MACRO}.value")
+    except (ValueError, KeyError, NameError):
+        current = None
+    if not isinstance(current, str | tuple | gin_config.ConfigurableReference | None):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
     if value.lower() in ("true", "false", "none", "null"):
         raise ConfigError(f"--gin.{name}={value}: Python writes True, False and None.")
@@ -232,50 +227,64 @@ def _literal(name: str, value: str) -> str:
     return repr(value)
 
 
-def as_override(name: str, value: object) -> str:
-    """`--gin.NAME=VALUE` as it is typed: a plain path bare, to spare quotes; else a literal.
-
-    The inverse of what `parse` does with an override's value.
-    """
-    bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z_.~/][\w.~/-]*", value)
-    plain = bare and value not in ("None", "True", "False")
-    return f"--gin.{name}={value if plain else repr(value)}"
+def _defined_macros() -> list[str]:
+    return sorted(scope for scope, selector in gin_config._CONFIG if selector == MACRO)
 
 
-def _current(name: str) -> Any:
-    """What the files bind `name` to; None if nothing, or if the name is unknown."""
-    try:
-        return gin.query_parameter(name if "." in name else f"{name}/{MACRO}.value")
-    except (ValueError, KeyError, NameError):
-        return None
+def _read_macros() -> set[str]:
+    references = gin_config.iterate_references(gin_config._CONFIG)
+    return {"/".join(r.scopes) for r in references if r.configurable.selector == MACRO}
 
 
-# Gin's own parsing.
+def _check_macros(opened: Sequence[Path]) -> None:
+    """Every macro that is read must be defined."""
+    defined = _defined_macros()
+    for name in sorted(_read_macros() - set(defined)):
+        readers = [
+            f"{path}:{number}"
+            for path in opened
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+            if re.search(rf"%{re.escape(name)}\b", line)
+        ]
+        raise ConfigError(
+            f"{readers[0] if readers else 'command line'}: macro %{name} is not defined; "
+            f"set it in a gin file or with --gin.{name}=VALUE." + did_you_mean(name, defined)
+        )
 
 
-@contextlib.contextmanager
-def _search_path(search_paths: Sequence[str]) -> Iterator[None]:
-    """Lets gin find included files as `find_config` does, and nowhere else."""
-    before = list(gin_config._LOCATION_PREFIXES)
-    logs = logging.getLogger()
-    gin_config._LOCATION_PREFIXES.clear()
-    for folder in _folders(search_paths):
-        gin.add_config_file_search_path(str(folder))
-    logs.addFilter(_not_searching)
-    try:
-        yield
-    finally:
-        logs.removeFilter(_not_searching)
-        gin_config._LOCATION_PREFIXES[:] = before
+def _missing_parameters(
+    target: gin_config.Configurable, scopes: tuple[str, ...], seen: set[tuple[Any, ...]]
+) -> Iterator[str]:
+    """Parameters without default or binding, of `target` and of all that gin calls for it."""
+    if (target.selector, scopes) in seen:
+        return
+    seen.add((target.selector, scopes))
+    bound = gin_config._get_bindings(target.selector, list(scopes))
+    with contextlib.suppress(TypeError, ValueError):  # Some builtins have no signature.
+        for name, parameter in inspect.signature(target.wrapped).parameters.items():
+            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            unset = any(parameter.default is none for none in (parameter.empty, gin.REQUIRED))
+            if unset and not variadic and name not in bound and target.module != "gin":
+                yield _bound("/".join(scopes), target.selector, name)
+    for reference in gin_config.iterate_references([bound]):
+        if reference.evaluate:  # Others are passed as functions, whose caller fills them in.
+            inner = tuple(reference.scopes) or scopes
+            yield from _missing_parameters(reference.configurable, inner, seen)
 
 
-def _not_searching(record: logging.LogRecord) -> bool:
-    """Drops the error that gin logs for every place where it looks for a file in vain."""
-    return record.module != "resource_reader"
+def _bound(scope: str, selector: str, parameter: str) -> str:
+    """How an override names this parameter."""
+    short = gin_config._REGISTRY.minimal_selector(selector)
+    return f"{scope}{'/' if scope else ''}{short}.{parameter}"
+
+
+def _hint(names: Sequence[str]) -> str:
+    """How to set these from the command line."""
+    return " Give " + " ".join(f"--gin.{name}=VALUE" for name in names) + ", or set it in a file."
 
 
 def _without_macros(value: Any) -> Any:
-    """`value` with each `%NAME` replaced by what it stands for, at any depth."""
+    """`value` with each `%NAME` replaced by its value, at any depth."""
     if isinstance(value, gin_config.ConfigurableReference):
         is_macro = value.configurable.selector == MACRO
         return macro("/".join(value.scopes)) if is_macro else value
@@ -284,3 +293,104 @@ def _without_macros(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_without_macros, value))
     return value
+
+
+@contextlib.contextmanager
+def _file_reader(search_paths: Sequence[str]) -> Iterator[list[Path]]:
+    """Lets gin open files as `find_config` finds them, and nowhere else; yields the opened ones."""
+    opened: list[Path] = []
+    including: list[Path] = []
+
+    @contextlib.contextmanager
+    def read(name: str) -> Iterator[Any]:
+        path = find_config(name, search_paths)
+        if path in including:
+            raise ConfigError(f"circular include of {path}.")
+        opened.append(path)
+        including.append(path)
+        with _explain(str(path)), path.open(encoding="utf-8") as lines:
+            yield lines
+        including.pop()
+
+    readers = gin_config._FILE_READERS
+    gin_config._FILE_READERS = [(read, lambda name: True)]
+    try:
+        yield opened
+    finally:
+        gin_config._FILE_READERS = readers
+
+
+class _LocatedError(ConfigError):
+    """An error whose message names the place already."""
+
+
+@contextlib.contextmanager
+def _explain(place: str) -> Iterator[None]:
+    """Raises any error of a parse as a ConfigError of one line, with file, line and near names."""
+    try:
+        yield
+    except _LocatedError as error:  # Of an included file; gin has appended the way to it.
+        raise _LocatedError(str(error).partition("\n")[0]) from error
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise _LocatedError(_syntax_message(error, place)) from error
+    except Exception as error:  # Of any type: gin files import the user's modules.
+        message = str(error)
+        located = re.search(r'\n  In file ".*", line (\d+)\n +(.*)', message)
+        where = f"{place}:{located[1]}" if located else place
+        statement = re.match(r"(?:from (\S+) )?import (\S+)", located[2]) if located else None
+        if statement:
+            reason = _import_failure(error, ".".join(filter(None, statement.groups())))
+        else:
+            reason = _name_failure(message, place)
+        raise _LocatedError(f"{where}: {reason}") from error
+
+
+def _syntax_message(error: SyntaxError | tokenize.TokenError, place: str) -> str:
+    if not isinstance(error, SyntaxError):  # A bracket that is never closed.
+        reason, (line, _) = error.args
+        return f"{place}:{line}: syntax error: {reason}."
+    if literal := re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL):
+        reason = f"{literal[1]!r} is not a Python literal (strings need quotes)"
+    else:
+        reason = error.msg.splitlines()[0].rstrip(".")
+    text = (error.text or "").strip()
+    return f"{error.filename or place}:{error.lineno}: syntax error: {reason}, in: {text}"
+
+
+def _import_failure(error: Exception, module: str) -> str:
+    first_line = str(error).partition("\n")[0]
+    missing = re.match(r"No module named '([\w.]+)'", first_line)
+    if not missing:
+        return f"importing {module} failed with {type(error).__name__}: {first_line}"
+    parent = missing[1].rpartition(".")[0]
+    if missing[1].partition(".")[0] in _TRAIN_MODULES:
+        near = " It comes with: pip install 'variator_jax[train]'."
+    else:
+        folders = getattr(sys.modules[parent], "__path__", []) if parent else None
+        prefix = f"{parent}." if parent else ""
+        near = did_you_mean(missing[1], [prefix + m.name for m in pkgutil.iter_modules(folders)])
+    needed = "" if f"{module}.".startswith(f"{missing[1]}.") else f" (needed by {module})"
+    return f"there is no module {missing[1]!r}{needed}.{near}"
+
+
+def _name_failure(message: str, place: str) -> str:
+    """A name that gin could not resolve, with the nearest names."""
+    registry = gin_config._REGISTRY
+    if match := re.match(r"'(\w+)' was not provided by an import", message):
+        imports = r"^(?:from \S+ )?import (?:\S+ as )?(\w+)"
+        names = re.findall(imports, Path(place).read_text(encoding="utf-8"), re.MULTILINE)
+        return f"this file does not import {match[1]!r}." + did_you_mean(match[1], names)
+    if match := re.match(r"Couldn't resolve.*<module '(.+?)'.*no attribute (\w+)", message):
+        near = did_you_mean(match[2], dir(sys.modules[match[1]]))
+        return f"{match[1]} does not define {match[2]!r}.{near}"
+    if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(\w+)'", message):
+        selectors = registry.matching_selectors(match[1].rpartition(".")[2])
+        functions = [registry[selector].wrapped for selector in selectors]
+        parameters = {name for f in functions for name in inspect.signature(f).parameters}
+        return f"{match[1]} has no parameter {match[2]!r}." + did_you_mean(match[2], parameters)
+    if match := re.match(r"No configurable matching (?:reference )?'@?([\w.]+)", message):
+        depth = match[1].count(".") + 1
+        known = {".".join(name.split(".")[-depth:]) for name, _ in registry.items()}
+        near = did_you_mean(match[1], sorted(known))
+        return f"no gin file of this run mentions a configurable {match[1]!r}.{near}"
+    return message.partition("\n")[0].strip('"')  # A KeyError's text is quoted.

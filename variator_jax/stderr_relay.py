@@ -1,6 +1,6 @@
-"""Copies standard input to standard error; after JAX's report of a lost process, says what to do.
+"""Copies standard input to standard error; after JAX's report of a lost process, adds a last line.
 
-A program of its own, which `distributed.py` starts: it outlives a process that JAX ends from C++.
+A program of its own, started by `distributed.py`: it outlives a process that JAX ends from C++.
 """
 
 import os
@@ -10,22 +10,17 @@ import sys
 MARK = b"JAX distributed service detected fatal errors"
 
 
-def relay(last_word: bytes, source: int = 0, target: int = 2) -> None:
-    """Copies bytes as they come, and writes `last_word` if MARK was among them, but itself not."""
-    seen: set[bytes] = set()
-    kept = b""
-    while chunk := os.read(source, 65536):
-        _write(target, chunk)
-        kept += chunk
-        seen.update(text for text in (MARK, last_word) if text in kept)
-        kept = kept[-max(len(MARK), len(last_word)) :]
-    if seen == {MARK}:
-        _write(target, b"variator: error: " + last_word + b".\n")
-
-
-def _write(target: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(target, data) :]
+def relay(last_line: bytes) -> None:
+    """Copies all bytes; writes `last_line` at the end if MARK was among them and it was not."""
+    tail, lost, written = b"", False, False
+    while chunk := os.read(0, 65536):
+        sys.stderr.buffer.write(chunk)
+        sys.stderr.flush()
+        tail += chunk
+        lost, written = lost or MARK in tail, written or last_line in tail
+        tail = tail[-max(len(MARK), len(last_line)) :]
+    if lost and not written:
+        sys.stderr.write(f"variator: error: {last_line.decode()}.\n")
 
 
 if __name__ == "__main__":

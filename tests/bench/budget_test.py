@@ -10,7 +10,7 @@ from variator_jax.backbones.t5 import get_config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import budget, budget_arguments
 from variator_jax.bench.collectives import Collective, collectives, loop_trips
-from variator_jax.commands import look
+from variator_jax.commands import engines
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train import optimizers
@@ -136,7 +136,7 @@ def test_the_mesh_is_that_of_devices_of_the_named_memory(monkeypatch, memory, ex
     ids=" ".join,
 )
 def test_slips_are_told_before_the_engine_is_asked(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(look, "parse", lambda *_, **__: pytest.fail("parsed"))
+    monkeypatch.setattr(engines, "parse", lambda *_, **__: pytest.fail("parsed"))
     assert cli.main(["budget", "--gin_file=none.gin", *arguments]) == 2
     assert message in capsys.readouterr().err
 

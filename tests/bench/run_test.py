@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BARE = """
 import sys
 
-BLOCKED = {"airio", "clu", "gin", "matplotlib", "seqio", "t5", "t5x", "tensorflow",
+BLOCKED = {"airio", "clu", "matplotlib", "seqio", "t5", "t5x", "tensorflow",
            "tensorflow_datasets", "tensorflow_text", "torch", "transformers"}
 
 class Block:

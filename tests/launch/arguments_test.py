@@ -1,22 +1,12 @@
-"""What the launch scripts refuse and say before anything starts."""
+"""What the launch scripts refuse and print before anything starts."""
 
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launching import (
-    ANY_POD,
-    POD,
-    ROOT,
-    SCRIPTS,
-    SLURM,
-    TRAIN,
-    launch,
-)
+from launching import ANY_POD, POD, ROOT, SCRIPTS, SLURM, TRAIN, launch
 
 # Stands for an interpreter: its --check refuses as variator does, or ends with another code.
 CHECKS = """
@@ -25,41 +15,38 @@ CHECKS = """
 exit "${CHECK:-2}"
 """
 MISSPELT = ["trian", "--gin.MODEL_DIR=/mnt/runs/a"]
-ON_T5X = [*MISSPELT, "--engine=t5x"]
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["local.sh"], "number of processes first"),
-        (["local.sh", "two"], "found 'two'"),
-        (["local.sh", "2", "--devices", "0", "--", "train"], "--devices 0: expected a number"),
-        (["local.sh", "2", "--fast", "--", "train"], "unknown argument '--fast'"),
-        (["local.sh", "2", "--program", "/nowhere", "--", "a"], "no such executable"),
-        (["local.sh", "2", "--"], "no command given"),
-        (["tpu_pod.sh"], "name of the TPU first"),
-        (["tpu_pod.sh", "pod", "--type", "v4-8", "--", "train"], "no zone given"),
-        (["tpu_pod.sh", "pod", "--zone", "z", "--", "train"], "no accelerator type given"),
-        (["tpu_pod.sh", "pod", "--zone", "--spot"], "--zone needs a value"),
-        ([*POD, "--attempts", "0", "--", "train"], "--attempts 0"),
-        ([*POD], "no command given"),
-        ([*POD, "--waits", "x", "--", "train"], "--waits x"),
-        ([*POD, "--", "train", "--gin.MODEL_DIR=runs/a"], "each worker's own disk"),
-        ([*POD, "--", "train", "--gin.MODEL_DIR", "'runs/a'"], "each worker's own disk"),
-        ([*POD, "--", "train", "--gin.MODEL_DIR=gs://b/a"], "gs://b/a, where only T5X writes"),
-        ([*POD, "--", "train", "--engine=builtin", "--gin.MODEL_DIR='gs://b/a'"], "only T5X"),
-        (["slurm.sbatch", "--dry-run"], "no command given"),
-        (["slurm.sbatch", "--nodes=2"], "options of sbatch stand before"),
-        (["slurm.sbatch", "train"], "no SLURM job"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_inputs_are_checked_in_the_users_words(command, message, stubs):
+REFUSED = {
+    "local.sh": "number of processes first",
+    "local.sh two": "found 'two'",
+    "local.sh 2 --devices 0 -- train": "--devices 0: expected a number",
+    "local.sh 2 --fast -- train": "unknown argument '--fast'",
+    "local.sh 2 --program /nowhere -- a": "is not an executable",
+    "local.sh 2 --": "no command given",
+    "tpu_pod.sh": "name of the TPU first",
+    "tpu_pod.sh pod --type v4-8 -- train": "no zone given",
+    "tpu_pod.sh pod --zone z -- train": "no accelerator type given",
+    "tpu_pod.sh pod --zone --spot": "--zone needs a value",
+    "POD --attempts 0 -- train": "--attempts 0",
+    "POD --waits x -- train": "--waits x",
+    "POD": "no command given",
+    "POD -- train --gin.MODEL_DIR=runs/a": "each worker's own disk",
+    "POD -- train --gin.MODEL_DIR=gs://b/a": "gs://b/a, where only T5X writes",
+    "POD -- train --engine=builtin --gin.MODEL_DIR='gs://b/a'": "only T5X",
+    "slurm.sbatch --dry-run": "no command given",
+    "slurm.sbatch --nodes=2": "options of sbatch stand before",
+    "slurm.sbatch train": "not a SLURM job",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_arguments_are_checked(command, stubs):
     make, calls = stubs
-    environment = make(gcloud="exit 1", srun="exit 1")
-    result = launch(*command, **environment, SLURM_JOB_ID="")
+    arguments = command.replace("POD", " ".join(POD)).split(" ")
+    result = launch(*arguments, **make(gcloud="exit 1", srun="exit 1"), SLURM_JOB_ID="")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.startswith("error: ") and REFUSED[command] in result.stderr
     assert calls() == []
 
 
@@ -75,7 +62,7 @@ def test_inputs_are_checked_in_the_users_words(command, message, stubs):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, stubs):
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(command, expected, stubs):
     make, calls = stubs
     result = launch(*command, **make(gcloud="exit 1", srun="exit 1"), PYTHON=sys.executable)
     assert (result.returncode, result.stderr) == (0, "")
@@ -84,72 +71,62 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command, expected, s
     assert calls() == []
 
 
-def checked(script, stubs, *options, arguments=MISSPELT, **environment):
+def checked(script, stubs, *options, command=MISSPELT, **environment):
     """A script's dry run, and its calls. It is a copy, whose .venv has a stand-in for Python."""
     make, calls = stubs
-    found = make(gcloud="exit 1", srun="exit 1", scontrol="", python=CHECKS)
-    folder = Path(found["HERE"]).parent / "repository"
-    shutil.copytree(ROOT / "launch", folder / "launch", dirs_exist_ok=True)
+    stand_ins = make(gcloud="exit 1", srun="exit 1", scontrol="", python=CHECKS)
+    folder = Path(stand_ins["HERE"]).parent / "repository"
+    shutil.copytree(ROOT / "launch", folder / "launch")
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.symlink_to(Path(found["HERE"]) / "python")
-    head = {
+    python.symlink_to(Path(stand_ins["HERE"]) / "python")
+    arguments = {
         "local.sh": ["2", "--dry-run", *options, "--"],
         "tpu_pod.sh": [*ANY_POD[1:], *options, "--dry-run", "--"],
         "slurm.sbatch": ["--dry-run", *options],
-    }
-    result = subprocess.run(
-        ["bash", folder / "launch" / script, *head[script], *arguments],
-        cwd=folder,
-        env={**os.environ, **found, **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    }[script]
+    program = folder / "launch" / script
+    result = launch(program, *arguments, *command, cwd=folder, **stand_ins, **environment)
     return result, calls()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_command_that_variator_refuses_is_refused_before_anything_starts(script, stubs):
-    result, calls = checked(script, stubs)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: there is no command 'trian'.\n")
-    assert "--no-check" in result.stderr
-    asked = [shlex.split(call) for call in calls]
-    assert [call[1] for call in asked] == ["-c", "-m"]
-    assert asked[1][2:6] == ["variator_jax", "trian", "--check", "--multiprocess"]
-    assert asked[1][-1] == MISSPELT[-1]
-    assert ("--engine=builtin" in asked[1]) == (script == "tpu_pod.sh")
+UNCHECKED = "warning: the command is not checked: "
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
-    ("environment", "options", "told"),
+    ("environment", "options", "code", "message"),
     [
-        ({"CHECK": "0"}, [], ""),
-        ({}, ["--no-check"], ""),
-        ({"LACKS": "variator_jax"}, [], "has no variator_jax"),
-        ({"CHECK": "137"}, [], "ended with exit code 137"),
+        ({}, [], 2, "error: there is no command 'trian'.\nerror: nothing was started; --no-check"),
+        ({"CHECK": "0"}, [], 0, ""),
+        ({}, ["--no-check"], 0, ""),
+        ({"LACKS": "variator_jax"}, [], 0, UNCHECKED),
+        ({"CHECK": "137"}, [], 0, UNCHECKED),
     ],
 )
-def test_what_is_in_order_or_cannot_be_checked_is_started(
-    script, environment, options, told, stubs
+def test_a_command_that_variator_refuses_is_not_started(
+    script, environment, options, code, message, stubs
 ):
-    result, _ = checked(script, stubs, *options, **environment)
-    assert result.returncode == 0 and "Would " in result.stdout
-    assert result.stderr.startswith("warning: the command is not checked") == bool(told)
-    assert told in result.stderr
+    result, calls = checked(script, stubs, *options, **environment)
+    assert result.returncode == code and ("Would " in result.stdout) == (code == 0)
+    assert result.stderr.startswith(message) and bool(result.stderr) == bool(message)
+    if code:
+        check = shlex.split(calls[-1])
+        assert check[1:6] == ["-m", "variator_jax", "trian", "--check", "--multiprocess"]
+        assert check[-1] == MISSPELT[-1]
+        assert ("--engine=builtin" in check) == (script == "tpu_pod.sh")
 
 
-def test_the_workers_t5x_need_not_be_here(stubs):
-    options = ("--setup", "install_t5x")
-    result, calls = checked("tpu_pod.sh", stubs, *options, arguments=ON_T5X, LACKS="t5x")
-    assert (result.returncode, len(calls)) == (0, 1) and "has no T5X" in result.stderr
-
-
-def test_with_t5x_here_a_command_for_it_is_checked(stubs):
-    result, calls = checked("tpu_pod.sh", stubs, arguments=ON_T5X)
+def test_a_command_for_t5x_is_checked_where_t5x_is_installed(stubs):
+    command = [*MISSPELT, "--engine=t5x"]
+    result, calls = checked("tpu_pod.sh", stubs, command=command)
     assert result.returncode == 2 and "--engine=builtin" not in calls[-1]
+
+
+def test_the_workers_t5x_need_not_be_on_this_machine(stubs):
+    command = [*MISSPELT, "--engine=t5x"]
+    result, calls = checked("tpu_pod.sh", stubs, command=command, LACKS="t5x")
+    assert (result.returncode, len(calls)) == (0, 1) and "has no T5X" in result.stderr
 
 
 def test_variator_itself_answers_the_check():

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import (
-    OUTLIVED,
-    ROOT,
-    SAVES,
-    told_to_end,
-)
+from launching import OUTLIVED, ROOT, SAVES, terminated
 
 JOBSET = (ROOT / "launch" / "gke_jobset.yaml").read_text()
 
@@ -43,52 +38,49 @@ def test_the_jobsets_commands_stop_where_a_variable_is_missing(missing, stubs):
         assert docs.split() == named.split()
 
 
-def jobsets():
-    text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
-    for name in ("NODES", "CHIPS_PER_NODE", "GPUS_PER_NODE"):
-        text = text.replace(f"${{{name}}}", "4")
-    for name, value in {"CLAIM": "runs", "NAME": "x", "COMMAND": "train --gin.A=1"}.items():
+def jobset(kind):
+    text = JOBSET
+    values = dict.fromkeys(("NODES", "CHIPS_PER_NODE", "GPUS_PER_NODE"), "4")
+    values |= {"CLAIM": "runs", "NAME": "x", "COMMAND": "train --gin.A=1"}
+    for name, value in values.items():
         text = text.replace(f"${{{name}}}", value)
-    return {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
+    by_kind = {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
+    assert by_kind.keys() == {"tpu", "gpu"}
+    return by_kind[kind]["spec"]
 
 
 def pod(kind):
-    return jobsets()[kind]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-
-
-def test_the_jobsets_tell_the_pods_their_place():
-    found = jobsets()
-    assert found.keys() == {"tpu", "gpu"}
-    for kind, job in found.items():
-        spec = job["spec"]["replicatedJobs"][0]["template"]["spec"]
-        assert spec["completions"] == spec["parallelism"] == 4
-        assert spec["completionMode"] == "Indexed"  # gives JOB_COMPLETION_INDEX
-        assert job["spec"]["failurePolicy"]["maxRestarts"] > 0
-        script = spec["template"]["spec"]["containers"][0]["command"][2]
-        assert ("--multiprocess" in script) == (kind == "tpu")
-        assert ("-workers-0-0." in script and "JOB_COMPLETION_INDEX" in script) == (kind == "gpu")
+    return jobset(kind)["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
-def test_a_pod_mounts_the_folder_of_the_runs(kind):
+def test_the_pods_get_their_place_and_the_folder_of_the_runs(kind):
+    spec = jobset(kind)["replicatedJobs"][0]["template"]["spec"]
+    assert spec["completions"] == spec["parallelism"] == 4
+    assert spec["completionMode"] == "Indexed"  # gives JOB_COMPLETION_INDEX
+    assert jobset(kind)["failurePolicy"]["maxRestarts"] > 0
+    [container] = pod(kind)["containers"]
+    script = container["command"][2]
+    assert ("--multiprocess" in script) == (kind == "tpu")
+    assert ("-workers-0-0." in script and "JOB_COMPLETION_INDEX" in script) == (kind == "gpu")
     volumes = {volume["name"]: volume for volume in pod(kind)["volumes"]}
     assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == "runs"
-    mounts = {mount["name"]: mount for mount in pod(kind)["containers"][0]["volumeMounts"]}
-    assert mounts.keys() == volumes.keys() and mounts["runs"]["mountPath"] == "/runs"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == volumes.keys() and mounts["runs"] == "/runs"
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
 def test_a_pod_passes_sigterm_on_and_keeps_the_exit_code(stubs, kind):
     make, calls = stubs
     environment = make(python=SAVES) | {"JOB_COMPLETION_INDEX": "3"}
-    assert told_to_end(pod(kind)["containers"][0]["command"], environment) == (143, "saved\n")
+    assert terminated(pod(kind)["containers"][0]["command"], environment) == (143, "saved\n")
     [call] = calls()
     assert call.startswith("python -m variator_jax train --") and call.endswith(" --gin.A=1 ")
     assert kind == "tpu" or "--process_count=4 --process_index=3" in call
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
-def test_what_outlives_the_command_of_a_pod_can_tell_its_last_lines(stubs, kind):
+def test_what_outlives_the_command_of_a_pod_can_write_its_last_lines(stubs, kind):
     # As in a container: with the end of the first process of a namespace, all others are killed.
     first = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
     if subprocess.run([*first, "true"], capture_output=True).returncode:

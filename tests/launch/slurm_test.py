@@ -1,11 +1,11 @@
-"""launch/slurm.sbatch beside stand-ins of srun and scontrol: requeues, CPUs, GPUs, signals."""
+"""launch/slurm.sbatch with stand-ins of srun and scontrol: requeues, CPUs, GPUs, signals."""
 
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
-from launching import ROOT, SAVES, SLURM, TRAIN, launch, told_to_end
+from launching import ROOT, SAVES, SLURM, TRAIN, launch, terminated
 
 SRUN_JOB = {
     "SLURM_JOB_ID": "7",
@@ -17,26 +17,23 @@ SRUN_JOB = {
 
 
 @pytest.mark.parametrize(
-    ("folder", "warning"),
+    ("argument", "warning"),
     [
-        (["--gin.MODEL_DIR=runs/a"], "is relative to"),
-        (["--gin.MODEL_DIR", "'runs/a'"], "is relative to"),
-        (["--gin.MODEL_DIR='gs://bucket/a'"], "only T5X writes there"),
-        (["--gin.MODEL_DIR='/shared/a'"], ""),
-        (["--gin.RATIO=4"], ""),
+        ("--gin.MODEL_DIR=runs/a", "runs/a is relative to"),
+        ("--gin.MODEL_DIR='gs://bucket/a'", "only T5X writes to gs://bucket/a"),
+        ("--gin.MODEL_DIR='/shared/a'", ""),
+        ("--gin.RATIO=4", ""),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_slurm_warns_of_folders_that_may_not_be_shared(folder, warning):
-    result = launch(*SLURM, "--dry-run", "train", *folder, PYTHON=sys.executable)
+def test_slurm_warns_of_folders_that_may_not_be_shared(argument, warning):
+    result = launch(*SLURM, "--dry-run", "train", argument, PYTHON=sys.executable)
     assert result.returncode == 0
     assert result.stderr.startswith("warning: ") == bool(warning) and warning in result.stderr
 
 
-def test_slurm_warns_of_an_interpreter_that_is_not_there():
-    result = launch(*SLURM, "--dry-run", "train", PYTHON="/nowhere/python")
-    assert result.returncode == 0
-    assert "warning: /nowhere/python is no executable" in result.stderr
+def test_slurm_refuses_an_interpreter_without_variator():
+    result = launch(*SLURM, "train", **(SRUN_JOB | {"PYTHON": "/nowhere/python"}))
+    assert result.returncode == 2 and "/nowhere/python cannot import" in result.stderr
     assert "python3 -m venv .venv" in launch("slurm.sbatch", "--help").stdout
 
 
@@ -54,11 +51,11 @@ def test_slurm_requeues_what_can_continue(stubs, code, restarts, requeued):
     assert ("scontrol requeue 7 " in calls()) == requeued
 
 
-# Runs what a task runs, as SLURM does: once for each exit code in a file; the highest one counts.
+# Runs what a task runs, as SLURM does: once for each exit code in $CODES; the highest one counts.
 SRUN = """
 while [[ "$1" == --* ]]; do shift; done
 highest=0
-for CODE in $(<"$HERE/codes"); do
+for CODE in $CODES; do
   code=0
   CODE="$CODE" "$@" || code=$?
   if ((code > highest)); then highest="$code"; fi
@@ -71,11 +68,10 @@ exit "$highest"
     ("codes", "expected"),
     [("0 0", 0), ("75 2", 2), ("2 134", 2), ("143 1 75", 1), ("75 143", 143), ("137 75", 137)],
 )
-def test_slurm_tells_an_error_of_one_task_from_a_loss(stubs, codes, expected):
+def test_slurm_separates_an_error_of_one_task_from_a_loss(stubs, codes, expected):
     make, calls = stubs
     environment = make(srun=SRUN, scontrol="", python='exit "${CODE:-0}"')
-    (Path(environment["HERE"]) / "codes").write_text(codes)
-    python = {"PYTHON": f"{environment['HERE']}/python"}
+    python = {"PYTHON": f"{environment['HERE']}/python", "CODES": codes}
     result = launch(*SLURM, *TRAIN, **environment, **(SRUN_JOB | python))
     assert result.returncode == expected, result.stderr
     assert ("scontrol requeue 7 " in calls()) == (expected > 2)
@@ -92,22 +88,15 @@ def test_a_task_of_slurm_passes_sigterm_on_and_waits_for_the_checkpoint(stubs):
     python = {"PYTHON": f"{environment['HERE']}/python"}
     launch(*SLURM, *TRAIN, **environment, **(SRUN_JOB | python))
     task = (Path(environment["HERE"]) / "task").read_text().split("\0")[:-1]
-    assert told_to_end(task, environment) == (143, "saved\n")
+    assert terminated(task, environment) == (143, "saved\n")
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"SLURM_CPUS_PER_TASK": "6"}, "cpus 6"),
-        ({"SLURM_CPUS_PER_TASK": "6", "SRUN_CPUS_PER_TASK": "3"}, "cpus 3"),
-        ({}, "cpus none"),
-    ],
-)
-def test_slurm_gives_each_task_its_cpus(stubs, environment, expected):
+@pytest.mark.parametrize(("own", "expected"), [({}, "6"), ({"SRUN_CPUS_PER_TASK": "3"}, "3")])
+def test_slurm_gives_each_task_its_cpus(stubs, own, expected):
     make, _ = stubs
-    stand_in = make(srun='echo "cpus ${SRUN_CPUS_PER_TASK:-none}"')
-    result = launch(*SLURM, *TRAIN, **stand_in, **SRUN_JOB, **environment)
-    assert expected in result.stdout.splitlines()
+    environment = make(srun='echo "cpus ${SRUN_CPUS_PER_TASK:-none}"')
+    result = launch(*SLURM, *TRAIN, **environment, **SRUN_JOB, SLURM_CPUS_PER_TASK="6", **own)
+    assert f"cpus {expected}" in result.stdout.splitlines()
 
 
 def test_slurm_refuses_processes_that_share_gpus():

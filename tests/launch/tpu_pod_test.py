@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh beside a stand-in of gcloud: pods that come, go and fail."""
+"""launch/tpu_pod.sh with a stand-in of gcloud: pods that come, go and fail."""
 
 import shlex
 import sys
@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from launching import POD, SLURM, TRAIN, launch
 
-# A TPU whose states and whose command's exit codes come one after the other out of two files.
+# A TPU whose states, and whose command's exit codes, are the lines of two files.
 GCLOUD = """
 next() { head -n 1 "$HERE/$1"; sed -i 1d "$HERE/$1"; }
 case "$4" in
-  list) found="$(next states)"; [[ "$found" == MISSING ]] || echo "my-pod,$found" ;;
+  list) state="$(next states)"; [[ "$state" == MISSING ]] || echo "my-pod,$state" ;;
   ssh) [[ "$*" != *--multiprocess* ]] || exit "$(next codes)" ;;
 esac
 """
+READY = ["READY"] * 9
 
 
 @pytest.mark.parametrize("engine", [["--engine=t5x"], ["--engine", "t5x"]], ids=" ".join)
@@ -57,43 +58,41 @@ def test_a_preempted_pod_is_created_anew_and_the_same_command_runs_again(stubs):
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("code", [75, 137])
-def test_a_lost_process_is_started_again_without_a_new_pod(stubs, code):
-    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [code, 0])
-    assert (result.returncode, kinds) == (0, ["scp", "ssh", "run", "run"])
-
-
-def test_an_error_of_the_command_is_not_tried_again(stubs):
-    result, kinds, _ = pod_calls(stubs, ["READY"] * 4, [2, 0])
-    assert (result.returncode, kinds) == (2, ["scp", "ssh", "run"])
+@pytest.mark.parametrize(
+    ("codes", "options", "runs", "message"),
+    [
+        ([75, 0], [], 2, "attempt 2 of 20"),  # A lost process needs no new TPU.
+        ([137, 0], [], 2, "attempt 2 of 20"),
+        ([2, 0], [], 1, "giving up with exit code 2"),
+        ([134, 75, 0], ["--attempts", "2"], 2, "giving up with exit code 75"),
+    ],
+)
+def test_a_loss_is_tried_again_and_an_error_is_not(stubs, codes, options, runs, message):
+    result, kinds, _ = pod_calls(stubs, READY, codes, *options)
+    assert (result.returncode, kinds) == (codes[runs - 1], ["scp", "ssh", *["run"] * runs])
+    assert message in result.stderr
 
 
 def test_the_setup_runs_on_all_workers_after_the_installation(stubs):
-    result, kinds, calls = pod_calls(stubs, ["READY"] * 4, [75, 0], "--setup", "mount /mnt/runs")
+    result, kinds, calls = pod_calls(stubs, READY, [75, 0], "--setup", "mount /mnt/runs")
     assert (result.returncode, kinds) == (0, ["scp", "ssh", "ssh", "run", "run"])
     setup = calls[4]  # after two lists, the copy and the installation
     assert "--worker=all" in setup and shlex.split(setup)[-3] == "mount /mnt/runs"
 
 
-def test_attempts_are_bounded_and_waits_do_not_count_as_such(stubs):
-    states = ["READY", "STOPPED", "CREATING", *["READY"] * 9]
-    result, kinds, _ = pod_calls(stubs, states, [134, 75, 0], "--attempts", "2")
-    assert (result.returncode, kinds) == (75, ["scp", "ssh", "run", "run"])
-    assert "STOPPED: waiting" in result.stderr and "giving up" in result.stderr
-
-
-def test_waits_in_a_row_are_bounded_and_nothing_is_deleted(stubs):
-    row = ["CREATING"] * 2
-    states = ["READY", *row, "READY", "READY", *row, "CREATING", "READY", "READY"]
-    result, kinds, _ = pod_calls(stubs, states, [75, 0], "--waits", "2")
+def test_waits_in_a_row_are_bounded_are_no_attempts_and_delete_nothing(stubs):
+    row = ["CREATING", "STOPPED"]
+    states = ["READY", *row, "READY", "READY", *row, "CREATING", *READY]
+    result, kinds, _ = pod_calls(stubs, states, [75, 0], "--waits", "2", "--attempts", "2")
     assert (result.returncode, kinds) == (75, ["scp", "ssh", "run"])
+    assert "STOPPED: waiting" in result.stderr
     assert "after waiting 2 times in a row" in result.stderr
 
 
 def test_an_installation_that_fails_is_an_attempt(stubs):
     make, calls = stubs
     environment = make(gcloud=GCLOUD + '[[ "$4" != scp ]]')
-    (Path(environment["HERE"]) / "states").write_text("READY\n" * 9)
+    (Path(environment["HERE"]) / "states").write_text("\n".join(READY))
     result = launch(*POD, "--attempts", "2", "--", *TRAIN, **environment)
     assert result.returncode == 255
     assert [call.split()[4] for call in calls()].count("scp") == 2

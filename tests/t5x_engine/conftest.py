@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items):
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.t5x)
             if absent:
-                item.add_marker(pytest.mark.skip(reason=engines.choose(None).why))
+                item.add_marker(pytest.mark.skip(reason=engines.choose(None).reason))
 
 
 @pytest.fixture(scope="session")

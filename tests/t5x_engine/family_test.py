@@ -55,7 +55,8 @@ def test_the_family_parses_on_both_engines(name, fresh_gin):
     for engine in (engines.choose("builtin"), engines.choose("t5x")):
         paths = engine.search_paths("train")
         if engine.name == engines.T5X:
-            engines.check("train", [name], [], paths, require=False)
+            with engines.as_main("t5x.train"):
+                gin_utils.parse([name], [], paths, require=False)
         else:
             gin_utils.parse([name], [], paths, require=False)
         assert set(gin_utils.unset_required()) <= {"INITIAL_CHECKPOINT_PATH", "MODEL_DIR"}

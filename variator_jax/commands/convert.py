@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from variator_jax.commands.table import command
+from variator_jax.commands.registry import command
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,20 +34,17 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command(
-    "convert",
-    "Convert backbones between Hugging Face, T5X and variator, and others' plugins to variator.",
-    (
-        "variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16",
-        "variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base",
-        "variator convert --from variator --to t5x runs/nano/backbone nano_t5x --scan",
-        "variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin "
-        "--backbone t5_base",
-        "variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl",
-    ),
-    _convert_arguments,
-)
+@command("convert", _convert_arguments)
 def _convert(args: argparse.Namespace) -> None:
+    """Convert backbones between Hugging Face, T5X and variator, and others' plugins to variator.
+
+    variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16
+    variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base
+    variator convert --from variator --to t5x runs/nano/backbone nano_t5x --scan
+    variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin \
+        --backbone t5_base
+    variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl
+    """
     from variator_jax.store import convert_command
 
     print(

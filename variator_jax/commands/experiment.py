@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import argparse
 
-from variator_jax.commands.table import command, gin_arguments
+from variator_jax import gin_utils
+from variator_jax.commands import engines, registry
+from variator_jax.commands.registry import command, gin_arguments
 from variator_jax.errors import ConfigError
 
 
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dry_run", action="store_true", help="say what is done and what is missing, and stop"
+        "--dry_run", action="store_true", help="print what is done and what is missing, and stop"
     )
     parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
 
 
-@command(
-    "experiment",
-    "Run a grid of backbones, tasks, ratios and seeds; the same command goes on where it stopped.",
-    (
-        "variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki "
-        "--gin.GLUE_DIR=glue",
-        "variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki "
-        '--gin.GLUE_DIR=glue --gin.SEEDS="(0,)" --dry_run',
-    ),
-    gin_arguments,
-    _experiment_arguments,
-)
+@command("experiment", gin_arguments, _experiment_arguments)
 def _experiment(args: argparse.Namespace) -> None:
-    from variator_jax import cli, gin_utils
-    from variator_jax.commands import engines
-    from variator_jax.commands.engine import own_search_paths, parse
+    """Run a grid of backbones, tasks, ratios and seeds; the same command resumes it.
+
+    variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
+        --gin.GLUE_DIR=glue
+    variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
+        --gin.GLUE_DIR=glue --gin.SEEDS="(0,)" --dry_run
+    """
     from variator_jax.experiment import claim, drive, grid, recipe
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
-    parse(args, "train", engines.choose(engines.BUILTIN), require=True)
-    experiment = gin_utils.configured(grid.Experiment)(search_paths=own_search_paths(args))
+    engines.parse(args, engines.choose(engines.BUILTIN))
+    experiment = gin_utils.configured(grid.Experiment)(search_paths=args.gin_search_paths)
     if args.dry_run:
         claim.Claim(experiment, recipe.recipe_configs(experiment))
         print(drive.describe(experiment))
         return
     from variator_jax.experiment import report, score
 
-    if args.tfds_data_dir:
-        import seqio
-
-        seqio.set_tfds_data_dir_override(args.tfds_data_dir)
+    engines.use_tfds_folder(args.tfds_data_dir)
     configs = recipe.recipe_configs(experiment, data=True)
-    records = drive.drive(experiment, cli.main, score.score_cell, configs)
+    records = drive.drive(experiment, registry.run, score.score_cell, configs)
     print(report.report(experiment, records))

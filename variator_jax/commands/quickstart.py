@@ -1,7 +1,7 @@
 """`launch/quickstart.sh`: a small T5 trained, compressed and measured, from nothing to a report.
 
 A list of `variator` commands, run one after the other in this process, each printed as it could be
-typed. A stage that ended is not run again; one that was cut off goes on where it stopped.
+typed. A stage that ended is not run again; one that was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import shlex
 import sys
 import time
 
-from variator_jax import cli
+from variator_jax.commands import registry
+from variator_jax.files import write_json
 from variator_jax.gin_utils import as_override
 
 RATIOS = (2, 4, 8)
-_WHY = (
+_NOTE = (
     "Why a figure may be missed: a minute of plugin training and 2,000 validation examples a task "
-    "leave a difference of about half a point to chance, and other work on the machine spoils the "
-    "clock. Longer adaptation (TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine help."
+    "leave a difference of about half a point to chance, and other work on the machine distorts "
+    "the latencies. Longer adaptation (TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine "
+    "help."
 )
 
 
@@ -38,65 +40,35 @@ class Stage:
 def stages(folder: pathlib.Path) -> list[Stage]:
     """The commands of the quickstart, in order, writing below `folder`."""
     pretrained, finetuned = folder / "pretrained", folder / "finetuned"
+    general = {"INITIAL_CHECKPOINT_PATH": str(pretrained)}
+    tuned = {"INITIAL_CHECKPOINT_PATH": str(finetuned)}
     plan = [
-        _train(folder, "backbone pre-training", pretrained, "backbone", "quickstart/backbone.gin"),
-        _train(
-            folder,
-            "backbone fine-tuning",
-            finetuned,
-            "backbone",
-            "quickstart/finetune.gin",
-            INITIAL_CHECKPOINT_PATH=str(pretrained),
-        ),
+        _stage("backbone pre-training", "backbone", pretrained),
+        _stage("backbone fine-tuning", "finetune", finetuned, **general),
     ]
-    for ratio in RATIOS:
-        plugin, adapted = folder / f"plugin_{ratio}", folder / f"adapted_{ratio}"
+    for k in RATIOS:
+        plugin, adapted = folder / f"plugin_{k}", folder / f"adapted_{k}"
+        initial = {"INITIAL_PLUGIN_PATH": str(plugin)}
         plan += [
-            _train(
-                folder,
-                f"plugin pre-training, ratio {ratio}",
-                plugin,
-                "plugin",
-                "quickstart/pretrain.gin",
-                RATIO=ratio,
-                INITIAL_CHECKPOINT_PATH=str(pretrained),
-            ),
-            _train(
-                folder,
-                f"plugin adaptation, ratio {ratio}",
-                adapted,
-                "plugin",
-                "quickstart/adapt.gin",
-                RATIO=ratio,
-                INITIAL_CHECKPOINT_PATH=str(finetuned),
-                INITIAL_PLUGIN_PATH=str(plugin),
-            ),
+            _stage(f"plugin pre-training, ratio {k}", "pretrain", plugin, RATIO=k, **general),
+            _stage(f"plugin adaptation, ratio {k}", "adapt", adapted, RATIO=k, **tuned, **initial),
         ]
-    plugins = tuple(str(folder / f"adapted_{ratio}") for ratio in RATIOS)
-    command = _command(
-        "eval",
-        "quickstart/eval.gin",
-        MODEL_DIR=str(folder),
-        INITIAL_CHECKPOINT_PATH=str(finetuned),
-        PLUGIN_PATHS=plugins,
-    )
-    return [*plan, Stage("evaluation", command, folder / "report.json")]
+    plugins = tuple(str(folder / f"adapted_{k}") for k in RATIOS)
+    return [*plan, _stage("evaluation", "eval", folder, **tuned, PLUGIN_PATHS=plugins)]
 
 
-def _train(
-    folder: pathlib.Path, name: str, model_dir: pathlib.Path, part: str, gin: str, **macros: object
-) -> Stage:
-    command = _command("train", gin, MODEL_DIR=str(model_dir), **macros)
-    return Stage(name, command, model_dir / part / f"{part}.json")
-
-
-def _command(verb: str, gin: str, **macros: object) -> tuple[str, ...]:
-    return (
-        verb,
+def _stage(name: str, recipe: str, folder: pathlib.Path, **macros: object) -> Stage:
+    """The stage of `quickstart/RECIPE.gin` with these macros, writing to `folder`."""
+    part = "plugin" if recipe in ("pretrain", "adapt") else "backbone"
+    result = "report.json" if recipe == "eval" else f"{part}/{part}.json"
+    command = (
+        "eval" if recipe == "eval" else "train",
         "--engine=builtin",
-        f"--gin_file={gin}",
+        f"--gin_file=quickstart/{recipe}.gin",
+        as_override("MODEL_DIR", str(folder)),
         *itertools.starmap(as_override, macros.items()),
     )
+    return Stage(name, command, folder / result)
 
 
 def run(folder: pathlib.Path) -> int:
@@ -109,24 +81,24 @@ def run(folder: pathlib.Path) -> int:
         print(f"\n[{number}/{len(plan)}] {stage.name}\n  $ variator {shlex.join(stage.command)}")
         started = time.monotonic()
         try:
-            code = cli.main(stage.command)
+            code = registry.run(stage.command)
         finally:
-            # Added up, because a stage that was cut off took time before.
+            # Added up, because an interrupted stage took time before.
             seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
-            folder.mkdir(parents=True, exist_ok=True)
-            clock.write_text(json.dumps(seconds, indent=2) + "\n")
+            write_json(clock, seconds)
         if code:
             return code
-    return _finish(folder, seconds)
+    _finish(folder, seconds)
+    return 0
 
 
-def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> int:
-    """Puts the stages' seconds into the report and says where to go next."""
+def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> None:
+    """Puts the stages' seconds into the report, prints it, and where to go next."""
     from variator_jax.evaluation.report import read_report, write_report
     from variator_jax.evaluation.targets import QUICKSTART, targets_missed
 
     report = dataclasses.replace(read_report(folder / "report.json"), seconds=seconds)
-    notes = (_WHY,) if targets_missed(report, QUICKSTART) else ()
+    notes = (_NOTE,) if targets_missed(report, QUICKSTART) else ()
     write_report(dataclasses.replace(report, notes=notes), folder, QUICKSTART)
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(
@@ -136,7 +108,6 @@ def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> int:
         "  README.md, 'Your own data'                 adapt a plugin to your task\n"
         "  variator train --gin_file=mini_docs.gin ... a larger backbone of the same family"
     )
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         "--model_dir", default="runs/quickstart", help="where everything goes (%(default)s)"
     )
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return run(pathlib.Path(parser.parse_args(argv).model_dir))
+    return run(pathlib.Path(parser.parse_args(argv).model_dir).expanduser())
 
 
 if __name__ == "__main__":

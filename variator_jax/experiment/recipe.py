@@ -80,9 +80,8 @@ def _macros(
 ) -> dict[str, str]:
     """Macro -> value; of a stage that is trained, all that is required must be there."""
     from variator_jax import gin_utils
-    from variator_jax.commands import engines
 
-    folders = [*experiment.search_paths, *engines.choose(engines.BUILTIN).search_paths(command)]
+    folders = [*experiment.search_paths, gin_utils.engine_dir()]
     gin_utils.parse(files, bindings, folders, require=command == "train")
     resolved = gin_utils.resolved_config()
     kept = [name for name in _read_by_something(resolved) if name not in (*_OWN, *_FREE)]

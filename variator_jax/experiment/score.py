@@ -124,12 +124,11 @@ def method_plugin(experiment: Experiment, cell: Cell) -> PluginConfig:
 
 def _configured(kind: Callable[..., T], experiment: Experiment, cell: Cell) -> Callable[..., T]:
     from variator_jax import gin_utils
-    from variator_jax.commands import engines
 
     arguments = gin_arguments(experiment, cell, "score")
     files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file=")]
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
-    folders = [*experiment.search_paths, *engines.choose(engines.BUILTIN).search_paths("eval")]
+    folders = [*experiment.search_paths, gin_utils.engine_dir()]
     gin_utils.parse(files, bindings, folders, require=False)
     return gin_utils.configured(kind)
 

@@ -76,7 +76,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
         print(inspect.describe(args.path, verify=args.verify))
     else:
-        engines.parse(args, engines.announce(args.engine), rehearse=False)
+        engines.parse(args, engines.announce(args.engine), preflight=False)
         print(gin_utils.resolved_config())
 
 

@@ -102,7 +102,7 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
     if builtin and args.t5x_flags:
         raise ConfigError(f"{' '.join(args.t5x_flags)}: a flag of T5X, not of the built-in engine.")
     overrides = engines.parse(
-        args, engine, args.command, require=args.check or not args.dry_run, rehearse=not args.check
+        args, engine, args.command, require=args.check or not args.dry_run, preflight=not args.check
     )
     if args.check:
         return False

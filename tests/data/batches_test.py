@@ -8,7 +8,7 @@ from variator_jax.data import order
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import batches, task_or_mixture
 from variator_jax.data.docs_tasks import docs_examples_of
-from variator_jax.data.packing import GroupedFeatureConverter
+from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.data.vocabulary import byte_vocabulary
 from variator_jax.errors import DataError

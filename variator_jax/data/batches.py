@@ -1,26 +1,27 @@
 """Batches of numpy arrays from registered tasks and mixtures, in T5X's layout, exactly resumable.
 
 Examples have the layout of seqio's `EncDecFeatureConverter`: a text that is longer than its feature
-length is truncated, with EOS kept. `order` decides which example comes when, `packing` puts several
-into a row.
+length is truncated, with EOS kept. `order` decides which example comes when. Packed rows hold
+several examples, each of which starts on the border of a merge group.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from variator_jax.data import packing
-from variator_jax.data._tf import seqio
+from variator_jax.data._tf import seqio, tf
 from variator_jax.data.mixture import task_or_mixture
-from variator_jax.data.order import Order, Reader, Rows, concatenated, examples, size_of
+from variator_jax.data.order import Order, Row, examples
 from variator_jax.data.spec import split_answers
 from variator_jax.errors import DataError, did_you_mean
 
 Batch = dict[str, np.ndarray]
+
+_FILLER = -1  # keeps a place until seqio, which strips padding first, has packed
 
 
 def accepted_answers(task_name: str, split: str) -> list[list[str]]:
@@ -82,41 +83,47 @@ def batches(
         raise DataError(f"start_batch {start_batch}, seed {seed}: expected 0 or more of both")
     if not repeat:
         streams, read_streams = 1, (0,)
-    _check_streams(batch_size, streams, read_streams)
+    if batch_size % streams or not read_streams or not set(read_streams) <= set(range(streams)):
+        raise DataError(
+            f"{batch_size} rows in {streams} streams, of which {sorted(read_streams)} are read: "
+            "expected a divisor of the batch size, and some of the streams from 0"
+        )
     share = batch_size // streams
     multiple = pad_inputs_to_multiple if packed else None
     readers = {}
     for stream in read_streams:
         shard = seqio.ShardInfo(stream, streams)
         order = Order(split, tuple(lengths.items()), seed, shuffle, repeat, shard)
-        rows = _rows(provider, order, start_batch * share, multiple)
-        readers[stream] = Reader(map(_lay_out, rows))
+        readers[stream] = _rows(provider, order, start_batch * share, multiple)
     return _batches(readers, share, streams, pad_last)
 
 
-def _rows(provider: Any, order: Order, start: int, multiple: int | None) -> Iterator[Rows]:
-    """Yields chunks of rows from row `start` on: examples, or with `multiple` packed ones."""
+def _rows(provider: Any, order: Order, start: int, multiple: int | None) -> Iterator[Row]:
+    """Yields rows from row `start` on: examples, or with `multiple` packed ones."""
     tasks = tasks_of(provider, order.split)
     rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
     if multiple is None:
         return examples(tasks, rates / rates.sum(), order, start)
     rows = examples(tasks, rates / rates.sum(), order)
-    return itertools.islice(packing.pack(rows, dict(order.lengths), multiple), start, None)
+    return itertools.islice(pack(rows, dict(order.lengths), multiple), start, None)
 
 
 def _batches(
-    readers: Mapping[int, Reader], share: int, streams: int, pad_last: bool
+    readers: Mapping[int, Iterator[Row]], share: int, streams: int, pad_last: bool
 ) -> Iterator[Batch]:
     """Yields batches of `streams` equal parts; zeros for the streams that are not read."""
     while True:
-        parts = {stream: reader.read(share) for stream, reader in readers.items()}
-        missing = share - size_of(next(iter(parts.values())))
-        if missing == share or (missing and not pad_last):
+        parts = {stream: list(itertools.islice(rows, share)) for stream, rows in readers.items()}
+        some = next(iter(parts.values()))
+        if not some or (len(some) < share and not pad_last):
             return
-        for stream, rows in parts.items():
-            parts[stream] = {n: np.pad(a, [(0, missing), (0, 0)]) for n, a in rows.items()}
-        zeros = {name: np.zeros_like(array) for name, array in next(iter(parts.values())).items()}
-        yield concatenated([parts.get(stream, zeros) for stream in range(streams)])
+        zeros = {name: np.zeros_like(array) for name, array in some[0].items()}
+        rows = [
+            row
+            for stream in range(streams)
+            for row in itertools.islice([*parts.get(stream, ()), *[zeros] * share], share)
+        ]
+        yield _lay_out({name: np.stack([row[name] for row in rows]) for name in zeros})
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:
@@ -146,15 +153,7 @@ def check_request(
     return {name: int(length) for name, length in lengths.items()}
 
 
-def _check_streams(batch_size: int, streams: int, read: Collection[int]) -> None:
-    if batch_size % streams or not read or not set(read) <= set(range(streams)):
-        raise DataError(
-            f"{batch_size} rows in {streams} streams, of which {sorted(read)} are read: expected a "
-            "divisor of the batch size, and some of the streams from 0"
-        )
-
-
-def _lay_out(rows: Rows) -> Batch:
+def _lay_out(rows: Batch) -> Batch:
     """Returns rows of 'inputs' and 'targets' in the layout of seqio's EncDecFeatureConverter."""
     targets = rows["targets"]
     shifted = np.zeros_like(targets)
@@ -171,3 +170,78 @@ def _lay_out(rows: Rows) -> Batch:
             for kind in ("segment_ids", "positions"):
                 batch[f"{stack}_{kind}"] = rows[f"{feature}_{kind}"]
     return batch
+
+
+def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iterator[Row]:
+    """Yields rows that hold as many consecutive examples as fit.
+
+    Args:
+      rows: examples, padded with zeros.
+      lengths: of the features.
+      multiple: each example's 'inputs' start on a multiple of this many tokens; the places between
+        examples are padding.
+
+    Returns:
+      An iterator of rows: int32 [length] for each feature, its `_segment_ids`, counted from 1, and
+      its `_positions`.
+
+    Raises:
+      DataError: if `multiple` is not positive.
+    """
+    _check_multiple(multiple)
+    row, used, segment = _empty_row(lengths), dict.fromkeys(lengths, 0), 0
+    for example in rows:
+        tokens = {name: example[name][example[name] != 0] for name in lengths}
+        if any(used[name] + len(ids) > lengths[name] for name, ids in tokens.items()):
+            yield row
+            row, used, segment = _empty_row(lengths), dict.fromkeys(lengths, 0), 0
+        segment += 1
+        for name, ids in tokens.items():
+            place = slice(used[name], used[name] + len(ids))
+            row[name][place] = ids
+            row[f"{name}_segment_ids"][place] = segment
+            row[f"{name}_positions"][place] = np.arange(len(ids))
+            used[name] += len(ids)
+        used["inputs"] += -used["inputs"] % multiple
+    if segment:
+        yield row
+
+
+def _empty_row(lengths: Mapping[str, int]) -> Row:
+    return {
+        name + kind: np.zeros(length, np.int32)
+        for name, length in lengths.items()
+        for kind in ("", "_segment_ids", "_positions")
+    }
+
+
+def _check_multiple(multiple: int) -> None:
+    if multiple < 1:
+        raise DataError(f"examples can be padded to a multiple of 1 or more, not of {multiple}")
+
+
+class GroupedFeatureConverter(seqio.EncDecFeatureConverter):
+    """`pack` for T5X's own pipeline: packed examples start on multiples of `group` tokens.
+
+    Without packing it is its parent. T5X makes converters itself: give it a subclass that sets
+    `group`.
+    """
+
+    group = 1
+
+    def _pack_or_pad(self, ds: Any, packed_lengths: Mapping[str, int]) -> Any:
+        if not self.pack:
+            return super()._pack_or_pad(ds, packed_lengths)
+        _check_multiple(self.group)
+        return super()._pack_or_pad(ds.map(self._fill), packed_lengths).map(_clear_filler)
+
+    def _fill(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = example["inputs"]
+        missing = [[0, -tf.size(inputs) % self.group]]
+        return {**example, "inputs": tf.pad(inputs, missing, constant_values=_FILLER)}
+
+
+def _clear_filler(example: Mapping[str, Any]) -> dict[str, Any]:
+    real = tf.not_equal(example["inputs"], _FILLER)
+    names = ("inputs", "inputs_segment_ids", "inputs_positions")
+    return {**example, **{name: tf.where(real, example[name], 0) for name in names}}

@@ -1,9 +1,8 @@
 """Scores of predictions against references, all on a scale of 0 to 100.
 
 Pure functions of labels and strings, for seqio's metric functions (`spec`) and for our own
-evaluator. Text is compared as the SQuAD evaluation does
-it (Rajpurkar et al., 2016): lower case, no punctuation, no articles, single spaces, and the best
-score over all accepted answers.
+evaluator. Text is compared as the SQuAD evaluation does it (Rajpurkar et al., 2016): lower case, no
+punctuation, no articles, single spaces, and the best score over all accepted answers.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from variator_jax.errors import DataError
 
 # One example's accepted answers: a single text, or several of which the best counts.
 Answers = str | Sequence[str]
+
+P, R = TypeVar("P"), TypeVar("R")
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -24,17 +26,14 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
     """Share of predictions that equal their reference; DataError for empty or unequal lengths."""
-    _check_lengths(predictions, references)
-    hits = sum(p == r for p, r in zip(predictions, references, strict=True))
-    return 100.0 * hits / len(references)
+    return 100.0 * sum(p == r for p, r in _pairs(predictions, references)) / len(references)
 
 
 def binary_f1(
     predictions: Sequence[Hashable], references: Sequence[Hashable], positive: Hashable = 1
 ) -> float:
     """F1 of the class `positive`; 0 where the class is neither predicted nor present."""
-    _check_lengths(predictions, references)
-    pairs = list(zip(predictions, references, strict=True))
+    pairs = _pairs(predictions, references)
     hits = sum(p == positive and r == positive for p, r in pairs)
     mentions = sum((p == positive) + (r == positive) for p, r in pairs)
     return 100.0 * 2 * hits / mentions if mentions else 0.0
@@ -42,9 +41,8 @@ def binary_f1(
 
 def majority_score(references: Sequence[Hashable]) -> float:
     """The accuracy of always answering the majority class."""
-    _check_lengths(references, references)
-    [(_, count)] = Counter(references).most_common(1)
-    return 100.0 * count / len(references)
+    pairs = _pairs(references, references)
+    return 100.0 * max(Counter(pairs).values()) / len(pairs)
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Answers]) -> float:
@@ -79,9 +77,8 @@ def _mean_of_best(
     predictions: Sequence[str],
     references: Sequence[Answers],
 ) -> float:
-    _check_lengths(predictions, references)
     total = 0.0
-    for row, (prediction, answers) in enumerate(zip(predictions, references, strict=True)):
+    for row, (prediction, answers) in enumerate(_pairs(predictions, references)):
         accepted = [answers] if isinstance(answers, str) else list(answers)
         if not accepted:
             raise DataError(f"Example {row} has no answer to compare with.")
@@ -89,11 +86,10 @@ def _mean_of_best(
     return 100.0 * total / len(references)
 
 
-def _check_lengths(predictions: Sequence[object], references: Sequence[object]) -> None:
-    if len(predictions) != len(references):
+def _pairs(predictions: Sequence[P], references: Sequence[R]) -> list[tuple[P, R]]:
+    if len(predictions) != len(references) or not len(references):
         raise DataError(
-            f"There are {len(predictions)} predictions for {len(references)} references; "
-            "one prediction per reference was expected."
+            f"{len(predictions)} predictions for {len(references)} references; expected as many, "
+            "and at least one"
         )
-    if not len(references):
-        raise DataError("There is no example to score: the list of references is empty.")
+    return list(zip(predictions, references, strict=True))

@@ -11,20 +11,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from variator_jax.data._tf import seqio
-from variator_jax.data.spec import get_spec, spec_names
-from variator_jax.data.tasks import LazySource
+from variator_jax.data.spec import get_spec
+from variator_jax.data.tasks import LazySource, is_registered
 from variator_jax.errors import DataError
 
-Rows = dict[str, np.ndarray]  # name -> int32 [rows, length], padded with zeros
+Row = dict[str, np.ndarray]  # name -> int32 [length], padded with zeros
 
 _BYTES_IN_MEMORY = 512 * 2**20  # of one epoch of one task
-_CHUNK = 256  # rows that are read together
+_CHUNK = 256  # rows that are taken from TensorFlow together
 _MIXING_BLOCK = 1024  # rows whose tasks are drawn together
 _NOISE, _MIXING = 1 << 20, 1 << 21  # random streams next to those of the tasks' orders
 
@@ -66,39 +66,8 @@ class Order:
         return np.random.default_rng(seed).choice(len(shares), _MIXING_BLOCK, p=shares)
 
 
-class Reader:
-    """Reads any number of rows at a time from an iterator of chunks of rows."""
-
-    def __init__(self, chunks: Iterable[Rows]) -> None:
-        self._chunks = iter(chunks)
-        self._unread: Rows = {}
-
-    def read(self, count: int) -> Rows:
-        """Returns the next `count` rows, fewer at the end, and {} after it."""
-        parts: list[Rows] = []
-        while count and (size_of(self._unread) or self._next_chunk()):
-            parts.append({name: array[:count] for name, array in self._unread.items()})
-            self._unread = {name: array[count:] for name, array in self._unread.items()}
-            count -= size_of(parts[-1])
-        return concatenated(parts)
-
-    def _next_chunk(self) -> bool:
-        self._unread = next(self._chunks, {})
-        return bool(self._unread)
-
-
-def size_of(rows: Rows) -> int:
-    """Returns the number of rows."""
-    return len(next(iter(rows.values()), ()))
-
-
-def concatenated(parts: list[Rows]) -> Rows:
-    """Returns the rows of all parts, one part after the other; {} for no part."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts or [{}])[0]}
-
-
-def examples(tasks: list[Any], shares: np.ndarray, order: Order, start: int = 0) -> Iterator[Rows]:
-    """Yields chunks of the examples of one task or several, from row `start` on.
+def examples(tasks: list[Any], shares: np.ndarray, order: Order, start: int = 0) -> Iterator[Row]:
+    """Yields the examples of one task or several, from row `start` on.
 
     Args:
       tasks: seqio tasks.
@@ -107,63 +76,56 @@ def examples(tasks: list[Any], shares: np.ndarray, order: Order, start: int = 0)
       start: how many rows to leave out.
     """
     if not order.repeat:
-        chunks = (_task_examples(task, order) for task in tasks)
-        reader = Reader(itertools.chain.from_iterable(chunks))
-        reader.read(start)
-        yield from iter(lambda: reader.read(_CHUNK), {})
-        return
-    if len(tasks) == 1:
+        epochs = (_task_examples(task, order) for task in tasks)
+        yield from itertools.islice(itertools.chain.from_iterable(epochs), start, None)
+    elif len(tasks) == 1:
         yield from _task_examples(tasks[0], order, 0, start)
-        return
+    else:
+        yield from _mixed(tasks, shares, order, start)
+
+
+def _mixed(tasks: list[Any], shares: np.ndarray, order: Order, start: int) -> Iterator[Row]:
     first, offset = divmod(start, _MIXING_BLOCK)
-    counts: np.ndarray = np.zeros(len(tasks), np.int64)
-    for block in range(first):
-        counts += np.bincount(order.tasks(shares, block), minlength=len(tasks))
+    read: np.ndarray = np.zeros(len(tasks), np.int64)  # rows of each task before `start`
+    for block in range(first + 1):
+        drawn = order.tasks(shares, block)[: start - block * _MIXING_BLOCK]
+        read += np.bincount(drawn, minlength=len(tasks))
     readers = [
-        Reader(_task_examples(task, order, number, int(counts[number])))
-        for number, task in enumerate(tasks)
+        _task_examples(task, order, number, int(read[number])) for number, task in enumerate(tasks)
     ]
     for block in itertools.count(first):
-        mixed = _gather(readers, order.tasks(shares, block))
-        yield {name: array[offset:] for name, array in mixed.items()}
+        for number in order.tasks(shares, block)[offset:]:
+            yield next(readers[number])
         offset = 0
 
 
-def _gather(readers: list[Reader], chosen: np.ndarray) -> Rows:
-    """Returns rows of which row i is the next one of reader `chosen[i]`."""
-    numbers = np.unique(chosen)
-    rows = concatenated([readers[number].read(int((chosen == number).sum())) for number in numbers])
-    places = np.argsort(np.argsort(chosen, kind="stable"))
-    return {name: array[places] for name, array in rows.items()}
-
-
-def _task_examples(task: Any, order: Order, number: int = 0, start: int = 0) -> Iterator[Rows]:
-    """Yields chunks of one task's examples; `number` is its place in the mixture."""
+def _task_examples(task: Any, order: Order, number: int = 0, start: int = 0) -> Iterator[Row]:
+    """Yields one task's examples; `number` is its place in the mixture."""
     if _fits_in_memory(task, order):
         yield from _from_memory(task, order, number, start)
         return
-    chunks = _chunks(
+    rows = _read(
         *(task, order.split, order.lengths, start),
         shuffle=order.shuffle,
         seed=order.seed,
         num_epochs=None if order.repeat else 1,
         shard_info=order.shard if order.shard.num_shards > 1 else None,
     )
-    first = next(chunks, None)
+    first = next(rows, None)
     if first is None:
         raise DataError(f"task {task.name!r} has no examples in the split {order.split!r}")
-    yield from itertools.chain([first], chunks)
+    yield from itertools.chain([first], rows)
 
 
-def _from_memory(task: Any, order: Order, number: int, start: int) -> Iterator[Rows]:
+def _from_memory(task: Any, order: Order, number: int, start: int) -> Iterator[Row]:
     noisy = get_spec(task.name).kind == "span_corruption"
 
-    def read(epoch: int) -> Rows:
+    def read(epoch: int) -> Row:
         if noisy:
             return _noisy_epoch(task, order.split, order.lengths, order.noise_seed(epoch))
         return _fixed_epoch(task, order.split, order.lengths, 0)
 
-    size, shards = size_of(read(0)), order.shard.num_shards
+    size, shards = len(read(0)["inputs"]), order.shard.num_shards
     if size < shards:
         raise DataError(
             f"task {task.name!r} has {size} examples in the split {order.split!r}; expected "
@@ -171,15 +133,15 @@ def _from_memory(task: Any, order: Order, number: int, start: int) -> Iterator[R
         )
     first, offset = divmod(start, len(order.permutation(0, size, number)))
     for epoch in itertools.count(first) if order.repeat else (0,):
-        chosen = order.permutation(epoch, size, number)[offset:]
+        rows = read(epoch)
+        for place in order.permutation(epoch, size, number)[offset:]:
+            yield {name: array[place] for name, array in rows.items()}
         offset = 0
-        for at in range(0, len(chosen), _CHUNK):
-            yield {name: array[chosen[at : at + _CHUNK]] for name, array in read(epoch).items()}
 
 
 def _fits_in_memory(task: Any, order: Order) -> bool:
     """Whether one epoch is small enough to be kept; foreign tasks may have any size."""
-    if task.name not in spec_names():
+    if not is_registered(task.name):
         return False
     # The number of texts of span corruption is not that of its examples: an article may be a
     # hundred. Only a source in memory is known to be small.
@@ -189,26 +151,30 @@ def _fits_in_memory(task: Any, order: Order) -> bool:
     return count is not None and 4 * count * sum(dict(order.lengths).values()) <= _BYTES_IN_MEMORY
 
 
-def _epoch(task: Any, split: str, lengths: tuple[tuple[str, int], ...], seed: int) -> Rows:
-    """Returns all examples of one epoch in the task's own order; `seed` decides the noise.
+def _epoch(task: Any, split: str, lengths: tuple[tuple[str, int], ...], seed: int) -> Row:
+    """Returns the examples of one epoch in the task's own order: int32 [rows, length] each.
 
-    Every epoch of span corruption has the same size: text is cut before noise is drawn.
+    `seed` decides the noise. Every epoch of span corruption has the same size: text is cut before
+    noise is drawn.
     """
-    return concatenated(
-        list(_chunks(task, split, lengths, 0, shuffle=False, seed=seed, num_epochs=1))
-    )
+    rows = list(_read(task, split, lengths, 0, shuffle=False, seed=seed, num_epochs=1))
+    return {
+        name: np.array([row[name] for row in rows], np.int32).reshape(-1, length)
+        for name, length in lengths
+    }
 
 
 _fixed_epoch = functools.lru_cache(maxsize=12)(_epoch)
 _noisy_epoch = functools.lru_cache(maxsize=3)(_epoch)
 
 
-def _chunks(
+def _read(
     task: Any, split: str, lengths: tuple[tuple[str, int], ...], start: int, **options: Any
-) -> Iterator[Rows]:
+) -> Iterator[Row]:
     """Yields what the task's seqio pipeline gives, trimmed and padded, from row `start` on."""
     shapes = {name: [length] for name, length in lengths}
     dataset = task.get_dataset(dict(lengths), split, **options)
     dataset = dataset.map(lambda example: {name: example[name] for name in shapes}).skip(start)
     for chunk in dataset.padded_batch(_CHUNK, shapes).prefetch(2).as_numpy_iterator():
-        yield {name: array.astype(np.int32) for name, array in chunk.items()}
+        arrays = [chunk[name].astype(np.int32) for name in shapes]
+        yield from (dict(zip(shapes, row, strict=True)) for row in zip(*arrays, strict=True))

@@ -8,7 +8,7 @@ It runs as a TensorFlow graph: Python inside a pipeline is slow and keeps a proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -20,11 +20,6 @@ NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
 _TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
-
-
-def preprocessors() -> list[Callable[..., Any]]:
-    """Returns the preprocessors of a span corruption task whose source gives {'targets': text}."""
-    return [tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim]
 
 
 def tokenize_and_chunk(
@@ -173,3 +168,7 @@ def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
     sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32), axis=1)
     kept = tf.boolean_mask(tf.where(begins, sentinels, tokens), ~mask | begins)
     return tf.reshape(kept, [tf.shape(tokens)[0], -1])
+
+
+#: Of a task whose source gives {'targets': text}.
+PREPROCESSORS = (tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from variator_jax.data import metrics
 from variator_jax.errors import DataError, did_you_mean
 
@@ -50,22 +52,22 @@ class TaskSpec:
     many_answers: bool = False
 
     def __post_init__(self) -> None:
-        kinds, labelled = get_args(Kind), self.kind == "classification"
+        kinds, distinct = get_args(Kind), set(self.labels)
+        if self.kind not in kinds:
+            raise DataError(
+                f"task {self.name!r} has the kind {self.kind!r}; the kinds are {', '.join(kinds)}."
+                f"{did_you_mean(str(self.kind), kinds)}"
+            )
+        right_labels = len(distinct) > 1 if self.kind == "classification" else not distinct
         checks = {
-            f"has the kind {self.kind!r}; the kinds are {', '.join(kinds)}."
-            f"{did_you_mean(str(self.kind), kinds)}": self.kind not in kinds,
-            f"needs two labels or more, found {self.labels!r}": labelled
-            and len(set(self.labels)) < 2,
-            f"has a label twice: {self.labels!r}": len(set(self.labels)) < len(self.labels),
-            f"is {self.kind}, so it takes no labels": not labelled and bool(self.labels),
-            "is span corruption, so it takes no prefix": self.kind == "span_corruption"
-            and bool(self.prefix),
-            f"is {self.kind}, so it has one answer an example": self.kind != "generation"
-            and self.many_answers,
+            "labels": right_labels and len(distinct) == len(self.labels),
+            "prefix": not self.prefix or self.kind != "span_corruption",
+            "many_answers": not self.many_answers or self.kind == "generation",
         }
-        for message, wrong in checks.items():
-            if wrong:
-                raise DataError(f"task {self.name!r} {message}")
+        for field, fits in checks.items():
+            if not fits:
+                value = getattr(self, field)
+                raise DataError(f"task {self.name!r} is {self.kind}: no {field} of {value!r}")
 
     def target(self, answer: str) -> str:
         """Returns the target text whose answer is `answer`."""
@@ -81,6 +83,36 @@ class TaskSpec:
         if self.prefix:
             text = _SENTINEL.split(text.removeprefix(self.prefix), maxsplit=1)[0]
         return text.strip()
+
+    def postprocess(
+        self, text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+    ) -> str | list[str]:
+        """seqio's `postprocess_fn`: the answer in a text; of a target with many answers, all."""
+        if is_target and self.many_answers and example is not None:
+            return split_answers(example["answers"])
+        return self.answer(text)
+
+    def metric_functions(self) -> list[Callable[..., Scores]]:
+        """Returns seqio's `metric_fns` for predicted text, none for span corruption.
+
+        Classification: accuracy, and with two labels the F1 of the second, by comparison with the
+        verbalizer. Generation: exact match and token F1, over all accepted answers.
+        """
+        functions = {"classification": [self._classified], "generation": [_generated]}
+        return functions.get(self.kind, [])
+
+    def _classified(self, targets: Sequence[str], predictions: Sequence[str]) -> Scores:
+        scores = {"accuracy": metrics.accuracy(predictions, targets)}
+        if len(self.labels) == 2:
+            scores["binary_f1"] = metrics.binary_f1(predictions, targets, self.labels[1])
+        return scores
+
+
+def _generated(targets: Sequence[metrics.Answers], predictions: Sequence[str]) -> Scores:
+    return {
+        "exact_match": metrics.exact_match(predictions, targets),
+        "token_f1": metrics.token_f1(predictions, targets),
+    }
 
 
 _SPECS: dict[str, TaskSpec] = {}
@@ -105,8 +137,7 @@ def get_spec(name: str) -> TaskSpec:
       DataError: if there is none; the message gives the nearest names.
     """
     if name not in _SPECS:
-        known = ", ".join(sorted(_SPECS)) or "none"
-        raise DataError(f"no task spec named {name!r}.{did_you_mean(name, _SPECS)} Known: {known}")
+        raise DataError(f"no task spec named {name!r}.{did_you_mean(name, _SPECS)}")
     return _SPECS[name]
 
 
@@ -158,65 +189,17 @@ def verbalizer_ids(
     prefix = prefix_ids(spec, encode, unknown_id)
     owners: dict[int, str] = {}
     for label in spec.labels:
-        first = next((int(token) for token in encode(spec.target(label))[len(prefix) :]), _PAD)
-        reason = {
-            _PAD: f"the verbalizer {label!r} encodes to no token",
-            _EOS: f"the verbalizer {label!r} encodes to no token",
-            unknown_id: f"the vocabulary cannot spell the verbalizer {label!r}",
-        }.get(first)
+        first = next(map(int, encode(spec.target(label))[len(prefix) :]), _PAD)
+        if first in (_PAD, _EOS, unknown_id):
+            raise DataError(f"task {spec.name!r}: the vocabulary cannot spell the label {label!r}")
         if first in owners:
-            reason = (
-                f"the verbalizers {owners[first]!r} and {label!r} both begin with token {first} in "
-                "this vocabulary; choose words that differ there"
-            )
-        if reason:
-            raise DataError(f"task {spec.name!r}: {reason}")
+            both = f"{owners[first]!r} and {label!r} both begin with token {first}"
+            raise DataError(f"task {spec.name!r}: {both} in this vocabulary; choose other words")
         owners[first] = label
     return list(owners)
 
 
-def postprocessor(spec: TaskSpec) -> Callable[..., Any]:
-    """Returns seqio's `postprocess_fn`: the answer in a target or a prediction.
-
-    For a task with many answers a target becomes the list of them all.
-    """
-
-    def postprocess(
-        text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
-    ) -> str | list[str]:
-        if is_target and spec.many_answers and example is not None:
-            return split_answers(example["answers"])
-        return spec.answer(text)
-
-    return postprocess
-
-
-def metric_functions(spec: TaskSpec) -> list[Callable[..., Scores]]:
-    """Returns seqio's `metric_fns` for predicted text, none for span corruption.
-
-    Classification: accuracy, and with two labels the F1 of the second, by comparison with the
-    verbalizer. Generation: exact match and token F1, over all accepted answers.
-    """
-
-    def verbalizer_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
-        scores = {"accuracy": metrics.accuracy(predictions, targets)}
-        if len(spec.labels) == 2:
-            scores["binary_f1"] = metrics.binary_f1(predictions, targets, spec.labels[1])
-        return scores
-
-    def generation(targets: Sequence[metrics.Answers], predictions: Sequence[str]) -> Scores:
-        return {
-            "exact_match": metrics.exact_match(predictions, targets),
-            "token_f1": metrics.token_f1(predictions, targets),
-        }
-
-    functions: dict[str, list[Callable[..., Scores]]]
-    functions = {"classification": [verbalizer_accuracy], "generation": [generation]}
-    return functions.get(spec.kind, [])
-
-
 def split_answers(joined: Any) -> list[str]:
     """Returns the accepted answers in the field 'answers' of an example, bytes or text."""
-    joined = joined.item() if hasattr(joined, "item") else joined  # a numpy scalar
-    text = joined.decode("utf-8") if isinstance(joined, bytes) else str(joined)
-    return text.split(ANSWER_SEPARATOR)
+    value = np.asarray(joined).item()
+    return str(value.decode() if isinstance(value, bytes) else value).split(ANSWER_SEPARATOR)

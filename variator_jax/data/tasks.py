@@ -10,21 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from variator_jax.data import span_corruption
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.spec import (
-    TaskSpec,
-    metric_functions,
-    postprocessor,
-    register_spec,
-    spec_names,
-)
+from variator_jax.data.spec import TaskSpec, register_spec, spec_names
 from variator_jax.errors import DataError
 
 Examples = list[dict[str, Any]]
+
+#: Of a task whose source gives {'inputs', 'targets'} texts.
+TEXT_PREPROCESSORS = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
 
 
 class LazySource(seqio.FunctionDataSource):
@@ -39,12 +36,11 @@ class LazySource(seqio.FunctionDataSource):
 
     def _shuffled(self, split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         examples = self.make(split)
+        if not examples:
+            raise DataError(f"no examples in the split {split!r}")
         if shuffle_files:
             examples = random.Random(seed).sample(examples, len(examples))
-        keys = examples[0] if examples else ("inputs", "targets")
-        columns = {key: [example[key] for example in examples] for key in keys}
-        dtype = None if examples else tf.string
-        columns = {key: tf.constant(values, dtype) for key, values in columns.items()}
+        columns = {key: [example[key] for example in examples] for key in examples[0]}
         return tf.data.Dataset.from_tensor_slices(columns)
 
     def get_dataset(
@@ -93,11 +89,6 @@ def is_registered(name: str) -> bool:
     return name in spec_names() and name in seqio.TaskRegistry.names()
 
 
-def text_preprocessors() -> list[Callable[..., Any]]:
-    """Returns the preprocessors of a task whose source gives {'inputs', 'targets'} texts."""
-    return [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
-
-
 def text_to_text_task(
     name: str,
     make: Callable[[str], Examples],
@@ -110,14 +101,14 @@ def text_to_text_task(
     Texts that are longer than the feature lengths lose their end, before EOS is added.
     """
     spans = spec is not None and spec.kind == "span_corruption"
-    steps = span_corruption.preprocessors() if spans else text_preprocessors()
+    steps = span_corruption.PREPROCESSORS if spans else TEXT_PREPROCESSORS
     return add_task(name, LazySource(make, splits), steps, vocabulary, spec)
 
 
 def add_task(
     name: str,
     source: Any,
-    preprocessors: list[Callable[..., Any]],
+    preprocessors: Sequence[Callable[..., Any]],
     vocabulary: Any,
     spec: TaskSpec | None = None,
     shuffle_buffer_size: int = 1_000,
@@ -143,8 +134,8 @@ def add_task(
         source=source,
         preprocessors=preprocessors,
         output_features={"inputs": feature, "targets": feature},
-        postprocess_fn=postprocessor(spec) if spec else None,
-        metric_fns=metric_functions(spec) if spec else [],
+        postprocess_fn=spec.postprocess if spec else None,
+        metric_fns=spec.metric_functions() if spec else [],
         shuffle_buffer_size=shuffle_buffer_size,
     )
     if spec is not None:

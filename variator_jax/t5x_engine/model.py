@@ -17,7 +17,7 @@ from t5x import decoding, losses, metrics, models
 
 from variator_jax.backbones.base import Batch, Outputs
 from variator_jax.backbones.t5 import T5, T5Config
-from variator_jax.data.packing import GroupedFeatureConverter
+from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig

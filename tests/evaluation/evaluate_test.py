@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from variator_jax.backbones.t5 import T5Config, init_params
-from variator_jax.data import glue, squad
+from variator_jax.data import published
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.evaluation import evaluator
 from variator_jax.evaluation.evaluate import EvalData, evaluate
@@ -51,7 +51,7 @@ def _evaluated(task, backbone, folder, targets):
 def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, vocabulary, backbone):
     rows = [f"film {number}\t{int(number < 4)}" for number in range(6)]
     (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
-    task = glue.glue_task("sst2", vocabulary, str(tmp_path))
+    task = published.glue_task("sst2", vocabulary, str(tmp_path))
     report, details = _evaluated(task, backbone, tmp_path / "report", targets=4)
     assert report.majority[task] == pytest.approx(200 / 3)
     assert set(details) == {"accuracy", "binary_f1"}
@@ -68,7 +68,7 @@ def test_squad_is_scored_against_all_its_answers(tmp_path, vocabulary, backbone,
     monkeypatch.setattr(evaluator, "evaluate_task", noted)
     rows = [{"question": f"Who {n}?", "context": "c", "answers": ["number", "film"]} for n in "ab"]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = squad.squad_task(vocabulary, str(tmp_path))
+    task = published.squad_task(vocabulary, str(tmp_path))
     report, details = _evaluated(task, backbone, tmp_path / "report", targets=8)
     assert set(details) == {"exact_match", "token_f1"} and task not in report.majority
     assert report.at(1).quality[task] == details["token_f1"]

@@ -79,8 +79,11 @@ def batches(
     """
     provider = task_or_mixture(task_name)
     lengths = check_request(provider, split, feature_lengths, batch_size)
-    if start_batch < 0 or seed < 0:
-        raise DataError(f"start_batch {start_batch}, seed {seed}: expected 0 or more of both")
+    if min(start_batch, seed, pad_inputs_to_multiple - 1) < 0:
+        raise DataError(
+            f"start_batch {start_batch}, seed {seed}, multiple {pad_inputs_to_multiple}: expected "
+            "0 or more, 0 or more, 1 or more"
+        )
     if not repeat:
         streams, read_streams = 1, (0,)
     if batch_size % streams or not read_streams or not set(read_streams) <= set(range(streams)):
@@ -118,11 +121,9 @@ def _batches(
         if not some or (len(some) < share and not pad_last):
             return
         zeros = {name: np.zeros_like(array) for name, array in some[0].items()}
-        rows = [
-            row
-            for stream in range(streams)
-            for row in itertools.islice([*parts.get(stream, ()), *[zeros] * share], share)
-        ]
+        rows = []
+        for stream in range(streams):
+            rows += [*parts.get(stream, ()), *[zeros] * share][:share]
         yield _lay_out({name: np.stack([row[name] for row in rows]) for name in zeros})
 
 
@@ -184,11 +185,7 @@ def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iter
     Returns:
       An iterator of rows: int32 [length] for each feature, its `_segment_ids`, counted from 1, and
       its `_positions`.
-
-    Raises:
-      DataError: if `multiple` is not positive.
     """
-    _check_multiple(multiple)
     row, used, segment = _empty_row(lengths), dict.fromkeys(lengths, 0), 0
     for example in rows:
         tokens = {name: example[name][example[name] != 0] for name in lengths}
@@ -215,11 +212,6 @@ def _empty_row(lengths: Mapping[str, int]) -> Row:
     }
 
 
-def _check_multiple(multiple: int) -> None:
-    if multiple < 1:
-        raise DataError(f"examples can be padded to a multiple of 1 or more, not of {multiple}")
-
-
 class GroupedFeatureConverter(seqio.EncDecFeatureConverter):
     """`pack` for T5X's own pipeline: packed examples start on multiples of `group` tokens.
 
@@ -232,7 +224,6 @@ class GroupedFeatureConverter(seqio.EncDecFeatureConverter):
     def _pack_or_pad(self, ds: Any, packed_lengths: Mapping[str, int]) -> Any:
         if not self.pack:
             return super()._pack_or_pad(ds, packed_lengths)
-        _check_multiple(self.group)
         return super()._pack_or_pad(ds.map(self._fill), packed_lengths).map(_clear_filler)
 
     def _fill(self, example: Mapping[str, Any]) -> dict[str, Any]:

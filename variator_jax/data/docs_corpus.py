@@ -2,7 +2,11 @@
 
 Built on first use and kept in a cache folder. Sources are read with `ast` and never imported. The
 split is by file: a file is in train or in validation as a whole, and a text that both have is kept
-in train only. `docs_text` turns a docstring into sentences. No TensorFlow here.
+in train only.
+
+Of a docstring its prose is kept: sentences, one list per docstring. Doctests, code, tables,
+directives, parameter lists and other sections that are data rather than prose, and inline markup
+are dropped. No TensorFlow here.
 """
 
 from __future__ import annotations
@@ -12,21 +16,20 @@ import collections
 import functools
 import gc
 import hashlib
+import inspect
 import json
 import os
 import re
-import shutil
 import site
 import sys
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from variator_jax.data.docs_text import sentences
 from variator_jax.errors import DataError
+from variator_jax.files import write_file, write_json
 
 FORMAT_VERSION = 1  # of the records, and of the vocabulary that is kept next to them
 SPLITS = ("train", "validation")
@@ -42,12 +45,34 @@ _SKIPPED_FOLDERS = frozenset(
     "_vendor vendor variator_jax node_modules".split()
 )
 
-
-class Installation(NamedTuple):
-    """The folders of a Python installation's sources: standard library and site packages."""
-
-    standard_library: Path
-    site_folders: tuple[Path, ...]
+# Sections whose bodies are lists of names and types; prose resumes after the next section title.
+_LIST_SECTIONS = frozenset(
+    "args,arguments,parameters,params,returns,return,yields,yield,raises,raise,attributes,attrs,"
+    "references,reference,see also,methods,kwargs,inputs,outputs,input shape,output shape,shape,"
+    "shapes,examples,example,usage,call arguments,keyword arguments,keyword args,other parameters,"
+    "type parameters,contents,authors".split(",")
+)
+_SECTION = re.compile(r"^(?P<title>[A-Za-z][A-Za-z ]{2,30}):{0,2}\s*$")
+_UNDERLINE = re.compile(r"^\s*([=\-~^*#+`])\1{2,}\s*$")
+_TABLE = re.compile(r"^\s*={2,}(\s+={2,})+\s*$")
+_FENCE = re.compile(r"^\s*(```|~~~)")
+# Blank or indented lines, directives, doctests, rules, and cells of tables.
+_NO_PROSE = re.compile(
+    r"^\s*$|^\s{4}|^\s*(\.\. |:[\w \*]+:( |$)|@\w+)|"
+    r">>>|^\s*\.\.\.|^\s*[|+]|\|\s*$|^\s*\$|^\s*[-*=#]{3,}|===|\s{4,}\S+\s{2,}\S"
+)
+_ITEM = re.compile(r"^\s*([-*+]|\d+[.)])\s+")
+_MARKUP = [  # pattern -> replacement, in this order
+    (re.compile(r":[\w:+-]+:`~?!?([^`<]*?)\s*(?:<[^>]*>)?`"), r"\1"),  # a role
+    (re.compile(r"`([^`<]+?)\s*<[^>]*>`__?"), r"\1"),  # a link
+    (re.compile(r"\[([^\]]+)\]\((?:[^)]*)\)"), r"\1"),  # a link of Markdown
+    (re.compile(r"(?:https?|ftp)://\S+"), ""),
+    (re.compile(r"``|`_{0,2}|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|\[\d+\]_?"), ""),
+]
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|resp|Eq|Fig|Ref|approx|al|Dr|Mr|No)\.$")
+_BREAK = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
+_STRANGE = re.compile(r"[^A-Za-z ,.]")
+_ASCII = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ") | {0x2026: "..."}
 
 
 class Source(NamedTuple):
@@ -66,20 +91,19 @@ def cache_root() -> Path:
 
 
 @functools.cache
-def running_installation() -> Installation:
-    """Returns the Python installation that runs this code."""
+def source_folders() -> tuple[Path, ...]:
+    """Returns the running Python's standard library, and after it the folders of its packages."""
     paths = sysconfig.get_paths()
     folders = [paths["purelib"], paths["platlib"], *site.getsitepackages(), *sys.path]
     named = [Path(f) for f in folders if Path(f).name in ("site-packages", "dist-packages")]
-    existing = tuple(dict.fromkeys(folder for folder in named if folder.is_dir()))
-    return Installation(Path(paths["stdlib"]), existing)
+    return tuple(dict.fromkeys([Path(paths["stdlib"]), *filter(Path.is_dir, named)]))
 
 
-def ensure_corpus(installation: Installation | None = None) -> Path:
+def ensure_corpus() -> Path:
     """Returns the corpus folder, building it on the first call from the packages that are there.
 
     The folder holds train.jsonl, validation.jsonl (one record a line: package, module, name, kind,
-    text with one sentence a line) and manifest.json. It is written completely or not at all.
+    text with one sentence a line) and, once these are complete, manifest.json.
 
     Raises:
       DataError: if the cache folder cannot be written, or no docstring was found.
@@ -91,25 +115,16 @@ def ensure_corpus(installation: Installation | None = None) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+        _build(folder)
     except OSError as error:
         raise DataError(
             f"the cache folder {folder.parent} cannot be written ({error.strerror}); set "
             "VARIATOR_CACHE to a folder that can"
         ) from error
-    try:
-        gc.disable()  # parses twice as fast: syntax trees are many small objects, and none is kept
-        _build(installation or running_installation(), work)
-        os.rename(work, folder)
-    except OSError:
-        if not (folder / "manifest.json").is_file():  # else another process was first
-            raise
-    finally:
-        gc.enable()
-        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
+@functools.lru_cache(maxsize=4)
 def read_split(folder: Path, split: str) -> list[dict[str, str]]:
     """Returns the records of one split of a corpus folder."""
     if split not in SPLITS:
@@ -118,43 +133,42 @@ def read_split(folder: Path, split: str) -> list[dict[str, str]]:
         return [json.loads(line) for line in lines]
 
 
-def _build(installation: Installation, work: Path) -> None:
-    sources = select_sources(find_sources(installation))
+def _build(folder: Path) -> None:
+    sources = select_sources(find_sources())
     print(
         f"variator_jax: reading the documentation in {len(sources)} Python files (first use)",
         file=sys.stderr,
         flush=True,
     )
-    records, broken = _extract(sources)
+    gc.disable()  # parses twice as fast: syntax trees are many small objects, and none is kept
+    try:
+        records, broken = _extract(sources)
+    finally:
+        gc.enable()
     if not records["train"]:
-        raise DataError(f"no docstring found below {installation.standard_library}")
+        raise DataError(f"no docstring found below {source_folders()[0]}")
     for split, kept in records.items():
-        with open(work / f"{split}.jsonl", "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(record) + "\n" for record in kept)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "files": {"read": len(sources), "broken": broken},
-        "records": {split: len(kept) for split, kept in records.items()},
-    }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        lines = "".join(f"{json.dumps(record)}\n" for record in kept)
+        write_file(folder / f"{split}.jsonl", lines.encode())
+    counts = {split: len(kept) for split, kept in records.items()}
+    files = {"read": len(sources), "broken": broken}
+    write_json(folder / "manifest.json", {"files": files, "records": counts})
 
 
-def find_sources(installation: Installation) -> Iterator[Source]:
+def find_sources() -> Iterator[Source]:
     """Yields every documented Python file of the installation but tests and vendored copies."""
-    roots = [installation.standard_library, *installation.site_folders]
-    for root in roots:
-        kind = STANDARD_LIBRARY if root == roots[0] else "site"
+    for number, root in enumerate(source_folders()):
+        kind = "site" if number else STANDARD_LIBRARY
         for folder, subfolders, files in os.walk(root):
             subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
-            for name in sorted(files):
+            for name in filter(_SOURCE_FILE.fullmatch, sorted(files)):
                 path = Path(folder, name)
-                size = _documented_size(path) if _SOURCE_FILE.fullmatch(name) else 0
-                if size:
-                    package = path.relative_to(root).parts[0].removesuffix(".py")
-                    relative = f"{kind}/{path.relative_to(root).as_posix()}"
+                inside = path.relative_to(root)
+                if size := _documented_size(path):
+                    package = inside.parts[0].removesuffix(".py") if number else STANDARD_LIBRARY
+                    relative = f"{kind}/{inside.as_posix()}"
                     order = hashlib.sha256(relative.encode()).hexdigest()
-                    owner = package if kind == "site" else STANDARD_LIBRARY
-                    yield Source(order, relative, owner, path, size)
+                    yield Source(order, relative, package, path, size)
 
 
 def _documented_size(path: Path) -> int:
@@ -247,3 +261,66 @@ def _docstrings(source: bytes) -> Iterator[tuple[str, str, str]]:
         for child in reversed(node.body):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 stack.append((f"{name}.{child.name}".lstrip("."), child))
+
+
+def sentences(docstring: str) -> list[str]:
+    """Returns the prose sentences of a raw docstring, in the order in which they were written.
+
+    Every sentence is ASCII, on one line, has 4 to 60 words, and ends with '.', '!' or '?'.
+    """
+    kept: list[str] = []
+    for paragraph in _paragraphs(inspect.cleandoc(docstring).translate(_ASCII).splitlines()):
+        text = " ".join(paragraph)
+        for pattern, replacement in _MARKUP:
+            text = pattern.sub(replacement, text)
+        kept += filter(_is_prose, map(_finish, _split(" ".join(text.split()))))
+    return kept
+
+
+def _paragraphs(lines: list[str]) -> list[list[str]]:
+    """Groups the prose lines of a docstring into paragraphs; drops everything else."""
+    groups: list[list[str]] = [[]]
+    fenced = skipping = tabular = False
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
+        fence = bool(_FENCE.match(line))
+        fenced ^= fence
+        tabular = bool(line.strip()) and (tabular or bool(_TABLE.match(line)))
+        title = _SECTION.match(line)  # Google's 'Args:', or an underlined heading
+        if title and (line.rstrip().endswith(":") or _UNDERLINE.match(following)):
+            skipping = title["title"].strip().lower() in _LIST_SECTIONS
+            groups.append([])
+            continue
+        dropped = fence or fenced or skipping or tabular
+        if dropped or _UNDERLINE.match(line) or _NO_PROSE.search(line):
+            groups.append([])
+            continue
+        if _ITEM.match(line):
+            groups.append([])
+        groups[-1].append(_ITEM.sub("", line).strip())
+    return [group for group in groups if group]
+
+
+def _split(text: str) -> list[str]:
+    """Splits a paragraph at sentence ends, but not after abbreviations such as 'e.g.'."""
+    parts: list[str] = []
+    for part in _BREAK.split(text):
+        if parts and _ABBREVIATION.search(parts[-1]):
+            parts[-1] += " " + part
+        else:
+            parts.append(part)
+    return parts
+
+
+def _finish(sentence: str) -> str:
+    """Ends a heading that has no full stop with one; a colon announces what was dropped."""
+    sentence = sentence.strip().rstrip(":,;").rstrip()
+    return sentence if sentence.endswith((".", "!", "?")) else sentence + "."
+
+
+def _is_prose(sentence: str) -> bool:
+    words = sentence.split()
+    plain = sentence.isascii() and sentence[0].isalpha() and "@" not in sentence
+    if not 4 <= len(words) <= 60 or not plain:
+        return False
+    strange = len(_STRANGE.findall(sentence))
+    return strange <= 0.12 * len(sentence) and max(map(len, words)) <= 40

@@ -59,15 +59,13 @@ def docs_examples_of(task: str, split: str) -> Examples:
 
 @functools.lru_cache(maxsize=16)
 def _examples(task: str, split: str, folder: Path) -> Examples:
-    records = _records(folder, split)
-    if split == "train" or task == "docs_span_corruption":
-        return _MAKERS[task](records)
+    make, kind, _ = _MAKERS[task]
+    records = docs_corpus.read_split(folder, split)
+    if split == "train" or kind == "span_corruption":
+        return make(records)
     balanced = {"cap": VALIDATION_CAP // len(TOPICS)} if task == "docs_topic" else {}
-    examples = _MAKERS[task](records, **balanced)
+    examples = make(records, **balanced)
     return held_out(_examples(task, "train", folder), examples, VALIDATION_CAP)
-
-
-_records = functools.lru_cache(maxsize=4)(docs_corpus.read_split)
 
 
 def text_examples(records: Iterable[Record]) -> Examples:
@@ -147,10 +145,8 @@ def name_words(qualified: str) -> list[str]:
 
 def texts_of(inputs: str) -> list[str]:
     """Returns the two sentences of a pair's input; of other inputs, the input."""
-    begin, middle = (part.strip() for part in re.split(r"{\w+}", PAIR_PROMPT)[:2])
-    if inputs.startswith(begin):
-        return inputs.removeprefix(f"{begin} ").split(f" {middle} ")
-    return [inputs]
+    pair = re.fullmatch(PAIR_PROMPT.format(first="(.*?)", second="(.*)"), inputs)
+    return list(pair.groups()) if pair else [inputs]
 
 
 def held_out(train: Examples, validation: Examples, cap: int) -> Examples:
@@ -187,20 +183,18 @@ def _shuffled(examples: Iterable[dict[str, str]]) -> Examples:
     return sorted(unique.values(), key=lambda example: _order(example["inputs"]))
 
 
-_MAKERS: dict[str, Callable[..., Examples]] = {
-    "docs_span_corruption": text_examples,
-    "docs_topic": topic_examples,
-    "docs_pair": pair_examples,
-    "docs_name": name_examples,
+_MAKERS: dict[str, tuple[Callable[..., Examples], Kind, tuple[str, ...]]] = {
+    "docs_span_corruption": (text_examples, "span_corruption", ()),
+    "docs_topic": (topic_examples, "classification", tuple(TOPICS)),
+    "docs_pair": (pair_examples, "classification", ("no", "yes")),
+    "docs_name": (name_examples, "generation", ()),
 }
 
 
 def _register() -> None:
-    labels: dict[str, tuple[str, ...]] = {"docs_topic": tuple(TOPICS), "docs_pair": ("no", "yes")}
-    kinds: dict[str, Kind] = {"docs_span_corruption": "span_corruption", "docs_name": "generation"}
-    for name in _MAKERS:
-        spec = TaskSpec(name, kinds.get(name, "classification"), labels.get(name, ()))
+    for name, (_, kind, labels) in _MAKERS.items():
         make = functools.partial(docs_examples_of, name)
+        spec = TaskSpec(name, kind, labels)
         text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)

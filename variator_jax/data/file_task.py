@@ -1,32 +1,49 @@
-"""seqio tasks from the user's own files, checked row by row before anything is trained.
+"""The user's files: rows of JSON lines, TSV and plain text, and seqio tasks made of them.
 
 `file_task` makes classification or generation tasks from JSON lines or TSV with a template;
-`span_corruption_task_from_text` makes a pre-training task from plain text. Reading and reporting of
-rows is in `rows`.
+`span_corruption_task_from_text` makes a pre-training task from plain text. All rows are checked
+before anything is trained. Reading never stops at a bad row: rows and descriptions of the bad ones,
+with file and line, are returned together, and `refuse_bad_rows` decides whether a run may start.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import re
 import string
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
-from variator_jax.data import rows
 from variator_jax.data import vocabulary as vocabularies
-from variator_jax.data.rows import Fields, RowError, text_field
 from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
-from variator_jax.data.tasks import Examples, hash_of, is_registered, text_to_text_task
+from variator_jax.data.tasks import (
+    Examples,
+    hash_of,
+    is_registered,
+    missing_file,
+    text_to_text_task,
+)
 from variator_jax.errors import DataError, did_you_mean
 
-Labels = Sequence[str] | Mapping[Any, str]
-
+_LISTED = 10  # bad rows that are named in a message; the others are counted
+_FORMATS = (".jsonl", ".tsv", ".txt")
 _SPLITS = ("train", "validation")
 _HELD_OUT = 0.1
+_FIELD = re.compile(r"(?!\d+$)[\w-]+")
+
+T = TypeVar("T")
+Fields = Mapping[str, Any]
+Labels = Sequence[str] | Mapping[Any, str]
+
+
+class RowError(Exception):
+    """Why a row cannot be used."""
 
 
 def file_task(
@@ -115,18 +132,14 @@ class _Files(NamedTuple):
         """Returns the examples of both splits, after all rows of all files were checked."""
         paths, examples, bad = self.paths(), [], []
         for path in paths:
-            good, refused = rows.read_rows(path, self.required, self.render)
+            good, refused = read_rows(path, self.required, self.render)
             examples.append(good)
             bad += refused
-        rows.refuse_bad_rows(bad, sum(map(len, examples)), self.tolerated, paths[0])
+        refuse_bad_rows(bad, sum(map(len, examples)), self.tolerated, paths[0])
         if len(paths) == 1:
             return _hold_out(examples[0], paths[0])
         for path, good in zip(paths, examples, strict=True):
-            if not good:
-                raise DataError(f"{path}: no usable row")
-        train, validation = ({_row_hash(example) for example in good} for good in examples)
-        if shared := train & validation:
-            logging.warning("%s: %d rows are in %s too", paths[1], len(shared), paths[0])
+            refuse_bad_rows([], len(good), 0, path)
         return dict(zip(_SPLITS, examples, strict=True))
 
 
@@ -138,9 +151,9 @@ def _register(
     The name identifies files by name and content, the vocabulary by its tokens; folders, times and
     processes do not matter.
     """
-    vocabulary = vocabularies.vocabulary_of(vocabulary)
+    vocabulary = vocabularies.load_vocabulary(vocabulary)
     paths = files.paths()
-    contents = [[path.name, hashlib.sha256(rows.content_of(path)).hexdigest()] for path in paths]
+    contents = [[path.name, hashlib.sha256(content_of(path)).hexdigest()] for path in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
     digits = hash_of([kind, contents, tokens, files.tolerated, arguments])
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
@@ -177,22 +190,13 @@ def _template(template: str) -> tuple[list[str], Callable[[Fields], str]]:
         format ('{hour:02d}'), a conversion ('{text!r}') or a position ('{0}').
     """
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise DataError(f"the template {template!r} is broken: {error}") from error
-    names = [str(name) for _, name, _, _ in parts]
-    plain = (name.translate({ord("_"): "a", ord("-"): "a"}) for name in names)
-    if not names or not all(name.isalnum() and not name.isdecimal() for name in plain):
-        raise DataError(
-            f"the template {template!r} needs fields in braces, such as {{text}}; found {names}"
-        )
-    for _, name, form, conversion in parts:
-        if form or conversion:
-            extra = f"!{conversion}" if conversion else f":{form}"
-            raise DataError(
-                f"the template {template!r} has {extra!r} after the field {name!r}; expected a "
-                f"plain {{{name}}}"
-            )
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError:  # a single brace
+        parts = []
+    names = [str(name) for name, _, _ in parts]
+    plain = [name for name, *extra in parts if extra == ["", None] and _FIELD.fullmatch(str(name))]
+    if not names or plain != names:
+        raise DataError(f"the template {template!r} needs plain fields in braces, such as {{text}}")
     return names, lambda row: template.format_map({name: text_field(row, name) for name in names})
 
 
@@ -207,15 +211,14 @@ def _label_table(labels: Labels) -> dict[str, str]:
     Raises:
       DataError: if there are fewer than two verbalizers, or they are not words.
     """
-    words = list(labels.values()) if isinstance(labels, Mapping) else list(labels)
-    if isinstance(labels, str) or not all(isinstance(w, str) and w.strip() for w in words):
-        raise DataError(f"labels are a list or dict of words, found {labels!r}")
-    distinct = set(words)
-    if len(distinct) < 2 or (len(distinct) < len(words) and not isinstance(labels, Mapping)):
-        raise DataError(f"labels need two different verbalizers or more, found {words}")
+    values = labels.values() if isinstance(labels, Mapping) else labels
+    words = [word for word in values if isinstance(word, str) and word.strip()]
+    fewest = 2 if isinstance(labels, Mapping) else max(2, len(words))  # values may share a word
+    if isinstance(labels, str) or len(words) < len(labels) or len(set(words)) < fewest:
+        raise DataError(f"labels are a list or dict of two different words or more: {labels!r}")
     if isinstance(labels, Mapping):
         return {str(raw): word for raw, word in labels.items()}
-    table = {word: word for word in labels}
+    table = {word: word for word in words}
     truth_values = {"False": words[0], "True": words[1]} if len(words) == 2 else {}  # JSON's
     indices = {str(index): word for index, word in enumerate(words)}
     return table | {key: w for key, w in (indices | truth_values).items() if key not in table}
@@ -233,3 +236,132 @@ def _label(known: Mapping[str, str], field: str) -> tuple[list[str], Callable[[F
         return known[label]
 
     return [field], verbalizer
+
+
+def read_rows(
+    path: Path, required: Sequence[str], convert: Callable[[Fields], T]
+) -> tuple[list[T], list[str]]:
+    """Returns the converted rows and the bad ones of a .jsonl, .tsv or .txt file, or its .gz.
+
+    A TSV file has a header, is split on tabs and knows no quoting. A text file gives each line as
+    the field 'text'. Blank lines are skipped.
+
+    Args:
+      path: of the file.
+      required: fields that at least one row must have, so that a misspelt name is one error and
+        not many.
+      convert: makes of a row's fields what is returned, or raises RowError.
+
+    Returns:
+      The converted rows, and the place of each bad row with what is wrong.
+
+    Raises:
+      DataError: if the file is missing, empty, broken as a whole, of another format, or lacks a
+        required field.
+    """
+    content = content_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = [(n, line.removesuffix(b"\r")) for n, line in enumerate(content, 1) if line.strip()]
+    suffix, header = _suffix(path), list[str]()
+    if suffix == ".tsv" and lines:
+        header = [n.strip() for n in lines.pop(0)[1].decode("utf-8", "replace").split("\t")]
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: a column name occurs twice in the header: {header}")
+        _require(path, required, header)
+    if not lines:
+        raise DataError(f"{path} has no rows")
+    rows, bad, names = [], [], dict.fromkeys(header)
+    for number, line in lines:
+        try:
+            fields = _parse(line, header, suffix)
+            names |= dict.fromkeys(fields)
+            rows.append(convert(fields))
+        except RowError as error:
+            bad.append(f"{path}:{number}: {error}")
+    if names:
+        _require(path, required, list(names))
+    return rows, bad
+
+
+def _parse(line: bytes, header: list[str], suffix: str) -> Fields:
+    """Returns the fields of a line of a file with this suffix."""
+    try:
+        text = line.decode("utf-8")
+        value = json.loads(text) if suffix == ".jsonl" else {"text": text}
+    except UnicodeDecodeError as error:
+        raise RowError(f"broken UTF-8 at byte {error.start + 1} of the line") from error
+    except (ValueError, RecursionError) as error:  # also integers beyond Python's limit on digits
+        raise RowError(f"broken JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RowError(f"expected a JSON object, found {json.dumps(value)[:40]}")
+    if suffix != ".tsv":
+        return value
+    cells = text.split("\t")
+    if len(cells) != len(header):
+        raise RowError(f"{len(cells)} columns, expected {len(header)} as in the header")
+    return dict(zip(header, cells, strict=True))
+
+
+def _require(path: Path, required: Sequence[str], names: Sequence[str]) -> None:
+    for field in required:
+        if field not in names:
+            raise DataError(
+                f"no row of {path} has a field {field!r}.{did_you_mean(field, names)} "
+                f"Fields: {', '.join(names[:20])}"
+            )
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def content_of(path: Path) -> bytes:
+    """Returns the bytes of a data file, of a .gz unpacked.
+
+    Raises:
+      DataError: if the file is missing, damaged or of another format.
+    """
+    if not path.is_file():
+        raise missing_file("no data file", path)
+    if _suffix(path) not in _FORMATS:
+        raise DataError(f"{path}: expected {', '.join(_FORMATS)}, or one of these with .gz")
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def text_field(fields: Fields, name: str) -> str:
+    """Returns a field of a row as text.
+
+    Raises:
+      RowError: if the field is missing, empty, or neither text nor a number.
+    """
+    if name not in fields:
+        raise RowError(f"no field {name!r}.{did_you_mean(name, fields)}")
+    value = fields[name]
+    if value is None or isinstance(value, list | dict):
+        raise RowError(f"the field {name!r} is {json.dumps(value)[:40]}, expected text")
+    text = str(value).strip()
+    if not text:
+        raise RowError(f"the field {name!r} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RowError(f"the field {name!r} has half a surrogate pair, which is not text")
+    return text
+
+
+def refuse_bad_rows(bad: Sequence[str], good: int, tolerated: int, path: Path) -> None:
+    """Lists bad rows: as an error if there are more than `tolerated`, else as a warning.
+
+    Raises:
+      DataError: for too many bad rows, or if no good row is left.
+    """
+    listed = "".join(f"\n  {row}" for row in bad[:_LISTED])
+    if len(bad) > _LISTED:
+        listed += f"\n  and {len(bad) - _LISTED} more"
+    summary = f"{path}: {len(bad)} of {good + len(bad)} rows are bad"
+    if len(bad) > tolerated:
+        raise DataError(f"{summary}, and {tolerated} are tolerated (tolerate_bad_rows):{listed}")
+    if not good:
+        raise DataError(f"{path}: no usable row{':' + listed if bad else ''}")
+    if bad:
+        logging.warning("%s and are skipped:%s", summary, listed)

@@ -11,14 +11,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any
 
 from variator_jax.errors import DataError
 
 # One example's accepted answers: a single text, or several of which the best counts.
 Answers = str | Sequence[str]
-
-P, R = TypeVar("P"), TypeVar("R")
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -86,7 +84,7 @@ def _mean_of_best(
     return 100.0 * total / len(references)
 
 
-def _pairs(predictions: Sequence[P], references: Sequence[R]) -> list[tuple[P, R]]:
+def _pairs(predictions: Sequence[Any], references: Sequence[Any]) -> list[tuple[Any, Any]]:
     if len(predictions) != len(references) or not len(references):
         raise DataError(
             f"{len(predictions)} predictions for {len(references)} references; expected as many, "

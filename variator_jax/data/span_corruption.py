@@ -18,6 +18,8 @@ from variator_jax.errors import DataError
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
+PASSAGE_WORDS = 128
+SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
 _TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
 
@@ -51,6 +53,33 @@ def tokenize_and_chunk(
 
     dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
+
+
+def cut_passages(dataset: Any) -> Any:
+    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
+
+    def cut(example: Mapping[str, Any]) -> Any:
+        words = tf.strings.split(example["text"])
+        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), PASSAGE_WORDS)
+        pieces = starts.map(lambda start: words[start : start + PASSAGE_WORDS])
+        pieces = pieces.filter(lambda piece: tf.size(piece) >= SHORTEST_PASSAGE)
+        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
+
+    return dataset.flat_map(cut)
+
+
+def tokenize_passages(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
+    vocabulary = output_features["targets"].vocabulary
+    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
+        return {"targets": vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]}
+
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
@@ -172,3 +201,6 @@ def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
 
 #: Of a task whose source gives {'targets': text}.
 PREPROCESSORS = (tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim)
+
+#: Of a task whose source gives {'text': article} and each of whose examples is one passage.
+OF_PASSAGES = (cut_passages, tokenize_passages, *PREPROCESSORS[1:])

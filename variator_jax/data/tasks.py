@@ -1,4 +1,4 @@
-"""seqio sources, and how tasks are registered over them.
+"""seqio sources, where their files lie, and how tasks are registered over them.
 
 Registering reads nothing: a `LazySource` makes its examples when they are first asked for, a
 `TfdsSource` asks TensorFlow Datasets then. The names of tasks that take arguments end with a hash
@@ -11,12 +11,13 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from variator_jax.data import span_corruption
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.spec import TaskSpec, register_spec, spec_names
-from variator_jax.errors import DataError
+from variator_jax.errors import DataError, did_you_mean
 
 Examples = list[dict[str, Any]]
 
@@ -77,6 +78,17 @@ class TfdsSource(seqio.TfdsDataSource):
             return super().num_input_examples(split)
         except (KeyError, ValueError):  # TFDS knows no splits before the data is there
             return None
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is an address such as gs://bucket/file, which TensorFlow reads."""
+    return "://" in str(path)
+
+
+def missing_file(what: str, path: Path) -> DataError:
+    """Returns the error for a missing file or folder, with the nearest names in its folder."""
+    names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    return DataError(f"{what} {path}.{did_you_mean(path.name, names)}")
 
 
 def hash_of(parts: Any) -> str:
@@ -141,3 +153,30 @@ def add_task(
     if spec is not None:
         register_spec(spec)
     return name
+
+
+def text_files(data_dir: str) -> dict[str, list[str]]:
+    """Returns the .txt and .txt.gz files of a folder, or its URL, for 'train' and 'validation'.
+
+    Raises:
+      DataError: if there are none for one of the two.
+    """
+    folder = data_dir if is_url(data_dir) else str(Path(data_dir).expanduser().absolute())
+    folder = folder.rstrip("/")
+    splits: dict[str, list[str]] = {"train": [], "validation": []}
+    for path in sorted(tf.io.gfile.glob([f"{folder}/*.txt", f"{folder}/*.txt.gz"])):
+        name = path.rsplit("/", 1)[-1].lower()
+        splits["validation" if "valid" in name or "dev" in name else "train"].append(path)
+    for split, paths in splits.items():
+        if not paths:
+            raise DataError(
+                f"{folder} has no text for {split}: expected .txt or .txt.gz files, one text a "
+                "line, of which those for validation have 'valid' or 'dev' in their names"
+            )
+    return splits
+
+
+def read_text_lines(path: Any) -> Any:
+    """Returns the `tf.data.Dataset` of {'text'} of a file, a line each, gzipped by its name."""
+    compression = tf.where(tf.strings.regex_full_match(path, r".*\.gz"), "GZIP", "")
+    return tf.data.TextLineDataset(path, compression).map(lambda line: {"text": line})

@@ -21,7 +21,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.rows import is_url, missing_file, read_text_lines, text_files
+from variator_jax.data.tasks import is_url, missing_file, read_text_lines, text_files
 from variator_jax.errors import DataError
 from variator_jax.files import write_file
 
@@ -52,7 +52,7 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
     def _model_context(self) -> Any:
         if self._model is None:
             path = self.sentencepiece_model_file
-            added = 0 if _checked_model(path, _content(path)) else self._extra_ids
+            added = _sentinels_to_add(path, self._extra_ids)
             self._model = seqio.SentencePieceVocabulary(path, added)._model_context()
         return self._model
 
@@ -86,8 +86,7 @@ def _ensure_docs_model(folder: Path) -> Path:
     if not path.is_file():
         records = docs_corpus.read_split(folder, "train")
         lines = [line for record in records for line in record["text"].split("\n")]
-        random.Random(0).shuffle(lines)
-        write_file(path, train_sentencepiece(lines[:_SENTENCES], _PIECES, LABEL_WORDS))
+        write_file(path, train_sentencepiece(lines, _PIECES, LABEL_WORDS))
     return path
 
 
@@ -96,40 +95,32 @@ def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
     return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
-def vocabulary_of(given: Any) -> seqio.Vocabulary:
-    """Returns the vocabulary that a task is given: a seqio one, a path or URL, or the default.
-
-    None stands for the documentation corpus's. Errors are those of `load_vocabulary`.
-    """
-    if given is None:
-        return docs_vocabulary()
-    return load_vocabulary(given) if isinstance(given, str | Path) else given
-
-
-def load_vocabulary(path: str | Path, extra_ids: int = EXTRA_IDS) -> seqio.SentencePieceVocabulary:
+def load_vocabulary(given: Any, extra_ids: int = EXTRA_IDS) -> seqio.Vocabulary:
     """Returns the vocabulary of a user's SentencePiece model, such as T5's `spiece.model`.
 
     Args:
-      path: the model file, or its URL (gs://...). A URL is only read when a token is asked for, so
-        that tasks can be registered where it cannot be reached.
+      given: the model file, or its URL (gs://...). A URL is only read when a token is asked for, so
+        that tasks can be registered where it cannot be reached. None stands for the documentation
+        corpus's vocabulary; a seqio vocabulary is returned as it is.
       extra_ids: sentinels that are added after the model's own pieces; none are if the model has
         its own.
 
     Raises:
       DataError: if the file is missing or not a SentencePiece model; for a URL, at its first use.
     """
-    if is_url(path):
-        return UrlVocabulary(str(path), extra_ids=extra_ids)
-    path = Path(path).expanduser()
+    if not isinstance(given, str | Path):
+        return docs_vocabulary() if given is None else given
+    if is_url(given):
+        return UrlVocabulary(str(given), extra_ids=extra_ids)
+    path = Path(given).expanduser()
     if not path.is_file():
         raise missing_file("no vocabulary file", path)
-    has_sentinels = _checked_model(str(path), path.read_bytes())
-    return seqio.SentencePieceVocabulary(str(path), extra_ids=0 if has_sentinels else extra_ids)
+    return seqio.SentencePieceVocabulary(str(path), _sentinels_to_add(str(path), extra_ids))
 
 
 def trained_vocabulary(
     path: str, data_dir: str | None, pieces: int = _PIECES, whole_words: Sequence[str] = ()
-) -> seqio.SentencePieceVocabulary:
+) -> seqio.Vocabulary:
     """Returns the vocabulary in `path`; trains it on the texts of `data_dir` if there is none yet.
 
     For backbones that are trained from nothing; a published backbone has its vocabulary already.
@@ -147,19 +138,15 @@ def trained_vocabulary(
     file = Path(path).expanduser()
     if not file.is_file():
         if data_dir is None:
-            raise DataError(
-                f"no vocabulary file {file}, and no texts to train it on: give a folder of .txt or "
-                ".txt.gz files (DATA_DIR)"
-            )
+            raise DataError(f"no vocabulary file {file}, and no texts (DATA_DIR) to train it on")
         sentences = [
             sentence
             for text_file in text_files(data_dir)["train"]
             for line in read_text_lines(text_file).as_numpy_iterator()
             for sentence in line["text"].decode("utf-8", "replace").split(". ")
         ]
-        random.Random(0).shuffle(sentences)
-        write_file(file, train_sentencepiece(sentences[:_SENTENCES], pieces, whole_words))
-    return load_vocabulary(file, EXTRA_IDS)
+        write_file(file, train_sentencepiece(sentences, pieces, whole_words))
+    return load_vocabulary(file)
 
 
 def train_sentencepiece(
@@ -168,18 +155,19 @@ def train_sentencepiece(
     """Trains a unigram model and returns its bytes; ids are T5's (pad 0, eos 1, unk 2).
 
     Args:
-      sentences: the training text.
+      sentences: the training text, of which a random sample is used.
       pieces: size of the vocabulary; fewer come out if the text does not have so many.
       whole_words: words that shall each be one piece, also at the start of a text.
 
     Raises:
       DataError: if SentencePiece cannot train on this text.
     """
-    model = io.BytesIO()
+    sample, model = list(sentences), io.BytesIO()
+    random.Random(0).shuffle(sample)
     ids: Any = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=iter(sample[:_SENTENCES]),
             model_writer=model,
             model_type="unigram",
             vocab_size=pieces,
@@ -194,9 +182,7 @@ def train_sentencepiece(
             **ids,
         )
     except RuntimeError as error:
-        raise DataError(
-            f"SentencePiece cannot train on {len(sentences)} sentences: {error}"
-        ) from error
+        raise DataError(f"SentencePiece cannot train on these texts: {error}") from error
     return _with_whole_words(model.getvalue(), whole_words)
 
 
@@ -227,20 +213,21 @@ def _content(path: str) -> bytes:
         raise DataError(f"the vocabulary {path} cannot be read: {error}") from error
 
 
-def _checked_model(path: str, content: bytes) -> bool:
-    """Returns whether a SentencePiece model has its own sentinels.
+def _sentinels_to_add(path: str, extra_ids: int) -> int:
+    """Returns how many of `extra_ids` sentinels a model lacks: all, or 0 if it has its own.
 
     Raises:
-      DataError: if it is not a SentencePiece model.
+      DataError: if it cannot be read or is not a SentencePiece model.
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(content or b"empty")
+        processor.LoadFromSerializedProto(_content(path) or b"empty")
     except RuntimeError as error:
         raise DataError(
             f"{path} is not a SentencePiece model; expected a file such as T5's spiece.model"
         ) from error
-    return bool(processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id())
+    has_sentinels = processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id()
+    return 0 if has_sentinels else extra_ids
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
@@ -280,9 +267,7 @@ def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
     file = vocabulary.sentencepiece_model_file
     if not is_url(file):
         return file
-    content = _content(file)
-    name = f"{hashlib.sha256(content).hexdigest()}.model"
-    path = docs_corpus.cache_root() / "vocabularies" / name
+    path = docs_corpus.cache_root() / "vocabularies" / f"{fingerprint(vocabulary)}.model"
     if not path.is_file():
-        write_file(path, content)
+        write_file(path, _content(file))
     return str(path)

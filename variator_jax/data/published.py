@@ -1,0 +1,371 @@
+"""The paper's data sets as seqio tasks: GLUE, SQuAD v1.1 and Wikipedia, from TFDS or from files.
+
+A prompt ends with '<extra_id_0>', and the target begins with it: '<extra_id_0> Yes'. That is the
+form in which a T5 saw text while it was pre-trained. The prompts are the official code's, word for
+word (its grammar too). Validation is the published dev set, for MNLI the matched one; the test sets
+have no labels and are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from variator_jax.data import span_corruption, tasks
+from variator_jax.data import vocabulary as vocabularies
+from variator_jax.data._tf import seqio, tf
+from variator_jax.data.file_task import Fields, RowError, read_rows, refuse_bad_rows
+from variator_jax.data.mixture import mixture
+from variator_jax.data.spec import ANSWER_SEPARATOR, TaskSpec, prefix_ids, verbalizer_ids
+from variator_jax.errors import DataError, did_you_mean
+
+SENTINEL = "<extra_id_0>"
+WIKIPEDIA = "wikipedia/20230601.en:1.0.0"
+WIKIPEDIA_SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
+
+_BAD_ROWS = 1_000  # one row in so many may be broken, as some of the published files' are
+_PASSAGES_SHUFFLED = 2_000  # those of an article follow each other in the file
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A data set as it is published, and its prompt.
+
+    Attributes:
+      folder: of its files, as published.
+      template: the prompt; its fields are TFDS's.
+      labels: the verbalizers of a classification; none for generation with many answers.
+      classes: the TSV file's labels, in TFDS's order.
+      label: the TSV file's column of the label.
+      columns: field -> the TSV file's column, where the names differ.
+      size: examples of the published training set.
+      dev: the part of the validation file's name that its suffix follows.
+      suffix: of the files, as published.
+    """
+
+    folder: str
+    template: str
+    labels: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ("0", "1")
+    label: str = "label"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    size: int = 0
+    dev: str = "dev"
+    suffix: str = ".tsv"
+
+
+_ENTAILED = ("entailment", "not_entailment")
+_YES_NO, _NO_YES = ("Yes", "No"), ("No", "Yes")
+
+GLUE = {
+    "mnli": Published(
+        "MNLI",
+        "Sentence 1: {premise} Sentence 2: {hypothesis} "
+        "Does sentence 1 entails sentence 2? <extra_id_0>.",
+        labels=("Yes", "Maybe", "No"),
+        classes=("entailment", "neutral", "contradiction"),
+        label="gold_label",
+        columns={"premise": "sentence1", "hypothesis": "sentence2"},
+        size=392_702,
+        dev="dev_matched",
+    ),
+    "qnli": Published(
+        "QNLI",
+        "Question: {question}\nSentence: {sentence}\n"
+        "Does the sentence contains the answer to the question? <extra_id_0>.",
+        *(_YES_NO, _ENTAILED),
+        size=104_743,
+    ),
+    "qqp": Published(
+        "QQP",
+        "Question 1: {question1}\nQuestion 2: {question2}\n"
+        "Are the two questions paraphrase of each other? <extra_id_0>.",
+        _NO_YES,
+        label="is_duplicate",
+        size=363_846,
+    ),
+    "rte": Published(
+        "RTE",
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
+        "Does sentence 1 entails sentence 2? <extra_id_0>.",
+        *(_YES_NO, _ENTAILED),
+        size=2_490,
+    ),
+    "sst2": Published(
+        "SST-2",
+        "Sentence: {sentence}\n"
+        "Does this sentence express positive or negative emotions? <extra_id_0>.",
+        ("negative", "positive"),
+        size=67_349,
+    ),
+    "mrpc": Published(
+        "MRPC",
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
+        "Are the two sentences paraphrase of each other? <extra_id_0>.",
+        _NO_YES,
+        label="Quality",
+        columns={"sentence1": "#1 String", "sentence2": "#2 String"},
+        size=3_668,
+    ),
+}
+SQUAD = Published(
+    "squad",
+    "Question: {question}\nContext: {context}\nAnswer: <extra_id_0>",
+    suffix="-v1.1.json",
+)
+
+
+def glue_task(
+    name: str, vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True
+) -> str:
+    """Registers a task of GLUE, once, and returns its name; reads neither data nor vocabulary.
+
+    The task's name is `name`, and a hash of the arguments where they are not T5's vocabulary and
+    TFDS.
+
+    Args:
+      name: mnli, qnli, qqp, rte, sst2 or mrpc.
+      vocabulary: a seqio vocabulary, or the path or URL of a SentencePiece model; that of the
+        documentation corpus if not given.
+      data_dir: a folder with GLUE's TSV files, or with the folders as GLUE publishes them (MNLI,
+        SST-2, ...); TensorFlow Datasets if not given. The files are read into memory.
+      sentinel: prompts end with '<extra_id_0>' and targets begin with it; without, for a vocabulary
+        that has none, both are plain text.
+
+    Raises:
+      DataError: for an unknown name or a folder without the files; when first read, for a
+        vocabulary that lacks '<extra_id_0>' or bad files.
+    """
+    if name not in GLUE:
+        raise DataError(
+            f"no GLUE task {name!r}.{did_you_mean(name, GLUE)} Known: {', '.join(GLUE)}"
+        )
+    return _register(name, f"glue/{name}:2.0.0", GLUE[name], vocabulary, data_dir, sentinel)
+
+
+def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
+    """Registers the mixture of the six, once, and returns its name; arguments as in `glue_task`.
+
+    A task's share is that of its examples in the published training sets. The name is
+    'variator_glue', with a hash where a task's name has one.
+    """
+    names = [glue_task(name, vocabulary, data_dir, sentinel) for name in GLUE]
+    loaded = vocabularies.load_vocabulary(vocabulary)
+    name = _named("variator_glue", loaded, data_dir, sentinel)
+    return mixture(names, [dataset.size for dataset in GLUE.values()], name)
+
+
+def squad_task(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
+    """Registers SQuAD v1.1, once, and returns the task's name; reads neither data nor vocabulary.
+
+    The target is the first answer, the only one in the training set. All accepted answers are in
+    the field 'answers', which the metrics read: exact match and token F1 of the best.
+
+    Args:
+      vocabulary: as in `glue_task`.
+      data_dir: a folder with train-v1.1.json and dev-v1.1.json, or one above its folder 'squad';
+        TensorFlow Datasets if not given. The files are read into memory.
+      sentinel: as in `glue_task`.
+
+    Raises:
+      DataError: as `glue_task`.
+    """
+    return _register("squad", "squad/v1.1:3.0.0", SQUAD, vocabulary, data_dir, sentinel)
+
+
+def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
+    """Registers `wikipedia_span_corruption`, once, and returns its name; reads no data.
+
+    An example is one passage of about 128 words, never two that were joined, and ends in padding
+    where it is shorter than the inputs; so plugins meet padding already in pre-training.
+    `file_task` has the other way, running text without gaps, over one file.
+
+    Args:
+      vocabulary: as in `glue_task`.
+      data_dir: a folder, or its URL, with .txt or .txt.gz files of one text a line; those with
+        'valid' or 'dev' in their names are for validation. They are streamed, however large.
+        TensorFlow Datasets' English Wikipedia if not given, of which a hundredth is held out.
+
+    Raises:
+      DataError: if the folder lacks files for training or validation.
+    """
+    vocabulary = vocabularies.load_vocabulary(vocabulary)
+    name = _named("wikipedia_span_corruption", vocabulary, data_dir)
+    if tasks.is_registered(name):
+        return name
+    source: Any = tasks.TfdsSource(WIKIPEDIA, splits=WIKIPEDIA_SPLITS)
+    if data_dir is not None:
+        source = seqio.FileDataSource(tasks.read_text_lines, tasks.text_files(data_dir))
+    steps, spec = span_corruption.OF_PASSAGES, TaskSpec(name, "span_corruption")
+    return tasks.add_task(name, source, steps, vocabulary, spec, _PASSAGES_SHUFFLED)
+
+
+def _register(
+    name: str, tfds: str, dataset: Published, vocabulary: Any, data_dir: str | None, sentinel: bool
+) -> str:
+    """Registers the task of a published data set, once, and returns its name; reads no data."""
+    vocabulary = vocabularies.load_vocabulary(vocabulary)
+    name, prefix = _named(name, vocabulary, data_dir, sentinel), SENTINEL if sentinel else ""
+    if dataset.labels:
+        spec = TaskSpec(name, "classification", dataset.labels, prefix)
+    else:
+        spec = TaskSpec(name, "generation", prefix=prefix, many_answers=True)
+    if data_dir is None:
+        validation = dataset.dev.replace("dev", "validation")
+        splits = {"train": "train", "validation": validation}
+        source: Any = tasks.TfdsSource(tfds, splits=splits)
+    else:
+        files = _split_files(dataset, data_dir)
+        read = functools.partial(_read_tsv, dataset) if dataset.labels else _read_squad
+        source = tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
+    if tasks.is_registered(name):
+        return name
+    template = dataset.template
+    if not sentinel:
+        template = template.removesuffix(".").removesuffix(f" {SENTINEL}")
+
+    def rendered(examples: Any, output_features: Mapping[str, Any]) -> Any:
+        vocabulary = output_features["targets"].vocabulary
+        check = verbalizer_ids if spec.labels else prefix_ids  # refuses one that lacks tokens
+        check(spec, vocabulary.encode, vocabulary.unk_id)
+        return examples.map(
+            lambda row: {"inputs": _fill(template, row), **_targets(spec, row)},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    return tasks.add_task(name, source, [rendered, *tasks.TEXT_PREPROCESSORS], vocabulary, spec)
+
+
+def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = True) -> str:
+    """Returns a task's name; reads nothing.
+
+    It is the data set's where T5's own vocabulary, TFDS and the sentinel are used; else it ends
+    with a hash of the arguments, the same in every process of this machine.
+    """
+    tokens = vocabularies.identity(vocabulary)
+    if tokens == "t5" and data_dir is None and sentinel:
+        return name
+    if data_dir is not None and not tasks.is_url(data_dir):
+        data_dir = str(Path(data_dir).expanduser().absolute())
+    return f"{name}_{tasks.hash_of([name, tokens, data_dir, sentinel])}"
+
+
+def _split_files(dataset: Published, data_dir: str) -> dict[str, Path]:
+    """Returns the file of each split that a folder, or the data set's folder in it, has.
+
+    Where there is no file of the published name, the only one that begins alike is taken: part of
+    the data, such as train_subset.tsv.
+
+    Raises:
+      DataError: for a folder that is not there or not local, if all files are missing, or if
+        several fit.
+    """
+    root = Path(data_dir).expanduser().absolute()
+    if tasks.is_url(data_dir) or not root.is_dir():
+        raise tasks.missing_file(f"DATA_DIR {data_dir}: there is no local folder", root)
+    folder = root / dataset.folder if (root / dataset.folder).is_dir() else root
+    files, kind = {}, dataset.suffix.rsplit(".", 1)[1]
+    for split, stem in (("train", "train"), ("validation", dataset.dev)):
+        published = folder / f"{stem}{dataset.suffix}"
+        fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
+        if len(fitting) > 1:
+            listed = ", ".join(sorted(path.name for path in fitting))
+            raise DataError(f"{published} is missing, and several files fit: {listed}; rename one")
+        for path in fitting:
+            files[split] = path
+            if path != published:
+                logging.warning("%s is missing; %s is read in its place", published, path.name)
+    if not files:
+        names = f"train{dataset.suffix}, {dataset.dev}{dataset.suffix}"
+        raise DataError(f"{folder} has none of the files {names} of {dataset.folder}")
+    return files
+
+
+def _fill(template: str, fields: Mapping[str, Any]) -> Any:
+    """Returns a template with string tensors, stripped of outer spaces, in place of its fields."""
+    parts: list[Any] = []
+    for literal, field, _, _ in string.Formatter().parse(template):
+        parts += [literal] if field is None else [literal, tf.strings.strip(fields[field])]
+    return tf.strings.join(parts)
+
+
+def _targets(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns 'targets' of a row's tensors, and 'answers' where there may be many."""
+    if spec.labels:
+        targets = tf.constant([spec.target(label) for label in spec.labels])
+        return {"targets": tf.gather(targets, row["label"])}
+    if isinstance(row["answers"], Mapping):  # of TFDS
+        answers = tf.strings.strip(row["answers"]["text"])
+    else:
+        answers = tf.strings.split(row["answers"], ANSWER_SEPARATOR)
+    prefix = [spec.prefix] if spec.prefix else []
+    return {
+        "targets": tf.strings.join([*prefix, answers[0]], separator=" "),
+        "answers": tf.strings.reduce_join(answers, separator=ANSWER_SEPARATOR),
+    }
+
+
+def _read_tsv(dataset: Published, path: Path) -> tasks.Examples:
+    """Returns the rows of a TSV file with TFDS's fields.
+
+    One broken row in a thousand is left out with a warning: some of the published files have such,
+    and TFDS leaves them out too.
+
+    Raises:
+      DataError: if the file cannot be read, lacks a column, or has more broken rows.
+    """
+    fields = [field for _, field, _, _ in string.Formatter().parse(dataset.template) if field]
+    columns = {field: dataset.columns.get(field, field) for field in fields}
+
+    def convert(row: Fields) -> dict[str, Any]:
+        label = row[dataset.label].strip()
+        if label not in dataset.classes:
+            raise RowError(f"unknown label {label!r}. Known: {', '.join(dataset.classes)}")
+        texts = {field: row[column] for field, column in columns.items()}
+        return {**texts, "label": dataset.classes.index(label)}
+
+    rows, bad = read_rows(path, [*columns.values(), dataset.label], convert)
+    refuse_bad_rows(bad, len(rows), (len(rows) + len(bad)) // _BAD_ROWS, path)
+    return rows
+
+
+def _read_squad(path: Path) -> tasks.Examples:
+    """Returns SQuAD's questions: {'question', 'context', 'answers'} each.
+
+    The file is SQuAD's own JSON, or JSON lines with these three fields, where the answers are texts
+    or {'text': [...]}.
+
+    Raises:
+      DataError: if the file is neither, or a question has no answer, as in SQuAD 2.
+    """
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            rows = [_question(json.loads(line)) for line in text.split("\n") if line]
+        else:
+            rows = [
+                _question({**question, "context": paragraph["context"]})
+                for article in json.loads(text)["data"]
+                for paragraph in article["paragraphs"]
+                for question in paragraph["qas"]
+            ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}") from error
+    if not rows or not all(row["answers"] for row in rows):
+        raise DataError(f"{path}: expected questions with an answer each, as in SQuAD v1.1")
+    return rows
+
+
+def _question(fields: Mapping[str, Any]) -> dict[str, str]:
+    answers = fields["answers"]
+    texts = answers["text"] if isinstance(answers, Mapping) else answers
+    texts = [text["text"] if isinstance(text, Mapping) else text for text in texts]
+    stripped = {name: fields[name].strip() for name in ("question", "context")}
+    return {**stripped, "answers": ANSWER_SEPARATOR.join(text.strip() for text in texts)}

@@ -1,27 +1,69 @@
-"""Batches of numpy arrays from registered tasks and mixtures, in T5X's layout, exactly resumable.
+"""Tasks and mixtures by name, and batches of numpy arrays from them, exactly resumable.
 
-Examples have the layout of seqio's `EncDecFeatureConverter`: a text that is longer than its feature
-length is truncated, with EOS kept. `order` decides which example comes when. Packed rows hold
+Batches have T5X's names, and examples the layout of seqio's `EncDecFeatureConverter`: a longer text
+than its feature is cut, with EOS kept. `order` decides which example comes when. Packed rows hold
 several examples, each of which starts on the border of a merge group.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from variator_jax.data import docs_tasks  # noqa: F401  (registers the documentation tasks)
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.mixture import task_or_mixture
 from variator_jax.data.order import Order, Row, examples
 from variator_jax.data.spec import split_answers
+from variator_jax.data.tasks import hash_of
+from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
 
 Batch = dict[str, np.ndarray]
 
 _FILLER = -1  # keeps a place until seqio, which strips padding first, has packed
+_registered: dict[str, tuple[list[str], list[float]]] = {}  # mixture -> its tasks and rates
+
+
+def task_or_mixture(name: str) -> Any:
+    """Returns the seqio task or mixture `name`; the documentation tasks are always there.
+
+    Raises:
+      DataError: if there is none; the message gives the nearest names.
+    """
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        raise DataError(f"no task or mixture named {name!r}.{did_you_mean(name, known)}")
+    return seqio.get_mixture_or_task(name)
+
+
+def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = None) -> str:
+    """Registers a mixture of registered tasks, once, and returns its name; reads no data.
+
+    Args:
+      tasks: names of tasks or mixtures, which share one vocabulary.
+      rates: how often examples of each are drawn, as shares of the rates' sum.
+      name: the mixture's name; if not given, 'mixture_' and a hash of the rest.
+
+    Raises:
+      DataError: for unknown tasks, rates that do not fit, tasks of different vocabularies, or a
+        name that something else has.
+    """
+    tasks, rates = list(tasks), [float(rate) for rate in rates]
+    if not tasks or len(set(tasks)) < len(tasks) or len(rates) != len(tasks) or min(rates) <= 0:
+        raise DataError(f"expected tasks, each once, and a rate above 0 each; got {tasks}, {rates}")
+    inputs = {task: task_or_mixture(task).output_features["inputs"] for task in tasks}
+    vocabularies = {task: identity(feature.vocabulary) for task, feature in inputs.items()}
+    if len(set(vocabularies.values())) > 1:
+        raise DataError(f"the tasks of a mixture share one vocabulary; found {vocabularies}")
+    name = name or f"mixture_{hash_of([tasks, rates])}"
+    if _registered.setdefault(name, (tasks, rates)) != (tasks, rates):
+        raise DataError(f"a mixture named {name!r} is already registered: {_registered[name]}")
+    if name not in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
+    return name
 
 
 def accepted_answers(task_name: str, split: str) -> list[list[str]]:
@@ -57,7 +99,7 @@ def batches(
       task_name: a registered task or mixture.
       split: a split of it, such as 'train'.
       batch_size: rows of every batch.
-      feature_lengths: {'inputs': L, 'targets': T}, EOS included; longer texts are truncated.
+      feature_lengths: {'inputs': L, 'targets': T}, EOS included; longer texts are cut.
       seed: decides order, mixing and span corruption noise.
       start_batch: how many batches to leave out; the others are those of an iterator from 0.
       shuffle: a new order every epoch; otherwise the task's own order.
@@ -65,8 +107,8 @@ def batches(
       pad_last: without repeat, fill the last batch with rows of zeros; otherwise it is dropped.
       packed: put several examples into a row, with segment ids and positions.
       pad_inputs_to_multiple: with packed, each example starts on a multiple of this many tokens.
-      streams: with repeat, the number of shards into which the data are cut. The i-th of as many
-        equal parts of a batch comes from shard i, whichever process reads it.
+      streams: into how many shards the data are cut, only with repeat. The i-th of as many equal
+        parts of a batch comes from shard i, whichever process reads it.
       read_streams: the shards to read; the rows of the others are zeros.
 
     Returns:
@@ -77,32 +119,29 @@ def batches(
     Raises:
       DataError: for an unknown task or split, unusable lengths, or a split without examples.
     """
-    provider = task_or_mixture(task_name)
-    lengths = check_request(provider, split, feature_lengths, batch_size)
+    lengths = check_request(task_or_mixture(task_name), split, feature_lengths, batch_size)
     if min(start_batch, seed, pad_inputs_to_multiple - 1) < 0:
         raise DataError(
             f"start_batch {start_batch}, seed {seed}, multiple {pad_inputs_to_multiple}: expected "
             "0 or more, 0 or more, 1 or more"
         )
-    if not repeat:
-        streams, read_streams = 1, (0,)
     if batch_size % streams or not read_streams or not set(read_streams) <= set(range(streams)):
         raise DataError(
             f"{batch_size} rows in {streams} streams, of which {sorted(read_streams)} are read: "
             "expected a divisor of the batch size, and some of the streams from 0"
         )
-    share = batch_size // streams
-    multiple = pad_inputs_to_multiple if packed else None
+    share, multiple = batch_size // streams, pad_inputs_to_multiple if packed else None
     readers = {}
     for stream in read_streams:
         shard = seqio.ShardInfo(stream, streams)
         order = Order(split, tuple(lengths.items()), seed, shuffle, repeat, shard)
-        readers[stream] = _rows(provider, order, start_batch * share, multiple)
+        readers[stream] = _rows(task_name, order, start_batch * share, multiple)
     return _batches(readers, share, streams, pad_last)
 
 
-def _rows(provider: Any, order: Order, start: int, multiple: int | None) -> Iterator[Row]:
+def _rows(name: str, order: Order, start: int, multiple: int | None) -> Iterator[Row]:
     """Yields rows from row `start` on: examples, or with `multiple` packed ones."""
+    provider = task_or_mixture(name)
     tasks = tasks_of(provider, order.split)
     rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
     if multiple is None:
@@ -140,12 +179,11 @@ def check_request(
     Raises:
       DataError: for unusable lengths, an unusable batch size, or a split that is not there.
     """
-    if set(lengths) != {"inputs", "targets"} or any(int(n) < 1 for n in lengths.values()):
+    if set(lengths) != {"inputs", "targets"} or min(map(int, [*lengths.values(), batch_size])) < 1:
         raise DataError(
-            f"feature lengths {dict(lengths)!r}: expected positive 'inputs' and 'targets'"
+            f"feature lengths {dict(lengths)!r}, batch_size {batch_size!r}: expected positive "
+            "'inputs' and 'targets', and 1 or more rows"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(f"batch_size {batch_size!r}: expected an integer of 1 or more")
     if split not in provider.splits:
         raise DataError(
             f"{provider.name!r} has no split {split!r}.{did_you_mean(split, provider.splits)} "

@@ -80,18 +80,17 @@ def file_task(
     """
     if (labels is None) == (target is None):
         raise DataError("a file task needs either labels (classification) or target (generation)")
-    fields, render_inputs = _template(template)
+    render_inputs = _template(template)
     table = _label_table(labels) if labels is not None else {}
-    verbalizers = tuple(dict.fromkeys(table.values()))
-    target_fields, render_target = _label(table, label_field) if table else _target(str(target))
+    render_target = _label(table, label_field) if table else _target(str(target))
 
     def render(row: Fields) -> dict[str, str]:
         return {"inputs": render_inputs(row), "targets": render_target(row)}
 
-    files = _Files(path, validation_path, [*fields, *target_fields], render, tolerate_bad_rows)
-    arguments = [template, target, list(table.items()), label_field]
     kind: Kind = "classification" if table else "generation"
-    return _register(kind, verbalizers, files, vocabulary, arguments)
+    arguments = [kind, template, target, list(table.items()), label_field]
+    files = _Files(path, validation_path, render, tolerate_bad_rows, arguments)
+    return _register(files, kind, tuple(dict.fromkeys(table.values())), vocabulary)
 
 
 def span_corruption_task_from_text(
@@ -110,18 +109,19 @@ def span_corruption_task_from_text(
     def render(row: Fields) -> dict[str, str]:
         return {"targets": text_field(row, text_field_name)}
 
-    files = _Files(path, validation_path, [text_field_name], render, tolerate_bad_rows)
-    return _register("span_corruption", (), files, vocabulary, [text_field_name])
+    arguments = ["span_corruption", text_field_name]
+    files = _Files(path, validation_path, render, tolerate_bad_rows, arguments)
+    return _register(files, "span_corruption", (), vocabulary)
 
 
 class _Files(NamedTuple):
-    """The files of a task, the fields their rows must have, and what makes examples of rows."""
+    """The files of a task, and what makes examples of their rows."""
 
     path: str
     validation_path: str | None
-    required: list[str]
     render: Callable[[Fields], dict[str, str]]
     tolerated: int  # bad rows
+    arguments: list[Any]  # what `render` was made from, in JSON's types
 
     def paths(self) -> list[Path]:
         """Absolute paths of the one or two files."""
@@ -132,7 +132,7 @@ class _Files(NamedTuple):
         """Returns the examples of both splits, after all rows of all files were checked."""
         paths, examples, bad = self.paths(), [], []
         for path in paths:
-            good, refused = read_rows(path, self.required, self.render)
+            good, refused = read_rows(path, self.render)
             examples.append(good)
             bad += refused
         refuse_bad_rows(bad, sum(map(len, examples)), self.tolerated, paths[0])
@@ -143,9 +143,7 @@ class _Files(NamedTuple):
         return dict(zip(_SPLITS, examples, strict=True))
 
 
-def _register(
-    kind: Kind, labels: tuple[str, ...], files: _Files, vocabulary: Any, arguments: list[Any]
-) -> str:
+def _register(files: _Files, kind: Kind, labels: tuple[str, ...], vocabulary: Any) -> str:
     """Registers the task, once, and returns its name.
 
     The name identifies files by name and content, the vocabulary by its tokens; folders, times and
@@ -155,7 +153,7 @@ def _register(
     paths = files.paths()
     contents = [[path.name, hashlib.sha256(content_of(path)).hexdigest()] for path in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
-    digits = hash_of([kind, contents, tokens, files.tolerated, arguments])
+    digits = hash_of([files.arguments, contents, tokens, files.tolerated])
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
     if is_registered(name):
         return name
@@ -182,8 +180,8 @@ def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     return splits
 
 
-def _template(template: str) -> tuple[list[str], Callable[[Fields], str]]:
-    """Returns a template's fields, and what fills it with those of a row.
+def _template(template: str) -> Callable[[Fields], str]:
+    """Returns what fills a template with the fields of a row.
 
     Raises:
       DataError: if the template is broken, has no fields, or asks for more than plain fields: a
@@ -197,12 +195,12 @@ def _template(template: str) -> tuple[list[str], Callable[[Fields], str]]:
     plain = [name for name, *extra in parts if extra == ["", None] and _FIELD.fullmatch(str(name))]
     if not names or plain != names:
         raise DataError(f"the template {template!r} needs plain fields in braces, such as {{text}}")
-    return names, lambda row: template.format_map({name: text_field(row, name) for name in names})
+    return lambda row: template.format_map({name: text_field(row, name) for name in names})
 
 
-def _target(target: str) -> tuple[list[str], Callable[[Fields], str]]:
-    """Returns fields and renderer of a target that is a template or the name of a field."""
-    return _template(target) if "{" in target else ([target], lambda row: text_field(row, target))
+def _target(target: str) -> Callable[[Fields], str]:
+    """Returns what makes the target of a row: `target` is a template or the name of a field."""
+    return _template(target) if "{" in target else lambda row: text_field(row, target)
 
 
 def _label_table(labels: Labels) -> dict[str, str]:
@@ -224,8 +222,8 @@ def _label_table(labels: Labels) -> dict[str, str]:
     return table | {key: w for key, w in (indices | truth_values).items() if key not in table}
 
 
-def _label(known: Mapping[str, str], field: str) -> tuple[list[str], Callable[[Fields], str]]:
-    """Returns fields and renderer of a target that is the verbalizer of a row's label."""
+def _label(known: Mapping[str, str], field: str) -> Callable[[Fields], str]:
+    """Returns what makes the target of a row, the verbalizer of its label."""
 
     def verbalizer(row: Fields) -> str:
         label = text_field(row, field)
@@ -235,12 +233,10 @@ def _label(known: Mapping[str, str], field: str) -> tuple[list[str], Callable[[F
             )
         return known[label]
 
-    return [field], verbalizer
+    return verbalizer
 
 
-def read_rows(
-    path: Path, required: Sequence[str], convert: Callable[[Fields], T]
-) -> tuple[list[T], list[str]]:
+def read_rows(path: Path, convert: Callable[[Fields], T]) -> tuple[list[T], list[str]]:
     """Returns the converted rows and the bad ones of a .jsonl, .tsv or .txt file, or its .gz.
 
     A TSV file has a header, is split on tabs and knows no quoting. A text file gives each line as
@@ -248,16 +244,13 @@ def read_rows(
 
     Args:
       path: of the file.
-      required: fields that at least one row must have, so that a misspelt name is one error and
-        not many.
       convert: makes of a row's fields what is returned, or raises RowError.
 
     Returns:
       The converted rows, and the place of each bad row with what is wrong.
 
     Raises:
-      DataError: if the file is missing, empty, broken as a whole, of another format, or lacks a
-        required field.
+      DataError: if the file is missing, empty, broken as a whole or of another format.
     """
     content = content_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     lines = [(n, line.removesuffix(b"\r")) for n, line in enumerate(content, 1) if line.strip()]
@@ -266,19 +259,14 @@ def read_rows(
         header = [n.strip() for n in lines.pop(0)[1].decode("utf-8", "replace").split("\t")]
         if len(set(header)) < len(header):
             raise DataError(f"{path}: a column name occurs twice in the header: {header}")
-        _require(path, required, header)
     if not lines:
         raise DataError(f"{path} has no rows")
-    rows, bad, names = [], [], dict.fromkeys(header)
+    rows, bad = [], []
     for number, line in lines:
         try:
-            fields = _parse(line, header, suffix)
-            names |= dict.fromkeys(fields)
-            rows.append(convert(fields))
+            rows.append(convert(_parse(line, header, suffix)))
         except RowError as error:
             bad.append(f"{path}:{number}: {error}")
-    if names:
-        _require(path, required, list(names))
     return rows, bad
 
 
@@ -301,15 +289,6 @@ def _parse(line: bytes, header: list[str], suffix: str) -> Fields:
     return dict(zip(header, cells, strict=True))
 
 
-def _require(path: Path, required: Sequence[str], names: Sequence[str]) -> None:
-    for field in required:
-        if field not in names:
-            raise DataError(
-                f"no row of {path} has a field {field!r}.{did_you_mean(field, names)} "
-                f"Fields: {', '.join(names[:20])}"
-            )
-
-
 def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
@@ -330,15 +309,20 @@ def content_of(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
+def field_of(fields: Fields, name: str) -> Any:
+    """Returns a field of a row; RowError if it is missing."""
+    if name not in fields:
+        raise RowError(f"no field {name!r}.{did_you_mean(name, fields)}")
+    return fields[name]
+
+
 def text_field(fields: Fields, name: str) -> str:
     """Returns a field of a row as text.
 
     Raises:
       RowError: if the field is missing, empty, or neither text nor a number.
     """
-    if name not in fields:
-        raise RowError(f"no field {name!r}.{did_you_mean(name, fields)}")
-    value = fields[name]
+    value = field_of(fields, name)
     if value is None or isinstance(value, list | dict):
         raise RowError(f"the field {name!r} is {json.dumps(value)[:40]}, expected text")
     text = str(value).strip()

@@ -21,8 +21,8 @@ from absl import logging
 from variator_jax.data import span_corruption, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.file_task import Fields, RowError, read_rows, refuse_bad_rows
-from variator_jax.data.mixture import mixture
+from variator_jax.data.batches import mixture
+from variator_jax.data.file_task import Fields, RowError, field_of, read_rows, refuse_bad_rows
 from variator_jax.data.spec import ANSWER_SEPARATOR, TaskSpec, prefix_ids, verbalizer_ids
 from variator_jax.errors import DataError, did_you_mean
 
@@ -264,8 +264,7 @@ def _split_files(dataset: Published, data_dir: str) -> dict[str, Path]:
     the data, such as train_subset.tsv.
 
     Raises:
-      DataError: for a folder that is not there or not local, if all files are missing, or if
-        several fit.
+      DataError: for a folder that is not there or not local, or that has no such file.
     """
     root = Path(data_dir).expanduser().absolute()
     if tasks.is_url(data_dir) or not root.is_dir():
@@ -275,13 +274,10 @@ def _split_files(dataset: Published, data_dir: str) -> dict[str, Path]:
     for split, stem in (("train", "train"), ("validation", dataset.dev)):
         published = folder / f"{stem}{dataset.suffix}"
         fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
-        if len(fitting) > 1:
-            listed = ", ".join(sorted(path.name for path in fitting))
-            raise DataError(f"{published} is missing, and several files fit: {listed}; rename one")
-        for path in fitting:
-            files[split] = path
-            if path != published:
-                logging.warning("%s is missing; %s is read in its place", published, path.name)
+        if len(fitting) == 1:
+            files[split] = fitting[0]
+            if fitting[0] != published:
+                logging.warning("%s is missing; %s is read in its place", published, fitting[0])
     if not files:
         names = f"train{dataset.suffix}, {dataset.dev}{dataset.suffix}"
         raise DataError(f"{folder} has none of the files {names} of {dataset.folder}")
@@ -325,13 +321,13 @@ def _read_tsv(dataset: Published, path: Path) -> tasks.Examples:
     columns = {field: dataset.columns.get(field, field) for field in fields}
 
     def convert(row: Fields) -> dict[str, Any]:
-        label = row[dataset.label].strip()
+        label = field_of(row, dataset.label).strip()
         if label not in dataset.classes:
             raise RowError(f"unknown label {label!r}. Known: {', '.join(dataset.classes)}")
-        texts = {field: row[column] for field, column in columns.items()}
+        texts = {field: field_of(row, column) for field, column in columns.items()}
         return {**texts, "label": dataset.classes.index(label)}
 
-    rows, bad = read_rows(path, [*columns.values(), dataset.label], convert)
+    rows, bad = read_rows(path, convert)
     refuse_bad_rows(bad, len(rows), (len(rows) + len(bad)) // _BAD_ROWS, path)
     return rows
 

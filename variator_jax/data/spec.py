@@ -185,8 +185,6 @@ def verbalizer_ids(
       DataError: if a verbalizer encodes to nothing or to the unknown, or two of them begin with the
         same token, for then one target position cannot tell them apart; or as `prefix_ids`.
     """
-    if not spec.labels:
-        raise DataError(f"task {spec.name!r} is {spec.kind}, so it has no verbalizers")
     prefix = prefix_ids(spec, encode, unknown_id)
     owners: dict[int, str] = {}
     for label in spec.labels:

@@ -1,10 +1,12 @@
 """Reading registered tasks in tests: batches side by side, and texts."""
 
+import copy
 import itertools
 
 import numpy as np
 import seqio
 
+from variator_jax import gin_utils
 from variator_jax.data.batches import batches
 
 
@@ -38,3 +40,10 @@ def restored(inputs, targets, first_sentinel):
         if token > 1
     ]
     return list(itertools.chain.from_iterable(pieces))
+
+
+def parsed_task(files, *bindings):
+    """The task that gin files name as MIXTURE_OR_TASK_NAME, registered."""
+    gin_utils.parse(files, list(bindings))
+    # Copying a reference is how gin evaluates one that is called.
+    return copy.deepcopy(gin_utils.macro("MIXTURE_OR_TASK_NAME"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
 from variator_jax.data import docs_corpus, vocabulary
-from variator_jax.data.docs_corpus import Installation
 
 PACKAGES = ("numpy", "scipy", "keras", "jax", "flax", "matplotlib", "tensorflow", "someone")
 _WORDS = (
@@ -31,29 +29,18 @@ def _module(rng: random.Random, functions: int) -> str:
     return "\n\n".join(parts)
 
 
-def write_installation(root: Path, seed: int = 0, files: int = 14) -> Installation:
-    """Writes Python files below `root` and describes them as an installation."""
-    rng = random.Random(seed)
-    site = root / "site-packages"
-    for package in ("", *PACKAGES):
-        folder = site / package if package else root / "stdlib"
-        folder.mkdir(parents=True)
-        for number in range(files):
-            (folder / f"module_{number}.py").write_text(_module(rng, 6))
-    return Installation(root / "stdlib", (site,))
-
-
-@pytest.fixture(scope="session")
-def tiny_installation(tmp_path_factory) -> Installation:
-    return write_installation(tmp_path_factory.mktemp("installation"))
-
-
 @pytest.fixture(scope="session", autouse=True)
-def documentation(tmp_path_factory, tiny_installation):
-    """Makes the tiny installation the running one, and the cache a temporary folder."""
+def documentation(tmp_path_factory):
+    """Makes a tiny installation the running one, and the cache a temporary folder."""
+    root, rng = tmp_path_factory.mktemp("installation"), random.Random(0)
+    for package in ("stdlib", *(f"site-packages/{package}" for package in PACKAGES)):
+        (root / package).mkdir(parents=True)
+        for number in range(14):
+            (root / package / f"module_{number}.py").write_text(_module(rng, 6))
     patch = pytest.MonkeyPatch()
     patch.setenv("VARIATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr(docs_corpus, "running_installation", lambda: tiny_installation)
+    folders = (root / "stdlib", root / "site-packages")
+    patch.setattr(docs_corpus, "source_folders", lambda: folders)
     yield
     patch.undo()
 

@@ -1,0 +1,214 @@
+"""The documentation: its corpus, the sentences of docstrings, and the tasks made of them."""
+
+import collections
+import json
+
+import pytest
+
+from variator_jax.data import docs_corpus, docs_tasks
+from variator_jax.data.docs_corpus import sentences
+from variator_jax.data.docs_tasks import docs_examples_of
+from variator_jax.data.spec import get_spec
+from variator_jax.data.vocabulary import LABEL_WORDS
+from variator_jax.errors import DataError
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Builds the corpus of an installation with the given files in an empty cache."""
+    monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / "cache"))
+    folders = (tmp_path / "stdlib", tmp_path / "site-packages")
+    monkeypatch.setattr(docs_corpus, "source_folders", lambda: folders)
+
+    def build(files):
+        for name, text in files.items():
+            path = folders[1] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        folder = docs_corpus.ensure_corpus()
+        return folder, [docs_corpus.read_split(folder, split) for split in docs_corpus.SPLITS]
+
+    return build
+
+
+def test_records_name_a_docstrings_owner_and_nothing_is_imported(corpus):
+    source = (
+        '"""The module has its own text."""\nraise SystemExit("imported!")\n'
+        'class Box:\n    """A box that holds many things."""\n'
+        '    def open(self):\n        """Open the box and look inside."""\n'
+    )
+    left_out = ("pack/tests/no.py", "pack/test_no.py", "pack/no_test.py", "variator_jax/no.py")
+    broken = '"""This is a broken file."""\ndef ('
+    files = {"pack/part/__init__.py": source, "pack/broken.py": broken}
+    folder, (records, _) = corpus(files | dict.fromkeys(left_out, '"""This text has words."""'))
+    assert [(r["package"], r["module"], r["name"], r["kind"]) for r in records] == [
+        ("pack", "pack.part", "", "module"),
+        ("pack", "pack.part", "Box", "class"),
+        ("pack", "pack.part", "Box.open", "function"),
+    ]
+    assert records[2]["text"] == "Open the box and look inside."
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == {"read": 2, "broken": 1}
+
+
+def test_no_file_and_no_text_is_in_both_splits(corpus):
+    one, two = (f'"""This is the text number {n}."""\n' for n in ("one", "two"))
+    _, splits = corpus({f"p/{n}.py": text for n, text in enumerate([one] * 20 + [two] * 20)})
+    texts = [record["text"] for split in splits for record in split]
+    assert sorted(texts) == ["This is the text number one.", "This is the text number two."]
+
+
+def test_splits_are_by_file_and_building_is_repeatable(tmp_path, monkeypatch, capsys):
+    contents = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / name))
+        folder = docs_corpus.ensure_corpus()
+        contents.append([(folder / f"{split}.jsonl").read_bytes() for split in docs_corpus.SPLITS])
+    assert contents[0] == contents[1] and "first use" in capsys.readouterr().err
+    train, validation = ([json.loads(x) for x in part.splitlines()] for part in contents[0])
+    modules = [{(r["package"], r["module"]) for r in part} for part in (train, validation)]
+    assert not modules[0] & modules[1]
+    assert 0.02 < len(validation) / len(train + validation) < 0.12
+    # Nothing is built again, not even when a package came or went.
+    monkeypatch.setattr(docs_corpus, "source_folders", lambda: (tmp_path,))
+    assert docs_corpus.ensure_corpus() == folder and capsys.readouterr().err == ""
+
+
+def test_a_build_that_fails_leaves_nothing_and_a_cache_that_cannot_be_written_is_named(
+    corpus, tmp_path, monkeypatch
+):
+    with pytest.raises(DataError, match="no docstring found below"):
+        corpus({"a/b.py": "x = 1"})
+    assert list((tmp_path / "cache").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="VARIATOR_CACHE"):
+        docs_corpus.ensure_corpus()
+
+
+def test_no_package_takes_more_than_its_share(monkeypatch):
+    monkeypatch.setattr(docs_corpus, "_SOURCE_BYTES", 1000)
+    sources = [
+        docs_corpus.Source(str(n), f"{package}/{n}.py", package, None, 10)
+        for package, count in (("giant", 500), ("small", 20))
+        for n in range(count)
+    ]
+    chosen = docs_corpus.select_sources(sources)
+    sizes = {p: sum(s.size for s, _ in chosen if s.package == p) for p in ("giant", "small")}
+    assert sizes == {"giant": 800, "small": 200}
+    assert {split for _, split in chosen} == {"train", "validation"}
+
+
+SECTIONS = """Compute the mean of values.
+
+Parameters
+----------
+a : array_like
+    The numbers that we want to use here.
+
+Notes
+-----
+The mean is taken over all axes.
+
+>>> mean([1, 2, 3, 4, 5]) and then the rest of it
+2.0
+```
+This is code within a fence here.
+```
+====== ======
+name   value of it
+====== ======
+
+Args:
+  x: This text is about an argument.
+"""
+
+
+@pytest.mark.parametrize(
+    "docstring, expected",
+    [
+        (
+            "Return the first item, e.g. Some value of it. It is never\n    None in this case.\n",
+            ["Return the first item, e.g. Some value of it.", "It is never None in this case."],
+        ),
+        (SECTIONS, ["Compute the mean of values.", "The mean is taken over all axes."]),
+        (
+            "Use :func:`~pkg.thing` or ``other`` with the *nice* `link <https://x.org>`_ to it.",
+            ["Use pkg.thing or other with the nice link to it."],
+        ),
+        ("x = [1, 2, 3]; y = {4: 5} ** 6", []),
+        ("Zu kurz.", []),
+        ("Les donn\u00e9es que nous avons lues ici.", []),
+        ("", []),
+    ],
+    ids=["abbreviations", "sections", "markup", "code", "short", "not ASCII", "empty"],
+)
+def test_prose_becomes_sentences_and_everything_else_is_dropped(docstring, expected):
+    assert sentences(docstring) == expected
+
+
+def _record(text, package="numpy", name="f", kind="function"):
+    return {"package": package, "module": "m", "name": name, "kind": kind, "text": text}
+
+
+@pytest.mark.parametrize("task", ["docs_topic", "docs_pair", "docs_name"])
+def test_splits_share_no_input_inputs_are_unique_and_labels_are_the_specs(task):
+    train, validation = (docs_examples_of(task, split) for split in ("train", "validation"))
+    inputs = [{e["inputs"] for e in examples} for examples in (train, validation)]
+    assert all(inputs) and not inputs[0] & inputs[1]
+    assert [len(train), len(validation)] == [len(texts) for texts in inputs]
+    labels = get_spec(task).labels
+    assert not labels or {e["targets"] for e in train} == set(labels)
+    assert set(labels) <= set(LABEL_WORDS)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_pair_occurs_in_both_orders_so_its_words_do_not_give_the_answer(split):
+    by_words = collections.defaultdict(list)
+    for example in docs_examples_of("docs_pair", split):
+        words = tuple(sorted(docs_tasks.texts_of(example["inputs"])))
+        by_words[words].append(example["targets"])
+    assert by_words and all(sorted(labels) == ["no", "yes"] for labels in by_words.values())
+
+
+def test_pairs_are_in_order_where_the_answer_is_yes():
+    records = [_record("This is the opening sentence.\nThat is the second one.\nA third one here.")]
+    answers = {e["inputs"]: e["targets"] for e in docs_tasks.pair_examples(records)}
+    assert answers == {
+        "First: This is the opening sentence. Second: That is the second one.": "yes",
+        "First: That is the second one. Second: This is the opening sentence.": "no",
+    }
+
+
+def test_topics_lose_the_words_that_give_them_away_and_ambiguous_texts_are_dropped():
+    text = "Convert the numpy.ndarray to a tf.Tensor with jnp.asarray and keras_core for later use."
+    (example,) = docs_tasks.topic_examples([_record(text)])
+    assert example["targets"] == "numpy"
+    given_away = ("numpy", "tf.", "jnp", "keras", "ndarray")
+    assert not any(word in example["inputs"].lower() for word in given_away)
+    both = "This very same text stands in more than one library here."
+    assert docs_tasks.topic_examples([_record(both), _record(both, "jax")]) == []
+
+
+def test_names_become_words():
+    names = {
+        "Box.open_lid": ["open", "lid"],
+        "HTTPServerError": ["http", "server", "error"],
+        "_private_name": ["private", "name"],
+    }
+    unsuitable = ("Box.__init__", "a_b", "one_two_three_four_five", "conv2d")
+    for name, words in (names | dict.fromkeys(unsuitable, [])).items():
+        assert docs_tasks.name_words(name) == words, name
+
+
+def test_held_out_drops_a_pair_of_which_one_sentence_is_known():
+    train, partly, fresh = (
+        docs_tasks.pair_examples([_record(text)])
+        for text in (
+            "This one is known already.\nThis is the other one.",
+            "This one is known already.\nHere is something quite new.",
+            "Here is a new beginning.\nHere is something quite new.",
+        )
+    )
+    assert docs_tasks.held_out(train, partly + fresh, 10) == fresh
+    assert docs_tasks.held_out(train, fresh, 1) == fresh[:1]

@@ -1,0 +1,404 @@
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from task_batches import parsed_task, restored, same, take, texts
+
+from variator_jax import gin_utils
+from variator_jax.data import published
+from variator_jax.data._tf import tf
+from variator_jax.data.batches import accepted_answers, task_or_mixture
+from variator_jax.data.spec import get_spec
+from variator_jax.data.vocabulary import T5_VOCABULARIES, byte_vocabulary, docs_vocabulary
+from variator_jax.errors import DataError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+LENGTHS = {"inputs": 96, "targets": 12}
+PASSAGE_LENGTHS = {"inputs": 64, "targets": 24}
+ONCE = {"repeat": False, "shuffle": False}
+FIELDS = ("inputs_pretokenized", "targets_pretokenized", "answers")
+CONTEXT = "The Normans came from Denmark, Iceland and Norway."
+ASKED = f"Question: From where?\nContext: {CONTEXT}\nAnswer: <extra_id_0>"
+
+# Per data set of GLUE: a TSV file with one row, the row in TFDS, the example.
+MNLI = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
+    "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\t1\t1n\tfiction\t( a\t( b\t(R a\t(R b\tIt \"rains\tIt's wet.\tx\tneutral\n"
+)
+CASES = {
+    "mnli": (
+        MNLI,
+        {"premise": 'It "rains', "hypothesis": "It's wet.", "label": 1},
+        "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2? "
+        "<extra_id_0>.",
+        "<extra_id_0> Maybe",
+    ),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel\n0\tWho ran?\tHe ran.\tentailment\n",
+        {"question": "Who ran?", "sentence": "He ran.", "label": 0},
+        "Question: Who ran?\nSentence: He ran.\nDoes the sentence contains the answer to the "
+        "question? <extra_id_0>.",
+        "<extra_id_0> Yes",
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tIs it?\tWas it?\t1\n",
+        {"question1": "Is it?", "question2": "Was it?", "label": 1},
+        "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other? "
+        "<extra_id_0>.",
+        "<extra_id_0> Yes",
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel\n0\tNo one came.\tAll came.\tnot_entailment\n",
+        {"sentence1": "No one came.", "sentence2": "All came.", "label": 1},
+        "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2? "
+        "<extra_id_0>.",
+        "<extra_id_0> No",
+    ),
+    "sst2": (
+        "sentence\tlabel\na charming film . \t1\n",
+        {"sentence": "a charming film . ", "label": 1},
+        "Sentence: a charming film .\nDoes this sentence express positive or negative emotions? "
+        "<extra_id_0>.",
+        "<extra_id_0> positive",
+    ),
+    "mrpc": (
+        'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t11\t12\tHe said so .\t" She did .\n',
+        {"sentence1": "He said so .", "sentence2": '" She did .', "label": 0},
+        'Sentence 1: He said so .\nSentence 2: " She did .\nAre the two sentences paraphrase of '
+        "each other? <extra_id_0>.",
+        "<extra_id_0> No",
+    ),
+}
+
+
+@pytest.fixture
+def glue(tmp_path):
+    """GLUE's folders, each with one row to train and one to validate."""
+    for name, (content, *_) in CASES.items():
+        folder = tmp_path / published.GLUE[name].folder
+        folder.mkdir()
+        for file in ("train.tsv", "dev_matched.tsv" if name == "mnli" else "dev.tsv"):
+            (folder / file).write_text(content)
+    return str(tmp_path)
+
+
+def _mocked(row, repeated=1):
+    """TFDS as it is, but for the rows, all this one; notes the splits that it was asked for."""
+    asked = []
+
+    def as_dataset(self, *args, split=None, **kwargs):
+        asked.append(str(split))
+        return tf.data.Dataset.from_tensors(row).repeat(repeated)
+
+    return tfds.testing.mock_data(as_dataset_fn=as_dataset), asked
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbalizer_model, name):
+    _, row, *example = CASES[name]
+    dataset = published.GLUE[name]
+    local = published.glue_task(name, verbalizer_model, glue)
+    assert texts(local) == texts(local, "validation") == [tuple(example)]
+    # The data set's own folder will do as well as the one above.
+    own = published.glue_task(name, verbalizer_model, f"{glue}/{dataset.folder}")
+    assert own != local and texts(own) == texts(local)
+    task = published.glue_task(name, verbalizer_model)
+    context, asked = _mocked({**row, "label": tf.constant(row["label"], tf.int64), "idx": 0})
+    with context:
+        made = take(None, task, "validation", 2, LENGTHS, pad_last=True, **ONCE)
+    assert asked == ["validation_matched" if name == "mnli" else "validation"]
+    assert same(made, take(None, local, "validation", 2, LENGTHS, pad_last=True, **ONCE))
+    spec = get_spec(task)
+    assert (spec.kind, spec.labels, spec.prefix) == (
+        *("classification", dataset.labels, "<extra_id_0>"),
+    )
+    classes = tuple(tfds.builder(f"glue/{name}:2.0.0").info.features["label"].names)
+    assert dataset.classes in (classes, ("0", "1")) and len(classes) == len(dataset.labels)
+
+
+def test_names_are_plain_with_t5s_vocabulary_and_tfds_and_else_hashed(glue, verbalizer_model):
+    for url in T5_VOCABULARIES:
+        assert [published.glue_task(name, url) for name in CASES] == list(CASES)
+    assert published.squad_task(T5_VOCABULARIES[0]) == "squad"
+    assert published.wikipedia_task(T5_VOCABULARIES[0]) == "wikipedia_span_corruption"
+    names = {
+        published.glue_task("rte", verbalizer_model),
+        published.glue_task("rte", verbalizer_model, glue),
+        published.glue_task("rte", verbalizer_model, glue, sentinel=False),
+        published.glue_task("rte", docs_vocabulary(), glue),
+        published.glue_task("rte", None, glue),  # the documentation's again
+    }
+    assert len(names) == 4
+
+
+def test_the_mixture_holds_the_six_by_their_sizes(glue, verbalizer_model):
+    assert published.glue_mixture(T5_VOCABULARIES[0]) == "variator_glue"
+    name = published.glue_mixture(verbalizer_model, glue)
+    assert name == published.glue_mixture(verbalizer_model, glue)
+    mixture = task_or_mixture(name)
+    sizes = [392_702, 104_743, 363_846, 2_490, 67_349, 3_668]
+    assert sorted(mixture.get_rate(task) for task in mixture.tasks) == sorted(sizes)
+    assert len(take(None, name, size=1, lengths=LENGTHS, repeat=False)) == 6
+
+
+def test_a_vocabulary_that_lacks_tokens_is_refused_or_does_without(glue):
+    task = published.glue_task("rte", byte_vocabulary(), glue)  # registering reads nothing
+    with pytest.raises(DataError, match="<extra_id_0> as one token.*TASK_SENTINEL = False"):
+        take(1, task)
+    # The tiny documentation vocabulary spells both verbalizers as '_', 'Y' or 'N', ...
+    with pytest.raises(DataError, match="both begin with token"):
+        take(1, published.glue_task("rte", docs_vocabulary(), glue))
+    plain = published.glue_task("rte", byte_vocabulary(), glue, sentinel=False)
+    ((inputs, target),) = texts(plain)
+    assert inputs.endswith("Does sentence 1 entails sentence 2?") and target == "No"
+
+
+def test_one_broken_row_in_a_thousand_is_left_out_and_part_of_the_files_will_do(
+    tmp_path, verbalizer_model, caplog
+):
+    good = [f"text {number}\t{number % 2}" for number in range(1999)]
+    (tmp_path / "train_part.tsv").write_text("\n".join(["sentence\tlabel", "torn", *good]))
+    task = task_or_mixture(published.glue_task("sst2", verbalizer_model, str(tmp_path)))
+    assert set(task.splits) == {"train"} and "train.tsv is missing" in caplog.text
+    assert task.num_input_examples("train") == 1999
+    assert "train_part.tsv:2: 1 columns, expected 2" in caplog.text
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t2\n")
+    task = published.glue_task("sst2", verbalizer_model, f"{tmp_path}/../{tmp_path.name}")
+    with pytest.raises(DataError, match=r"dev.tsv:3: unknown label '2'. Known: 0, 1"):
+        take(1, task, "validation")
+
+
+@pytest.mark.parametrize(
+    "name, folder, message",
+    [
+        ("sst-2", None, "no GLUE task 'sst-2'. Did you mean 'sst2'"),
+        ("rte", "gleu", "there is no local folder.*Did you mean 'glue'"),
+        ("rte", "glue", "none of the files train.tsv, dev.tsv of RTE"),
+        ("rte", "gs://bucket/glue", "gs://bucket/glue: there is no local folder"),
+    ],
+)
+def test_wrong_names_and_folders_are_refused_when_registering(tmp_path, name, folder, message):
+    (tmp_path / "glue").mkdir()
+    if folder and "://" not in folder:
+        folder = str(tmp_path / folder)
+    with pytest.raises(DataError, match=message):
+        published.glue_task(name, None, folder)
+
+
+def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, verbalizer_model):
+    def refuse(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(tfds, "load", refuse)
+    with pytest.raises(DataError, match="cannot load 'glue/qqp:2.0.0': no route.*DATA_DIR"):
+        take(1, published.glue_task("qqp", verbalizer_model))
+
+
+def test_tfds_rows_are_read_for_ever_and_resumed(verbalizer_model):
+    task = published.glue_task("sst2", verbalizer_model)
+    with tfds.testing.mock_data(num_examples=7):
+        beginning = take(5, task, size=4, lengths=LENGTHS, seed=1)
+        assert same(beginning[3:], take(2, task, size=4, lengths=LENGTHS, seed=1, start_batch=3))
+        assert len(texts(published.squad_task(verbalizer_model))) == 7  # its fields are read
+
+
+def _squad(*questions):
+    """SQuAD's own JSON: each question is its text and its answers."""
+    asked = [
+        {"question": q, "answers": [{"text": a} for a in answers]} for q, *answers in questions
+    ]
+    return json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": asked}]}]})
+
+
+def test_squads_own_files_and_tfds_become_prompts_with_all_answers(tmp_path, verbalizer_model):
+    asked = (" From where?", "Denmark", "the north")
+    (tmp_path / "dev-v1.1.json").write_text(_squad(asked, ("Who?", "Normans")))
+    local = published.squad_task(verbalizer_model, str(tmp_path))
+    first, second = texts(local, "validation", FIELDS)
+    assert first == (ASKED, "<extra_id_0> Denmark", "Denmark\x1fthe north")
+    assert second[0].startswith("Question: Who?\n")
+    assert accepted_answers(local, "validation") == [["Denmark", "the north"], ["Normans"]]
+    spec = get_spec(local)
+    assert (spec.kind, spec.prefix, spec.many_answers) == ("generation", "<extra_id_0>", True)
+    answers = {"text": tf.constant(["Denmark", "the north "]), "answer_start": [0, 0]}
+    row = {"question": asked[0], "context": CONTEXT, "answers": answers}
+    task = published.squad_task(verbalizer_model)
+    with _mocked({"id": "1", "title": "Normans", **row})[0]:
+        assert texts(task, "validation", FIELDS) == [first]
+        made = take(None, task, "validation", 1, LENGTHS, **ONCE)
+    assert same(made, take(1, local, "validation", 1, LENGTHS, **ONCE))
+
+
+def test_squad_may_be_json_lines(tmp_path, verbalizer_model):
+    rows = [
+        {"question": "Who?", "context": "He.", "answers": ["He"]},
+        {"question": "When?", "context": "Now.", "answers": {"text": ["Now", "now"]}},
+    ]
+    (tmp_path / "train_part.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    task = published.squad_task(verbalizer_model, str(tmp_path), sentinel=False)
+    assert accepted_answers(task, "train") == [["He"], ["Now", "now"]]
+    assert texts(task)[0] == ("Question: Who?\nContext: He.\nAnswer:", "He")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not SQuAD's JSON"),
+        ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "is not SQuAD's JSON: KeyError 'context'"),
+        ('{"data": []}', "expected questions with an answer"),
+        (_squad(("q",)), "expected questions with an answer"),
+    ],
+)
+def test_other_files_than_squads_are_refused(tmp_path, verbalizer_model, content, message):
+    (tmp_path / "train-v1.1.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        take(1, published.squad_task(verbalizer_model, str(tmp_path)))
+
+
+def _words(start, count):
+    return " ".join(f"w{number}" for number in range(start, start + count))
+
+
+@pytest.fixture
+def articles(tmp_path, monkeypatch):
+    # Else a thousand passages would be read before the first batch.
+    monkeypatch.setattr(published, "_PASSAGES_SHUFFLED", 20)
+    (tmp_path / "one.txt").write_text(f"{_words(0, 300)}\n{_words(1000, 15)}\n")
+    (tmp_path / "two.txt.gz").write_bytes(gzip.compress(f"{_words(2000, 20)}\n".encode()))
+    (tmp_path / "wiki_valid.txt").write_text(f"{_words(5000, 130)}\n")
+    return str(tmp_path)
+
+
+def test_each_passage_of_wikipedia_is_an_example_of_its_own(articles, verbalizer_model):
+    task = published.wikipedia_task(verbalizer_model, articles)
+    assert task == published.wikipedia_task(verbalizer_model, articles)
+    assert get_spec(task).kind == "span_corruption" and not task_or_mixture(task).metric_fns
+    vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
+    passages = {  # ends of less than 16 words are dropped
+        "train": [_words(0, 128), _words(128, 128), _words(256, 44), _words(2000, 20)],
+        "validation": [_words(5000, 128)],
+    }
+    for split, expected in passages.items():
+        lengths = {"inputs": 1000, "targets": 300}
+        (batch,) = take(None, task, split, len(expected), lengths, repeat=False)
+        columns = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+        base = vocabulary.vocab_size - vocabulary.extra_ids
+        rows = [restored(*row, base) for row in zip(*columns, strict=True)]
+        assert sorted(rows) == sorted(vocabulary.encode(text) for text in expected)
+
+
+def test_passages_fill_the_inputs_are_resumed_and_get_new_noise(articles, verbalizer_model):
+    task = published.wikipedia_task(verbalizer_model, articles)
+    options = {"size": 4, "lengths": PASSAGE_LENGTHS, "seed": 3}
+    beginning = take(4, task, **options)
+    assert same(beginning[2:], take(2, task, start_batch=2, **options))
+    epochs = [sorted(map(bytes, batch["encoder_input_tokens"])) for batch in beginning]
+    assert epochs[0] != epochs[1]
+    for batch in beginning:
+        assert ((batch["encoder_input_tokens"] > 0).sum(axis=1) >= 62).all()
+        assert ((batch["encoder_input_tokens"] == 1).sum(axis=1) == 1).all()
+
+
+def test_a_hundredth_of_tfdss_wikipedia_is_held_out(verbalizer_model):
+    context, asked = _mocked({"title": "Words", "text": _words(0, 200)})
+    with context:
+        for split in ("train", "validation"):
+            task = published.wikipedia_task(verbalizer_model)
+            (batch,) = take(None, task, split, 2, PASSAGE_LENGTHS, repeat=False)
+            assert (batch["encoder_input_tokens"] > 0).any(axis=1).all()
+    assert asked == ["train[:99%]", "train[99%:]"]
+
+
+def test_a_folder_without_text_or_without_validation_is_refused(tmp_path, verbalizer_model):
+    with pytest.raises(DataError, match="has no text for train"):
+        published.wikipedia_task(verbalizer_model, str(tmp_path))
+    (tmp_path / "wiki.txt").write_text(_words(0, 99))
+    with pytest.raises(DataError, match="no text for validation.*'valid' or 'dev'"):
+        published.wikipedia_task(verbalizer_model, str(tmp_path))
+
+
+def test_a_process_that_reads_for_ever_is_quiet_builds_no_corpus_and_ends(
+    articles, tmp_path, verbalizer_model, monkeypatch
+):
+    monkeypatch.setenv("VARIATOR_CACHE", str(tmp_path / "cache"))
+    code = (
+        "from variator_jax.data import batches, published\n"
+        "published._PASSAGES_SHUFFLED = 20\n"
+        f"task = published.wikipedia_task({verbalizer_model!r}, {articles!r})\n"
+        f"stream = batches.batches(task, 'train', 2, {PASSAGE_LENGTHS})\n"
+        "print(next(stream)['encoder_input_tokens'].shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "(2, 64)\n"), result.stderr
+    assert result.stderr == "" and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "name, task, inputs, targets",
+    [
+        ("mnli", "mnli", 256, 4),
+        ("qnli", "qnli", 356, 4),
+        ("qqp", "qqp", 256, 4),
+        ("rte", "rte", 256, 4),
+        ("sst2", "sst2", 96, 4),
+        ("mrpc", "mrpc", 96, 4),
+        ("squad", "squad", 512, 32),
+        ("wikipedia", "wikipedia_span_corruption", 224, 48),
+        ("variator_glue", "variator_glue", 356, 4),
+    ],
+)
+def test_gin_files_need_a_vocabulary_and_have_the_papers_lengths(
+    fresh_gin, name, task, inputs, targets
+):
+    files = ["tasks/text.gin", f"tasks/{name}.gin"]  # stacked, as adaptation stacks them
+    assert parsed_task(files, f"VOCABULARY='{T5_VOCABULARIES[1]}'") == task
+    lengths = {"inputs": inputs, "targets": targets}
+    assert gin_utils.macro("TASK_FEATURE_LENGTHS") == lengths
+    assert gin_utils.macro("TEXT_FILE") is None
+
+
+def test_gin_files_take_a_folder_and_no_sentinel(glue, verbalizer_model, fresh_gin):
+    bindings = [f"VOCABULARY='{verbalizer_model}'", f"DATA_DIR='{glue}'", "TASK_SENTINEL=False"]
+    assert texts(parsed_task(["tasks/sst2.gin"], *bindings))[0][1] == "positive"
+
+
+@pytest.mark.skipif(not (SHARED / "glue").is_dir(), reason="needs the published files")
+@pytest.mark.parametrize(
+    "name, rows, first",
+    [
+        ("sst2", (67_349, 872), ": it 's a charming and often affecting journey ."),
+        ("rte", (2_490, 277), ": Dana Reeve, the widow of the actor Christopher Reeve, has died"),
+        ("mrpc", (3_668, 408), ": He said the foodservice pie business doesn 't fit the company"),
+        ("qnli", (9_999, 5_463), ": What came into force after the new constitution was herald?"),
+    ],
+)
+def test_the_published_files_have_the_published_rows(name, rows, first):
+    vocabulary = SHARED / "vocab" / "t5_spiece.model"
+    task = task_or_mixture(published.glue_task(name, vocabulary, str(SHARED / "glue")))
+    assert (task.num_input_examples("train"), task.num_input_examples("validation")) == rows
+    examples, labels = texts(task.name, "validation"), get_spec(task.name).labels
+    assert first in examples[0][0]
+    assert {targets for _, targets in examples} == {f"<extra_id_0> {label}" for label in labels}
+    (batch,) = take(1, task.name, "validation", 2, {"inputs": 96, "targets": 4}, shuffle=False)
+    assert (batch["decoder_target_tokens"][:, [0, 2]] == [32099, 1]).all()
+    ids = {"Yes": 2163, "No": 465, "negative": 2841, "positive": 1465}  # of the official code
+    assert set(batch["decoder_target_tokens"][:, 1]) <= {ids[label] for label in labels}
+
+
+@pytest.mark.skipif(not (SHARED / "squad").is_dir(), reason="needs the published files")
+def test_real_questions_and_articles():
+    vocabulary = SHARED / "vocab" / "t5_spiece.model"
+    task = published.squad_task(vocabulary, str(SHARED / "squad"))
+    assert task_or_mixture(task).num_input_examples("train") == 4_000
+    inputs, targets = texts(task)[0]
+    assert inputs.startswith("Question: What caused the Qing armies to lose many battles?\nContext")
+    assert targets == "<extra_id_0> Taiping Rebellion"
+    task = published.wikipedia_task(vocabulary, str(SHARED / "wiki"))
+    (batch,) = take(1, task, "validation", 64, {"inputs": 224, "targets": 48}, shuffle=False)
+    filled = (batch["encoder_input_tokens"] > 0).sum(axis=1)
+    assert 100 < filled.mean() < 200  # 128 words are some 170 tokens, of which spans are taken

@@ -89,7 +89,11 @@ class ByteTokenizer:
         _check_sentinels(text, self._sentinels)
         ids: list[int] = []
         for part in _SENTINEL.split(text):
-            ids += [self._sentinels[part]] if part in self._sentinels else _byte_ids(part)
+            try:
+                content = [_FIRST_BYTE + byte for byte in part.encode()]
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"the text cannot be written as UTF-8: {error}.") from error
+            ids += [self._sentinels[part]] if part in self._sentinels else content
         return [*ids, EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -106,20 +110,11 @@ def _up_to_end(ids: Sequence[int]) -> Iterator[int]:
     return itertools.takewhile(lambda token: token != EOS, map(int, ids))
 
 
-def _byte_ids(text: str) -> list[int]:
-    try:
-        return [_FIRST_BYTE + byte for byte in text.encode()]
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the text cannot be written as UTF-8: {error}.") from error
-
-
 def _check_sentinels(text: str, known: Mapping[str, int]) -> None:
     for match in _SENTINEL.finditer(text):
         if match[0] not in known:
-            last = f"; sentinels go from <extra_id_0> to <extra_id_{len(known) - 1}>"
-            raise ConfigError(
-                f"the text holds {match[0]}{last if known else ', but there are no sentinels'}."
-            )
+            names = f"go from <extra_id_0> to <extra_id_{len(known) - 1}>" if known else "are none"
+            raise ConfigError(f"the text holds {match[0]}; sentinels {names}.")
 
 
 def load_tokenizer(path: Path) -> PieceTokenizer:
@@ -173,8 +168,8 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     array = _padded(what, tokens) if isinstance(tokens, (list, tuple)) else _array(what, tokens)
     if array.ndim != 2 or 0 in array.shape:
         raise ConfigError(
-            f"{what} has shape {array.shape}; expected [batch, length] with a row and a token or "
-            "more. One sequence is a batch of one: [[...]]."
+            f"{what} has shape {array.shape}; expected [batch, length], both 1 or more. One "
+            "sequence is a batch of one: [[...]]."
         )
     wrong = np.argwhere((array < 0) | (array >= vocab_size))
     if wrong.size:
@@ -187,18 +182,12 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
 
 
 def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
-    arrays = []
-    for i, row in enumerate(rows):
-        if isinstance(row, (int, np.integer)):
-            raise ConfigError(
-                f"{what} is one list of ids; a batch of one is a list in it: [[...]]."
-            )
-        if isinstance(row, (list, tuple)) and not row:
-            raise ConfigError(f"{what} is empty in row {i}.")
-        array = _array(f"{what}, row {i},", row)
-        if array.ndim != 1:
+    if any(isinstance(row, (int, np.integer)) for row in rows):
+        raise ConfigError(f"{what} is one list of ids; a batch of one is a list in it: [[...]].")
+    arrays = [_array(f"{what}, row {i},", row) for i, row in enumerate(rows)]
+    for i, array in enumerate(arrays):
+        if array.ndim != 1 or not array.size:
             raise ConfigError(f"{what} has shape {array.shape} in row {i}; expected [length].")
-        arrays.append(array)
     padded: np.ndarray = np.zeros((len(arrays), max(map(len, arrays), default=0)), np.int64)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
@@ -209,8 +198,7 @@ def _array(what: str, tokens: Any) -> np.ndarray:
     try:
         array = np.asarray(tokens)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{what} is no array of token ids: {error}.") from error
-    if not np.issubdtype(array.dtype, np.integer):
-        kind = "mixed kinds" if array.dtype == object else f"dtype {array.dtype}"
-        raise ConfigError(f"{what} is of {kind}; expected whole numbers, the ids of tokens.")
+        raise ConfigError(f"{what} is not an array of token ids: {error}.") from error
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ConfigError(f"{what} has dtype {array.dtype}; expected integers, the ids of tokens.")
     return array

@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from task_batches import same, take, texts
+from task_batches import parsed_task, same, take, texts
 
 from variator_jax.data import order
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.batches import batches, task_or_mixture
+from variator_jax.data.batches import (
+    GroupedFeatureConverter,
+    batches,
+    mixture,
+    pack,
+    task_or_mixture,
+)
 from variator_jax.data.docs_tasks import docs_examples_of
-from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.data.vocabulary import byte_vocabulary
 from variator_jax.errors import DataError
@@ -55,8 +60,7 @@ def test_long_texts_are_cut_and_still_end():
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_seed_decides_everything(name):
     one = take(5, name, seed=1)
-    assert same(one, take(5, name, seed=1))
-    assert not same(one, take(5, name, seed=2))
+    assert same(one, take(5, name, seed=1)) and not same(one, take(5, name, seed=2))
 
 
 @settings(max_examples=12)
@@ -128,51 +132,126 @@ def test_streams_make_the_same_batches_whoever_reads_which(name, packed, memory,
 
 def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
     size = _count("docs_topic", "validation") // 8
-    streams = {"shuffle": False, "streams": 4, "read_streams": range(4)}
-    shared = _rows(take(size, "docs_topic", "validation", **streams))
-    alone = _rows(take(size, "docs_topic", "validation", shuffle=False))
-    assert sorted(map(bytes, shared)) == sorted(map(bytes, alone))
-
-
-def test_a_split_without_examples_is_refused(streamed):
-    name = f"nothing_{order._BYTES_IN_MEMORY}"
-    text_to_text_task(name, lambda split: [], ("train",), byte_vocabulary())
-    with pytest.raises(DataError, match="no examples in the split 'train'"):
-        take(1, name)
+    one, four = (
+        _rows(take(size, "docs_topic", "validation", shuffle=False, **streams))
+        for streams in ({}, {"streams": 4, "read_streams": range(4)})
+    )
+    assert sorted(map(bytes, one)) == sorted(map(bytes, four))
 
 
 @pytest.mark.parametrize(
-    "arguments, options, message",
+    "changed, message",
     [
-        (("docs_topik", "train", 8, LENGTHS), {}, "Did you mean 'docs_topic'"),
-        (("docs_topic", "valid", 8, LENGTHS), {}, "Did you mean 'validation'"),
-        (("docs_topic", "train", 0, LENGTHS), {}, "batch_size 0"),
-        (("docs_topic", "train", 8, {"inputs": 8}), {}, "expected positive 'inputs' and 'targets'"),
-        (("docs_topic", "train", 8, {"inputs": 8, "targets": 0}), {}, "expected positive"),
-        (("docs_topic", "train", 8, LENGTHS), {"seed": -1}, "seed -1: expected 0 or more"),
-        (("docs_topic", "train", 8, LENGTHS), {"streams": 3}, "divisor of the batch size"),
+        ({"task_name": "docs_topik"}, "Did you mean 'docs_topic'"),
+        ({"split": "valid"}, "Did you mean 'validation'"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
+        ({"feature_lengths": {"inputs": 8, "targets": 0}}, "expected positive"),
+        ({"seed": -1}, "seed -1"),
+        ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
+        ({"streams": 3}, "divisor of the batch size"),
     ],
 )
-def test_wrong_arguments_are_refused_before_the_first_batch(arguments, options, message):
+def test_wrong_arguments_are_refused_before_the_first_batch(changed, message):
+    arguments = {"task_name": "docs_topic", "split": "train", "batch_size": 8}
     with pytest.raises(DataError, match=message):
-        batches(*arguments, **options)
+        batches(**{**arguments, "feature_lengths": LENGTHS, **changed})
 
 
-def test_foreign_tasks_of_seqio_are_read_too():
-    features = task_or_mixture("docs_topic").output_features
-    seqio.TaskRegistry.add(
-        "foreign",
-        source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors(
-                {"inputs": "an array", "targets": "yes"}
-            ).repeat(3),
-            splits=("train",),
-        ),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features=features,
-    )
+def test_tasks_of_seqios_own_are_read_too_and_empty_ones_refused():
+    dataset = tf.data.Dataset.from_tensors({"inputs": "an array", "targets": "yes"})
+    for name, count in (("foreign", 3), ("foreign_empty", 0)):
+        source = lambda split, shuffle_files, seed=None, n=count: dataset.repeat(n)  # noqa: E731
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(source, splits=("train",)),
+            preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+            output_features=task_or_mixture("docs_topic").output_features,
+        )
     with pytest.raises(DataError, match="another task named 'foreign'"):
         text_to_text_task("foreign", lambda split: [], ("train",), byte_vocabulary())
     assert texts("foreign") == [("an array", "yes")] * 3
     (batch,) = take(1, "foreign", size=3, **ONCE)
     assert (batch["decoder_target_tokens"][:, 1] == 1).all()
+    text_to_text_task("empty", lambda split: [], ("train",), byte_vocabulary())
+    for name in ("foreign_empty", "empty"):
+        with pytest.raises(DataError, match="no examples in the split 'train'|has 0 examples"):
+            take(1, name)
+
+
+def test_mixed_tasks_are_drawn_by_their_rates_and_resumed():
+    name = mixture(("docs_span_corruption", "docs_pair"), (1, 3))
+    beginning = take(40, name, size=16)
+    answers = np.concatenate([batch["decoder_target_tokens"] for batch in beginning])
+    labelled = np.mean((answers != 0).sum(1) == 2)  # a label and the end of the sequence
+    assert 0.7 < labelled < 0.8
+    assert same(beginning[38:], take(2, name, size=16, start_batch=38))
+    far = take(2, name, size=16, start_batch=200)  # in another block of draws
+    assert same(far, take(202, name, size=16)[200:])
+
+
+def test_a_mixture_has_one_name_and_may_hold_another(fresh_gin, tmp_path):
+    pair = ("docs_topic", "docs_pair")
+    assert mixture(pair, (1, 2)) == mixture(list(pair), [1.0, 2.0]) != mixture(pair, (1, 3))
+    assert mixture(pair, (1, 1), "evenly") == "evenly"
+    with pytest.raises(DataError, match="'evenly' is already registered"):
+        mixture(pair, (1, 3), "evenly")
+    outer = task_or_mixture(mixture(("docs_labels", "docs_name"), (3, 1)))
+    assert sorted(outer.get_rate(task) for task in outer.tasks) == [1.0, 1.5, 1.5]
+    (tmp_path / "mixed.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from variator_jax.data import batches\n"
+        "MIXTURE_OR_TASK_NAME = @batches.mixture()\n"
+        f"batches.mixture:\n  tasks = {pair}\n  rates = (1, 2)\n"
+    )
+    assert parsed_task([str(tmp_path / "mixed.gin")]) == mixture(pair, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rates", "message"),
+    [
+        (("docs_topic", "docs_pear"), (1, 1), "Did you mean 'docs_pair'"),
+        (("docs_topic", "docs_pair"), (1,), "a rate above 0 each"),
+        (("docs_topic", "docs_pair"), (1, 0), "a rate above 0 each"),
+        (("docs_topic", "docs_topic"), (1, 1), "each once"),
+        ((), (), "expected tasks"),
+        (("docs_topic", "of_bytes"), (1, 1), "share one vocabulary.*ByteVocabulary"),
+    ],
+)
+def test_tasks_and_rates_that_do_not_fit_are_refused(tasks, rates, message):
+    if "of_bytes" in tasks:
+        text_to_text_task("of_bytes", lambda split: [], ("train",), byte_vocabulary())
+    with pytest.raises(DataError, match=message):
+        mixture(tasks, rates)
+
+
+def test_packed_examples_start_on_group_borders_with_padding_between():
+    rows = [
+        {
+            "inputs": np.array([i + 2] * n + [1] + [0] * (15 - n)),
+            "targets": np.array([i + 2, 1] + [0] * 6),
+        }
+        for i, n in enumerate((3, 2, 4, 9))
+    ]
+    first, second = pack(rows, {"inputs": 16, "targets": 8}, 4)
+    groups = {name: array.reshape(-1, 4).tolist() for name, array in first.items()}
+    assert groups == {
+        "inputs": [[2, 2, 2, 1], [3, 3, 1, 0], [4, 4, 4, 4], [1, 0, 0, 0]],
+        "inputs_segment_ids": [[1, 1, 1, 1], [2, 2, 2, 0], [3, 3, 3, 3], [3, 0, 0, 0]],
+        "inputs_positions": [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 2, 3], [4, 0, 0, 0]],
+        "targets": [[2, 1, 3, 1], [4, 1, 0, 0]],
+        "targets_segment_ids": [[1, 1, 2, 2], [3, 3, 0, 0]],
+        "targets_positions": [[0, 1, 0, 1], [0, 1, 0, 0]],
+    }
+    assert second["inputs"].tolist() == [5] * 9 + [1] + [0] * 6
+
+
+@pytest.mark.parametrize("packed, group", [(True, 1), (False, 4)])
+def test_without_groups_or_packing_the_converter_is_seqios_own(packed, group):
+    dataset = task_or_mixture("docs_name").get_dataset(LENGTHS, "validation", shuffle=False)
+    grouped = type("Grouped", (GroupedFeatureConverter,), {"group": group})
+    ours, theirs = (
+        list(converter(pack=packed)(dataset, LENGTHS).batch(1).as_numpy_iterator())
+        for converter in (grouped, seqio.EncDecFeatureConverter)
+    )
+    assert same(ours, theirs)

@@ -21,9 +21,9 @@ def _masks(rows, length, seed):
     return span_corruption.noise_mask(np.array([rows, length], np.int32), seeds).numpy()
 
 
-def _examples(seed, **options):
+def _examples(seed, epochs=1):
     task = seqio.get_mixture_or_task("docs_span_corruption")
-    dataset = task.get_dataset(LENGTHS, "train", shuffle=False, seed=seed, **options)
+    dataset = task.get_dataset(LENGTHS, "train", shuffle=False, seed=seed, num_epochs=epochs)
     return list(dataset.as_numpy_iterator())
 
 
@@ -35,9 +35,9 @@ def test_spans_put_back_give_the_original_tokens(length, rows, seed):
     inputs, targets = (
         span_corruption.replace_spans(tokens, part, 10_000).numpy() for part in (masks, ~masks)
     )
-    for row in range(rows):
-        assert restored(inputs[row], targets[row], SENTINELS) == tokens[row].tolist()
-        sentinels = inputs[row][inputs[row] >= SENTINELS]
+    for row, corrupted in enumerate(inputs):
+        assert restored(corrupted, targets[row], SENTINELS) == tokens[row].tolist()
+        sentinels = corrupted[corrupted >= SENTINELS]
         assert sentinels.tolist() == [9_999 - i for i in range(len(sentinels))]
     lengths = (inputs.shape[1] + 1, targets.shape[1] + 1)
     assert lengths == span_corruption.corrupted_lengths(length)
@@ -88,7 +88,7 @@ def test_the_seqio_task_restores_to_the_text_and_fills_its_inputs():
 
 def test_noise_depends_on_the_seed_and_is_new_in_every_epoch():
     once, again, other, twice = (
-        [e["inputs"].tolist() for e in _examples(seed, num_epochs=epochs)]
+        [e["inputs"].tolist() for e in _examples(seed, epochs)]
         for seed, epochs in ((3, 1), (3, 1), (4, 1), (3, 2))
     )
     assert once == again != other

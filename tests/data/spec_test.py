@@ -1,33 +1,29 @@
+"""Specs of tasks, the tokens that they need, and the metrics of predictions."""
+
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from variator_jax.data import glue, squad
+from variator_jax.data import metrics, published
 from variator_jax.data._tf import seqio
 from variator_jax.data.file_task import file_task, span_corruption_task_from_text
-from variator_jax.data.spec import (
-    TaskSpec,
-    get_spec,
-    metric_functions,
-    postprocessor,
-    prefix_ids,
-    register_spec,
-    verbalizer_ids,
-)
+from variator_jax.data.spec import TaskSpec, get_spec, prefix_ids, register_spec, verbalizer_ids
 from variator_jax.errors import DataError
 
 PAIR = TaskSpec("pair", "classification", ("No", "Yes"), "<extra_id_0>")
 ASKED = TaskSpec("asked", "generation", prefix="<extra_id_0>", many_answers=True)
 PLAIN = TaskSpec("plain", "classification", ("yes", "no"))
 MARKED = TaskSpec("marked", "classification", ("yes", "no"), prefix="<s>")
+LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 
 
 def test_a_spec_may_be_registered_twice_and_no_other_under_its_name():
     spec = TaskSpec("spec_test_task", "generation")
-    assert register_spec(spec) is spec
-    register_spec(TaskSpec("spec_test_task", "generation"))
-    assert get_spec("spec_test_task") == spec
+    assert register_spec(spec) == register_spec(TaskSpec("spec_test_task", "generation"))
+    assert get_spec("spec_test_task") is spec
     with pytest.raises(DataError, match="already registered"):
         register_spec(TaskSpec("spec_test_task", "span_corruption"))
     with pytest.raises(DataError, match="Did you mean 'spec_test_task'"):
@@ -38,11 +34,11 @@ def test_a_spec_may_be_registered_twice_and_no_other_under_its_name():
     "kind, fields, message",
     [
         ("classificaton", {}, "Did you mean 'classification'"),
-        ("classification", {"labels": ("yes",)}, "two labels"),
-        ("classification", {"labels": ("yes", "no", "yes")}, "twice"),
-        ("generation", {"labels": ("yes", "no")}, "takes no labels"),
-        ("span_corruption", {"prefix": "<s>"}, "takes no prefix"),
-        ("classification", {"labels": ("a", "b"), "many_answers": True}, "one answer an example"),
+        ("classification", {"labels": ("yes",)}, "no labels of"),
+        ("classification", {"labels": ("yes", "no", "yes")}, "no labels of"),
+        ("generation", {"labels": ("yes", "no")}, "no labels of"),
+        ("span_corruption", {"prefix": "<s>"}, "no prefix of '<s>'"),
+        ("classification", {"labels": ("a", "b"), "many_answers": True}, "no many_answers"),
     ],
 )
 def test_a_spec_that_cannot_be_scored_is_refused(kind, fields, message):
@@ -55,23 +51,20 @@ def test_verbalizers_are_known_by_their_first_token_after_the_prefix():
     words = {"<s>": [9], "<s> yes": [9, 11], "<s> no": [9, 12, 5]}.__getitem__
     assert verbalizer_ids(MARKED, words) == [11, 12]
     assert prefix_ids(MARKED, words) == [9] and prefix_ids(PLAIN, words) == []
-    assert MARKED.target("yes") == "<s> yes" and PLAIN.target("yes") == "yes"
 
 
 @pytest.mark.parametrize(
     "tokens, message",
     [
         ([11, 6], "'yes' and 'no' both begin with token 11"),
-        ([], "'no' encodes to no token"),
-        ([1], "'no' encodes to no token"),
-        ([2, 7], "cannot spell the verbalizer 'no'"),
+        ([], "cannot spell the label 'no'"),
+        ([1], "cannot spell the label 'no'"),
+        ([2, 7], "cannot spell the label 'no'"),
     ],
 )
 def test_verbalizers_that_the_first_token_does_not_identify_are_refused(tokens, message):
     with pytest.raises(DataError, match=message):
         verbalizer_ids(PLAIN, {"yes": [11], "no": tokens}.__getitem__, unknown_id=2)
-    with pytest.raises(DataError, match="is generation, so it has no verbalizers"):
-        verbalizer_ids(ASKED, lambda text: [5])
 
 
 @pytest.mark.parametrize("tokens", [[], [2], [9, 8]])
@@ -80,29 +73,13 @@ def test_a_prefix_that_is_not_one_token_is_refused(tokens):
         prefix_ids(MARKED, lambda _: tokens, unknown_id=2)
 
 
-def test_an_answer_is_what_follows_the_prefix():
+def test_an_answer_is_what_follows_the_prefix_and_a_target_may_have_many():
     texts = ["<extra_id_0> Yes", " <extra_id_0>Yes", "Yes", "<extra_id_0> Yes <extra_id_1> x"]
-    assert {postprocessor(PAIR)(text, example={}, is_target=False) for text in texts} == {"Yes"}
-    assert postprocessor(TaskSpec("story", "generation"))(" two words ") == "two words"
-
-
-def test_a_target_with_many_answers_becomes_them_all():
-    process = postprocessor(ASKED)
+    assert {PAIR.postprocess(text, example={}, is_target=False) for text in texts} == {"Yes"}
+    assert PAIR.answer(PAIR.target("Yes")) == "Yes" and PLAIN.target("yes") == "yes"
     for answers in (b"the man\x1fhe", np.bytes_(b"the man\x1fhe"), np.array(b"the man\x1fhe")):
-        assert process("<extra_id_0> the man", {"answers": answers}, True) == ["the man", "he"]
-    assert process("<extra_id_0> a man", {"answers": b"x"}, False) == "a man"
-
-
-def test_metrics_are_those_of_the_kind():
-    (score,) = metric_functions(PAIR)
-    scores = score(targets=["Yes", "No", "No", "Yes"], predictions=["Yes", "Yes", "No", "maybe"])
-    assert scores == {"accuracy": 50.0, "binary_f1": 50.0}  # one of two Yes, two predicted
-    (score,) = metric_functions(TaskSpec("three", "classification", ("a", "b", "c")))
-    assert score(["a", "b"], ["a", "a"]) == {"accuracy": 50.0}
-    (score,) = metric_functions(ASKED)
-    scores = score(targets=[["the man", "he"], ["one two"]], predictions=["He!", "two"])
-    assert scores == {"exact_match": 50.0, "token_f1": pytest.approx((100 + 200 / 3) / 2)}
-    assert metric_functions(TaskSpec("spans", "span_corruption")) == []
+        assert ASKED.postprocess("the man", {"answers": answers}, True) == ["the man", "he"]
+    assert ASKED.postprocess("<extra_id_0> a man", {"answers": b"x"}, False) == "a man"
 
 
 def _evaluated(task, answer=None):
@@ -122,14 +99,14 @@ def _evaluated(task, answer=None):
 
 def test_seqios_evaluator_scores_glue_and_squad(tmp_path, verbalizer_model):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\ndull\t0\nfine\t1\n")
-    task = glue.glue_task("sst2", verbalizer_model, str(tmp_path))
+    task = published.glue_task("sst2", verbalizer_model, str(tmp_path))
     assert _evaluated(task) == {"accuracy": 100.0, "binary_f1": 100.0}
     scores = _evaluated(task, "<extra_id_0> positive")
     assert scores == {"accuracy": 50.0, "binary_f1": pytest.approx(200 / 3)}
     assert _evaluated(task, "Question")["accuracy"] == 0.0
     rows = [{"question": "Who?", "context": "c", "answers": [f"number {n}", "Yes"]} for n in "ab"]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = squad.squad_task(verbalizer_model, str(tmp_path))
+    task = published.squad_task(verbalizer_model, str(tmp_path))
     for answer in (None, "<extra_id_0> Yes <extra_id_1> No"):
         assert _evaluated(task, answer) == {"exact_match": 100.0, "token_f1": 100.0}
 
@@ -149,3 +126,59 @@ def test_documentation_and_file_tasks_have_metrics_and_span_corruption_has_none(
         assert _evaluated(task)[metric] == 100.0
     for task in (span_corruption_task_from_text(str(path)), "docs_span_corruption"):
         assert not seqio.TaskRegistry.get(task).metric_objs
+
+
+def test_metrics_are_those_of_the_kind():
+    (score,) = PAIR.metric_functions()
+    scores = score(targets=["Yes", "No", "No", "Yes"], predictions=["Yes", "Yes", "No", "maybe"])
+    assert scores == {"accuracy": 50.0, "binary_f1": 50.0}  # one of two Yes, two predicted
+    (score,) = TaskSpec("three", "classification", ("a", "b", "c")).metric_functions()
+    assert score(["a", "b"], ["a", "a"]) == {"accuracy": 50.0}
+    assert TaskSpec("spans", "span_corruption").metric_functions() == []
+
+
+@given(LABELS)
+def test_the_majority_is_the_best_constant_answer(labels):
+    assert metrics.accuracy(labels, labels) == 100.0
+    best = max(metrics.accuracy([label] * len(labels), labels) for label in range(4))
+    assert metrics.majority_score(labels) == best
+
+
+def test_binary_f1_by_hand():
+    # 1 hit, 1 false alarm, 2 misses: precision 1/2, recall 1/3.
+    assert metrics.binary_f1([1, 1, 0, 0, 0], [1, 0, 1, 1, 0]) == pytest.approx(40.0)
+    assert metrics.binary_f1([0, 0], [0, 0]) == 0.0
+    assert metrics.binary_f1(["no", "yes"], ["no", "no"], positive="no") == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    "predictions, answers, exact, f1",
+    [
+        (
+            ["  The quick,  brown-Fox's an  apple! theatre"],
+            ["quick brownfoxs apple theatre"],
+            100,
+            100,
+        ),
+        (["The Cat."], [["dog", "cat"]], 100.0, 100.0),
+        (["cat", "cow"], ["cats", "cow"], 50.0, 50.0),
+        (["red car"], ["a red fast car"], 0.0, 80.0),  # two of two words, two of three
+        (["go go go"], ["go"], 0.0, 50.0),  # a repeated word counts as often as it is expected
+        (["the", "the", "cat"], ["", "cat", "the"], 100 / 3, 100 / 3),  # texts without words
+    ],
+)
+def test_answers_score_by_their_best(predictions, answers, exact, f1):
+    assert metrics.exact_match(predictions, answers) == pytest.approx(exact)
+    assert metrics.token_f1(predictions, answers) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    "metric", [metrics.accuracy, metrics.binary_f1, metrics.exact_match, metrics.token_f1]
+)
+def test_nothing_to_score_and_unequal_lengths_are_refused(metric):
+    for predictions, references in (([], []), (["a"], ["a", "b"])):
+        message = f"{len(predictions)} predictions for {len(references)} references"
+        with pytest.raises(DataError, match=message):
+            metric(predictions, references)
+    with pytest.raises(DataError, match="Example 1 has no answer"):
+        metrics.token_f1(["a", "b"], ["a", []])

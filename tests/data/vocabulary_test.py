@@ -8,30 +8,23 @@ from variator_jax.backbones.t5 import get_config
 from variator_jax.data import docs_corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
+from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import CheckpointError, DataError
 from variator_jax.train.settings import check_vocabulary
 
 
-def test_ids_are_those_of_t5():
+def test_the_documentations_vocabulary_has_t5s_ids_and_label_words_as_single_pieces():
     vocabulary = vocabularies.docs_vocabulary()
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
     base = vocabulary.vocab_size - 100
     assert vocabulary.encode("<extra_id_0> <extra_id_99>") == [vocabulary.vocab_size - 1, base]
-
-
-def test_text_survives_encoding_in_python_and_in_a_graph():
-    vocabulary = vocabularies.docs_vocabulary()
     text = docs_corpus.read_split(docs_corpus.ensure_corpus(), "train")[0]["text"].split("\n")[0]
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text and len(ids) < len(text) / 2
     assert vocabulary.encode_tf(text).numpy().tolist() == ids
-
-
-def test_every_label_word_is_one_piece_of_its_own():
-    vocabulary = vocabularies.docs_vocabulary()
-    ids = [vocabulary.encode(word) for word in vocabularies.LABEL_WORDS]
-    assert all(len(one) == 1 for one in ids)
-    assert len({one[0] for one in ids}) == len(ids) and [2] not in ids
+    words = [vocabulary.encode(word) for word in vocabularies.LABEL_WORDS]
+    assert all(len(word) == 1 and word != [2] for word in words)
+    assert len({word[0] for word in words}) == len(words)
 
 
 def test_making_a_vocabulary_builds_nothing_until_it_is_used(tmp_path, monkeypatch):
@@ -43,33 +36,16 @@ def test_making_a_vocabulary_builds_nothing_until_it_is_used(tmp_path, monkeypat
     assert len(list(tmp_path.glob("docs-*/spiece.model"))) == 1
 
 
-def test_a_users_model_is_loaded_and_has_the_same_fingerprint():
-    docs = vocabularies.docs_vocabulary()
-    path = docs.sentencepiece_model_file
-    loaded = vocabularies.load_vocabulary(path)
+def test_a_users_model_is_loaded_and_vocabularies_are_told_apart_by_their_tokens():
+    docs, bytes_ = vocabularies.docs_vocabulary(), vocabularies.byte_vocabulary()
+    loaded = load_vocabulary(docs.sentencepiece_model_file)
     assert loaded.encode("array shape") == docs.encode("array shape")
     assert loaded.vocab_size == docs.vocab_size
-    expected = hashlib.sha256(open(path, "rb").read()).hexdigest()
-    assert vocabularies.fingerprint(loaded) == vocabularies.fingerprint(docs) == expected
-
-
-def test_files_that_are_not_a_model_are_refused(tmp_path):
-    for content in (b"not a model", b""):
-        (tmp_path / "spiece.model").write_bytes(content)
-        with pytest.raises(DataError, match="not a SentencePiece model"):
-            vocabularies.load_vocabulary(tmp_path / "spiece.model")
-    with pytest.raises(DataError, match="Did you mean 'spiece.model'"):
-        vocabularies.load_vocabulary(tmp_path / "spiec.model")
-
-
-def test_bytes_need_no_model_and_differ_from_pieces():
-    vocabulary = vocabularies.byte_vocabulary()
-    assert vocabulary.decode(vocabulary.encode("any text")) == "any text"
-    fingerprints = {
-        vocabularies.fingerprint(v)
-        for v in (vocabulary, vocabularies.byte_vocabulary(125), vocabularies.docs_vocabulary())
-    }
-    assert len(fingerprints) == 3
+    digits = hashlib.sha256(Path(docs.sentencepiece_model_file).read_bytes()).hexdigest()
+    assert vocabularies.fingerprint(loaded) == vocabularies.fingerprint(docs) == digits
+    assert bytes_.decode(bytes_.encode("any text")) == "any text"
+    others = (bytes_, vocabularies.byte_vocabulary(125))
+    assert len({digits, *map(vocabularies.fingerprint, others)}) == 3
 
 
 def _in_memory(name, content):
@@ -81,62 +57,53 @@ def _in_memory(name, content):
     return url
 
 
-def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
-    content = Path(verbalizer_model).read_bytes()
-    url = "ram://vocabulary_test/later.model"
-    vocabulary = vocabularies.load_vocabulary(url)  # not there yet
-    assert url in str(vocabulary) and vocabularies.identity(vocabulary).startswith(url)
-    _in_memory("later.model", content)
-    local = vocabularies.load_vocabulary(verbalizer_model)
-    assert vocabulary.vocab_size == local.vocab_size
-    text = "Answer: <extra_id_0> Yes"
-    assert (
-        vocabulary.encode(text) == local.encode(text) == vocabulary.encode_tf(text).numpy().tolist()
-    )
-    assert vocabularies.fingerprint(vocabulary) == vocabularies.fingerprint(local)
-    assert vocabulary == vocabularies.load_vocabulary(url) == pickle.loads(pickle.dumps(vocabulary))
-    copy = vocabularies.local_model_file(vocabulary)
-    assert Path(copy).read_bytes() == content
-    assert vocabularies.local_model_file(local) == verbalizer_model
-
-
-def test_what_a_url_lacks_is_told_with_the_url():
-    missing = vocabularies.load_vocabulary("ram://vocabulary_test/nothing.model")
+def test_files_and_urls_that_are_not_a_model_are_refused(tmp_path):
+    for content in (b"not a model", b""):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(DataError, match="not a SentencePiece model"):
+            load_vocabulary(tmp_path / "spiece.model")
+    with pytest.raises(DataError, match="Did you mean 'spiece.model'"):
+        load_vocabulary(tmp_path / "spiec.model")
+    missing = load_vocabulary("ram://vocabulary_test/nothing.model")
     for use in (lambda: missing.encode("a"), lambda: vocabularies.fingerprint(missing)):
         with pytest.raises(DataError, match="ram://vocabulary_test/nothing.model cannot be read"):
             use()
-    broken = vocabularies.load_vocabulary(_in_memory("broken.model", b"not a model"))
     with pytest.raises(DataError, match="broken.model is not a SentencePiece model"):
-        broken.encode("a")
+        load_vocabulary(_in_memory("broken.model", b"not a model")).encode("a")
 
 
-def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path, verbalizer_model):
-    plain = vocabularies.load_vocabulary(verbalizer_model)
-    path = tmp_path / "100extra.model"
-    path.write_bytes(plain.sp_model)  # seqio's model in memory holds what it added
-    for place in (path, _in_memory("100extra.model", plain.sp_model)):
-        vocabulary = vocabularies.load_vocabulary(place)
-        assert vocabulary.vocab_size == plain.vocab_size
-        text = "Yes <extra_id_0> No <extra_id_99>"
-        assert vocabulary.encode(text) == plain.encode(text)
-    assert plain.encode("<extra_id_0>") == [plain.vocab_size - 1]
-
-
-def test_a_backbones_vocabulary_may_be_a_url(verbalizer_model):
-    url = _in_memory("backbone.model", Path(verbalizer_model).read_bytes())
-    vocabulary = vocabularies.load_vocabulary(url)
+def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
+    url, content = "ram://vocabulary_test/later.model", Path(verbalizer_model).read_bytes()
+    vocabulary, local = load_vocabulary(url), load_vocabulary(verbalizer_model)  # not there yet
+    assert url in str(vocabulary) and vocabularies.identity(vocabulary).startswith(url)
+    _in_memory("later.model", content)
+    assert vocabulary.vocab_size == local.vocab_size
+    text = "Answer: <extra_id_0> Yes"
+    assert vocabulary.encode(text) == local.encode(text) == [*vocabulary.encode_tf(text).numpy()]
+    assert vocabularies.fingerprint(vocabulary) == vocabularies.fingerprint(local)
+    assert vocabulary == load_vocabulary(url) == pickle.loads(pickle.dumps(vocabulary))
+    assert Path(vocabularies.local_model_file(vocabulary)).read_bytes() == content
+    assert vocabularies.local_model_file(local) == verbalizer_model
     config = get_config("nano", vocab_size=vocabulary.vocab_size)
     check_vocabulary("t", vocabulary, config, vocabularies.fingerprint(vocabulary))
     with pytest.raises(CheckpointError, match=f"another vocabulary.*{url}"):
         check_vocabulary("t", vocabulary, config, "0" * 64)
 
 
+def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path, verbalizer_model):
+    plain, path = load_vocabulary(verbalizer_model), tmp_path / "100extra.model"
+    path.write_bytes(plain.sp_model)  # seqio's model in memory holds what it added
+    for place in (path, _in_memory("100extra.model", plain.sp_model)):
+        vocabulary = load_vocabulary(place)
+        assert vocabulary.vocab_size == plain.vocab_size
+        text = "Yes <extra_id_0> No <extra_id_99>"
+        assert vocabulary.encode(text) == plain.encode(text)
+
+
 def test_a_vocabulary_is_trained_once_and_has_whole_words_and_sentinels(tmp_path):
     file, words = tmp_path / "new" / "spiece.model", ("Yes", "negative")
     with pytest.raises(DataError, match="no vocabulary file .*DATA_DIR"):
         vocabularies.trained_vocabulary(str(file), None)
-    with pytest.raises(DataError, match="no text for train"):
-        vocabularies.trained_vocabulary(str(file), str(tmp_path))
     text = "A sentence about rivers and mountains. " * 40 + "No river is negative, yes. " * 10
     (tmp_path / "one.txt").write_text(f"{text}\n{text}\n")
     (tmp_path / "valid.txt").write_text("Unseen words: zebra.\n")
@@ -144,6 +111,5 @@ def test_a_vocabulary_is_trained_once_and_has_whole_words_and_sentinels(tmp_path
     assert all(len(made.encode(word)) == 1 for word in words)
     assert made.encode("<extra_id_0>") == [made.vocab_size - 1]
     content = file.read_bytes()
-    again = vocabularies.trained_vocabulary(str(file), None)
-    assert again.encode("rivers and mountains") == made.encode("rivers and mountains")
+    vocabularies.trained_vocabulary(str(file), None)
     assert file.read_bytes() == content

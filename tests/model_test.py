@@ -128,7 +128,7 @@ class TestIds:
             (np.array([5, 6, 1]), r"shape \(3,\); expected \[batch, length\]"),
             (np.zeros((1, 2, 3), np.int32), r"shape \(1, 2, 3\)"),
             ([], r"shape \(0, 0\)"),
-            ([[5], []], "empty in row 1"),
+            ([[5], []], r"shape \(0,\) in row 1"),
             (np.zeros((2, 0), np.int32), r"shape \(2, 0\)"),
             ([[5, 6], [384]], "id 384 in row 1 at position 0; the vocabulary's ids are 0 to 383"),
             ([[5, -1]], "id -1 in row 0 at position 1"),

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -53,8 +55,8 @@ def test_rows_are_what_seqio_itself_makes(task, packed, streamed):
 
 def test_long_texts_are_cut_and_still_end():
     (batch,) = take(1, "docs_name", size=16, lengths={"inputs": 5, "targets": 2})
-    assert (batch["encoder_input_tokens"][:, -1] == 1).all()
-    assert (batch["decoder_target_tokens"][:, -1] == 1).all()
+    for name in ("encoder_input_tokens", "decoder_target_tokens"):
+        assert (batch[name][:, -1] == 1).all()
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -160,11 +162,11 @@ def test_wrong_arguments_are_refused_before_the_first_batch(changed, message):
 
 def test_tasks_of_seqios_own_are_read_too_and_empty_ones_refused():
     dataset = tf.data.Dataset.from_tensors({"inputs": "an array", "targets": "yes"})
-    for name, count in (("foreign", 3), ("foreign_empty", 0)):
-        source = lambda split, shuffle_files, seed=None, n=count: dataset.repeat(n)  # noqa: E731
+    for name, rows in (("foreign", dataset.repeat(3)), ("foreign_empty", dataset.take(0))):
+        make = functools.partial(lambda rows, split, shuffle_files, seed=None: rows, rows)
         seqio.TaskRegistry.add(
             name,
-            source=seqio.FunctionDataSource(source, splits=("train",)),
+            source=seqio.FunctionDataSource(make, splits=("train",)),
             preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
             output_features=task_or_mixture("docs_topic").output_features,
         )
@@ -173,10 +175,8 @@ def test_tasks_of_seqios_own_are_read_too_and_empty_ones_refused():
     assert texts("foreign") == [("an array", "yes")] * 3
     (batch,) = take(1, "foreign", size=3, **ONCE)
     assert (batch["decoder_target_tokens"][:, 1] == 1).all()
-    text_to_text_task("empty", lambda split: [], ("train",), byte_vocabulary())
-    for name in ("foreign_empty", "empty"):
-        with pytest.raises(DataError, match="no examples in the split 'train'|has 0 examples"):
-            take(1, name)
+    with pytest.raises(DataError, match="no examples in the split 'train'"):
+        take(1, "foreign_empty")
 
 
 def test_mixed_tasks_are_drawn_by_their_rates_and_resumed():
@@ -207,31 +207,24 @@ def test_a_mixture_has_one_name_and_may_hold_another(fresh_gin, tmp_path):
     assert parsed_task([str(tmp_path / "mixed.gin")]) == mixture(pair, (1, 2))
 
 
-@pytest.mark.parametrize(
-    ("tasks", "rates", "message"),
-    [
+def test_tasks_and_rates_that_do_not_fit_are_refused():
+    text_to_text_task("of_bytes", lambda split: [], ("train",), byte_vocabulary())
+    for tasks, rates, message in (
         (("docs_topic", "docs_pear"), (1, 1), "Did you mean 'docs_pair'"),
         (("docs_topic", "docs_pair"), (1,), "a rate above 0 each"),
         (("docs_topic", "docs_pair"), (1, 0), "a rate above 0 each"),
         (("docs_topic", "docs_topic"), (1, 1), "each once"),
         ((), (), "expected tasks"),
         (("docs_topic", "of_bytes"), (1, 1), "share one vocabulary.*ByteVocabulary"),
-    ],
-)
-def test_tasks_and_rates_that_do_not_fit_are_refused(tasks, rates, message):
-    if "of_bytes" in tasks:
-        text_to_text_task("of_bytes", lambda split: [], ("train",), byte_vocabulary())
-    with pytest.raises(DataError, match=message):
-        mixture(tasks, rates)
+    ):
+        with pytest.raises(DataError, match=message):
+            mixture(tasks, rates)
 
 
 def test_packed_examples_start_on_group_borders_with_padding_between():
     rows = [
-        {
-            "inputs": np.array([i + 2] * n + [1] + [0] * (15 - n)),
-            "targets": np.array([i + 2, 1] + [0] * 6),
-        }
-        for i, n in enumerate((3, 2, 4, 9))
+        {"inputs": np.array([i] * n + [1] + [0] * (15 - n)), "targets": np.array([i, 1, 0, 0])}
+        for i, n in ((2, 3), (3, 2), (4, 4), (5, 9))
     ]
     first, second = pack(rows, {"inputs": 16, "targets": 8}, 4)
     groups = {name: array.reshape(-1, 4).tolist() for name, array in first.items()}

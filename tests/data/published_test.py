@@ -22,6 +22,8 @@ PASSAGE_LENGTHS = {"inputs": 64, "targets": 24}
 ONCE = {"repeat": False, "shuffle": False}
 FIELDS = ("inputs_pretokenized", "targets_pretokenized", "answers")
 CONTEXT = "The Normans came from Denmark, Iceland and Norway."
+GIN_FILES = {"mnli": 256, "qnli": 356, "qqp": 256, "rte": 256, "sst2": 96, "mrpc": 96}
+GIN_FILES |= {"variator_glue": 356, "squad": 512, "wikipedia": 224}  # tokens of the inputs
 ASKED = f"Question: From where?\nContext: {CONTEXT}\nAnswer: <extra_id_0>"
 
 # Per data set of GLUE: a TSV file with one row, the row in TFDS, the example.
@@ -32,46 +34,43 @@ MNLI = (
 )
 CASES = {
     "mnli": (
-        MNLI,
-        {"premise": 'It "rains', "hypothesis": "It's wet.", "label": 1},
-        "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2? "
-        "<extra_id_0>.",
-        "<extra_id_0> Maybe",
+        *(MNLI, {"premise": 'It "rains', "hypothesis": "It's wet.", "label": 1}),
+        "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2?",
+        "Maybe",
     ),
     "qnli": (
         "index\tquestion\tsentence\tlabel\n0\tWho ran?\tHe ran.\tentailment\n",
         {"question": "Who ran?", "sentence": "He ran.", "label": 0},
-        "Question: Who ran?\nSentence: He ran.\nDoes the sentence contains the answer to the "
-        "question? <extra_id_0>.",
-        "<extra_id_0> Yes",
+        "Question: Who ran?\nSentence: He ran.\n"
+        "Does the sentence contains the answer to the question?",
+        "Yes",
     ),
     "qqp": (
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tIs it?\tWas it?\t1\n",
         {"question1": "Is it?", "question2": "Was it?", "label": 1},
-        "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other? "
-        "<extra_id_0>.",
-        "<extra_id_0> Yes",
+        "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other?",
+        "Yes",
     ),
     "rte": (
         "index\tsentence1\tsentence2\tlabel\n0\tNo one came.\tAll came.\tnot_entailment\n",
         {"sentence1": "No one came.", "sentence2": "All came.", "label": 1},
-        "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2? "
-        "<extra_id_0>.",
-        "<extra_id_0> No",
+        "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2?",
+        "No",
     ),
     "sst2": (
-        "sentence\tlabel\na charming film . \t1\n",
-        {"sentence": "a charming film . ", "label": 1},
-        "Sentence: a charming film .\nDoes this sentence express positive or negative emotions? "
-        "<extra_id_0>.",
-        "<extra_id_0> positive",
+        *(
+            "sentence\tlabel\na charming film . \t1\n",
+            {"sentence": "a charming film . ", "label": 1},
+        ),
+        "Sentence: a charming film .\nDoes this sentence express positive or negative emotions?",
+        "positive",
     ),
     "mrpc": (
         'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t11\t12\tHe said so .\t" She did .\n',
         {"sentence1": "He said so .", "sentence2": '" She did .', "label": 0},
-        'Sentence 1: He said so .\nSentence 2: " She did .\nAre the two sentences paraphrase of '
-        "each other? <extra_id_0>.",
-        "<extra_id_0> No",
+        'Sentence 1: He said so .\nSentence 2: " She did .\n'
+        "Are the two sentences paraphrase of each other?",
+        "No",
     ),
 }
 
@@ -100,10 +99,11 @@ def _mocked(row, repeated=1):
 
 @pytest.mark.parametrize("name", CASES)
 def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbalizer_model, name):
-    _, row, *example = CASES[name]
+    _, row, prompt, word = CASES[name]
+    example = (f"{prompt} <extra_id_0>.", f"<extra_id_0> {word}")
     dataset = published.GLUE[name]
     local = published.glue_task(name, verbalizer_model, glue)
-    assert texts(local) == texts(local, "validation") == [tuple(example)]
+    assert texts(local) == texts(local, "validation") == [example]
     # The data set's own folder will do as well as the one above.
     own = published.glue_task(name, verbalizer_model, f"{glue}/{dataset.folder}")
     assert own != local and texts(own) == texts(local)
@@ -114,9 +114,8 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
     assert asked == ["validation_matched" if name == "mnli" else "validation"]
     assert same(made, take(None, local, "validation", 2, LENGTHS, pad_last=True, **ONCE))
     spec = get_spec(task)
-    assert (spec.kind, spec.labels, spec.prefix) == (
-        *("classification", dataset.labels, "<extra_id_0>"),
-    )
+    assert (spec.kind, spec.prefix) == ("classification", "<extra_id_0>")
+    assert spec.labels == dataset.labels
     classes = tuple(tfds.builder(f"glue/{name}:2.0.0").info.features["label"].names)
     assert dataset.classes in (classes, ("0", "1")) and len(classes) == len(dataset.labels)
 
@@ -124,16 +123,11 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
 def test_names_are_plain_with_t5s_vocabulary_and_tfds_and_else_hashed(glue, verbalizer_model):
     for url in T5_VOCABULARIES:
         assert [published.glue_task(name, url) for name in CASES] == list(CASES)
-    assert published.squad_task(T5_VOCABULARIES[0]) == "squad"
-    assert published.wikipedia_task(T5_VOCABULARIES[0]) == "wikipedia_span_corruption"
-    names = {
-        published.glue_task("rte", verbalizer_model),
-        published.glue_task("rte", verbalizer_model, glue),
-        published.glue_task("rte", verbalizer_model, glue, sentinel=False),
-        published.glue_task("rte", docs_vocabulary(), glue),
-        published.glue_task("rte", None, glue),  # the documentation's again
-    }
-    assert len(names) == 4
+    arguments = [
+        *((verbalizer_model,), (verbalizer_model, glue), (verbalizer_model, glue, False)),
+        *((docs_vocabulary(), glue), (None, glue)),  # these two are the same
+    ]
+    assert len({published.glue_task("rte", *given) for given in arguments}) == 4
 
 
 def test_the_mixture_holds_the_six_by_their_sizes(glue, verbalizer_model):
@@ -173,21 +167,16 @@ def test_one_broken_row_in_a_thousand_is_left_out_and_part_of_the_files_will_do(
         take(1, task, "validation")
 
 
-@pytest.mark.parametrize(
-    "name, folder, message",
-    [
-        ("sst-2", None, "no GLUE task 'sst-2'. Did you mean 'sst2'"),
-        ("rte", "gleu", "there is no local folder.*Did you mean 'glue'"),
-        ("rte", "glue", "none of the files train.tsv, dev.tsv of RTE"),
-        ("rte", "gs://bucket/glue", "gs://bucket/glue: there is no local folder"),
-    ],
-)
-def test_wrong_names_and_folders_are_refused_when_registering(tmp_path, name, folder, message):
+def test_wrong_names_and_folders_are_refused_when_registering(tmp_path):
     (tmp_path / "glue").mkdir()
-    if folder and "://" not in folder:
-        folder = str(tmp_path / folder)
-    with pytest.raises(DataError, match=message):
-        published.glue_task(name, None, folder)
+    for name, folder, message in (
+        ("sst-2", None, "no GLUE task 'sst-2'. Did you mean 'sst2'"),
+        ("rte", f"{tmp_path}/gleu", "there is no local folder.*Did you mean 'glue'"),
+        ("rte", f"{tmp_path}/glue", "none of the files train.tsv, dev.tsv of RTE"),
+        ("rte", "gs://bucket/glue", "gs://bucket/glue: there is no local folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            published.glue_task(name, None, folder)
 
 
 def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, verbalizer_model):
@@ -245,19 +234,18 @@ def test_squad_may_be_json_lines(tmp_path, verbalizer_model):
     assert texts(task)[0] == ("Question: Who?\nContext: He.\nAnswer:", "He")
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
+def test_other_files_than_squads_are_refused(tmp_path, verbalizer_model):
+    task = None
+    for content, message in (
         ("{", "is not SQuAD's JSON"),
-        ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "is not SQuAD's JSON: KeyError 'context'"),
+        ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "not SQuAD's JSON: KeyError 'context'"),
         ('{"data": []}', "expected questions with an answer"),
         (_squad(("q",)), "expected questions with an answer"),
-    ],
-)
-def test_other_files_than_squads_are_refused(tmp_path, verbalizer_model, content, message):
-    (tmp_path / "train-v1.1.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        take(1, published.squad_task(verbalizer_model, str(tmp_path)))
+    ):
+        (tmp_path / "train-v1.1.json").write_text(content)
+        task = task or published.squad_task(verbalizer_model, str(tmp_path))
+        with pytest.raises(DataError, match=message):
+            take(1, task)
 
 
 def _words(start, count):
@@ -306,11 +294,11 @@ def test_passages_fill_the_inputs_are_resumed_and_get_new_noise(articles, verbal
 
 def test_a_hundredth_of_tfdss_wikipedia_is_held_out(verbalizer_model):
     context, asked = _mocked({"title": "Words", "text": _words(0, 200)})
+    task = published.wikipedia_task(verbalizer_model)
     with context:
-        for split in ("train", "validation"):
-            task = published.wikipedia_task(verbalizer_model)
-            (batch,) = take(None, task, split, 2, PASSAGE_LENGTHS, repeat=False)
-            assert (batch["encoder_input_tokens"] > 0).any(axis=1).all()
+        assert all(
+            take(None, task, s, 2, PASSAGE_LENGTHS, repeat=False) for s in ("train", "validation")
+        )
     assert asked == ["train[:99%]", "train[99%:]"]
 
 
@@ -338,27 +326,13 @@ def test_a_process_that_reads_for_ever_is_quiet_builds_no_corpus_and_ends(
     assert result.stderr == "" and not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    "name, task, inputs, targets",
-    [
-        ("mnli", "mnli", 256, 4),
-        ("qnli", "qnli", 356, 4),
-        ("qqp", "qqp", 256, 4),
-        ("rte", "rte", 256, 4),
-        ("sst2", "sst2", 96, 4),
-        ("mrpc", "mrpc", 96, 4),
-        ("squad", "squad", 512, 32),
-        ("wikipedia", "wikipedia_span_corruption", 224, 48),
-        ("variator_glue", "variator_glue", 356, 4),
-    ],
-)
-def test_gin_files_need_a_vocabulary_and_have_the_papers_lengths(
-    fresh_gin, name, task, inputs, targets
-):
+@pytest.mark.parametrize("name, inputs", GIN_FILES.items())
+def test_gin_files_need_a_vocabulary_and_have_the_papers_lengths(fresh_gin, name, inputs):
     files = ["tasks/text.gin", f"tasks/{name}.gin"]  # stacked, as adaptation stacks them
-    assert parsed_task(files, f"VOCABULARY='{T5_VOCABULARIES[1]}'") == task
-    lengths = {"inputs": inputs, "targets": targets}
-    assert gin_utils.macro("TASK_FEATURE_LENGTHS") == lengths
+    task = parsed_task(files, f"VOCABULARY='{T5_VOCABULARIES[1]}'")
+    assert task == name.replace("wikipedia", "wikipedia_span_corruption")
+    targets = {"squad": 32, "wikipedia": 48}.get(name, 4)
+    assert gin_utils.macro("TASK_FEATURE_LENGTHS") == {"inputs": inputs, "targets": targets}
     assert gin_utils.macro("TEXT_FILE") is None
 
 
@@ -371,10 +345,10 @@ def test_gin_files_take_a_folder_and_no_sentinel(glue, verbalizer_model, fresh_g
 @pytest.mark.parametrize(
     "name, rows, first",
     [
-        ("sst2", (67_349, 872), ": it 's a charming and often affecting journey ."),
-        ("rte", (2_490, 277), ": Dana Reeve, the widow of the actor Christopher Reeve, has died"),
-        ("mrpc", (3_668, 408), ": He said the foodservice pie business doesn 't fit the company"),
-        ("qnli", (9_999, 5_463), ": What came into force after the new constitution was herald?"),
+        ("sst2", (67_349, 872), "it 's a charming and often affecting journey ."),
+        ("rte", (2_490, 277), "Dana Reeve, the widow of the actor Christopher Reeve, has died"),
+        ("mrpc", (3_668, 408), "He said the foodservice pie business doesn 't fit the company"),
+        ("qnli", (9_999, 5_463), "What came into force after the new constitution was herald?"),
     ],
 )
 def test_the_published_files_have_the_published_rows(name, rows, first):
@@ -382,7 +356,7 @@ def test_the_published_files_have_the_published_rows(name, rows, first):
     task = task_or_mixture(published.glue_task(name, vocabulary, str(SHARED / "glue")))
     assert (task.num_input_examples("train"), task.num_input_examples("validation")) == rows
     examples, labels = texts(task.name, "validation"), get_spec(task.name).labels
-    assert first in examples[0][0]
+    assert f": {first}" in examples[0][0]
     assert {targets for _, targets in examples} == {f"<extra_id_0> {label}" for label in labels}
     (batch,) = take(1, task.name, "validation", 2, {"inputs": 96, "targets": 4}, shuffle=False)
     assert (batch["decoder_target_tokens"][:, [0, 2]] == [32099, 1]).all()

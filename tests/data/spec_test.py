@@ -34,8 +34,7 @@ def test_a_spec_may_be_registered_twice_and_no_other_under_its_name():
     "kind, fields, message",
     [
         ("classificaton", {}, "Did you mean 'classification'"),
-        ("classification", {"labels": ("yes",)}, "no labels of"),
-        ("classification", {"labels": ("yes", "no", "yes")}, "no labels of"),
+        *(("classification", {"labels": x}, "no labels") for x in (("a",), ("a", "b", "a"))),
         ("generation", {"labels": ("yes", "no")}, "no labels of"),
         ("span_corruption", {"prefix": "<s>"}, "no prefix of '<s>'"),
         ("classification", {"labels": ("a", "b"), "many_answers": True}, "no many_answers"),
@@ -53,24 +52,14 @@ def test_verbalizers_are_known_by_their_first_token_after_the_prefix():
     assert prefix_ids(MARKED, words) == [9] and prefix_ids(PLAIN, words) == []
 
 
-@pytest.mark.parametrize(
-    "tokens, message",
-    [
-        ([11, 6], "'yes' and 'no' both begin with token 11"),
-        ([], "cannot spell the label 'no'"),
-        ([1], "cannot spell the label 'no'"),
-        ([2, 7], "cannot spell the label 'no'"),
-    ],
-)
-def test_verbalizers_that_the_first_token_does_not_identify_are_refused(tokens, message):
-    with pytest.raises(DataError, match=message):
-        verbalizer_ids(PLAIN, {"yes": [11], "no": tokens}.__getitem__, unknown_id=2)
-
-
-@pytest.mark.parametrize("tokens", [[], [2], [9, 8]])
-def test_a_prefix_that_is_not_one_token_is_refused(tokens):
-    with pytest.raises(DataError, match="needs <s> as one token"):
-        prefix_ids(MARKED, lambda _: tokens, unknown_id=2)
+def test_tokens_that_do_not_identify_the_verbalizer_or_the_prefix_are_refused():
+    both, unspelt = "'yes' and 'no' both begin with token 11", "cannot spell the label 'no'"
+    for tokens, message in (([11, 6], both), ([], unspelt), ([1], unspelt), ([2, 7], unspelt)):
+        with pytest.raises(DataError, match=message):
+            verbalizer_ids(PLAIN, {"yes": [11], "no": tokens}.__getitem__, unknown_id=2)
+    for tokens in ([], [2], [9, 8]):
+        with pytest.raises(DataError, match="needs <s> as one token"):
+            prefix_ids(MARKED, lambda _, ids=tokens: ids, unknown_id=2)
 
 
 def test_an_answer_is_what_follows_the_prefix_and_a_target_may_have_many():
@@ -93,8 +82,7 @@ def _evaluated(task, answer=None):
         examples = dataset.as_numpy_iterator()
         return [(int(i), tokens or e["decoder_target_tokens"].tolist()) for i, e in examples]
 
-    metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
-    return metrics.result()[task]
+    return evaluator.evaluate(compute_metrics=True, predict_fn=predict)[0].result()[task]
 
 
 def test_seqios_evaluator_scores_glue_and_squad(tmp_path, verbalizer_model):
@@ -113,18 +101,16 @@ def test_seqios_evaluator_scores_glue_and_squad(tmp_path, verbalizer_model):
 
 def test_documentation_and_file_tasks_have_metrics_and_span_corruption_has_none(tmp_path):
     rows = [{"text": f"text {n}", "label": n % 2, "goal": f"goal {n}"} for n in range(40)]
-    path = tmp_path / "scored.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = str(tmp_path / "scored.jsonl")
     scored = {
-        file_task(str(path), "{text}", labels=("no", "yes")): "accuracy",
-        file_task(str(path), "{text}", target="goal"): "exact_match",
-        "docs_topic": "accuracy",
-        "docs_pair": "binary_f1",
-        "docs_name": "token_f1",
+        file_task(path, "{text}", labels=("no", "yes")): "accuracy",
+        file_task(path, "{text}", target="goal"): "exact_match",
+        **{"docs_topic": "accuracy", "docs_pair": "binary_f1", "docs_name": "token_f1"},
     }
     for task, metric in scored.items():
         assert _evaluated(task)[metric] == 100.0
-    for task in (span_corruption_task_from_text(str(path)), "docs_span_corruption"):
+    for task in (span_corruption_task_from_text(path), "docs_span_corruption"):
         assert not seqio.TaskRegistry.get(task).metric_objs
 
 

@@ -137,7 +137,7 @@ def _build(folder: Path) -> None:
     print(f"variator_jax: reading the documentation in {files}", file=sys.stderr, flush=True)
     gc.disable()  # parses twice as fast: syntax trees are many small objects, and none is kept
     try:
-        records, broken = _extract(sources)
+        records = _extract(sources)
     finally:
         gc.enable()
     if not records["train"]:
@@ -146,8 +146,7 @@ def _build(folder: Path) -> None:
         lines = "".join(f"{json.dumps(record)}\n" for record in kept)
         write_file(folder / f"{split}.jsonl", lines.encode())
     counts = {split: len(kept) for split, kept in records.items()}
-    manifest = {"files": {"read": len(sources), "broken": broken}, "records": counts}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", {"files": len(sources), "records": counts})
 
 
 def find_sources() -> Iterator[Source]:
@@ -217,16 +216,14 @@ def _take(sources: Iterable[Source], most: float) -> list[Source]:
     return chosen
 
 
-def _extract(sources: list[tuple[Source, str]]) -> tuple[dict[str, list[dict[str, str]]], int]:
-    """Returns the records of each split, every text once, and how many files were broken."""
+def _extract(sources: list[tuple[Source, str]]) -> dict[str, list[dict[str, str]]]:
+    """Returns the records of each split, every text once; broken files have none."""
     records: dict[str, dict[str, dict[str, str]]] = {split: {} for split in SPLITS}  # by text
     written: collections.Counter[str] = collections.Counter()
-    broken = 0
     for source, split in sources:
         try:
             docstrings = list(_docstrings(source.path.read_bytes()))
         except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
-            broken += 1
             continue
         module = source.relative.removesuffix(".py").partition("/")[2].replace("/", ".")
         owner = {"package": source.package, "module": module.removesuffix(".__init__")}
@@ -238,7 +235,7 @@ def _extract(sources: list[tuple[Source, str]]) -> tuple[dict[str, list[dict[str
                 records[split].setdefault(text, record)
     train, validation = (records[split] for split in SPLITS)
     held_out = [record for text, record in validation.items() if text not in train]
-    return {"train": list(train.values()), "validation": held_out}, broken
+    return {"train": list(train.values()), "validation": held_out}
 
 
 def _docstrings(source: bytes) -> Iterator[tuple[str, str, str]]:

@@ -99,10 +99,10 @@ def pair_examples(records: Iterable[Record]) -> Examples:
     """
     pairs: dict[tuple[str, str], None] = {}
     for record in records:
-        lines = record["text"].split("\n")
-        if len(lines) < 2 or not (_fits_pair(lines[0]) and _fits_pair(lines[1])):
+        lines = record["text"].split("\n")[:2]
+        if len(lines) < 2 or not all(map(_fits_pair, lines)):
             continue
-        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines[:2])
+        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines)
         if first != second and (second, first) not in pairs:
             pairs[first, second] = None
     examples: Examples = []

@@ -275,10 +275,8 @@ def _parse(line: bytes, header: list[str], suffix: str) -> Fields:
     try:
         text = line.decode("utf-8")
         value = json.loads(text) if suffix == ".jsonl" else {"text": text}
-    except UnicodeDecodeError as error:
-        raise RowError(f"broken UTF-8 at byte {error.start + 1} of the line") from error
-    except (ValueError, RecursionError) as error:  # also integers beyond Python's limit on digits
-        raise RowError(f"broken JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # broken UTF-8, broken JSON, too long integers
+        raise RowError(f"cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise RowError(f"expected a JSON object, found {json.dumps(value)[:40]}")
     if suffix != ".tsv":
@@ -343,9 +341,7 @@ def refuse_bad_rows(bad: Sequence[str], good: int, tolerated: int, path: Path) -
     if len(bad) > _LISTED:
         listed += f"\n  and {len(bad) - _LISTED} more"
     summary = f"{path}: {len(bad)} of {good + len(bad)} rows are bad"
-    if len(bad) > tolerated:
-        raise DataError(f"{summary}, and {tolerated} are tolerated (tolerate_bad_rows):{listed}")
-    if not good:
-        raise DataError(f"{path}: no usable row{':' + listed if bad else ''}")
+    if len(bad) > tolerated or not good:
+        raise DataError(f"{summary}; {tolerated} are tolerated (tolerate_bad_rows):{listed}")
     if bad:
         logging.warning("%s and are skipped:%s", summary, listed)

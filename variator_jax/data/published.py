@@ -157,9 +157,8 @@ def glue_mixture(vocabulary: Any = None, data_dir: str | None = None, sentinel: 
     'variator_glue', with a hash where a task's name has one.
     """
     names = [glue_task(name, vocabulary, data_dir, sentinel) for name in GLUE]
-    loaded = vocabularies.load_vocabulary(vocabulary)
-    name = _named("variator_glue", loaded, data_dir, sentinel)
-    return mixture(names, [dataset.size for dataset in GLUE.values()], name)
+    sizes = [dataset.size for dataset in GLUE.values()]
+    return mixture(names, sizes, _named("variator_glue", vocabulary, data_dir, sentinel))
 
 
 def squad_task(vocabulary: Any = None, data_dir: str | None = None, sentinel: bool = True) -> str:
@@ -249,7 +248,7 @@ def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = Tr
     It is the data set's where T5's own vocabulary, TFDS and the sentinel are used; else it ends
     with a hash of the arguments, the same in every process of this machine.
     """
-    tokens = vocabularies.identity(vocabulary)
+    tokens = vocabularies.identity(vocabularies.load_vocabulary(vocabulary))
     if tokens == "t5" and data_dir is None and sentinel:
         return name
     if data_dir is not None and not tasks.is_url(data_dir):

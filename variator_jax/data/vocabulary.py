@@ -7,7 +7,6 @@ model when it is first asked for a token.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import random
@@ -52,8 +51,8 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
     def _model_context(self) -> Any:
         if self._model is None:
             path = self.sentencepiece_model_file
-            added = _sentinels_to_add(path, self._extra_ids)
-            self._model = seqio.SentencePieceVocabulary(path, added)._model_context()
+            loaded = seqio.SentencePieceVocabulary(path, _sentinels_to_add(path))
+            self._model = loaded._model_context()
         return self._model
 
     def __str__(self) -> str:  # its parent's would read the file
@@ -65,13 +64,18 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
 class DocsVocabulary(UrlVocabulary):
     """The documentation corpus's SentencePiece vocabulary, built when it is first used."""
 
-    def __init__(self, extra_ids: int = EXTRA_IDS):
-        super().__init__("docs", extra_ids=extra_ids)
+    def __init__(self) -> None:
+        super().__init__("docs", extra_ids=EXTRA_IDS)
 
     @property
     def sentencepiece_model_file(self) -> str:
         """The path of the model file; trains it if there is none yet."""
-        return str(_ensure_docs_model(docs_corpus.ensure_corpus()))
+        path = docs_corpus.ensure_corpus() / "spiece.model"
+        if not path.is_file():
+            records = docs_corpus.read_split(path.parent, "train")
+            lines = [line for record in records for line in record["text"].split("\n")]
+            write_file(path, train_sentencepiece(lines, _PIECES, LABEL_WORDS))
+        return str(path)
 
 
 def docs_vocabulary() -> DocsVocabulary:
@@ -79,31 +83,21 @@ def docs_vocabulary() -> DocsVocabulary:
     return DocsVocabulary()
 
 
-@functools.cache
-def _ensure_docs_model(folder: Path) -> Path:
-    """Returns the SentencePiece model of a corpus folder, training it on the first call."""
-    path = folder / "spiece.model"
-    if not path.is_file():
-        records = docs_corpus.read_split(folder, "train")
-        lines = [line for record in records for line in record["text"].split("\n")]
-        write_file(path, train_sentencepiece(lines, _PIECES, LABEL_WORDS))
-    return path
-
-
 def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
     """Returns ByT5's vocabulary of bytes; T5X's ByT5 reuses the last bytes as sentinels."""
     return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
-def load_vocabulary(given: Any, extra_ids: int = EXTRA_IDS) -> seqio.Vocabulary:
+def load_vocabulary(given: Any) -> seqio.Vocabulary:
     """Returns the vocabulary of a user's SentencePiece model, such as T5's `spiece.model`.
 
     Args:
       given: the model file, or its URL (gs://...). A URL is only read when a token is asked for, so
         that tasks can be registered where it cannot be reached. None stands for the documentation
         corpus's vocabulary; a seqio vocabulary is returned as it is.
-      extra_ids: sentinels that are added after the model's own pieces; none are if the model has
-        its own.
+
+    Returns:
+      A vocabulary with 100 sentinels after the model's own pieces, unless the model has its own.
 
     Raises:
       DataError: if the file is missing or not a SentencePiece model; for a URL, at its first use.
@@ -111,11 +105,11 @@ def load_vocabulary(given: Any, extra_ids: int = EXTRA_IDS) -> seqio.Vocabulary:
     if not isinstance(given, str | Path):
         return docs_vocabulary() if given is None else given
     if is_url(given):
-        return UrlVocabulary(str(given), extra_ids=extra_ids)
+        return UrlVocabulary(str(given), extra_ids=EXTRA_IDS)
     path = Path(given).expanduser()
     if not path.is_file():
         raise missing_file("no vocabulary file", path)
-    return seqio.SentencePieceVocabulary(str(path), _sentinels_to_add(str(path), extra_ids))
+    return seqio.SentencePieceVocabulary(str(path), _sentinels_to_add(str(path)))
 
 
 def trained_vocabulary(
@@ -127,7 +121,7 @@ def trained_vocabulary(
 
     Args:
       path: the model file. Once written it stays, whatever the texts become.
-      data_dir: a folder of .txt or .txt.gz files, as for `wikipedia.wikipedia_task`; those for
+      data_dir: a folder of .txt or .txt.gz files, as for `published.wikipedia_task`; those for
         validation are left out.
       pieces: size, without the 100 sentinels.
       whole_words: words that shall each be one piece, such as a task's verbalizers.
@@ -213,8 +207,8 @@ def _content(path: str) -> bytes:
         raise DataError(f"the vocabulary {path} cannot be read: {error}") from error
 
 
-def _sentinels_to_add(path: str, extra_ids: int) -> int:
-    """Returns how many of `extra_ids` sentinels a model lacks: all, or 0 if it has its own.
+def _sentinels_to_add(path: str) -> int:
+    """Returns how many sentinels a model lacks: 100, or 0 if it has its own.
 
     Raises:
       DataError: if it cannot be read or is not a SentencePiece model.
@@ -227,7 +221,7 @@ def _sentinels_to_add(path: str, extra_ids: int) -> int:
             f"{path} is not a SentencePiece model; expected a file such as T5's spiece.model"
         ) from error
     has_sentinels = processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id()
-    return 0 if has_sentinels else extra_ids
+    return 0 if has_sentinels else EXTRA_IDS
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:

@@ -151,7 +151,7 @@ def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
         ({"feature_lengths": {"inputs": 8, "targets": 0}}, "expected positive"),
         ({"seed": -1}, "seed -1"),
         ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
-        ({"streams": 3}, "divisor of the batch size"),
+        ({"streams": 3}, "8 rows cannot be cut into 3"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_first_batch(changed, message):

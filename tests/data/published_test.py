@@ -26,7 +26,7 @@ GIN_FILES = {"mnli": 256, "qnli": 356, "qqp": 256, "rte": 256, "sst2": 96, "mrpc
 GIN_FILES |= {"variator_glue": 356, "squad": 512, "wikipedia": 224}  # tokens of the inputs
 ASKED = f"Question: From where?\nContext: {CONTEXT}\nAnswer: <extra_id_0>"
 
-# Per data set of GLUE: a TSV file with one row, the row in TFDS, the example.
+# Per data set of GLUE: a TSV file with one row, the example.
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
     "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
@@ -34,40 +34,33 @@ MNLI = (
 )
 CASES = {
     "mnli": (
-        *(MNLI, {"premise": 'It "rains', "hypothesis": "It's wet.", "label": 1}),
+        MNLI,
         "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2?",
         "Maybe",
     ),
     "qnli": (
         "index\tquestion\tsentence\tlabel\n0\tWho ran?\tHe ran.\tentailment\n",
-        {"question": "Who ran?", "sentence": "He ran.", "label": 0},
         "Question: Who ran?\nSentence: He ran.\n"
         "Does the sentence contains the answer to the question?",
         "Yes",
     ),
     "qqp": (
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tIs it?\tWas it?\t1\n",
-        {"question1": "Is it?", "question2": "Was it?", "label": 1},
         "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other?",
         "Yes",
     ),
     "rte": (
         "index\tsentence1\tsentence2\tlabel\n0\tNo one came.\tAll came.\tnot_entailment\n",
-        {"sentence1": "No one came.", "sentence2": "All came.", "label": 1},
         "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2?",
         "No",
     ),
     "sst2": (
-        *(
-            "sentence\tlabel\na charming film . \t1\n",
-            {"sentence": "a charming film . ", "label": 1},
-        ),
+        "sentence\tlabel\na charming film . \t1\n",
         "Sentence: a charming film .\nDoes this sentence express positive or negative emotions?",
         "positive",
     ),
     "mrpc": (
         'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t11\t12\tHe said so .\t" She did .\n',
-        {"sentence1": "He said so .", "sentence2": '" She did .', "label": 0},
         'Sentence 1: He said so .\nSentence 2: " She did .\n'
         "Are the two sentences paraphrase of each other?",
         "No",
@@ -99,7 +92,7 @@ def _mocked(row, repeated=1):
 
 @pytest.mark.parametrize("name", CASES)
 def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbalizer_model, name):
-    _, row, prompt, word = CASES[name]
+    _, prompt, word = CASES[name]
     example = (f"{prompt} <extra_id_0>.", f"<extra_id_0> {word}")
     dataset = published.GLUE[name]
     local = published.glue_task(name, verbalizer_model, glue)
@@ -108,7 +101,10 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
     own = published.glue_task(name, verbalizer_model, f"{glue}/{dataset.folder}")
     assert own != local and texts(own) == texts(local)
     task = published.glue_task(name, verbalizer_model)
-    context, asked = _mocked({**row, "label": tf.constant(row["label"], tf.int64), "idx": 0})
+    features = tfds.builder(f"glue/{name}:2.0.0").info.features
+    (row,) = task_or_mixture(local).source.make("train")
+    assert set(row) | {"idx"} == set(features)
+    context, asked = _mocked({**row, "label": tf.constant(row["label"], tf.int64)})
     with context:
         made = take(None, task, "validation", 2, LENGTHS, pad_last=True, **ONCE)
     assert asked == ["validation_matched" if name == "mnli" else "validation"]
@@ -116,7 +112,7 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
     spec = get_spec(task)
     assert (spec.kind, spec.prefix) == ("classification", "<extra_id_0>")
     assert spec.labels == dataset.labels
-    classes = tuple(tfds.builder(f"glue/{name}:2.0.0").info.features["label"].names)
+    classes = tuple(features["label"].names)
     assert dataset.classes in (classes, ("0", "1")) and len(classes) == len(dataset.labels)
 
 

@@ -120,22 +120,16 @@ def batches(
       DataError: for an unknown task or split, unusable lengths, or a split without examples.
     """
     lengths = check_request(task_or_mixture(task_name), split, feature_lengths, batch_size)
-    if min(start_batch, seed, pad_inputs_to_multiple - 1) < 0:
-        raise DataError(
-            f"start_batch {start_batch}, seed {seed}, multiple {pad_inputs_to_multiple}: expected "
-            "0 or more, 0 or more, 1 or more"
-        )
-    if batch_size % streams or not read_streams or not set(read_streams) <= set(range(streams)):
-        raise DataError(
-            f"{batch_size} rows in {streams} streams, of which {sorted(read_streams)} are read: "
-            "expected a divisor of the batch size, and some of the streams from 0"
-        )
-    share, multiple = batch_size // streams, pad_inputs_to_multiple if packed else None
+    share, multiple = batch_size // streams, pad_inputs_to_multiple
+    if min(start_batch, seed, multiple - 1) < 0:
+        raise DataError(f"start_batch {start_batch}, seed {seed}, multiple {multiple}: too small")
+    if batch_size % streams:
+        raise DataError(f"{batch_size} rows cannot be cut into {streams} equal streams")
     readers = {}
     for stream in read_streams:
         shard = seqio.ShardInfo(stream, streams)
         order = Order(split, tuple(lengths.items()), seed, shuffle, repeat, shard)
-        readers[stream] = _rows(task_name, order, start_batch * share, multiple)
+        readers[stream] = _rows(task_name, order, start_batch * share, multiple if packed else None)
     return _batches(readers, share, streams, pad_last)
 
 
@@ -185,10 +179,9 @@ def check_request(
             "'inputs' and 'targets', and 1 or more rows"
         )
     if split not in provider.splits:
-        raise DataError(
-            f"{provider.name!r} has no split {split!r}.{did_you_mean(split, provider.splits)} "
-            f"Splits: {', '.join(sorted(provider.splits))}"
-        )
+        known = ", ".join(sorted(provider.splits))
+        nearest = did_you_mean(split, provider.splits)
+        raise DataError(f"{provider.name!r} has no split {split!r}.{nearest} Splits: {known}")
     return {name: int(length) for name, length in lengths.items()}
 
 

@@ -31,7 +31,7 @@ class DataConfig:
       packed: put several short examples into a row.
       pack_multiple: a packed example starts on a multiple of this many tokens; the compression
         ratio, so that no merge group spans two examples.
-      data_shards: into how many streams data too large for memory are cut, each read only by the
+      data_shards: into how many streams the data are cut, each read only by the
         processes that hold its rows. The examples of a step depend on this number, and never on
         how many processes there are: it is a multiple of every number of processes to come.
     """

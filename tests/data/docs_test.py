@@ -50,7 +50,7 @@ def test_records_name_a_docstrings_owner_and_nothing_is_imported(corpus):
     assert json.loads((folder / "manifest.json").read_text())["files"] == 2
 
 
-def test_no_file_and_no_text_is_in_both_splits(corpus):
+def test_a_text_of_both_splits_stays_once(corpus):
     one, two = (f'"""This is the text number {n}."""\n' for n in ("one", "two"))
     _, splits = corpus({f"p/{n}.py": text for n, text in enumerate([one] * 20 + [two] * 20)})
     texts = [record["text"] for split in splits for record in split]
@@ -165,11 +165,11 @@ def test_every_pair_occurs_in_both_orders_so_its_words_do_not_give_the_answer(sp
 
 
 def test_pairs_are_in_order_where_the_answer_is_yes():
-    records = [_record("This is the opening sentence.\nThat is the second one.\nA third one here.")]
-    answers = {e["inputs"]: e["targets"] for e in docs_tasks.pair_examples(records)}
-    assert answers == {
-        "First: This is the opening sentence. Second: That is the second one.": "yes",
-        "First: That is the second one. Second: This is the opening sentence.": "no",
+    one, two = "This is the opening sentence.", "That is the second one."
+    examples = docs_tasks.pair_examples([_record(f"{one}\n{two}\nA third one here.")])
+    assert {e["inputs"]: e["targets"] for e in examples} == {
+        f"First: {one} Second: {two}": "yes",
+        f"First: {two} Second: {one}": "no",
     }
 
 

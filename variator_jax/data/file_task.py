@@ -20,15 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
+from variator_jax.data import tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
-from variator_jax.data.tasks import (
-    Examples,
-    hash_of,
-    is_registered,
-    missing_file,
-    text_to_text_task,
-)
+from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError, did_you_mean
 
 _LISTED = 10  # bad rows that are named in a message; the others are counted
@@ -153,15 +148,15 @@ def _register(files: _Files, kind: Kind, labels: tuple[str, ...], vocabulary: An
     paths = files.paths()
     contents = [[path.name, hashlib.sha256(content_of(path)).hexdigest()] for path in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
-    digits = hash_of([files.arguments, contents, tokens, files.tolerated])
+    digits = tasks.hash_of([files.arguments, contents, tokens, files.tolerated])
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
-    if is_registered(name):
+    if tasks.is_registered(name):
         return name
     spec = TaskSpec(name, kind, labels)
     if labels:  # refuses those that begin alike
         verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
     splits = files.load()
-    return text_to_text_task(name, splits.__getitem__, _SPLITS, vocabulary, spec)
+    return tasks.text_to_text_task(name, splits.__getitem__, _SPLITS, vocabulary, spec)
 
 
 def _row_hash(example: Mapping[str, str]) -> int:
@@ -298,7 +293,7 @@ def content_of(path: Path) -> bytes:
       DataError: if the file is missing, damaged or of another format.
     """
     if not path.is_file():
-        raise missing_file("no data file", path)
+        raise tasks.missing_file("no data file", path)
     if _suffix(path) not in _FORMATS:
         raise DataError(f"{path}: expected {', '.join(_FORMATS)}, or one of these with .gz")
     try:

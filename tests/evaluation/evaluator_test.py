@@ -109,7 +109,7 @@ def test_verbalizers_that_begin_alike_are_told():
 
 @pytest.mark.parametrize("tokens", [[], [1], [0, 4]])
 def test_a_verbalizer_without_tokens_is_told(tokens):
-    with pytest.raises(DataError, match="'no' encodes to no token"):
+    with pytest.raises(DataError, match="cannot spell the label 'no'"):
         verbalizer_ids(PAIR, {**WORDS, "no": tokens}.__getitem__)
 
 

@@ -142,9 +142,7 @@ def load_tokenizer(path: Path) -> PieceTokenizer:
                 piece.piece, piece.score = f"\u2581<extra_id_{i}>", 0.0
         processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (DecodeError, RuntimeError, TypeError) as error:
+    except (OSError, DecodeError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
     return PieceTokenizer(processor)
 

@@ -98,8 +98,8 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
     local = published.glue_task(name, verbalizer_model, glue)
     assert texts(local) == texts(local, "validation") == [example]
     # The data set's own folder will do as well as the one above.
-    own = published.glue_task(name, verbalizer_model, f"{glue}/{dataset.folder}")
-    assert own != local and texts(own) == texts(local)
+    inner = published.glue_task(name, verbalizer_model, f"{glue}/{dataset.folder}")
+    assert inner != local and texts(inner) == texts(local)
     task = published.glue_task(name, verbalizer_model)
     features = tfds.builder(f"glue/{name}:2.0.0").info.features
     (row,) = task_or_mixture(local).source.make("train")

@@ -36,7 +36,7 @@ def test_making_a_vocabulary_builds_nothing_until_it_is_used(tmp_path, monkeypat
     assert len(list(tmp_path.glob("docs-*/spiece.model"))) == 1
 
 
-def test_a_users_model_is_loaded_and_vocabularies_are_told_apart_by_their_tokens():
+def test_a_users_model_is_loaded_and_fingerprints_are_those_of_the_tokens():
     docs, bytes_ = vocabularies.docs_vocabulary(), vocabularies.byte_vocabulary()
     loaded = load_vocabulary(docs.sentencepiece_model_file)
     assert loaded.encode("array shape") == docs.encode("array shape")

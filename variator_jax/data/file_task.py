@@ -90,22 +90,20 @@ def file_task(
 
 def span_corruption_task_from_text(
     path: str,
-    text_field_name: str = "text",
     validation_path: str | None = None,
     vocabulary: Any = None,
     tolerate_bad_rows: int = 0,
 ) -> str:
     """Registers span corruption over a text file, once, and returns the task's name.
 
-    The file is .txt or .txt.gz with one text a line, or JSON lines or TSV with a text field. It is
-    read into memory. The other arguments and errors are those of `file_task`.
+    The file is .txt or .txt.gz with one text a line, or JSON lines or TSV with a field 'text'. It
+    is read into memory. The other arguments and errors are those of `file_task`.
     """
 
     def render(row: Fields) -> dict[str, str]:
-        return {"targets": text_field(row, text_field_name)}
+        return {"targets": text_field(row, "text")}
 
-    arguments = ["span_corruption", text_field_name]
-    files = _Files(path, validation_path, render, tolerate_bad_rows, arguments)
+    files = _Files(path, validation_path, render, tolerate_bad_rows, ["span_corruption"])
     return _register(files, "span_corruption", (), vocabulary)
 
 

@@ -183,7 +183,7 @@ def verbalizer_ids(
 
     Raises:
       DataError: if a verbalizer encodes to nothing or to the unknown, or two of them begin with the
-        same token, for then one target position cannot tell them apart; or as `prefix_ids`.
+        same token, which one target position cannot distinguish; or as `prefix_ids`.
     """
     prefix = prefix_ids(spec, encode, unknown_id)
     owners: dict[int, str] = {}

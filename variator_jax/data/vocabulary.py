@@ -243,15 +243,13 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
     which have the same tokens; two copies of a file are not.
     """
     if isinstance(vocabulary, DocsVocabulary):
-        name = "docs"
-    elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        name = vocabulary.sentencepiece_model_file
-        if name in T5_VOCABULARIES and vocabulary.extra_ids == EXTRA_IDS:
-            return "t5"
-        name = name if is_url(name) else str(Path(name).absolute())
-    else:
-        name = type(vocabulary).__name__
-    return f"{name}:{vocabulary.extra_ids}"
+        return "docs"
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return f"{type(vocabulary).__name__}:{vocabulary.extra_ids}"
+    name = vocabulary.sentencepiece_model_file
+    if name in T5_VOCABULARIES and vocabulary.extra_ids == EXTRA_IDS:
+        return "t5"
+    return f"{name if is_url(name) else Path(name).absolute()}:{vocabulary.extra_ids}"
 
 
 def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:

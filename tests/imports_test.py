@@ -44,7 +44,7 @@ for package in (backbones, evaluation, plugin, store, train):
 
 TRAIN = """
 import jax, optax, tiny_model
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 from variator_jax.train.step import init_state, make_train_step
@@ -52,8 +52,8 @@ from variator_jax.train.step import init_state, make_train_step
 plugin = tiny_model.make_plugin(2)
 batch = {"encoder_input_tokens": tiny_model.TOKENS, "decoder_input_tokens": tiny_model.DECODER,
          "decoder_target_tokens": tiny_model.DECODER, "decoder_loss_weights": tiny_model.DECODER}
-module, optimizer = Transformer(tiny_model.SHAPE), optax.adamw(1e-3)
-objective = Distillation(module, plugin.config, LossConfig())
+network, optimizer = T5(tiny_model.SHAPE), optax.adamw(1e-3)
+objective = Distillation(network, plugin.config, LossConfig())
 step, state = make_train_step(objective, optimizer), init_state(plugin.variables.params, optimizer)
 state, metrics = jax.jit(step)(state, (tiny_model.PARAMS, plugin.variables.output_scales), batch)
 assert int(state.step) == 1 and float(metrics["loss"]) > 0

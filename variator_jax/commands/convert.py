@@ -48,10 +48,10 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     _convert_arguments,
 )
 def _convert(args: argparse.Namespace) -> None:
-    from variator_jax.store import convert_command
+    from variator_jax.store import convert
 
     print(
-        convert_command.run(
+        convert.run(
             args.source_format,
             args.target_format,
             args.source,

@@ -1,8 +1,4 @@
-"""From one format of backbones to another, leaf by leaf; the command is `convert_command.py`.
-
-How much memory a conversion takes does not depend on the number of layers: one leaf is held at a
-time, in the dtype of its file and in the one it is cast to.
-"""
+"""`variator convert`: backbones and plugins from one format to another."""
 
 from __future__ import annotations
 
@@ -12,36 +8,65 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
-from variator_jax.store import (
-    backbone_folder,
-    description,
-    dtypes,
-    folders,
-    hf_folder,
-    safetensors_file,
-    stores,
-    stream,
-    t5x,
-)
-from variator_jax.store.stream import Leaf, Source, Summary
+from variator_jax.store import backbone_folder, formats, hugging_face, t5x, t5x_run
+from variator_jax.store.official import RESIDUAL_SCALE, load_official
+from variator_jax.store.plugin_folder import Plugin, save_plugin
+from variator_jax.store.source import Backbone, Leaf, Source, Stream
 
 FORMATS = ("hf", "t5x", "variator")
+PLUGINS = ("official", "t5x-run")  # sources of plugin folders
 _EVERY = 5.0  # seconds between two lines of progress where there is no bar
 
-Progress = Callable[[Leaf], None]
+
+def run(
+    source: str,
+    target: str | None,
+    path: str,
+    destination: str,
+    *,
+    dtype: str | None,
+    scan: bool,
+    backbone: str | None,
+    residual_scale: float,
+) -> str:
+    """The command: converts, and returns a few lines on what was made.
+
+    Raises:
+      ConfigError: for options that do not go together.
+      CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
+    """
+    _check_format("--from", source, (*FORMATS, *PLUGINS))
+    if target is None and source != "t5x-run":
+        raise ConfigError(f"--to is missing: what DST becomes, one of {', '.join(FORMATS)}.")
+    if source not in PLUGINS:
+        if backbone is not None:
+            raise ConfigError(f"--backbone goes with --from {' or '.join(PLUGINS)} only.")
+        return convert(source, str(target), path, destination, dtype, scan)
+    if target not in ("variator", None) or dtype is not None or scan:
+        raise ConfigError(
+            f"--from {source} makes a plugin folder: it goes with --to variator, and with neither "
+            "--dtype nor --scan."
+        )
+    from variator_jax.store import inspect
+
+    if source == "t5x-run":
+        made = convert_t5x_run(path, destination, backbone)
+    elif backbone is None:
+        raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
+    else:
+        made = convert_official(path, destination, backbone, residual_scale)
+    return inspect.describe(made)
 
 
-class Conversion(NamedTuple):
-    """What a conversion made, and where."""
-
-    path: pathlib.Path
-    name: str  # of the backbone
-    summary: Summary
+def _check_format(option: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise ConfigError(
+            f"{option} {name} is not one of the formats {', '.join(choices)}."
+            f"{did_you_mean(name, choices)}"
+        )
 
 
 def convert(
@@ -51,8 +76,8 @@ def convert(
     destination: str | os.PathLike,
     dtype: Any = None,
     scan: bool = False,
-) -> Conversion:
-    """Converts a backbone, showing its progress on stderr.
+) -> str:
+    """Converts a backbone, with its progress on stderr, and describes what was made.
 
     Args:
       source: the format of `path`: 'hf', 't5x' or 'variator'.
@@ -66,85 +91,94 @@ def convert(
       CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
       ConfigError: for settings that do not go together.
     """
-    _check_formats(source, target, scan)
-    cast = dtypes.parse_dtype(dtype)
-    folder = new_folder(destination, target)
-    opened = open_source(source, path)
-    with showing_progress(opened) as progress:
-        if target == "variator":
-            summary = write_variator(folder, opened, cast, progress)
-        else:
-            with folders.atomic_folder(folder) as draft:
-                if target == "hf":
-                    summary = hf_folder.write(draft, opened, cast, progress=progress)
-                else:
-                    step = t5x.step_of(folder)
-                    summary = t5x.write(
-                        draft, opened, cast, scan=scan, step=step, progress=progress
-                    )
-    return Conversion(folder, opened.config.name, summary)
-
-
-def open_source(source: str, path: str | os.PathLike) -> Source:
-    """The leaves of a backbone in the named format; see `convert`."""
-    if source == "t5x":
-        return t5x.open_t5x(path)
-    if stores.is_url(path):
-        raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    return hf_folder.open_hf(path) if source == "hf" else open_variator(path)
-
-
-def open_variator(path: str | os.PathLike) -> Source:
-    """The leaves of one of our backbone folders, after comparing its checksums.
-
-    Raises:
-      CheckpointError: if the folder is damaged.
-    """
-    said = backbone_folder.read_backbone_description(path)
-    file = said.fields.path.parent / backbone_folder.ARRAYS
-    entries = safetensors_file.read_header(file)
-    backbone_folder.check_header(file, said.config, entries)
-    leaves = [Leaf(x.name, x.shape, x.dtype, x.read, x.name) for x in entries.values()]
-    source = stream.checked_source(str(file), said.config, leaves, said.vocabulary_file)
-    description.check_unchanged(said.fields, file)
-    return source
-
-
-def write_variator(
-    folder: pathlib.Path, source: Source, dtype: np.dtype | None, progress: Progress | None
-) -> Summary:
-    """Writes one of our backbone folders from a source, one leaf in memory at a time."""
-    arrays = {x.path: _Announced(x.shape, dtype or x.dtype) for x in source.leaves}
-    config = dtypes.cast_config(source.config, dtype)
-    with backbone_folder.backbone_writer(folder, config, arrays, source.vocabulary_file) as writer:
-        return stream.copy(source, writer.write, dtype, progress)
-
-
-class _Announced(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-def _check_formats(source: str, target: str, scan: bool) -> None:
-    for option, name in (("--from", source), ("--to", target)):
-        if name not in FORMATS:
-            raise ConfigError(
-                f"{option} {name} is no format of backbones, only {', '.join(FORMATS)} are."
-                f"{did_you_mean(name, FORMATS)}"
-            )
+    _check_format("--from", source, FORMATS)
+    _check_format("--to", target, FORMATS)
     if scan and target != "t5x":
         raise ConfigError("--scan is a form of T5X's tree: it goes with --to t5x only.")
+    start, folder = time.monotonic(), new_folder(destination, target)
+    if source != "t5x" and formats.is_url(path):
+        raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
+    openers = {"hf": hugging_face.open_hf, "t5x": t5x.open_t5x}
+    opened = openers.get(source, backbone_folder.open_folder)(path)
+    with showing_progress(opened) as progress:
+        stream = Stream(opened, dtype, progress)
+        if target == "t5x":
+            t5x.write(folder, stream, scan)
+        else:
+            {"hf": hugging_face, "variator": backbone_folder}[target].write(folder, stream)
+    return (
+        f"backbone {opened.config.name} in {folder}\n"
+        f"  leaves:      {len(opened.leaves)}\n"
+        f"  bytes:       {stream.bytes:,}\n"
+        f"  dtype:       {stream.config.param_dtype}\n"
+        f"  fingerprint: {stream.fingerprint}\n"
+        f"  seconds:     {time.monotonic() - start:.1f}"
+    )
+
+
+def convert_official(
+    path: str | os.PathLike,
+    destination: str | os.PathLike,
+    backbone: str | os.PathLike,
+    residual_scale: float = RESIDUAL_SCALE,
+) -> pathlib.Path:
+    """Turns a file of the official release into a plugin folder.
+
+    Args:
+      path: the file, such as `plugin-t5_base-mux_4.pkl`.
+      destination: a folder that does not exist yet, or is empty.
+      backbone: the backbone that the plugin belongs to, in any format.
+      residual_scale: see `official.load_official`.
+
+    Raises:
+      CheckpointError: if anything is damaged or does not fit.
+    """
+    folder = new_folder(destination, "variator")
+    owner = formats.identify_backbone(backbone)
+    _save(folder, load_official(path, owner, residual_scale), owner)
+    return folder
+
+
+def convert_t5x_run(
+    path: str | os.PathLike,
+    destination: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+) -> pathlib.Path:
+    """Turns a checkpoint of a T5X run into a plugin folder, with its progress on stderr.
+
+    Args:
+      path: `checkpoint_<step>`, the run's folder for its latest, or a URL.
+      destination: a folder that does not exist yet, or is empty.
+      backbone: the backbone that the plugin shall belong to, in any format, if it is the run's; by
+        default the one in the checkpoint.
+
+    Raises:
+      CheckpointError: if anything is damaged or does not fit.
+    """
+    folder = new_folder(destination, "variator")
+    opened = t5x_run.open_run(t5x.open_checkpoint(path))
+    owner = None if backbone is None else formats.identify_backbone(backbone)
+    with showing_progress(opened.source) as progress:
+        plugin = t5x_run.read_plugin(opened, owner, progress)
+    fingerprint = plugin.description["backbone"]["fingerprint"]
+    _save(folder, plugin, owner or Backbone(opened.source.config, {}, fingerprint))
+    return folder
+
+
+def _save(folder: pathlib.Path, plugin: Plugin, owner: Backbone) -> None:
+    training = plugin.description["training"]
+    save_plugin(folder, plugin.config, plugin.variables, owner, training)
 
 
 def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
     """The folder to write in a format, which must not hold anything.
 
     Raises:
-      CheckpointError: if it does, or lies behind a URL.
+      CheckpointError: if it does, or is behind a URL.
     """
     if target == "t5x":
         return t5x.target_folder(path)
-    if stores.is_url(path):
+    if formats.is_url(path):
         raise CheckpointError(f"{path}: folders are written locally only.")
     folder = pathlib.Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -153,28 +187,23 @@ def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def showing_progress(source: Source) -> Iterator[Progress]:
+def showing_progress(source: Source) -> Iterator[Callable[[Leaf], Any]]:
     """A bar on a terminal where tqdm is installed, else a line every few seconds."""
     try:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
-        yield _lines(len(source.leaves))
+    if tqdm is not None and sys.stderr.isatty():
+        with tqdm(total=len(source.leaves), unit="leaf", desc=source.config.name) as bar:
+            yield lambda leaf: bar.update()
         return
-    size = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in source.leaves)
-    with tqdm(total=size, unit="B", unit_scale=True, desc=source.config.name) as bar:
-        yield lambda leaf: bar.update(int(np.prod(leaf.shape)) * leaf.dtype.itemsize)
+    total, done, last = len(source.leaves), 0, time.monotonic()
 
-
-def _lines(total: int) -> Progress:
-    done, last = 0, time.monotonic()
-
-    def tell(leaf: Leaf) -> None:
+    def show(leaf: Leaf) -> None:
         nonlocal done, last
         done += 1
         if done == total or time.monotonic() - last > _EVERY:
             last = time.monotonic()
             print(f"{done} of {total} leaves, {leaf.path}", file=sys.stderr)
 
-    return tell
+    yield show

@@ -1,8 +1,7 @@
-"""What a folder is, in a few lines for people: `variator inspect PATH`.
+"""What a folder holds, in a few lines for people: `variator inspect PATH`.
 
-Descriptions and headers say it all, so that a backbone of any size is described at once; that its
-weights are whole is only seen by reading them, which is done on request. What lies beside a
-backbone is described in `inspect_plugins.py`.
+Descriptions and headers are enough for a backbone of any size; whether its weights are whole is
+known only when all were read, which is done on request. Plugins and LoRAs are small and always read.
 """
 
 from __future__ import annotations
@@ -10,16 +9,18 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.errors import CheckpointError, VariatorError
-from variator_jax.store import backbone_folder, inspect_plugins, kinds
-from variator_jax.store.description import check_unchanged
+from variator_jax.errors import VariatorError
+from variator_jax.store import backbone_folder, formats, lora, plugin_folder
 from variator_jax.store.plugin_folder import Plugin
-from variator_jax.store.rows import Rows, size_of, titled, values
-from variator_jax.store.safetensors_file import read_header
+from variator_jax.store.source import Source, identify
+
+_Rows = list[tuple[str, str]]
 
 
 def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
@@ -28,55 +29,94 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
     Args:
       path: the folder, or a URL of a T5X checkpoint.
       verify: also reads every weight of a backbone, to see that it is whole and what its
-        fingerprint is. Plugins and LoRAs are small and always read.
+        fingerprint is.
 
     Raises:
       CheckpointError: if the folder is missing, damaged or none of these.
     """
-    kind, folder = kinds.kind_of(path), pathlib.Path(path)
-    if kind == kinds.BACKBONE:
-        return _backbone(folder, verify)
-    if kind == kinds.HUGGING_FACE:
-        from variator_jax.store.hf_folder import open_hf
+    kind, folder = formats.kind_of(path), pathlib.Path(path)
+    if kind == formats.BACKBONE:
+        source = backbone_folder.open_folder(folder, verify)
+        return _backbone("backbone", path, source, verify)
+    if kind == formats.HUGGING_FACE:
+        from variator_jax.store.hugging_face import open_hf
 
-        return _source("Hugging Face backbone", path, open_hf(path), verify)
-    if kind == kinds.T5X:
+        return _backbone("Hugging Face backbone", path, open_hf(path), verify)
+    if kind == formats.T5X:
         return _t5x(path, verify)
-    if kind == kinds.PLUGIN:
-        return inspect_plugins.describe_plugin(folder)
-    if kind == kinds.LORA:
-        return inspect_plugins.describe_lora(folder)
-    if kind == kinds.RUN:
+    if kind == formats.RUN:
         return _run(folder, verify)
-    if kind == kinds.PLUGIN_SET and inspect_plugins.is_set(folder):
-        return inspect_plugins.describe_set(folder)
-    if kind in (kinds.PLUGIN_SET, kinds.FOLDERS, kinds.REPORT):
+    describers = {formats.PLUGIN: _plugin, formats.LORA: _lora}
+    if kind in describers:
+        return describers[kind](folder)
+    if kind == formats.PLUGIN_SET and _holds_only_plugins(folder):
+        return _plugin_set(folder)
+    if kind in (formats.PLUGIN_SET, formats.FOLDERS, formats.REPORT):
         return _listing(folder)
-    raise CheckpointError(
-        f"{folder} is no backbone (backbone.json, config.json, a T5X checkpoint), no plugin "
-        f"(plugin.json), no LoRA (lora.json), no set of plugins and no run folder: "
-        f"{kinds.held(folder)}."
+    raise formats.unknown(
+        folder,
+        "backbone (backbone.json, config.json, a T5X checkpoint), plugin (plugin.json), LoRA "
+        "(lora.json), set of plugins or run folder",
     )
 
 
-def _backbone(folder: pathlib.Path, verify: bool) -> str:
-    said = backbone_folder.read_backbone_description(folder)
-    file = folder / backbone_folder.ARRAYS
-    entries = read_header(file)
-    backbone_folder.check_header(file, said.config, entries)
-    check_unchanged(said.fields)
+def _titled(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A title and its rows, the texts one below another."""
+    return "\n".join(
+        [title, *(f"  {name + ':' if name else '':<12} {text}" for name, text in rows)]
+    )
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    shown = (f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(shown) or "not recorded"
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+def _backbone(what: str, path: str | os.PathLike, source: Source, verify: bool) -> str:
+    config, fingerprint, leaves = source.config, source.fingerprint, source.leaves
     if verify:
-        backbone_folder.load_backbone(folder)
-    return titled(
-        f"backbone {said.config.name} in {folder}",
+        fingerprint = identify(source).fingerprint
+    fits = (
+        "plugins of that fingerprint"
+        if what == "backbone"
+        else f"plugins of fingerprint {fingerprint}"
+    )
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    dtypes = ", ".join(sorted({leaf.dtype.name for leaf in leaves}))
+    vocabulary = source.vocabulary_file
+    return _titled(
+        f"{what} {config.name} in {path}",
         [
-            *_sizes(entries.values()),
-            *_shape(said.config),
-            ("fingerprint", said.fingerprint),
-            ("vocabulary", said.vocabulary_fingerprint or "none in the folder"),
-            ("fits", "plugins of that fingerprint"),
+            ("parameters", f"{count:,} in {len(leaves)} leaves, {_size(size)} of {dtypes}"),
+            ("shape", _shape(config)),
+            ("feed-forward", " * ".join(config.mlp_activations)),
+            (
+                "fingerprint",
+                fingerprint or "not known before every weight was read: variator inspect --verify",
+            ),
+            ("vocabulary", _vocabulary(source)),
+            *([("fits", fits)] if fingerprint else []),
             ("weights", "read and whole" if verify else "not read; only their names and shapes"),
         ],
+    )
+
+
+def _shape(config: T5Config) -> str:
+    decoder = f"and {config.num_decoder_layers} decoder layers" if config.has_decoder else "layers"
+    narrow = config.encoder_mlp != config.mlp_dim
+    return (
+        f"{config.num_encoder_layers} encoder {decoder}, embed {config.embed_dim}, "
+        f"mlp {config.mlp_dim}{f' ({config.encoder_mlp} in the encoder)' if narrow else ''}, "
+        f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}"
     )
 
 
@@ -86,99 +126,138 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
 
     checkpoint = t5x.open_checkpoint(path)
     if not checkpoint.plugin:
-        return _source("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
-    run = t5x_run.run_of(checkpoint)
-    plugin = Plugin(run.config, t5x_run.read_variables(run))
-    ratio = run.config.ratio
-    owner = _source("T5X backbone", path, run.source, verify, f" with plugin ratio {ratio}")
-    rows = [
-        ("ratio", str(ratio)),
-        *inspect_plugins.describe_method(plugin),
-        ("trained", values(run.training)),
-    ]
-    return f"{owner}\n{titled('compression plugin beside it', rows)}"
-
-
-def _source(what: str, path: str | os.PathLike, source: Any, verify: bool, beside: str = "") -> str:
-    """A backbone in another's format, from its headers."""
-    fingerprint = "not known before every weight was read: variator inspect --verify"
-    fits: Rows = []
-    if verify:
-        from variator_jax.store import stream
-
-        fingerprint = stream.copy(source, lambda *_: None).fingerprint
-        fits = [("fits", f"plugins of fingerprint {fingerprint}")]
-    vocabulary = source.vocabulary_file
-    return titled(
-        f"{what} {source.config.name}{beside} in {path}",
+        return _backbone("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
+    run = t5x_run.open_run(checkpoint)
+    rows = _method(Plugin(run.config, t5x_run.read_variables(run)))
+    return "\n".join(
         [
-            *_sizes(source.leaves),
-            *_shape(source.config),
-            ("fingerprint", fingerprint),
-            ("vocabulary", vocabulary.name if vocabulary else "none in the folder"),
-            *fits,
-            ("weights", "read and whole" if verify else "not read; only their names and shapes"),
+            _backbone(
+                "T5X backbone", f"{path}, with plugin ratio {run.config.ratio}", run.source, verify
+            ),
+            _titled("compression plugin beside it", [*rows, ("trained", _values(run.training))]),
+        ]
+    )
+
+
+def _plugin(folder: pathlib.Path) -> str:
+    plugin = plugin_folder.load_plugin(folder)
+    owner, merged = plugin.description["backbone"], plugin.description["backbone"].get("lora")
+    task = f" of task {merged['task']}" if merged and merged["task"] else ""
+    return _titled(
+        f"compression plugin in {folder}",
+        [
+            *_method(plugin),
+            ("fits", _owner(owner)),
+            ("", f"of {owner['num_encoder_layers']} encoder layers, embed {owner['embed_dim']}"),
+            *([("", f"with the LoRA{task} merged in whose fingerprint is {merged['fingerprint']}")]
+              if merged else []),
+            ("vocabulary", plugin.description["vocabulary_fingerprint"] or "not recorded"),
+            ("trained", _values(plugin.description["training"])),
+            ("quality", _values(plugin.description["quality"])),
+        ],
+    )  # fmt: skip
+
+
+def _owner(owner: Mapping[str, Any]) -> str:
+    return f"backbone {owner['name']} with fingerprint {owner['fingerprint']}"
+
+
+def _method(plugin: Plugin) -> _Rows:
+    config, count = plugin.config, _count(plugin)
+    return [
+        ("ratio", str(config.ratio)),
+        ("parameters", f"{count:,}, {_size(4 * count)}"),
+        ("layers", ", ".join(plugin.variables.output_scales) or "none"),
+        (
+            "method",
+            f"compression {config.compression}, decompression {config.decompression}, "
+            f"bottleneck {config.bottleneck}",
+        ),
+        ("sites", config.sites),
+    ]
+
+
+def _count(plugin: Plugin) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plugin.variables.params))
+
+
+def _lora(folder: pathlib.Path) -> str:
+    found = lora.load_lora(folder)
+    config, description = found.config, found.description
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
+    weights = f"{count:,} for {len(description['weights'])} weights, {_size(4 * count)}"
+    return _titled(
+        f"LoRA in {folder}",
+        [
+            ("rank", f"{config.rank}, alpha {config.alpha:g}"),
+            ("parameters", weights),
+            *(("" if i else "sites", site) for i, site in enumerate(config.sites)),
+            ("fits", _owner(description["backbone"])),
+            ("fingerprint", found.fingerprint),
+            ("vocabulary", description["vocabulary_fingerprint"] or "not recorded"),
+            ("trained", _values(description["training"])),
         ],
     )
 
 
-def _sizes(leaves: Iterable[Any]) -> Rows:
-    leaves = list(leaves)
-    count = sum(math.prod(leaf.shape) for leaf in leaves)
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    dtypes = ", ".join(sorted({leaf.dtype.name for leaf in leaves}))
-    return [("parameters", f"{count:,} in {len(leaves)} leaves, {size_of(size)} of {dtypes}")]
+def _holds_only_plugins(folder: pathlib.Path) -> bool:
+    """Whether a folder holds plugins of one backbone, one a ratio, and no other folders."""
+    if (folder / plugin_folder.INDEX).exists():
+        return True
+    every = len(formats.plugin_folders(folder)) == len(formats.folders_in(folder))
+    return every and not (folder / "report.json").exists()
 
 
-def _shape(config: T5Config) -> Rows:
-    decoder = f"and {config.num_decoder_layers} decoder layers"
-    narrow = (
-        "" if config.encoder_mlp == config.mlp_dim else f" ({config.encoder_mlp} in the encoder)"
-    )
-    return [
+def _plugin_set(folder: pathlib.Path) -> str:
+    plugins = plugin_folder.load_plugins(folder)
+    owner = next(iter(plugins.values())).description["backbone"]
+    rows = [
         (
-            "shape",
-            f"{config.num_encoder_layers} encoder {decoder if config.has_decoder else 'layers'}, "
-            f"embed {config.embed_dim}, mlp {config.mlp_dim}{narrow}, "
-            f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
-        ),
-        ("feed-forward", " * ".join(config.mlp_activations)),
+            f"ratio {ratio}",
+            f"{_count(plugin):,} parameters, {len(plugin.variables.output_scales)} layers, "
+            f"bottleneck {plugin.config.bottleneck}; quality "
+            f"{_values(plugin.description['quality'])}",
+        )
+        for ratio, plugin in plugins.items()
     ]
+    title = f"set of {len(plugins)} compression plugins in {folder}"
+    return _titled(
+        title, [("ratios", ", ".join(map(str, plugins))), *rows, ("fits", _owner(owner))]
+    )
 
 
 def _run(folder: pathlib.Path, verify: bool) -> str:
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
-    lines = titled(
-        f"run folder {folder}",
-        [("training checkpoints", ", ".join(map(str, steps)) or "none")],
-    )
+    checkpoints = ", ".join(map(str, steps)) or "none"
     written = [folder / part for part in ("backbone", "lora", "plugin") if (folder / part).is_dir()]
     parts = [describe(part, verify=verify) for part in written]
-    if not parts:
-        parts = ["  nothing written yet: a run writes what it trained when it ends"]
-    return "\n".join([lines, *_report(folder), *parts])
+    return "\n".join(
+        [
+            _titled(f"run folder {folder}", [("training checkpoints", checkpoints)]),
+            *_report(folder),
+            *(parts or ["  nothing written yet: a run writes what it trained when it ends"]),
+        ]
+    )
 
 
 def _listing(folder: pathlib.Path) -> str:
     """A folder of runs, one line each, and the report on them."""
-    lines = [f"folder {folder}", *_report(folder)]
-    for part in kinds.parts(folder):
-        lines.append(f"  {part.name}: {_headline(part)}")
-    return "\n".join(lines)
+    parts = [f"  {part.name}: {_headline(part)}" for part in formats.folders_in(folder)]
+    return "\n".join([f"folder {folder}", *_report(folder), *parts])
 
 
 def _headline(folder: pathlib.Path) -> str:
     try:
-        kind = kinds.kind_of(folder)
-        if kind == kinds.UNKNOWN:
+        kind = formats.kind_of(folder)
+        if kind == formats.UNKNOWN:
             return "something else"
         lines = describe(folder).splitlines()
     except VariatorError as error:
         return f"cannot be read: {error}"
-    if kind != kinds.RUN:
+    if kind != formats.RUN:
         return lines[0]
-    found = [line for line in lines[1:] if not line.startswith(" ")]
-    return f"run folder: {'; '.join(found) or 'nothing written yet'}"
+    parts = [line for line in lines[1:] if not line.startswith(" ")]
+    return f"run folder: {'; '.join(parts) or 'nothing written yet'}"
 
 
 def _report(folder: pathlib.Path) -> list[str]:
@@ -191,11 +270,9 @@ def _report(folder: pathlib.Path) -> list[str]:
     rows = [
         (
             f"ratio {entry.ratio}",
-            f"{values(entry.quality)}; {100 * entry.flops_saved:.1f} % of the encoder's FLOPs "
-            "saved",
+            f"{_values(entry.quality)}; {100 * entry.flops_saved:.1f} % of the encoder's FLOPs saved",
         )
         for entry in report.ratios
     ]
     owner = report.backbone
-    title = f"report on backbone {owner.name} with fingerprint {owner.fingerprint}"
-    return [titled(title, rows)]
+    return [_titled(f"report on backbone {owner.name} with fingerprint {owner.fingerprint}", rows)]

@@ -1,4 +1,4 @@
-"""The name of a backbone by its shape: what its files do not say, and people want to read."""
+"""The name of a backbone by its shape: its files do not hold it, and people want to read it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,36 @@ import dataclasses
 from variator_jax.backbones.t5 import CONFIGS, T5Config
 
 _COMPARED = ("embed_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "gated")
-_FAMILIES = ("flan_t5", "mt5", "byt5", "t5_1_0", "t5_1_1")  # a hint is looked through in this order
+_FAMILIES = ("flan_t5", "mt5", "byt5", "t5_1_0", "t5_1_1")  # a hint is searched in this order
 
 
 def with_name(config: T5Config, hint: str = "") -> T5Config:
     """The config under the name of the released backbone that has its shape.
 
-    A shape that nobody released is called `<family>_custom`; encoders alone end in `_encoder`.
+    A shape that was never released is called `<family>_custom`; encoders alone end in `_encoder`.
 
     Args:
-      config: any shape; its own name is of no account.
-      hint: text that may speak of a family, such as 'google/flan-t5-base'.
+      config: any config; its `name` is ignored.
+      hint: text that may name a family, such as 'google/flan-t5-base'.
     """
     family = _family(config, hint.lower().replace("-", "_"))
-    same = [name for name, known in CONFIGS.items() if _same_shape(config, known)]
-    # T5 1.1, Flan-T5 and mT5 share their shapes: the vocabulary decides, then what was said.
-    ranked = sorted(
-        same,
+    compared = [*_COMPARED]
+    if config.has_decoder:
+        compared += ["num_decoder_layers", "logits_via_embedding"]
+    same = [
+        name
+        for name, known in CONFIGS.items()
+        if all(getattr(config, field) == getattr(known, field) for field in compared)
+    ]
+    # T5 1.1, Flan-T5 and mT5 share their shapes: the vocabulary decides, then the hint.
+    same.sort(
         key=lambda name: (
             abs(CONFIGS[name].vocab_size - config.vocab_size),
             not name.startswith(family),
-        ),
+        )
     )
-    name = ranked[0] if ranked else f"{family}_custom"
+    name = same[0] if same else f"{family}_custom"
     return dataclasses.replace(config, name=name if config.has_decoder else f"{name}_encoder")
-
-
-def _same_shape(config: T5Config, known: T5Config) -> bool:
-    if config.has_decoder:
-        if config.num_decoder_layers != known.num_decoder_layers:
-            return False
-        if config.logits_via_embedding != known.logits_via_embedding:
-            return False
-    return all(getattr(config, field) == getattr(known, field) for field in _COMPARED)
 
 
 def _family(config: T5Config, hint: str) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config, Transformer, shape_params
+from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train import optimizers
 from variator_jax.train.losses import LossConfig
@@ -53,7 +53,7 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
 
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
     fresh = jax.eval_shape(
-        lambda: init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
+        lambda: init_plugin(plugin, T5(config).stack(), jax.random.key(0))
     )
     state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
     state, fresh = lie(state, everywhere), lie(fresh, everywhere)
@@ -65,7 +65,7 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
         name: jax.ShapeDtypeStruct((batch, columns), jnp.int32) for name, columns in lengths.items()
     }
     rows = lie(rows, meshes.batch_sharding(mesh))
-    objective = Distillation(Transformer(config), plugin, LossConfig())
+    objective = Distillation(T5(config), plugin, LossConfig())
     step = jit_train_step(make_train_step(objective, optimizer), state, mesh)
     with meshes.activations(mesh):
         compiled = step.lower(state, (backbone, fresh.output_scales), rows).compile()

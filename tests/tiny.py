@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from variator_jax.backbones.t5 import shape_params
+from variator_jax.backbones.t5 import T5, shape_params
 from variator_jax.plugin import init_plugin
 
 
@@ -14,8 +14,8 @@ def random_params(config, seed=0):
 
 def random_plugin(settings, config, seed=0):
     """Variables of a plugin on that backbone, with positive output scales."""
-    layers, embed = config.num_encoder_layers, config.embed_dim
-    shapes = jax.eval_shape(lambda: init_plugin(settings, layers, embed, jax.random.key(0)))
+    stack = T5(config).stack()
+    shapes = jax.eval_shape(lambda: init_plugin(settings, stack, jax.random.key(0)))
     found = _random(shapes, seed)
     return found.replace(output_scales=jax.tree.map(np.abs, found.output_scales))
 

@@ -26,6 +26,7 @@ from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.train import jobs, optimizers, train
 from variator_jax.train.loop import Schedule
+from variator_jax.train.settings import DataConfig, TrainConfig
 from variator_jax.train.step import init_state, placed_state
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ TINY = get_config(
     "nano", vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
     num_encoder_layers=2, num_decoder_layers=1,
 )  # fmt: skip
-DATA = train.DataConfig(TASK, {"inputs": 18, "targets": 6}, 8, eval_batches=0)
+DATA = DataConfig(TASK, {"inputs": 18, "targets": 6}, 8, eval_batches=0)
 STREAMED = dataclasses.replace(DATA, packed=True, pack_multiple=4, data_shards=2)
 # LLVM's own optimisation takes most of the time to compile, and nothing here is large.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -54,17 +55,15 @@ if TASK not in seqio.TaskRegistry.names():
 def run(model_dir, steps=6, *, checkpoint_period=100, learning_rate=1e-2, **settings):
     """One run of `train`; a row of the log for each step."""
     adamw = optimizers.optimizer("adamw", learning_rate, "constant", weight_decay=0.1)
-    return train.train(
-        **{
-            "model_dir": str(model_dir),
-            "data": DATA,
-            "schedule": Schedule(steps, 1, 0, checkpoint_period),
-            "optimizer": adamw,
-            "backbone": TINY,
-            "plugin": PluginConfig(4, bottleneck=4),
-        }
-        | settings
-    )
+    fields = {
+        "model_dir": str(model_dir),
+        "data": DATA,
+        "schedule": Schedule(steps, 1, 0, checkpoint_period),
+        "optimizer": adamw,
+        "backbone": TINY,
+        "plugin": PluginConfig(4, bottleneck=4),
+    }
+    return train.train(TrainConfig(**fields | settings))
 
 
 def save_tiny_backbone(folder):
@@ -101,7 +100,7 @@ def finish(process, code=0):
 
 def _train(model_dir, happening=None, streamed=False, **settings):
     """A run; `[signal's name, step, process]` happens when that process fetches that batch."""
-    real = train.DataConfig.train
+    real = DataConfig.train
     filled = set()
 
     def stream(self, first, rows=None):
@@ -111,11 +110,11 @@ def _train(model_dir, happening=None, streamed=False, **settings):
                 os.kill(os.getpid(), getattr(signal, happening[0]))
             yield batch
 
-    train.DataConfig.train = stream
+    DataConfig.train = stream
     try:
         result = run(model_dir, data=STREAMED if streamed else DATA, **settings)
     finally:
-        train.DataConfig.train = real
+        DataConfig.train = real
     return {"step": result.step, "interrupted": result.interrupted, "rows_read": sorted(filled)}
 
 
@@ -130,8 +129,10 @@ def _shards(backbone, mesh_shape):
 def _moments(backbone, mesh_shape):
     """Where the weights of a backbone that is trained lie, and AdamW's moments of them."""
     mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
-    params, _ = jobs.backbone_job("", TINY, str(backbone), DATA, 0, mesh).start()
     optimizer = optimizers.optimizer("adamw", 1e-2, "constant")
+    schedule, path = Schedule(1), str(backbone)
+    config = TrainConfig("", DATA, schedule, optimizer, TINY, initial_checkpoint_path=path)
+    params, _ = jobs.backbone_job(config, mesh).start()
     state = placed_state(init_state(params, optimizer), mesh)
     moments, weights = (
         {path: _parts(leaf) for path, leaf in _flat(tree)}

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -104,6 +104,63 @@ def place(array: Any, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process has whole where `sharding` says; each keeps its part."""
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, functools.partial(_rows, host))
+
+
+def mesh_or_none(config: T5Config, batch_size: int, shape: Sequence[int] | None) -> Mesh | None:
+    """The mesh on which a trained backbone runs; None where there is one device only.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
+    if shape is None and jax.device_count() == 1:
+        return None
+    mesh = make_mesh(config, batch_size, shape)
+    return mesh if mesh.size > 1 else None
+
+
+def place_parameters(params: dict, config: T5Config, mesh: Mesh | None) -> dict:
+    """A backbone's parameters where the mesh wants them; on the first device without a mesh."""
+    if mesh is None:
+        return jax.device_put(params)
+    return jax.tree.map(place, params, parameter_shardings(config, mesh))
+
+
+def place_everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """A small tree, such as a plugin's arrays, whole on every device."""
+    if mesh is None:
+        return jax.device_put(tree)
+    return jax.tree.map(lambda leaf: place(leaf, replicated(mesh)), tree)
+
+
+def compile_on(
+    mesh: Mesh | None, function: Callable[..., Any], static: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Compiles `function(params, variables, batch, **static)` for batches in the host's memory.
+
+    Args:
+      mesh: where it runs; rows of the batch are filled up with zeros to a number that the mesh
+        divides, and cut off the results again, which come back to the host. None runs on the
+        device where the parameters are.
+      function: maps parameters, plugin arrays and a dict of `[rows, ...]` arrays to a tree of
+        `[rows, ...]` arrays.
+      static: names of keyword arguments for each of whose values it is compiled anew.
+    """
+    compiled = jax.jit(function, static_argnames=tuple(static))
+    if mesh is None:
+        return compiled
+
+    def call(params: Any, variables: Any, batch: Mapping[str, np.ndarray], **values: Any) -> Any:
+        rows = len(next(iter(batch.values())))
+        missing = -rows % (mesh.shape["data"] * mesh.shape["fsdp"])
+        padded = {
+            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+            for name, array in batch.items()
+        }
+        with activations(mesh):
+            results = compiled(params, variables, global_batch(padded, mesh), **values)
+        return jax.tree.map(lambda array: gather(array)[:rows], results)
+
+    return call
 
 
 def gather(array: jax.Array) -> np.ndarray:

@@ -1,36 +1,132 @@
-"""A backbone with its compression plugins, ready to call at any of their ratios.
+"""The one place where a backbone and a plugin run together, and the API for users on top of it.
 
-The few lines that most users need. Training, evaluation and whoever jits larger programs enter
-`plugin.splice` themselves.
+`SplicedModel` is pure: parameters are arguments, and it is called inside `jit`. `VariatorModel`
+owns the weights of one backbone and its plugins, tokenises, pads to buckets and compiles.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from variator_jax.backbones.t5 import Transformer
-from variator_jax.backbones.t5.decoding import START_TOKEN, beam_decode, greedy_decode
+from variator_jax import mesh as meshes
+from variator_jax.backbones.base import Backbone as Network
+from variator_jax.backbones.base import Batch, Outputs
+from variator_jax.backbones.t5 import T5
+from variator_jax.backbones.t5.decoding import START_TOKEN
 from variator_jax.errors import ConfigError, PluginError
-from variator_jax.plugin import PluginConfig, splice
+from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone_folder import Backbone
 from variator_jax.store.plugin_folder import Plugin, check_belongs, check_shapes
 from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
+#: Token mask [batch, length] -> a context in which the backbone runs, in place of a plugin.
+Intervention = Callable[[jax.Array], AbstractContextManager[None]]
+#: Lengths to which inputs are padded; longer ones to a multiple of the last.
+LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplicedModel:
+    """A backbone unmodified, spliced with a plugin, or under another intervention.
+
+    Attributes:
+      backbone: the network.
+      plugin: the plugin's settings; None or ratio 1 for the backbone itself, bit by bit.
+      intervention: a control or a baseline in place of a plugin.
+    """
+
+    backbone: Network
+    plugin: PluginConfig | None = None
+    intervention: Intervention | None = None
+
+    def __post_init__(self) -> None:
+        if self.plugin is not None and self.intervention is not None:
+            raise ConfigError("A model has a plugin or an intervention in its place; found both.")
+
+    def apply(
+        self,
+        params: dict,
+        variables: PluginVariables | None,
+        batch: Batch,
+        dropout_rng: jax.Array | None = None,
+    ) -> Outputs:
+        """Hidden states of each stack and logits, for a batch in T5X's names.
+
+        Args:
+          params: the backbone's parameters.
+          variables: the plugin's arrays; None without one.
+          batch: `encoder_input_tokens` and, with a decoder, `decoder_input_tokens`, each
+            `[batch, length]` int; `*_segment_ids` of packed rows.
+          dropout_rng: of the backbone's dropout, None for none.
+        """
+        with self._spliced(variables, batch):
+            return self.backbone.apply(params, batch, dropout_rng)
+
+    def encode(
+        self,
+        params: dict,
+        variables: PluginVariables | None,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """The encoder's last hidden states of `[batch, length]` int: `[batch, length, embed]`."""
+        batch = {"encoder_input_tokens": tokens}
+        if segment_ids is not None:
+            batch["encoder_segment_ids"] = segment_ids
+        with self._spliced(variables, batch):
+            return self.backbone.encode(params, tokens, segment_ids)
+
+    def logits(self, params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
+        """The decoder's logits, `[batch, target length, vocab]` float32."""
+        logits = self.apply(params, variables, batch).logits
+        if logits is None:
+            raise ConfigError("An encoder without a decoder has no logits.")
+        return logits
+
+    def generate(
+        self,
+        params: dict,
+        variables: PluginVariables | None,
+        tokens: jax.Array,
+        max_length: int,
+        num_beams: int = 1,
+    ) -> jax.Array:
+        """Generates from a compressed encoding; one beam is greedy: `[batch, max_length]` int32."""
+        # [batch, length, embed]
+        encoded = self.encode(params, variables, tokens)
+        return self.backbone.generate(params, encoded, tokens, max_length, num_beams)
+
+    @contextlib.contextmanager
+    def _spliced(self, variables: PluginVariables | None, batch: Batch) -> Iterator[None]:
+        mask = self.backbone.masks(batch)["encoder"]
+        if self.intervention is not None:
+            with self.intervention(mask.valid):
+                yield
+        elif self.plugin is not None:
+            with splice(self.plugin, variables, mask, stack=self.backbone.stack("encoder")):
+                yield
+        else:
+            yield
 
 
 class VariatorModel:
     """A frozen backbone that runs compressed at the ratios whose plugins it was given.
 
-    Weights are put on the device once. Each method is compiled once per ratio and shape, so that
-    batches of a few fixed lengths run faster than such of every length. A result does not depend on
-    how far its batch is padded, except with the official release's plugins, which pool padding.
+    Weights are put on the device, or on the mesh, once. Inputs are padded to buckets of lengths and
+    batch sizes, and each method is compiled once for each ratio and bucket. Results have the
+    inputs' own length, are equal bit by bit within a bucket and to 1e-5 across buckets. The
+    official release's plugins pool padding, so their inputs keep their exact shape.
 
         model = VariatorModel(load_backbone(PATH), load_plugins(PLUGINS))
         encoded = model.encode(["a text", "another one"], ratio=4)  # [2, length, embed]
@@ -40,11 +136,20 @@ class VariatorModel:
         self,
         backbone: Backbone,
         plugins: Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None = None,
+        mesh: Mesh | None = None,
+        buckets: Sequence[int] | None = LENGTH_BUCKETS,
     ) -> None:
         """Checks that the plugins belong to the backbone and puts all weights on the device.
 
+        Args:
+          backbone: a loaded backbone.
+          plugins: its plugins, one for each ratio.
+          mesh: where the weights go; None for the first device.
+          buckets: lengths to which inputs are padded; None compiles for every shape.
+
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
+          ConfigError: for buckets that are no rising positive numbers.
           PluginError: if two plugins have the same ratio.
         """
         self.backbone = backbone
@@ -54,14 +159,23 @@ class VariatorModel:
             if "backbone" in plugin.description:
                 check_belongs(what, plugin.description, backbone)
             check_shapes(what, plugin, backbone)
-        self._module = Transformer(backbone.config)
-        self._params = jax.device_put(backbone.params)
+        self._buckets = None if buckets is None else _checked(buckets)
+        self._params = meshes.place_parameters(backbone.params, backbone.config, mesh)
         self._variables = {1: None} | {
-            ratio: jax.device_put(plugin.variables) for ratio, plugin in self.plugins.items()
+            ratio: meshes.place_everywhere(plugin.variables, mesh)
+            for ratio, plugin in self.plugins.items()
         }
-        self._encode = self._compiled(_encode)
-        self._logits = self._compiled(_logits)
-        self._generate = self._compiled(_generate, "max_length", "num_beams")
+        settings = {1: PluginConfig(ratio=1)} | {r: p.config for r, p in self.plugins.items()}
+        models = {
+            ratio: SplicedModel(T5(backbone.config), plugin) for ratio, plugin in settings.items()
+        }
+        compiled = functools.partial(meshes.compile_on, mesh)
+        self._encode = {ratio: compiled(_encode(model)) for ratio, model in models.items()}
+        self._logits = {ratio: compiled(model.logits) for ratio, model in models.items()}
+        self._generate = {
+            ratio: compiled(_generate(model), static=("max_length", "num_beams"))
+            for ratio, model in models.items()
+        }
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -80,9 +194,12 @@ class VariatorModel:
           ConfigError: for inputs that are no tokens of this backbone.
           PluginError: for a ratio that is not loaded.
         """
-        return self._encode[self._known(ratio)](
-            self._params, self._variables[ratio], self._tokens(token_ids)
+        tokens = self._tokens(token_ids)
+        # [batch bucket, length bucket, embed]
+        encoded = self._encode[self._known(ratio)](
+            self._params, self._variables[ratio], self._bucketed(ratio, encoder_input_tokens=tokens)
         )
+        return _cut(encoded, *tokens.shape)
 
     def logits(self, token_ids: Inputs, decoder_token_ids: Inputs, ratio: int = 1) -> jax.Array:
         """The decoder's logits, `[batch, target length, vocab]` float32.
@@ -100,17 +217,17 @@ class VariatorModel:
         """
         self._check_decoder("logits")
         call = self._logits[self._known(ratio)]
-        tokens, decoder = (
-            self._tokens(token_ids),
-            self._tokens(decoder_token_ids, "decoder_token_ids"),
-        )
+        tokens = self._tokens(token_ids)
+        decoder = self._tokens(decoder_token_ids, "decoder_token_ids")
         if _texts(decoder_token_ids) is not None:
             decoder = np.pad(decoder[:, :-1], ((0, 0), (1, 0)), constant_values=START_TOKEN)
         if len(decoder) != len(tokens):
             raise ConfigError(
                 f"token_ids has {len(tokens)} rows, decoder_token_ids has {len(decoder)}."
             )
-        return call(self._params, self._variables[ratio], tokens, decoder)
+        batch = self._bucketed(ratio, encoder_input_tokens=tokens, decoder_input_tokens=decoder)
+        # [batch bucket, target bucket, vocab]
+        return _cut(call(self._params, self._variables[ratio], batch), *decoder.shape)
 
     def generate(
         self, token_ids: Inputs, ratio: int = 1, max_length: int = 64, num_beams: int = 1
@@ -135,17 +252,19 @@ class VariatorModel:
         for name, value in (("max_length", max_length), ("num_beams", num_beams)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is a positive whole number; found {value!r}.")
-        found = self._generate[self._known(ratio)](
+        tokens = self._tokens(token_ids)
+        # [batch bucket, max_length]
+        generated = self._generate[self._known(ratio)](
             self._params,
             self._variables[ratio],
-            self._tokens(token_ids),
+            self._bucketed(ratio, encoder_input_tokens=tokens),
             max_length=max_length,
             num_beams=num_beams,
         )
-        found = np.asarray(found)
+        generated = np.asarray(generated)[: len(tokens)]
         if _texts(token_ids) is None:
-            return found
-        texts = [self.tokenizer.decode(row) for row in found]
+            return generated
+        texts = [self.tokenizer.decode(row) for row in generated]
         return texts[0] if isinstance(token_ids, str) else texts
 
     @functools.cached_property
@@ -194,49 +313,54 @@ class VariatorModel:
                 f"encode, but has no {what}."
             )
 
-    def _compiled(self, function: Callable[..., jax.Array], *static: str) -> dict[int, Any]:
-        """The function with this network and each ratio's splice, compiled when it is called."""
-        settings = {1: PluginConfig(ratio=1)} | {r: p.config for r, p in self.plugins.items()}
-        return {
-            ratio: jax.jit(
-                functools.partial(function, self._module, config), static_argnames=static
-            )
-            for ratio, config in settings.items()
-        }
+    def _bucketed(self, ratio: int, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """`[batch, length]` arrays, filled up with 0 to the buckets of both."""
+        pooled = ratio > 1 and self.plugins[ratio].config.pool_padding
+        if self._buckets is None or pooled:
+            return arrays
+        padded = {}
+        for name, array in arrays.items():
+            rows, length = array.shape
+            batch = 1 << (rows - 1).bit_length()
+            missing = ((0, batch - rows), (0, _bucket(length, self._buckets) - length))
+            padded[name] = np.pad(array, missing)
+        return padded
 
 
-def _encode(
-    module: Transformer, config: PluginConfig, params: dict, variables: Any, tokens: jax.Array
-) -> jax.Array:
-    with splice(config, variables, tokens > 0):
-        return module.apply({"params": params}, tokens, method="encode")
+def _encode(model: SplicedModel) -> Callable[..., jax.Array]:
+    def encode(params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
+        return model.encode(params, variables, batch["encoder_input_tokens"])
+
+    return encode
 
 
-def _logits(
-    module: Transformer,
-    config: PluginConfig,
-    params: dict,
-    variables: Any,
-    tokens: jax.Array,
-    decoder_tokens: jax.Array,
-) -> jax.Array:
-    with splice(config, variables, tokens > 0):
-        return module.apply({"params": params}, tokens, decoder_tokens)
+def _generate(model: SplicedModel) -> Callable[..., jax.Array]:
+    def generate(
+        params: dict, variables: PluginVariables | None, batch: Batch, **lengths: int
+    ) -> jax.Array:
+        return model.generate(params, variables, batch["encoder_input_tokens"], **lengths)
+
+    return generate
 
 
-def _generate(
-    module: Transformer,
-    config: PluginConfig,
-    params: dict,
-    variables: Any,
-    tokens: jax.Array,
-    max_length: int,
-    num_beams: int,
-) -> jax.Array:
-    encoded = _encode(module, config, params, variables, tokens)
-    if num_beams == 1:
-        return greedy_decode(module, params, encoded, tokens, max_length).tokens
-    return beam_decode(module, params, encoded, tokens, max_length, num_beams).tokens
+def _bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`, or a multiple of the largest."""
+    fitting = (bucket for bucket in buckets if bucket >= length)
+    return next(fitting, -(-length // buckets[-1]) * buckets[-1])
+
+
+def _checked(buckets: Sequence[int]) -> tuple[int, ...]:
+    buckets = tuple(buckets)
+    if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
+        raise ConfigError(f"Buckets are rising lengths, such as (32, 64, 128); found {buckets}.")
+    return buckets
+
+
+def _cut(array: Any, rows: int, length: int) -> jax.Array:
+    """The first rows and positions; on the host, for a slice on the device compiles anew."""
+    if array.shape[:2] == (rows, length):
+        return array
+    return jax.device_put(np.asarray(array)[:rows, :length])
 
 
 def _texts(inputs: Inputs) -> list[str] | None:

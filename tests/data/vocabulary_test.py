@@ -9,7 +9,7 @@ from variator_jax.data import corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
 from variator_jax.errors import CheckpointError, DataError
-from variator_jax.train.data import check_vocabulary
+from variator_jax.train.settings import check_vocabulary
 
 
 def test_ids_are_those_of_t5():

@@ -7,8 +7,9 @@ import pytest
 from golden_vectors import backbone, load, relative_error, under
 
 from variator_jax.backbones.t5 import Transformer
-from variator_jax.plugin import PluginLayer, PluginVariables, splice
-from variator_jax.plugin.sites.ffn import to_groups
+from variator_jax.plugin import PluginVariables, splice
+from variator_jax.plugin.groups import to_groups
+from variator_jax.plugin.sites.ffn import compress, decompress
 from variator_jax.store.official import plugin_from_state_dict
 from variator_jax.train.losses import cross_entropy, hidden_mse
 
@@ -20,15 +21,15 @@ def test_compression_and_decompression_match_the_official_layer(name):
     golden = load(name)
     state = {f"mux_layer.0.{k}": v for k, v in golden.items() if k[0] in "md" and "." in k}
     config, plugin = plugin_from_state_dict(state, output_scale=1.0)
-    module, params = PluginLayer(config), {"params": plugin.params["layers_0"]}
+    arrays = plugin.params["encoder/layers_0/mlp"]
     x = to_groups(jnp.asarray(golden["x"]), config.ratio)
     members = jnp.ones(x.shape[:3], bool)
 
-    merged = module.apply(params, x, members, method="compress")
+    merged = compress(arrays["compression"], x, members)
     assert relative_error(merged, golden["mux_out"]) < TOLERANCE
 
     ffn_out = jnp.asarray(golden["ffn_out"])
-    z = module.apply(params, ffn_out, x, jnp.float32(1.0), method="decompress")
+    z = decompress(arrays["decompression"], ffn_out, x, jnp.float32(1.0))
     assert relative_error(z.reshape(golden["demux_out"].shape), golden["demux_out"]) < TOLERANCE
 
 
@@ -49,9 +50,12 @@ def _run(config, params, plugin_config, plugin, inputs):
 
 def _official_loss(student, teacher, inputs):
     """The official mean counts padding, ours does not: rescale the sums by its count."""
-    encoder, _ = hidden_mse(student.encoded, teacher.encoded, inputs["attention_mask"])
-    decoder, _ = hidden_mse(student.decoded, teacher.decoded, inputs["decoder_attention_mask"])
-    return encoder / student.encoded.size, decoder / student.decoded.size
+    masks = {"encoder": "attention_mask", "decoder": "decoder_attention_mask"}
+    return [
+        hidden_mse(student.hidden[stack], teacher.hidden[stack], inputs[mask])[0]
+        / student.hidden[stack].size
+        for stack, mask in masks.items()
+    ]
 
 
 @pytest.mark.parametrize("version", ["1_0", "1_1"])
@@ -76,7 +80,8 @@ def test_t5_student_losses_and_gradients_match_the_official_model(version, batch
     teacher = _run(config, params, None, None, inputs)
     grads, (student, encoder, decoder) = jax.grad(loss_fn, has_aux=True)(plugin.params)
     for name, run in [("teacher", teacher), ("student", student)]:
-        for part, found in [("enc", run.encoded), ("dec", run.decoded), ("logits", run.logits)]:
+        hidden = {"enc": run.hidden["encoder"], "dec": run.hidden["decoder"]}
+        for part, found in [*hidden.items(), ("logits", run.logits)]:
             at = valid[part]
             error = relative_error(np.asarray(found)[at], expected[f"{name}.{part}"][at])
             assert error < TOLERANCE, (name, part)
@@ -100,6 +105,6 @@ def test_the_official_scale_is_an_output_scale_of_100():
     config, params = backbone(golden, "1_0", layer_norm_epsilon=1e-2)
     plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin_official/"))
     student = _run(config, params, plugin_config, plugin, golden)
-    assert relative_error(student.encoded, golden["student.enc"]) < TOLERANCE
-    assert relative_error(student.decoded, golden["student.dec"]) < TOLERANCE
+    assert relative_error(student.hidden["encoder"], golden["student.enc"]) < TOLERANCE
+    assert relative_error(student.hidden["decoder"], golden["student.dec"]) < TOLERANCE
     assert relative_error(student.logits, golden["student.logits"]) < TOLERANCE

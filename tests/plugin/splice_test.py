@@ -11,28 +11,30 @@ from golden_vectors import config, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variator_jax.backbones.t5 import Transformer, init_params
+from variator_jax.backbones.base import FfnStack, Mask
+from variator_jax.backbones.t5 import T5, Transformer, init_params
 from variator_jax.errors import PluginError
 from variator_jax.plugin import (
     PluginConfig,
     PluginVariables,
     calibrate,
     init_plugin,
+    intercept_modules,
     site_output_rms,
     splice,
-    surround_sites,
 )
 
 SHAPE = config("1_1")
 MODULE = Transformer(SHAPE)
+STACK = T5(SHAPE).stack()
+FFN = "encoder/layers_{}/mlp"
+IS_FFN = {FFN.format(i) for i in range(3)}.__contains__
 BACKBONE = init_params(SHAPE, jax.random.key(0))
 
 
 def _plugin(plugin_config, seed=1):
     """A plugin far from its initialisation, so that each of its parts shows in the output."""
-    fresh = init_plugin(
-        plugin_config, SHAPE.num_encoder_layers, SHAPE.embed_dim, jax.random.key(seed)
-    )
+    fresh = init_plugin(plugin_config, STACK, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(fresh.params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves) + 1)
     leaves = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys[1:], leaves, strict=True)]
@@ -169,26 +171,26 @@ def test_only_the_chosen_layers_are_compressed():
     tokens = _tokens(np.random.default_rng(0), 1, 8)
     plugin_config = PluginConfig(2, layers=(1,))
     plugin = _plugin(plugin_config)
-    assert set(plugin.params) == {"layers_1"}
+    assert set(plugin.params) == {"encoder/layers_1/mlp"}
     seen = {}
 
-    def record(layer, ffn, x):
-        seen[layer] = x.shape[1]
-        return ffn(x)
+    def record(path, call, args, kwargs):
+        seen[path] = args[0].shape[1]
+        return call(*args, **kwargs)
 
     # What is entered last stands nearest to the FFN and sees what reaches it.
     with splice(plugin_config, plugin, jnp.asarray(tokens) > 0):
-        with surround_sites(plugin_config.sites, record):
+        with intercept_modules(IS_FFN, record):
             MODULE.apply({"params": BACKBONE}, tokens, method="encode")
-    assert seen == {0: 8, 1: 4, 2: 8}
+    assert seen == {FFN.format(i): length for i, length in enumerate((8, 4, 8))}
 
 
 @pytest.mark.parametrize("decompression", ["bottleneck", "repeat"])
 @pytest.mark.parametrize("compression", ["learned", "mean"])
 def test_ablations_have_only_the_parameters_they_use(compression, decompression):
     plugin_config = PluginConfig(4, compression=compression, decompression=decompression)
-    plugin = init_plugin(plugin_config, 3, 32, jax.random.key(0))
-    parts = set(plugin.params["layers_0"])
+    plugin = init_plugin(plugin_config, STACK, jax.random.key(0))
+    parts = set(plugin.params["encoder/layers_0/mlp"])
     assert parts == {
         name
         for name, used in [
@@ -203,17 +205,17 @@ def test_ablations_have_only_the_parameters_they_use(compression, decompression)
 
 def test_averaging_and_repeating_is_the_mean_of_a_group():
     plugin_config = PluginConfig(4, compression="mean", decompression="repeat", layers=(2,))
-    plugin = init_plugin(plugin_config, 3, 32, jax.random.key(0))
+    plugin = init_plugin(plugin_config, STACK, jax.random.key(0))
     seen = []
 
-    def record(layer, ffn, x):
-        y = ffn(x)
-        seen.append((np.asarray(x), np.asarray(y)))
+    def record(path, call, args, kwargs):
+        y = call(*args, **kwargs)
+        seen.append((np.asarray(args[0]), np.asarray(y)))
         return y
 
     tokens = _tokens(np.random.default_rng(0), 1, 6)
     # Entered first, it stands outside and sees the site at full length.
-    with surround_sites(plugin_config.sites, record):
+    with intercept_modules(IS_FFN, record):
         with splice(plugin_config, plugin, jnp.asarray(tokens) > 0):
             MODULE.apply({"params": BACKBONE}, tokens, method="encode")
     _, outer_y = seen[2]
@@ -224,7 +226,7 @@ def test_averaging_and_repeating_is_the_mean_of_a_group():
 
 def test_parameter_count_is_the_papers():
     for ratio, bottleneck in [(2, 64), (4, 64), (8, 16)]:
-        plugin = init_plugin(PluginConfig(ratio, bottleneck), 3, 32, jax.random.key(0))
+        plugin = init_plugin(PluginConfig(ratio, bottleneck), STACK, jax.random.key(0))
         per_layer = 32 * (ratio**2 + 3 * bottleneck + 1) + ratio + bottleneck
         assert sum(x.size for x in jax.tree.leaves(plugin.params)) == 3 * per_layer
 
@@ -309,7 +311,7 @@ def test_another_linen_network_is_spliced_by_its_own_paths():
     x = jax.random.normal(jax.random.key(0), (1, 8, 32))
     params = Net().init(jax.random.key(1), x)
     plugin_config = PluginConfig(2, sites=r"block_(\d+)/ffn")
-    plugin = init_plugin(plugin_config, 2, 32, jax.random.key(2))
+    plugin = init_plugin(plugin_config, FfnStack(2, 32), jax.random.key(2))
     with splice(plugin_config, plugin, jnp.ones((1, 8), bool)):
         compressed = Net().apply(params, x)
     assert np.abs(np.asarray(compressed - Net().apply(params, x))).max() > 1e-3
@@ -322,7 +324,7 @@ def test_missing_layers_are_refused():
         with splice(PluginConfig(2), plugin, tokens > 0):
             MODULE.apply({"params": BACKBONE}, tokens, method="encode")
     with pytest.raises(PluginError, match=r"\[7\]"):
-        init_plugin(PluginConfig(2, layers=(7,)), 3, 32, jax.random.key(0))
+        init_plugin(PluginConfig(2, layers=(7,)), STACK, jax.random.key(0))
 
 
 @pytest.mark.parametrize("ratio", [0, -2, 2.0, True])
@@ -335,20 +337,20 @@ def test_calibration_measures_the_ffn_output_on_tokens_only():
     tokens = jnp.asarray([[5, 6, 7, 8], [9, 10, 0, 0]], jnp.int32)
     outputs = {}
 
-    def record(layer, ffn, x):
-        outputs[layer] = np.asarray(ffn(x))
-        return outputs[layer]
+    def record(path, call, args, kwargs):
+        outputs[path] = np.asarray(call(*args, **kwargs))
+        return outputs[path]
 
     def run():
         return MODULE.apply({"params": BACKBONE}, tokens, method="encode")
 
-    with surround_sites(PluginConfig(2).sites, record):
+    with intercept_modules(IS_FFN, record):
         run()
-    rms = site_output_rms(run, PluginConfig(2).sites, tokens > 0)
+    rms = site_output_rms(run, PluginConfig(2), STACK, Mask(tokens > 0))
     valid = np.asarray(tokens > 0)
-    for layer, y in outputs.items():
+    for path, y in outputs.items():
         np.testing.assert_allclose(
-            rms[f"layers_{layer}"], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5
+            rms[path], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5
         )
     scaled = calibrate(_plugin(PluginConfig(2)), rms)
-    assert scaled.output_scales["layers_1"] == rms["layers_1"]
+    assert scaled.output_scales[FFN.format(1)] == rms[FFN.format(1)]

@@ -11,7 +11,7 @@ import pytest
 import t5x_runs
 import tiny_runs
 from small_t5 import assert_same, flat
-from variator_jax.mesh import make_mesh
+from variator_jax.train.lora import LoraTraining, lora_job
 
 from variator_jax import LoraConfig, cli, load_backbone, load_lora, load_plugin, save_backbone
 from variator_jax.backbones.lora import init_lora
@@ -20,9 +20,9 @@ from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.evaluation import infer as infer_module
 from variator_jax.evaluation.evaluate import EvalData, evaluate
 from variator_jax.evaluation.infer_data import InferData
+from variator_jax.mesh import make_mesh
 from variator_jax.store.folders import fingerprint
 from variator_jax.train import optimizers
-from variator_jax.train.lora import LoraTraining, lora_job
 from variator_jax.train.objectives import TaskTraining
 from variator_jax.train.step import init_state, make_eval_step, make_train_step
 

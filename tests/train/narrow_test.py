@@ -7,8 +7,8 @@ from variator_jax.backbones.t5 import get_config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters, encoder_flops
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.train.narrow import narrowed, student_leaves, student_mlp_dim
 from variator_jax.train.plan import plan
+from variator_jax.train.student import narrowed, student_leaves, student_mlp_dim
 
 BASE = get_config("t5_1_0_base")
 

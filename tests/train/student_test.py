@@ -20,9 +20,8 @@ from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.train import jobs, train
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.narrow import narrowed
 from variator_jax.train.step import init_state, make_eval_step, make_train_step
-from variator_jax.train.student import StudentDistillation, initial_student, whole_student
+from variator_jax.train.student import StudentDistillation, initial_student, narrowed, whole_student
 
 TINY = dataclasses.replace(tiny_runs.TINY, mlp_dim=128)
 PLUGIN = PluginConfig(4, bottleneck=4)

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config, Transformer
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench.collectives import Collective, collectives, loop_trips
 from variator_jax.errors import ConfigError
@@ -126,7 +126,7 @@ def budget(
     rows = batch_size // num_microbatches
     mesh = meshes.make_mesh(config, rows, mesh_shape, found, weight.itemsize, memory)
     step = make_train_step(
-        Distillation(Transformer(config), plugin, loss or LossConfig()), optimizer, num_microbatches
+        Distillation(T5(config), plugin, loss or LossConfig()), optimizer, num_microbatches
     )
     shapes = _arguments(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
     with meshes.activations(mesh):
@@ -199,8 +199,8 @@ def _arguments(
         shape_params(config),
         meshes.parameter_shardings(config, mesh),
     )
-    layers, embed = config.num_encoder_layers, config.embed_dim
-    fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
+    stack = T5(config).stack()
+    fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
     state = jax.eval_shape(
         lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
         fresh.params,

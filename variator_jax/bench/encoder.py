@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.cost import encoder_flops, flops_allowed_speedup
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.bench import memory
 from variator_jax.bench.latency import (
     Clock,
@@ -23,7 +22,13 @@ from variator_jax.bench.latency import (
 )
 from variator_jax.bench.results import EncoderResult, MatrixPeak, PeerRow, RatioRow
 from variator_jax.bench.settings import Shape
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin import (
+    PluginConfig,
+    PluginVariables,
+    flops_allowed_speedup,
+    init_plugin,
+    stack_flops,
+)
 
 # What a peer is: (backbone's shape, tokens) -> (name, its call, or why there is none) of each.
 Peer = tuple[str, Callable[[], object] | None, str]
@@ -67,8 +72,8 @@ def bench_encoder(
     rows = tuple(
         RatioRow(
             ratio,
-            encoder_flops(config, shape.length, ratio, plugin, shape.batch),
-            flops_allowed_speedup(config, shape.length, ratio, plugin),
+            stack_flops(T5(config).stack(), shape.length, plugin, shape.batch),
+            flops_allowed_speedup(T5(config).stack(), shape.length, plugin),
             tuple(seconds[f"ratio {ratio}"]),
         )
         for ratio, (plugin, _) in plugins.items()
@@ -100,11 +105,11 @@ def fresh_plugins(
     config: T5Config, ratios: Sequence[int]
 ) -> dict[int, tuple[PluginConfig, PluginVariables | None]]:
     """Untrained plugins of the default settings; None for the backbone itself."""
-    layers, embed = config.num_encoder_layers, config.embed_dim
+    stack = T5(config).stack()
     return {
         ratio: (
             PluginConfig(ratio),
-            init_plugin(PluginConfig(ratio), layers, embed, jax.random.key(0))
+            init_plugin(PluginConfig(ratio), stack, jax.random.key(0))
             if ratio > 1
             else None,
         )

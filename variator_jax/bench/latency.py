@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.cost import flops_allowed_speedup
-from variator_jax.backbones.t5.network import Transformer
+from variator_jax.backbones.t5 import T5, T5Config, Transformer
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.scorers import spliced
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import PluginConfig, flops_allowed_speedup
 
 Params = Any
 Clock = Callable[[], float]
@@ -87,7 +85,8 @@ def measure_encoder_latency(
         for ratio, (plugin, variables) in sorted(settings.items())
     }
     seconds = interleaved_seconds(calls, rounds, clock)
-    allowed = {r: flops_allowed_speedup(config, length, r, p) for r, (p, _) in settings.items()}
+    stack = T5(config).stack()
+    allowed = {r: flops_allowed_speedup(stack, length, p) for r, (p, _) in settings.items()}
     return _rows(seconds, allowed)
 
 
@@ -96,14 +95,7 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
 
     Weights are arguments, never constants of the compiled function. A ratio of 1 runs the backbone.
     """
-    module = Transformer(config)
-    active = None if plugin is None or plugin.ratio == 1 else plugin
-
-    def encode(params: Params, variables: Any, tokens: jax.Array) -> jax.Array:
-        with spliced(active, variables, tokens):
-            return module.apply({"params": params}, tokens, method=Transformer.encode)
-
-    return jax.jit(encode)
+    return jax.jit(SplicedModel(T5(config), plugin).encode)
 
 
 def interleaved_seconds(

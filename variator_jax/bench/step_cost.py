@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.cost import encoder_flops, ffn_flops
+from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5.cost import ffn_flops
 from variator_jax.errors import ConfigError
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin import Ffn, PluginConfig, stack_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +46,23 @@ def distillation_flops(
     Raises:
       ConfigError: for a size below 1 or a plugin of ratio 1, which trains nothing.
     """
-    if plugin.ratio == 1 or not plugin.compressed_layers(config.num_encoder_layers):
+    if not _compressed(config, plugin):
         raise ConfigError("A plugin that compresses no layer has no distillation step.")
     if targets < 1:
         raise ConfigError(f"A cost needs a positive number of targets; found {targets}.")
     decoder = decoder_flops(config, length, targets)
     return StepFlops(
-        teacher=batch * (encoder_flops(config, length, 1) + decoder),
-        student=batch * (encoder_flops(config, length, plugin.ratio, plugin) + decoder),
+        teacher=batch * (stack_flops(T5(config).stack(), length) + decoder),
+        student=batch * (stack_flops(T5(config).stack(), length, plugin) + decoder),
         backward=batch
         * (_encoder_backward(config, plugin, length) + _decoder_backward(config, length, targets)),
     )
+
+
+def _compressed(config: T5Config, plugin: PluginConfig) -> list[int]:
+    """The encoder layers with FFN sites."""
+    stack, sites = T5(config).stack(), plugin.parts
+    return sorted({i for site in sites if isinstance(site, Ffn) for i in site.selected(stack)})
 
 
 def decoder_flops(config: T5Config, length: int, targets: int) -> int:
@@ -72,7 +78,7 @@ def _encoder_backward(config: T5Config, plugin: PluginConfig, length: int) -> in
     embed, joined = config.embed_dim, config.num_heads * config.head_dim
     attention = length * (8 * embed * joined + 2 * 4 * length * joined)
     groups = -(-length // plugin.ratio)
-    compressed = plugin.compressed_layers(config.num_encoder_layers)
+    compressed = _compressed(config, plugin)
     flops = 0
     for layer in range(min(compressed), config.num_encoder_layers):
         flops += ffn_flops(config, groups if layer in compressed else length)
@@ -81,7 +87,7 @@ def _encoder_backward(config: T5Config, plugin: PluginConfig, length: int) -> in
     layers = config.num_encoder_layers - len(compressed)
     frozen = config.num_encoder_layers * length * (8 * embed * joined + 4 * length * joined)
     frozen += layers * ffn_flops(config, length) + len(compressed) * ffn_flops(config, groups)
-    return flops + 2 * (encoder_flops(config, length, plugin.ratio, plugin) - frozen)
+    return flops + 2 * (stack_flops(T5(config).stack(), length, plugin) - frozen)
 
 
 def _decoder_backward(config: T5Config, length: int, targets: int) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config, Transformer
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import memory
 from variator_jax.bench.encoder import matrix_call, matrix_size, random_backbone
@@ -124,14 +124,14 @@ def _step(
     rows = shape.batch // settings.microbatches
     mesh = meshes.make_mesh(config, max(rows, 1), (1, 1, 1), [device])
     plugin = PluginConfig(ratio)
-    fresh = init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
+    fresh = init_plugin(plugin, T5(config).stack(), jax.random.key(0))
     everywhere = meshes.replicated(mesh)
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
     placed = jax.device_put(fresh, everywhere)
     state = placed_state(init_state(placed.params, optimizer), mesh)
     frozen = jax.device_put((params, placed.output_scales), everywhere)
     rows_on_device = meshes.global_batch(batch, mesh)
-    objective = Distillation(Transformer(config), plugin, LossConfig())
+    objective = Distillation(T5(config), plugin, LossConfig())
     train_step = make_train_step(objective, optimizer, settings.microbatches)
     with meshes.activations(mesh):
         jitted: Any = jit_train_step(train_step, state, mesh)

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from variator_jax.plugin.config import ENCODER_MLP
-from variator_jax.plugin.splice import surround_sites
+from variator_jax.backbones.base import Stack
+from variator_jax.plugin import intercept_modules
 
 
 @contextmanager
-def skip_encoder_ffn(sites: str = ENCODER_MLP) -> Iterator[None]:
-    """While active, every Linen module whose path matches `sites` returns zeros like its input.
+def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
+    """While active, every FFN of the stack returns zeros like its input.
 
     Enter it INSIDE the function that is jitted. A function that was compiled before would run as it
-    was compiled; that is noticed here, because then no site is called.
-
-    Args:
-      sites: a site pattern as in `PluginConfig.sites`.
+    was compiled; that is noticed here, because then no FFN is called.
 
     Raises:
-      PluginError: on leaving, if no site was skipped.
+      PluginError: on leaving, if no FFN was skipped.
     """
+    paths = {stack.path("ffn", layer) for layer in range(stack.layers)}
 
-    def skip(layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        return jnp.zeros_like(x)
+    def skip(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> jax.Array:
+        return jnp.zeros_like(stack.stream("ffn", args, kwargs))
 
-    with surround_sites(sites, skip):
+    with intercept_modules(paths.__contains__, skip):
         yield

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from variator_jax.backbones.t5 import Transformer, get_config
+from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.backbones.t5.decoding import greedy_decode
 from variator_jax.bench import latency
 from variator_jax.bench.hardware import hardware
 from variator_jax.errors import ConfigError
@@ -26,11 +26,14 @@ from variator_jax.evaluation.report import write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import LatencyEntry, Report, latency_entry, ratio_entry
 from variator_jax.evaluation.tables import report_markdown
+from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_parameters
+from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.train.data import check_vocabulary, task_vocabulary
 from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.train.settings import check_vocabulary, task_vocabulary
 
+_TOKENS = "encoder_input_tokens"
 Settings = tuple[PluginConfig, PluginVariables | None]
 
 
@@ -95,6 +98,7 @@ def evaluate(
     plugin_paths: Sequence[str] | str = (),
     initial_lora_path: str | None = None,
     latency_shapes: Sequence[tuple[str, int, int]] = (),
+    mesh_shape: Sequence[int] | None = None,
 ) -> Report:
     """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
 
@@ -105,6 +109,7 @@ def evaluate(
       plugin_paths: plugin folders or run folders, one a ratio.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
       latency_shapes: `(backbone name, batch, length)` to time; any size, weights do not matter.
+      mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Raises:
       VariatorError: if a plugin belongs to another backbone, or two have the same ratio.
@@ -120,10 +125,11 @@ def evaluate(
     settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)} | {
         ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
     }
-    runner = Runner(backbone, data)
+    runner = Runner(backbone, data, mesh_or_none(backbone.config, data.batch_size, mesh_shape))
+    stack = T5(backbone.config).stack()
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
     control = runner.results(
-        None, None, lambda mask: skip_encoder_ffn(), "control without encoder FFNs"
+        None, None, lambda mask: skip_encoder_ffn(stack), "control without encoder FFNs"
     )
     identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
     times = _latencies(shapes, settings)
@@ -159,9 +165,9 @@ def evaluate(
 class Runner:
     """Scores every task of one backbone, with any plugin in place."""
 
-    def __init__(self, backbone: Backbone, data: EvalData) -> None:
-        self._module = Transformer(backbone.config)
-        self._params = jax.device_put(backbone.params)
+    def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
+        self._network, self._mesh = T5(backbone.config), mesh
+        self._params = place_parameters(backbone.params, backbone.config, mesh)
         self._data = data
         self.majority: dict[str, float] = {}
 
@@ -169,7 +175,7 @@ class Runner:
         self,
         config: PluginConfig | None,
         variables: PluginVariables | None,
-        instead: scorers.Instead | None = None,
+        intervention: Intervention | None = None,
         name: str | None = None,
     ) -> dict[str, evaluator.TaskResult]:
         """Task -> result. Fills `majority` in on the way, which no plugin changes.
@@ -177,15 +183,17 @@ class Runner:
         Args:
           config: the plugin's settings, None for the backbone itself.
           variables: its arrays.
-          instead: a control or baseline in place of a plugin, see `scorers.label_scorer`.
+          intervention: a control or baseline in place of a plugin.
           name: what to call it on the screen; by default the ratio.
         """
         from variator_jax.data.spec import get_spec
 
+        model = SplicedModel(self._network, config, intervention)
+        placed = place_everywhere(variables, self._mesh)
         results = {}
         for task in self._data.tasks():
             spec = get_spec(task)
-            functions = self._functions(spec, config, variables, instead)
+            functions = self._functions(spec, model, placed)
             result = evaluator.evaluate_task(spec, self._data.batches(task), **functions)
             results[task] = result
             if result.majority is not None:
@@ -196,30 +204,30 @@ class Runner:
 
     def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        bare = latency.encoder_call(self._module.config, None)
-        spliced = jax.jit(functools.partial(_encode, self._module, config))
-        batches = (next(iter(self._data.batches(task))) for task in self._data.tasks())
-        return evaluator.bit_identical(
-            lambda batch: bare(self._params, None, batch["encoder_input_tokens"]),
-            lambda batch: spliced(self._params, variables, batch["encoder_input_tokens"]),
-            batches,
+        calls = [
+            compile_on(self._mesh, _encoder(SplicedModel(self._network, plugin)))
+            for plugin in (None, config)
+        ]
+        arrays = (None, place_everywhere(variables, self._mesh))
+        bare, spliced = (
+            functools.partial(call, self._params, plugin)
+            for call, plugin in zip(calls, arrays, strict=True)
         )
+        batches = (next(iter(self._data.batches(task))) for task in self._data.tasks())
+        tokens = ({_TOKENS: batch[_TOKENS]} for batch in batches)
+        return evaluator.bit_identical(bare, spliced, tokens)
 
     def _functions(
-        self,
-        spec: Any,
-        config: PluginConfig | None,
-        variables: PluginVariables | None,
-        instead: scorers.Instead | None,
+        self, spec: Any, model: SplicedModel, variables: PluginVariables | None
     ) -> dict[str, Any]:
         from variator_jax.data.batches import accepted_answers, task_or_mixture
 
         vocabulary = task_or_mixture(spec.name).output_features["targets"].vocabulary
         if spec.kind == "generation":
-            generate = self._generate(config, instead)
+            generate = compile_on(self._mesh, self._generate(model))
             return {
                 "generate": lambda batch: generate(
-                    self._params, variables, batch["encoder_input_tokens"]
+                    self._params, variables, {_TOKENS: batch[_TOKENS]}
                 ),
                 "decode": vocabulary.decode,
                 "references": accepted_answers(spec.name, self._data.split)
@@ -229,36 +237,27 @@ class Runner:
         if spec.kind == "classification":
             label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
             position = len(evaluator.prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
-            scorer = scorers.label_scorer(
-                self._module, label_ids, config, instead=instead, position=position
-            )
+            scorer = scorers.label_scorer(model, label_ids, position, self._mesh)
             bound = functools.partial(scorer, self._params, variables)
             return {"score_batch": bound, "label_ids": label_ids, "label_position": position}
-        scorer = scorers.target_scorer(self._module, config, instead=instead)
+        scorer = scorers.target_scorer(model, self._mesh)
         return {"score_batch": functools.partial(scorer, self._params, variables)}
 
-    def _generate(
-        self, config: PluginConfig | None, instead: scorers.Instead | None
-    ) -> Callable[..., jax.Array]:
-        @jax.jit
-        def generate(params: dict, variables: Any, tokens: jax.Array) -> jax.Array:
-            with scorers.spliced(config, variables, tokens, instead):
-                encoded = self._module.apply({"params": params}, tokens, method="encode")
-            length = self._data.feature_lengths["targets"]
-            return greedy_decode(self._module, params, encoded, tokens, length).tokens
+    def _generate(self, model: SplicedModel) -> Callable[..., jax.Array]:
+        length = self._data.feature_lengths["targets"]
+
+        def generate(params: dict, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            return model.generate(params, variables, batch[_TOKENS], length)
 
         return generate
 
 
+def _encoder(model: SplicedModel) -> Callable[..., jax.Array]:
+    return lambda params, variables, batch: model.encode(params, variables, batch[_TOKENS])
+
+
 def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
     return {task: result.score for task, result in results.items()}
-
-
-def _encode(
-    module: Transformer, config: PluginConfig, params: dict, variables: Any, tokens: jax.Array
-) -> jax.Array:
-    with scorers.spliced(config, variables, tokens):
-        return module.apply({"params": params}, tokens, method="encode")
 
 
 def _load_plugins(paths: Sequence[str], backbone: Backbone) -> dict[int, Plugin]:
@@ -295,7 +294,7 @@ def _latencies(
 
 
 def _fresh(plugin: PluginConfig, config: Any) -> PluginVariables:
-    return init_plugin(plugin, config.num_encoder_layers, config.embed_dim, jax.random.key(0))
+    return init_plugin(plugin, T5(config).stack(), jax.random.key(0))
 
 
 def _say(text: str) -> None:

@@ -6,30 +6,29 @@ be whole lives in `result_files.py`; what the answers are worth is `evaluate.py`
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from variator_jax.backbones.t5 import Transformer
-from variator_jax.backbones.t5.decoding import greedy_decode
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import ConfigError, DataError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.infer_data import Batch, InferData
 from variator_jax.evaluation.result_files import finished, writing
-from variator_jax.plugin import PluginConfig
+from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_parameters
+from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, kinds, load_backbone, load_plugin, t5x
 from variator_jax.store.folders import fingerprint
 from variator_jax.store.t5x_run import load_t5x_plugin
-from variator_jax.train.data import check_vocabulary
 from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.train.settings import check_vocabulary
 
 MODES = ("predict", "score")
 _SAY_EVERY = 100  # batches
@@ -47,6 +46,7 @@ def infer(
     initial_lora_path: str | None = None,
     ratio: int | None = None,
     mode: str = "predict",
+    mesh_shape: Sequence[int] | None = None,
 ) -> list[pathlib.Path]:
     """Answers every example of a task or mixture, and writes a file a task to `output_dir`.
 
@@ -66,6 +66,7 @@ def infer(
         if there is one.
       mode: 'predict' for greedy decoding; 'score' for the log-probability of the targets, in nats:
         the sum over target tokens, padding left out.
+      mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Returns:
       The files, one a task.
@@ -90,7 +91,8 @@ def infer(
         for feature in task.output_features.values():
             known = backbone.vocabulary_fingerprint
             check_vocabulary(task.name, feature.vocabulary, backbone.config, known)
-    answer = _answer(mode, backbone, plugin, data.feature_lengths["targets"])
+    mesh = mesh_or_none(backbone.config, data.batch_size, mesh_shape)
+    answer = _answer(mode, backbone, plugin, data.feature_lengths["targets"], mesh)
     identity = _identity(mode, backbone, plugin, data)
     paths = [folder / f"{task.name}-{mode}.jsonl-00000-of-00001" for task in tasks]
     done = [
@@ -151,14 +153,23 @@ def _write_task(
     _say(f"  {task.name}: {count} examples, wrote {path}")
 
 
-def _answer(mode: str, backbone: Backbone, plugin: Plugin | None, length: int) -> Answer:
+def _answer(
+    mode: str, backbone: Backbone, plugin: Plugin | None, length: int, mesh: Mesh | None
+) -> Answer:
     """The compiled model, with its arrays bound; compiled once, as all batches have one shape."""
-    module, params = Transformer(backbone.config), jax.device_put(backbone.params)
-    config, variables = (plugin.config, plugin.variables) if plugin else (None, None)
+    model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
+    params = place_parameters(backbone.params, backbone.config, mesh)
+    variables = place_everywhere(plugin.variables if plugin else None, mesh)
     if mode == "predict":
-        predict = jax.jit(functools.partial(_predict, module, config, int(length)))
-        return lambda batch: np.asarray(predict(params, variables, batch["encoder_input_tokens"]))
-    scorer = scorers.target_scorer(module, config)
+
+        def generate(params: dict, variables: Any, batch: Batch) -> jax.Array:
+            return model.generate(params, variables, batch["encoder_input_tokens"], int(length))
+
+        predict = compile_on(mesh, generate)
+        return lambda batch: np.asarray(
+            predict(params, variables, {"encoder_input_tokens": batch["encoder_input_tokens"]})
+        )
+    scorer = scorers.target_scorer(model, mesh)
 
     def score(batch: Batch) -> np.ndarray:
         # [batch, target length]
@@ -172,20 +183,6 @@ def _answer(mode: str, backbone: Backbone, plugin: Plugin | None, length: int) -
         return scores
 
     return score
-
-
-def _predict(
-    module: Transformer,
-    config: PluginConfig | None,
-    length: int,
-    params: dict,
-    variables: Any,
-    tokens: jax.Array,
-) -> jax.Array:
-    """Token ids `[batch, length]`, EOS included."""
-    with scorers.spliced(config, variables, tokens):
-        encoded = module.apply({"params": params}, tokens, method="encode")
-    return greedy_decode(module, params, encoded, tokens, length).tokens
 
 
 def _fill(batch: Batch, size: int) -> Batch:
@@ -203,7 +200,7 @@ def _identity(
     settings = None
     if plugin:
         arrays = {"params": plugin.variables.params, "scales": plugin.variables.output_scales}
-        settings = dataclasses.asdict(plugin.config) | {"arrays": fingerprint(arrays)}
+        settings = plugin.config.to_json() | {"arrays": fingerprint(arrays)}
     identity = {
         "mode": mode,
         "backbone": backbone.fingerprint,

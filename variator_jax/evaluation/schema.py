@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from variator_jax.backbones.t5 import cost
-from variator_jax.backbones.t5.config import T5Config
+from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.latency import Latency
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin import PluginConfig, flops_saved, plugin_parameters, stack_flops
 
 Scores = Mapping[str, float]
 
@@ -110,15 +110,16 @@ def ratio_entry(
     details: Mapping[str, Scores] | None = None,
 ) -> RatioEntry:
     """An entry whose FLOPs and parameters are computed from the shapes."""
-    extra = cost.plugin_parameters(config, plugin)
+    stack = T5(config).stack()
+    extra = plugin_parameters(plugin, stack)
     return RatioEntry(
         ratio=plugin.ratio,
         quality=dict(quality),
         identical_to_backbone=identical_to_backbone,
-        encoder_flops=cost.encoder_flops(config, length, plugin.ratio, plugin),
-        flops_saved=cost.flops_saved(config, length, plugin.ratio, plugin),
+        encoder_flops=stack_flops(stack, length, plugin),
+        flops_saved=flops_saved(stack, length, plugin),
         extra_parameters=extra,
-        extra_parameters_share=extra / cost.backbone_parameters(config),
+        extra_parameters_share=extra / backbone_parameters(config),
         latency=tuple(latency),
         details={task: dict(scores) for task, scores in (details or {}).items()},
     )

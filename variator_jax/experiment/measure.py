@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5
 from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.experiment.arms import METHOD, TEACHER, arms_named
@@ -95,7 +95,7 @@ def _count(experiment: Experiment, backbone: str) -> list[dict[str, Any]]:
     data = task_data(experiment, cells[0])
     each = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
     batches = list(itertools.chain.from_iterable(each))
-    module = Transformer(teacher.config)
+    module = T5(teacher.config)
     found: list[dict[str, Any]] = []
     for cell in cells:
         plugin = _adapted(experiment, cell, teacher)

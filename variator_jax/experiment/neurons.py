@@ -21,13 +21,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
+from variator_jax.backbones.base import Stack
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import ConfigError, DataError
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import Ffn, intercept_modules
 from variator_jax.plugin.arrays import PluginVariables
 from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.sites.ffn import group_members, to_groups
-from variator_jax.plugin.splice import splice, surround_sites
+from variator_jax.plugin.groups import make_groups, to_groups
 
 THRESHOLD = 1.0
 
@@ -72,7 +74,7 @@ class ActivatedNeurons:
 
 
 def activated_neurons(
-    module: nn.Module,
+    backbone: T5,
     params: Any,
     plugin: PluginConfig | None,
     variables: PluginVariables | None,
@@ -83,7 +85,7 @@ def activated_neurons(
     """Counts the encoder's firing neurons with a plugin in place and without it.
 
     Args:
-      module: the backbone, with T5X's `encode`; it runs without dropout and remat.
+      backbone: the network; it runs without dropout and remat.
       params: its parameters.
       plugin: the plugin's settings; None or ratio 1 is the backbone itself.
       variables: the plugin's arrays; may be None at ratio 1.
@@ -98,7 +100,9 @@ def activated_neurons(
       PluginError: if no layer matches `plugin.sites`, or `variables` do not fit.
     """
     plugin = plugin or PluginConfig(ratio=1)
-    count = _counter(_plain(module), plugin, _threshold(module, threshold))
+    # What remat's layers see could not be carried out of it.
+    plain = T5(dataclasses.replace(backbone.config, remat=False))
+    count = _counter(plain, plugin, _threshold(plain, threshold))
     sums: dict[str, dict[int, float]] = {"share": {}, "token": {}, "union": {}}
     inputs: dict[str, dict[int, float]] = {name: {} for name in sums}
     for batch in batches:
@@ -113,17 +117,23 @@ def activated_neurons(
     return ActivatedNeurons(plugin.ratio, layers, **means)
 
 
-def _threshold(module: nn.Module, given: float | None) -> float:
+def _threshold(backbone: T5, given: float | None) -> float:
     if given is None:
-        activations = getattr(getattr(module, "config", None), "mlp_activations", ())
-        return 0.0 if "relu" in activations else THRESHOLD
+        return 0.0 if "relu" in backbone.config.mlp_activations else THRESHOLD
     if not given >= 0:
         raise ConfigError(f"A firing threshold is 0 or more; found {given!r}.")
     return given
 
 
-def _counter(module: nn.Module, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:
+def _counter(backbone: T5, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:
     """The jitted count of one batch: name -> layer -> (sum of shares, number of inputs)."""
+    stack = backbone.stack()
+    ratios = {
+        layer: site.ratio
+        for site in plugin.parts
+        if isinstance(site, Ffn)
+        for layer in site.selected(stack)
+    }
 
     def fires(hidden: dict[int, jax.Array]) -> dict[int, jax.Array]:
         found = {}
@@ -134,22 +144,23 @@ def _counter(module: nn.Module, plugin: PluginConfig, threshold: float) -> Calla
 
     @jax.jit
     def count(params: Any, variables: Any, arrays: dict) -> dict:
-        mask, segments = arrays["encoder_input_tokens"] > 0, arrays.get("encoder_segment_ids")
-        with _hidden(plugin.sites) as hidden:
-            _encode(module, params, arrays)
-        with _hidden(plugin.sites) as short, splice(plugin, variables, mask, segments):
-            _encode(module, params, arrays)
+        mask = backbone.masks(arrays)["encoder"]
+        tokens = arrays["encoder_input_tokens"], mask.segments
+        with _hidden(stack) as hidden:
+            backbone.encode(params, *tokens)
+        with _hidden(stack) as short:
+            SplicedModel(backbone, plugin).encode(params, variables, *tokens)
         plain, spliced = fires(hidden), fires(short)
         found: dict[str, dict] = {"share": {}, "token": {}, "union": {}}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input
-            ratio = plugin.ratio if plugin.covers(layer) else 1
-            members = group_members(mask, ratio, segments)
+            ratio = ratios.get(layer, 1)
+            members = make_groups(mask, ratio).members
             groups = members.any(-1)
             # [batch, groups, neurons]
             union = (to_groups(plain[layer], ratio) & members[..., None]).any(2)
             found["share"][layer] = _masked_sum(spliced[layer].mean(-1), groups)
-            found["token"][layer] = _masked_sum(plain[layer].mean(-1), mask)
+            found["token"][layer] = _masked_sum(plain[layer].mean(-1), mask.valid)
             found["union"][layer] = _masked_sum(union.mean(-1), groups)
         return found
 
@@ -157,34 +168,22 @@ def _counter(module: nn.Module, plugin: PluginConfig, threshold: float) -> Calla
 
 
 @contextmanager
-def _hidden(sites: str) -> Iterator[dict[int, jax.Array]]:
-    """Collects what goes into each site's `wo`, `[batch, inputs, neurons]` by layer."""
+def _hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
+    """Collects what goes into each FFN's `wo`, `[batch, inputs, neurons]` by layer."""
     caught: dict[int, jax.Array] = {}
+    layers = {f"{stack.path('ffn', layer)}/wo": layer for layer in range(stack.layers)}
 
-    def catch(layer: int, wo: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        caught[layer] = x
-        return wo(x)
+    def catch(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        caught[layers[path]] = stack.stream("ffn", args, kwargs)
+        return call(*args, **kwargs)
 
-    with surround_sites(f"(?:{sites})/wo", catch):
+    with intercept_modules(layers.__contains__, catch):
         yield caught
-
-
-def _encode(module: nn.Module, params: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
-    tokens, segments = arrays["encoder_input_tokens"], arrays.get("encoder_segment_ids")
-    return module.apply({"params": params}, tokens, segments, enable_dropout=False, method="encode")
 
 
 def _masked_sum(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sum of `x [batch, inputs]` where the mask is True, and how many those are."""
     return jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """The module without remat: what its layers see could not be carried out of a remat."""
-    config: Any = getattr(module, "config", None)
-    if not getattr(config, "remat", False):
-        return module
-    return module.clone(config=dataclasses.replace(config, remat=False))
 
 
 def _encoder_arrays(batch: Batch) -> dict[str, np.ndarray]:

@@ -92,9 +92,9 @@ def _macros(
 def _rehearse(data: bool) -> None:
     """Makes what the parsed configuration trains with, as far as that costs little."""
     from variator_jax import gin_utils
-    from variator_jax.train.data import DataConfig
     from variator_jax.train.loop import Schedule
     from variator_jax.train.optimizers import optimizer
+    from variator_jax.train.settings import DataConfig
 
     gin_utils.configured(optimizer)()
     gin_utils.configured(Schedule)()

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from variator_jax.backbones.t5 import cost, shape_params
+from variator_jax.backbones.t5 import T5, shape_params
+from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.evaluate import EvalData, Runner
 from variator_jax.evaluation.evaluator import TaskResult
@@ -25,10 +26,17 @@ from variator_jax.experiment.similar_tokens import (
 )
 from variator_jax.experiment.stages import gin_arguments
 from variator_jax.experiment.truncation import common_suffix, same_flops_length, truncated
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.model import Intervention
+from variator_jax.plugin import (
+    PluginConfig,
+    PluginVariables,
+    init_plugin,
+    plugin_parameters,
+    stack_flops,
+)
 from variator_jax.store import Backbone, load_backbone, load_plugin
 from variator_jax.train.jobs import backbone_folder, run_part
-from variator_jax.train.narrow import student_leaves
+from variator_jax.train.student import student_leaves
 
 T = TypeVar("T")
 
@@ -43,7 +51,7 @@ class Scored:
       flops: of one encoder pass over a row of the task's length.
       plugin: settings of a plugin, None for none.
       variables: its arrays.
-      instead: from the token mask, the context in which the backbone runs; None for none.
+      intervention: what the backbone runs under in place of a plugin; None for none.
       extra_parameters: trained weights beside the backbone's.
     """
 
@@ -52,7 +60,7 @@ class Scored:
     flops: int
     plugin: PluginConfig | None = None
     variables: PluginVariables | None = None
-    instead: Callable[[jax.Array], Any] | None = None
+    intervention: Intervention | None = None
     extra_parameters: int = 0
 
 
@@ -67,9 +75,9 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     teacher = _loaded(str(backbone_folder(str(experiment.teacher_folder(cell)))))
     scored = _SCORED[cell.arm.scored](experiment, cell, teacher, data)
     runner = Runner(scored.backbone, scored.data)
-    results = runner.results(scored.plugin, scored.variables, scored.instead, str(cell))
-    whole = cost.encoder_flops(teacher.config, _length(data), 1)
-    parameters = cost.backbone_parameters(teacher.config)
+    results = runner.results(scored.plugin, scored.variables, scored.intervention, str(cell))
+    whole = stack_flops(T5(teacher.config).stack(), _length(data))
+    parameters = backbone_parameters(teacher.config)
     return {
         "backbone": cell.backbone,
         "task": cell.task,
@@ -136,7 +144,7 @@ def _length(data: EvalData) -> int:
 
 
 def _teacher(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    return Scored(teacher, data, cost.encoder_flops(teacher.config, _length(data), 1))
+    return Scored(teacher, data, stack_flops(T5(teacher.config).stack(), _length(data)))
 
 
 def _plugin(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
@@ -151,17 +159,16 @@ def _plugin(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalDat
 def _mean_pool(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
     method = method_plugin(experiment, cell)
     plugin = dataclasses.replace(method, compression="mean", decompression="repeat")
-    shape = teacher.config
-    fresh = init_plugin(plugin, shape.num_encoder_layers, shape.embed_dim, jax.random.key(0))
+    fresh = init_plugin(plugin, T5(teacher.config).stack(), jax.random.key(0))
     return _with_plugin(teacher, data, plugin, fresh)
 
 
 def _with_plugin(
     teacher: Backbone, data: EvalData, plugin: PluginConfig, variables: PluginVariables
 ) -> Scored:
-    config = teacher.config
-    flops = cost.encoder_flops(config, _length(data), plugin.ratio, plugin)
-    extra = cost.plugin_parameters(config, plugin)
+    stack = T5(teacher.config).stack()
+    flops = stack_flops(stack, _length(data), plugin)
+    extra = plugin_parameters(plugin, stack)
     return Scored(teacher, data, flops, plugin, variables, extra_parameters=extra)
 
 
@@ -170,29 +177,31 @@ def _student(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalDa
     config = student.config
     # What a student has of its own; decoder and embeddings are the teacher's.
     own = jax.tree.leaves(student_leaves(shape_params(config)))
-    flops = cost.encoder_flops(config, _length(data), 1)
+    flops = stack_flops(T5(config).stack(), _length(data))
     return Scored(student, data, flops, extra_parameters=sum(math.prod(x.shape) for x in own))
 
 
 def _no_ffn(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
-    config = teacher.config
-    flops = config.num_encoder_layers * cost.attention_flops(config, _length(data))
-    return Scored(teacher, data, flops, instead=lambda mask: skip_encoder_ffn())
+    stack, length = T5(teacher.config).stack(), _length(data)
+    flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
+    return Scored(teacher, data, flops, intervention=lambda mask: skip_encoder_ffn(stack))
 
 
 def _similar(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
     method = method_plugin(experiment, cell)
-    ratio = same_flops_ratio(teacher.config, _length(data), cell.ratio, method)
-    flops = similar_tokens_flops(teacher.config, _length(data), ratio)
-    instead = functools.partial(merge_similar, ratio)
-    return Scored(teacher, data, flops, instead=instead)
+    stack = T5(teacher.config).stack()
+    ratio = same_flops_ratio(stack, _length(data), method)
+    flops = similar_tokens_flops(stack, _length(data), ratio)
+    intervention = functools.partial(merge_similar, ratio, stack)
+    return Scored(teacher, data, flops, intervention=intervention)
 
 
 def _truncated(experiment: Experiment, cell: Cell, teacher: Backbone, data: EvalData) -> Scored:
     method = method_plugin(experiment, cell)
-    length = same_flops_length(teacher.config, _length(data), cell.ratio, method)
+    stack = T5(teacher.config).stack()
+    length = same_flops_length(stack, _length(data), method)
     share = length / _length(data)
-    flops = cost.encoder_flops(teacher.config, length, 1)
+    flops = stack_flops(stack, length)
     return Scored(teacher, Truncated(**_fields(data), share=share), flops)
 
 

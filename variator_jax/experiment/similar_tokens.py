@@ -13,47 +13,49 @@ import bisect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.cost import attention_flops, encoder_flops, ffn_flops
+from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError, PluginError
-from variator_jax.plugin.config import ENCODER_MLP, PluginConfig
-from variator_jax.plugin.splice import surround_sites
+from variator_jax.plugin import PluginConfig, intercept_modules, stack_flops
 
 
 @contextmanager
-def merge_similar(ratio: float, token_mask: jax.Array, sites: str = ENCODER_MLP) -> Iterator[None]:
-    """While active, every module whose path matches `sites` runs on ceil(length / ratio) vectors.
+def merge_similar(ratio: float, stack: Stack, token_mask: jax.Array) -> Iterator[None]:
+    """While active, every FFN of the stack runs on ceil(length / ratio) vectors.
 
     Enter it INSIDE the function that is jitted, as `splice`. Ratio 1 changes nothing at all. Rows
     are expected to begin with a token; what has no destination in its row gets 0.
 
     Args:
       ratio: a destination comes every so many positions, rounded down; 1 or more, whole or not.
+      stack: the encoder.
       token_mask: `[batch, length]` bool, True on tokens. Padding joins nothing and receives 0.
-      sites: a site pattern as in `PluginConfig.sites`.
 
     Raises:
-      PluginError: for a ratio below 1 or a pattern that is none; on leaving, if no site matched.
+      PluginError: for a ratio below 1; on leaving, if no FFN ran.
     """
-    checked = PluginConfig(1, sites=sites)
     if not 1 <= ratio < math.inf:
         raise PluginError(f"Tokens are merged at a ratio of 1 or more; found {ratio!r}.")
     if ratio == 1:
         yield
         return
 
-    def merged(layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    def merged(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> jax.Array:
+        x = stack.stream("ffn", args, kwargs)
         owners = destinations(x, token_mask, ratio)
+        short = merge(x, token_mask, owners, len(_places(x.shape[1], ratio)))
+        args, kwargs = stack.with_stream("ffn", args, kwargs, short)
         # [batch, groups, embed]
-        y = ffn(merge(x, token_mask, owners, len(_places(x.shape[1], ratio))))
+        y = call(*args, **kwargs)
         return unmerge(y, token_mask & (owners >= 0), owners)
 
-    with surround_sites(checked.sites, merged):
+    paths = {stack.path("ffn", layer) for layer in range(stack.layers)}
+    with intercept_modules(paths.__contains__, merged):
         yield
 
 
@@ -120,7 +122,7 @@ def unmerge(y: jax.Array, receivers: jax.Array, owners: jax.Array) -> jax.Array:
     return spread * receivers[..., None].astype(y.dtype)
 
 
-def similar_tokens_flops(config: T5Config, length: int, ratio: float) -> int:
+def similar_tokens_flops(stack: Stack, length: int, ratio: float) -> int:
     """FLOPs of one encoder pass over one row: FFNs on merged vectors, and the similarities.
 
     The similarities cost 2 * length * ceil(length / ratio) * embed in each layer. Means are sums of
@@ -132,34 +134,31 @@ def similar_tokens_flops(config: T5Config, length: int, ratio: float) -> int:
     if length < 1 or ratio < 1:
         raise ConfigError(f"A cost needs a length and ratio of 1 or more: {length} and {ratio}.")
     if ratio == 1:
-        return encoder_flops(config, length, 1)
+        return stack_flops(stack, length)
     groups = len(_places(length, ratio))
-    layer = attention_flops(config, length) + ffn_flops(config, groups)
-    return config.num_encoder_layers * (layer + 2 * length * groups * config.embed_dim)
+    layers = sum(stack.flops(i, length, length, groups) for i in range(stack.layers))
+    return layers + stack.layers * 2 * length * groups * stack.width
 
 
-def same_flops_ratio(
-    config: T5Config, length: int, ratio: int, plugin: PluginConfig | None = None
-) -> float:
+def same_flops_ratio(stack: Stack, length: int, plugin: PluginConfig) -> float:
     """The ratio at which merging similar tokens costs what a plugin costs, as nearly as it goes.
 
     Args:
-      config: shape of the backbone.
+      stack: the encoder.
       length: tokens of the input.
-      ratio: compression ratio k of the plugin.
-      plugin: its settings, the defaults of that ratio if None.
+      plugin: its settings.
 
     Returns:
       length / n for the most destinations n that cost no more; for a plugin that saves nothing, 1.
 
     Raises:
-      ConfigError: for a size below 1 or a plugin of another ratio.
+      ConfigError: for a size below 1.
     """
-    most = encoder_flops(config, length, ratio, plugin)
-    if most >= encoder_flops(config, length, 1):
+    most = stack_flops(stack, length, plugin)
+    if most >= stack_flops(stack, length):
         return 1.0
     counts = range(1, length + 1)
     fitting = bisect.bisect_right(
-        counts, most, key=lambda n: similar_tokens_flops(config, length, length / n)
+        counts, most, key=lambda n: similar_tokens_flops(stack, length, length / n)
     )
     return length / max(fitting, 1)

@@ -11,32 +11,28 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.cost import encoder_flops
+from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError, DataError
 from variator_jax.evaluation.scorers import Batch
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin import PluginConfig, stack_flops
 
 _INPUTS = "encoder_input_tokens"
 
 
-def same_flops_length(
-    config: T5Config, length: int, ratio: int, plugin: PluginConfig | None = None
-) -> int:
-    """The longest input, up to `length`, that costs no more uncompressed than `length` at a ratio.
+def same_flops_length(stack: Stack, length: int, plugin: PluginConfig) -> int:
+    """The longest input, up to `length`, that costs no more uncompressed than `length` compressed.
 
     Args:
-      config: shape of the backbone.
+      stack: the encoder.
       length: tokens of the whole input.
-      ratio: compression ratio k.
-      plugin: method settings, the defaults of that ratio if None.
+      plugin: the plugin's settings.
 
     Raises:
-      ConfigError: for a size below 1 or a plugin of another ratio.
+      ConfigError: for a size below 1.
     """
-    most = encoder_flops(config, length, ratio, plugin)
+    most = stack_flops(stack, length, plugin)
     lengths = range(1, length + 1)
-    return bisect.bisect_right(lengths, most, key=lambda n: encoder_flops(config, n, 1))
+    return bisect.bisect_right(lengths, most, key=lambda n: stack_flops(stack, n))
 
 
 def truncated(batches: Iterable[Batch], share: float, suffix: int) -> Iterator[Batch]:

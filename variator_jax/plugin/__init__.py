@@ -1,25 +1,33 @@
-"""Compression plugins in pure Linen: hidden compression, hidden decompression and the splice.
+"""Compression plugins: configuration, arrays, merge groups, sites and the splice.
 
 Nothing in here knows T5, checkpoints or training.
 """
 
-from variator_jax.plugin.arrays import PluginVariables, init_plugin, layer_name
+from variator_jax.plugin.arrays import (
+    PluginVariables,
+    init_plugin,
+    plugin_parameters,
+    plugin_specs,
+)
 from variator_jax.plugin.calibration import calibrate, site_output_rms
 from variator_jax.plugin.config import ENCODER_MLP, PluginConfig
-from variator_jax.plugin.sites.ffn import HiddenCompression, HiddenDecompression, PluginLayer
-from variator_jax.plugin.splice import splice, surround_sites
+from variator_jax.plugin.cost import flops_allowed_speedup, flops_saved, stack_flops
+from variator_jax.plugin.sites.ffn import Ffn
+from variator_jax.plugin.splice import intercept_modules, splice
 
 __all__ = [
     "ENCODER_MLP",
-    "HiddenCompression",
-    "HiddenDecompression",
+    "Ffn",
     "PluginConfig",
-    "PluginLayer",
     "PluginVariables",
     "calibrate",
+    "flops_allowed_speedup",
+    "flops_saved",
     "init_plugin",
-    "layer_name",
+    "intercept_modules",
+    "plugin_parameters",
+    "plugin_specs",
     "site_output_rms",
     "splice",
-    "surround_sites",
+    "stack_flops",
 ]

@@ -1,13 +1,16 @@
-"""A plugin's arrays: trainable parameters by layer, and the output scales that calibration sets."""
+"""A plugin's arrays: trained parameters by module path, and output scales that calibration sets."""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import struct, traverse_util
 
+from variator_jax.backbones.base import Stack
 from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.sites.ffn import PluginLayer
+from variator_jax.plugin.sites.base import ArraySpec
 
 
 @struct.dataclass
@@ -15,40 +18,54 @@ class PluginVariables:
     """The arrays of one compression plugin.
 
     Attributes:
-      params: `{'layers_<i>': {'compression': ..., 'decompression': ...}}` by compressed layer,
-        float32, the only thing that training moves.
-      output_scales: `{'layers_<i>': a}`, float32 scalars, set once by calibration.
+      params: key of a site, such as 'encoder/layers_0/mlp' -> its tree of arrays, float32, the only
+        ones that training moves.
+      output_scales: key -> a, float32 scalars, set once by calibration.
     """
 
     params: dict
     output_scales: dict
 
 
-def layer_name(layer: int) -> str:
-    """The key of an encoder layer in both trees."""
-    return f"layers_{layer}"
+def plugin_specs(config: PluginConfig, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
+    """The arrays of a plugin on a stack: key -> name -> shape, axes and initialiser.
+
+    Raises:
+      PluginError: if the config names layers that the stack does not have.
+    """
+    return {key: specs for site in config.parts for key, specs in site.arrays(stack).items()}
+
+
+def plugin_parameters(config: PluginConfig, stack: Stack) -> int:
+    """Number of trained weights; output scales, calibrated constants, are not counted."""
+    specs = plugin_specs(config, stack).values()
+    return sum(math.prod(spec.shape) for arrays in specs for spec in arrays.values())
 
 
 def init_plugin(
-    config: PluginConfig,
-    num_layers: int,
-    embed_dim: int,
-    rng: jax.Array,
-    output_scale: float = 1.0,
+    config: PluginConfig, stack: Stack, rng: jax.Array, output_scale: float = 1.0
 ) -> PluginVariables:
-    """Fresh arrays for an encoder of `num_layers` layers with `embed_dim` wide hidden vectors.
+    """Fresh arrays of a plugin on a stack.
 
     Raises:
-      PluginError: if the config names layers that the encoder does not have.
+      PluginError: if the config names layers that the stack does not have.
     """
-    layers = config.compressed_layers(num_layers)
-    x = jnp.zeros((1, 1, config.ratio, embed_dim), jnp.float32)
+    specs = plugin_specs(config, stack)
 
     def init(rng: jax.Array) -> dict:
-        keys = jax.random.split(rng, num_layers)
-        module = PluginLayer(config)
-        # The ablations that learn nothing have no parameters at all.
-        return {layer_name(i): module.init(keys[i], x).get("params", {}) for i in layers}
+        return {
+            key: init_arrays(specs[key], jax.random.fold_in(rng, i)) for i, key in enumerate(specs)
+        }
 
-    scales = {layer_name(i): jnp.full((), output_scale, jnp.float32) for i in layers}
+    scales = {key: jnp.full((), output_scale, jnp.float32) for key in specs}
     return PluginVariables(params=jax.jit(init)(rng), output_scales=scales)
+
+
+def init_arrays(specs: dict[str, ArraySpec], rng: jax.Array) -> dict:
+    """Fresh arrays of one key, as a tree."""
+    keys = jax.random.split(rng, max(len(specs), 1))
+    arrays = {
+        name: spec.init(key, spec.shape, jnp.float32)
+        for key, (name, spec) in zip(keys, specs.items(), strict=False)
+    }
+    return traverse_util.unflatten_dict(arrays, sep="/")

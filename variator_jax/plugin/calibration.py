@@ -1,47 +1,71 @@
-"""The per-layer output scale `a`: how large the backbone's own FFN outputs are at each site."""
+"""The output scale `a` of each key: how much the modules inside a site add in the teacher.
+
+T5's FFN outputs grow by orders of magnitude with depth and size, so that one learning rate serves
+every backbone only if the plugin works in units of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from variator_jax.plugin.arrays import PluginVariables, layer_name
-from variator_jax.plugin.splice import surround_sites
+from variator_jax.backbones.base import Mask, Stack
+from variator_jax.plugin.arrays import PluginVariables
+from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin.splice import intercept_modules
 
 
 def site_output_rms(
-    run: Callable[[], object], sites: str, token_mask: jax.Array
+    run: Callable[[], object], config: PluginConfig, stack: Stack, mask: Mask
 ) -> dict[str, jax.Array]:
-    """Runs the uncompressed network once and returns each site's RMS output, `{'layers_<i>': a}`.
-
-    T5's FFN outputs grow by orders of magnitude with depth and size, so that one learning rate
-    serves every backbone only if the plugin works in units of them (DESIGN.md section 3).
+    """Runs the uncompressed network once and returns, for each key, the RMS of what it adds.
 
     Args:
       run: applies the network, for example `lambda: network.apply(...)`; call it outside remat.
-      sites: the plugin's site pattern.
-      token_mask: `[batch, length]` bool; padding does not count.
+      config: the plugin's settings.
+      stack: where its sites are.
+      mask: of the stack's input; padding does not count.
     """
-    measured: dict[str, jax.Array] = {}
-    weight = token_mask[..., None].astype(jnp.float32)
+    spans = {key: (site, *paths) for site in config.parts for key, paths in _around(site, stack)}
+    firsts = {first for _, first, _ in spans.values()}
+    lasts = {last for _, _, last in spans.values()}
+    before: dict[str, jax.Array] = {}
+    after: dict[str, jax.Array] = {}
 
-    def surround(layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        y = ffn(x)
-        total = jnp.sum(jnp.square(y.astype(jnp.float32)) * weight)
-        measured[layer_name(layer)] = jnp.sqrt(total / (jnp.sum(weight) * y.shape[-1]))
-        return y
+    def record(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        if path in firsts:
+            before[path] = stack.stream("ffn", args, kwargs)
+        out = call(*args, **kwargs)
+        if path in lasts:
+            after[path] = out
+        return out
 
-    with surround_sites(sites, surround):
+    with intercept_modules((firsts | lasts).__contains__, record):
         run()
-    return measured
+    return {
+        key: _rms(site.change(before[first], after[last]), mask.valid)
+        for key, (site, first, last) in spans.items()
+    }
 
 
 def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVariables:
-    """Returns the plugin with its output scales set to the measured ones of its layers."""
-    floor = jnp.float32(1e-6)  # an FFN that puts out nothing would otherwise divide by zero
+    """Returns the plugin with its output scales set to the measured ones of its keys."""
+    floor = jnp.float32(1e-6)  # modules that add nothing would otherwise divide by zero
     return dataclasses.replace(
-        plugin, output_scales={name: jnp.maximum(rms[name], floor) for name in plugin.output_scales}
+        plugin, output_scales={key: jnp.maximum(rms[key], floor) for key in plugin.output_scales}
     )
+
+
+def _around(site: Any, stack: Stack) -> Any:
+    return site.around(stack).items()
+
+
+def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """The RMS over valid positions of `[batch, length, embed]`."""
+    weight = valid[..., None].astype(jnp.float32)
+    total = jnp.sum(jnp.square(x.astype(jnp.float32)) * weight)
+    return jnp.sqrt(total / (jnp.sum(weight) * x.shape[-1]))

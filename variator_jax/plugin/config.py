@@ -1,85 +1,127 @@
-"""What a compression plugin is: its ratio, its size, its sites. No arrays in here."""
+"""Static configuration of a compression plugin, and its form in JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from variator_jax.errors import PluginError
+from variator_jax.errors import PluginError, did_you_mean
+from variator_jax.plugin.sites.base import Site
+from variator_jax.plugin.sites.ffn import Ffn
 
 ENCODER_MLP = r"encoder/layers_(\d+)/mlp"
+SITE_KINDS: dict[str, type] = {"ffn": Ffn}
 
 
 @dataclasses.dataclass(frozen=True)
 class PluginConfig:
-    """Settings of a compression plugin for one compression ratio.
+    """Settings of a compression plugin.
+
+    `PluginConfig(4)` is the paper's plugin: FFN sites of ratio 4 in every encoder layer. The fields
+    `bottleneck` to `decompression` are those of its FFN sites, see `sites.ffn.Ffn`.
 
     Attributes:
-      ratio: how many neighbouring hidden vectors become one; 1 is the backbone itself.
+      ratio: how many neighbouring hidden vectors become one; 1 is the backbone itself. With a tuple
+        of sites it is the largest of theirs, and need not be given.
       bottleneck: width of the hidden decompression; the paper's is 64.
       layers: the encoder layers to compress, None for all.
-      compression: 'learned' weights, or 'mean', the ablation that averages a group.
-      decompression: 'bottleneck', or 'repeat', the ablation that only repeats the FFN's output.
+      compression: 'learned' or 'mean'.
+      decompression: 'bottleneck' or 'repeat'.
       pool_padding: let padding enter the merges, as the official code does. Only for its released
         plugins: a result then depends on how far its batch is padded.
-      sites: regular expression for the module paths to surround, whose one group is the layer.
+      sites: module path of the FFNs to surround, with `(\\d+)` for the layer's number; or a tuple
+        of sites with settings of their own.
     """
 
-    ratio: int
+    ratio: int = 0
     bottleneck: int = 64
     layers: Sequence[int] | None = None
     compression: str = "learned"
     decompression: str = "bottleneck"
     pool_padding: bool = False
-    sites: str = ENCODER_MLP
+    sites: str | Sequence[Site] = ENCODER_MLP
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, int) or isinstance(self.ratio, bool) or self.ratio < 1:
-            raise PluginError(f"A compression ratio is a positive integer; found {self.ratio!r}.")
-        if not isinstance(self.bottleneck, int) or self.bottleneck < 1:
-            raise PluginError(f"The bottleneck is a positive integer; found {self.bottleneck!r}.")
-        _check_choice("compression", self.compression, ("learned", "mean"))
-        _check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
-        if self.layers is not None:
-            if isinstance(self.layers, int | str) or not all(
-                isinstance(layer, int) for layer in self.layers
-            ):
-                raise PluginError(
-                    f"The plugin's layers are a tuple of numbers, such as (2,); found "
-                    f"{self.layers!r}."
-                )
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        try:
-            groups = re.compile(self.sites).groups
-        except re.error as error:
+        if not isinstance(self.pool_padding, bool):
+            raise PluginError(f"pool_padding is True or False; found {self.pool_padding!r}.")
+        if isinstance(self.sites, str):
+            site = self._ffn()  # checks the settings
+            object.__setattr__(self, "layers", site.layers)
+            return
+        object.__setattr__(self, "sites", tuple(self.sites))
+        if not self.sites or not all(isinstance(s, tuple(SITE_KINDS.values())) for s in self.sites):
+            raise PluginError(f"A plugin's sites are a tuple of sites; found {self.sites!r}.")
+        ratio = max(site.ratio for site in self.sites)
+        if self.ratio not in (0, ratio):
             raise PluginError(
-                f"The site pattern {self.sites!r} is no regular expression: {error}."
-            ) from error
-        if groups != 1:
-            raise PluginError(
-                f"The site pattern {self.sites!r} needs exactly one group, the layer's number."
+                f"The plugin's ratio is {self.ratio}; the largest ratio of its sites is {ratio}."
             )
+        object.__setattr__(self, "ratio", ratio)
 
-    def covers(self, layer: int) -> bool:
-        """Whether this plugin compresses that encoder layer."""
-        return self.ratio > 1 and (self.layers is None or layer in self.layers)
+    @property
+    def parts(self) -> tuple[Site, ...]:
+        """The sites, each with its settings; none at ratio 1."""
+        if self.ratio == 1:
+            return ()
+        return (self._ffn(),) if isinstance(self.sites, str) else tuple(self.sites)
 
-    def compressed_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers this plugin compresses in an encoder of `num_layers`.
+    def to_json(self) -> dict[str, Any]:
+        """The form in which plugin folders keep it: `pool_padding` and a list of sites."""
+        kinds = {kind: name for name, kind in SITE_KINDS.items()}
+        sites = [{"kind": kinds[type(site)], **_fields(site)} for site in self.parts]
+        return {"pool_padding": self.pool_padding, "sites": sites}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PluginConfig:
+        """The inverse of `to_json`; reads format 1, too. Absent fields take their defaults.
 
         Raises:
-          PluginError: if `layers` names one that the encoder does not have.
+          PluginError: for an unknown field or kind, or a value that cannot be.
         """
-        beyond = [layer for layer in self.layers or () if not 0 <= layer < num_layers]
-        if beyond:
+        if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
+            return cls(**_known_fields(cls, content))
+        sites = []
+        for site in content["sites"]:
+            kind = site.get("kind") if isinstance(site, Mapping) else site
+            if kind not in SITE_KINDS:
+                raise PluginError(
+                    f"No site is of kind {kind!r}.{did_you_mean(str(kind), SITE_KINDS)} Known: "
+                    f"{', '.join(SITE_KINDS)}. A newer version of this library may know it."
+                )
+            fields = {name: value for name, value in site.items() if name != "kind"}
+            sites.append(SITE_KINDS[kind](**_known_fields(SITE_KINDS[kind], fields)))
+        pool_padding = content.get("pool_padding", False)
+        if len(sites) == 1 and isinstance(sites[0], Ffn):
+            fields = dataclasses.asdict(sites[0])
+            pattern = fields.pop("pattern") or ENCODER_MLP
+            return cls(**fields, pool_padding=pool_padding, sites=pattern)
+        return cls(pool_padding=pool_padding, sites=sites) if sites else cls(1)
+
+    def _ffn(self) -> Ffn:
+        return Ffn(
+            self.ratio,
+            self.layers,
+            self.bottleneck,
+            self.compression,
+            self.decompression,
+            str(self.sites),
+        )
+
+
+def _fields(site: Any) -> dict[str, Any]:
+    return dataclasses.asdict(site)
+
+
+def _known_fields(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass, by name; lists become tuples."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in content:
+        if name not in names:
             raise PluginError(
-                f"The plugin names encoder layers {beyond}; the backbone has layers 0 to "
-                f"{num_layers - 1}."
+                f"{kind.__name__} has no field {name!r}.{did_you_mean(name, names)} A newer "
+                "version of this library may know it."
             )
-        return tuple(layer for layer in range(num_layers) if self.covers(layer))
-
-
-def _check_choice(field: str, found: str, choices: tuple[str, ...]) -> None:
-    if found not in choices:
-        raise PluginError(f"PluginConfig.{field} is {found!r}; it is one of {choices}.")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }

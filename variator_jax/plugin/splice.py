@@ -1,84 +1,89 @@
 """Running a backbone with a compression plugin in place, by Flax's method interception.
 
-While a splice is active, each call of a site's module (`encoder/layers_3/mlp`) is surrounded by
-hidden compression and hidden decompression. The backbone's code, parameters and checkpoint stay as
-they are, so any Linen network whose feed-forward layers have a path will do, T5X's own included.
+While a splice is active, the calls of a site's modules (`encoder/layers_3/mlp`) are surrounded. The
+backbone's code, parameters and checkpoint stay as they are, so any Linen network whose modules have
+paths will do, T5X's own included.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.linen.partitioning import with_sharding_constraint
 
+from variator_jax.backbones.base import FfnStack, Mask, Stack
 from variator_jax.errors import PluginError
-from variator_jax.plugin.arrays import PluginVariables, layer_name
+from variator_jax.plugin.arrays import PluginVariables
 from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.sites.ffn import PluginLayer, from_groups, group_members, to_groups
+from variator_jax.plugin.groups import make_groups
+from variator_jax.plugin.sites.base import Site
 
-# Surrounds one call: (layer number, the module's own call on one array, its input) -> its output.
-Surround = Callable[[int, Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
+# Stands in for one call: (module path, the module's own call, its arguments) -> its result.
+Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
 
 
 @contextlib.contextmanager
-def surround_sites(pattern: str, surround: Surround) -> Iterator[None]:
-    """While active, hands every call of a module whose path matches `pattern` to `surround`.
+def intercept_modules(wanted: Callable[[str], bool], handler: Handler) -> Iterator[None]:
+    """While active, hands every call of a module whose path is `wanted` to `handler`.
 
-    Args:
-      pattern: regular expression for the whole path, with one group, the layer's number.
-      surround: what to do instead of the call.
+    While such a call runs, calls that report the same path pass through: a module may share its
+    path with an inner one.
 
     Raises:
-      PluginError: on leaving, if no module matched, with the paths that ran; or if none ran at all,
-        as round a function that was compiled before and so knows nothing of this context.
+      PluginError: on leaving, if no wanted module ran, with the paths that did; or if none ran at
+        all, as around a function that was compiled before.
     """
-    matcher = re.compile(pattern)
-    matched: set[str] = set()
+    served: set[str] = set()
     seen: dict[str, None] = {}
+    inside: list[str] = []
+    active = True
 
     def interceptor(
         call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
     ) -> Any:
         path = "/".join(context.module.path)
-        if context.method_name != "__call__":
+        if not active or context.method_name != "__call__":
             return call(*args, **kwargs)
         seen[path] = None
-        match = matcher.fullmatch(path)
-        if match is None:
+        if path in inside or not wanted(path):
             return call(*args, **kwargs)
-        matched.add(path)
-        x, *rest = args
-        return surround(int(match.group(1)), lambda short: call(short, *rest, **kwargs), x)
+        served.add(path)
+        inside.append(path)
+        try:
+            return handler(path, call, args, kwargs)
+        finally:
+            inside.pop()
 
-    with nn.intercept_methods(interceptor):
-        yield
+    try:
+        with nn.intercept_methods(interceptor):
+            yield
+    finally:
+        # Flax removes an interceptor inside an `assert`, which `python -O` leaves out.
+        active = False
     if not seen:
         raise PluginError(
             "No Linen module ran inside the splice. Enter it inside the function that is jitted: "
             "one that was compiled outside stays as it was compiled."
         )
-    if not matched:
+    if not served:
         paths = ", ".join(path for path in seen if path) or "none"
-        raise PluginError(
-            f"The site pattern {pattern!r} matches no module. Modules that ran: {paths}."
-        )
+        raise PluginError(f"The plugin's sites match no module. Modules that ran: {paths}.")
 
 
 @contextlib.contextmanager
 def splice(
     config: PluginConfig,
     plugin: PluginVariables | None,
-    token_mask: jax.Array,
+    mask: Mask | jax.Array,
     segment_ids: jax.Array | None = None,
+    stack: Stack | None = None,
 ) -> Iterator[None]:
     """While active, the encoder runs compressed. Ratio 1 changes nothing at all.
 
-    Enter it inside the function that is jitted or differentiated, round the network's `apply`:
+    Enter it inside the function that is jitted or differentiated, around the network's `apply`:
 
         with splice(config, plugin, tokens > 0):
             encoded = network.apply({'params': backbone}, tokens, method='encode')
@@ -86,51 +91,85 @@ def splice(
     Args:
       config: the plugin's settings.
       plugin: its arrays; may be None at ratio 1.
-      token_mask: `[batch, length]` bool, True on tokens. With `config.pool_padding` it is ignored.
-      segment_ids: `[batch, length]` int of a packed batch, or None.
+      mask: of the stack's input, or only `[batch, length]` bool, True on tokens. With
+        `config.pool_padding` padding is merged, too.
+      segment_ids: `[batch, length]` int of a packed batch, or None; part of a whole `Mask`.
+      stack: where the sites are; None for a network of one's own, which has FFN sites only.
 
     Raises:
-      PluginError: if the plugin has no parameters for a compressed layer, or no site matched.
+      PluginError: if the plugin has no arrays for a site, no site matched, or a site lies in a
+        causal stack, where a merge would show a position what comes after it.
     """
     if config.ratio == 1:
         yield
         return
     if plugin is None:
         raise PluginError(f"Ratio {config.ratio} needs a plugin's arrays; found None.")
-    members = group_members(token_mask | config.pool_padding, config.ratio, segment_ids)
-    # Only in a packed batch can a group hold tokens that must not see what their group became.
-    receivers = members if segment_ids is not None else None
-    # `parent=None` keeps the module from becoming a child of whichever module is being run.
-    module = PluginLayer(config, parent=None)
+    if not isinstance(mask, Mask):
+        mask = Mask(mask, segment_ids)
+    known = stack or _own_stack(config, plugin)
+    points = _points(config, known, plugin.params)
+    _refuse_causal(points, known, mask)
+    groups = {
+        ratio: make_groups(mask, ratio, config.pool_padding)
+        for ratio in {site.ratio for site in config.parts}
+    }
 
-    def surround(layer: int, ffn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        if not config.covers(layer):
-            return ffn(x)
-        params, scale = _layer_arrays(plugin, layer)
-        length = x.shape[1]
-        # [batch, groups, k, embed]
-        x = to_groups(x, config.ratio)
-        # [batch, groups, embed]
-        merged = module.apply({"params": params}, x, members, method="compress")
-        y = ffn(_constrain(merged))
-        # [batch, groups, k, embed]
-        z = module.apply({"params": params}, y, x, scale, receivers, method="decompress")
-        return _constrain(from_groups(z, length))
+    def wanted(path: str) -> bool:
+        if path not in points and stack is None:
+            _refuse_uncovered(config, path, plugin.params)
+        return path in points
 
-    with surround_sites(config.sites, surround):
+    def handler(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        site, key = points[path]
+        arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
+        return site.call(known, path, call, args, kwargs, arrays, groups[site.ratio])
+
+    with intercept_modules(wanted, handler):
         yield
 
 
-def _constrain(x: jax.Array) -> jax.Array:
-    """Keeps `[batch, length or groups, embed]` cut along the batch, where there is a mesh."""
-    return with_sharding_constraint(x, ("batch", "length", "embed"))
-
-
-def _layer_arrays(plugin: PluginVariables, layer: int) -> tuple[dict, jax.Array]:
-    name = layer_name(layer)
-    if name not in plugin.params or name not in plugin.output_scales:
+def _points(
+    config: PluginConfig, stack: Stack, params: Mapping[str, Any]
+) -> dict[str, tuple[Site, str]]:
+    """Module path -> site and key of its arrays."""
+    points = {
+        path: (site, key) for site in config.parts for path, key in site.points(stack).items()
+    }
+    missing = sorted({key for _, key in points.values()} - set(params))
+    if missing:
         raise PluginError(
-            f"The backbone runs encoder layer {layer}, but the plugin has arrays only for: "
-            f"{', '.join(sorted(plugin.params))}."
+            f"The plugin has no arrays for {missing[0]!r}; it has them for: "
+            f"{', '.join(sorted(params)) or 'no site'}."
         )
-    return plugin.params[name], plugin.output_scales[name]
+    return points
+
+
+def _own_stack(config: PluginConfig, plugin: PluginVariables) -> Stack:
+    """A stack of the layers for which a plugin has arrays, for networks of one's own."""
+    layers = [
+        site.layer_of(key) for site in config.parts for key in plugin.params
+        if hasattr(site, "layer_of")
+    ]  # fmt: skip
+    numbers = [layer for layer in layers if layer is not None]
+    return FfnStack(layers=max(numbers, default=-1) + 1, width=0)
+
+
+def _refuse_causal(points: Collection[str], stack: Stack, mask: Mask) -> None:
+    causal = [path for path in points if stack.causal or "decoder" in path.split("/")]
+    if causal and mask.merge is None:
+        raise PluginError(
+            f"{causal[0]!r} lies in a causal stack: a merge of neighbours would let later tokens "
+            "leak into earlier positions. Sites belong in an encoder."
+        )
+
+
+def _refuse_uncovered(config: PluginConfig, path: str, params: Mapping[str, Any]) -> None:
+    """Refuses a module that a site of the plugin means, but for which it has no arrays."""
+    for site in config.parts:
+        layer = getattr(site, "layer_of", lambda path: None)(path)
+        if layer is not None:
+            raise PluginError(
+                f"The backbone runs encoder layer {layer}, but the plugin has arrays only for: "
+                f"{', '.join(sorted(params)) or 'no site'}."
+            )

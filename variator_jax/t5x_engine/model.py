@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from t5x import decoding, losses, metrics, models
 
-from variator_jax.backbones.t5 import T5Config
-from variator_jax.backbones.t5.network import Outputs
+from variator_jax.backbones.base import Batch, Outputs
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.data.packing import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
@@ -30,9 +30,9 @@ from variator_jax.t5x_engine.network import (
 )
 from variator_jax.t5x_engine.optimizer import PluginOptimizer, is_trained
 from variator_jax.t5x_engine.start import Start, start_values
-from variator_jax.train.jobs import check_trainable
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Batch, Comparison
+from variator_jax.train.objectives import Comparison
+from variator_jax.train.settings import check_trainable
 
 # The modules whose outputs are the last hidden states, in T5X's network.
 LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")
@@ -142,7 +142,7 @@ class DistillationModel(models.EncoderDecoderModel):
             mutable=["intermediates"],
         )
         encoded, decoded = (self._captured(captured, path) for path in self._last_norms)
-        return Outputs(encoded, decoded, logits)
+        return Outputs({"encoder": encoded, "decoder": decoded}, logits)
 
     def predict_batch_with_aux(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, Any]]:
         """T5X's decoding, over the spliced encoder."""
@@ -219,9 +219,7 @@ def model(
     start = Start(plugin, backbone, plugin_path, seed)
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded
-    module = SplicedTransformer(
-        network or network_of(backbone), plugin, backbone.num_encoder_layers, backbone.embed_dim
-    )
+    module = SplicedTransformer(network or network_of(backbone), plugin, T5(backbone).stack())
     converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
     return DistillationModel(
         module,

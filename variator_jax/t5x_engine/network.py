@@ -10,15 +10,19 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from flax.linen.partitioning import param_with_axes
 from t5x.examples.t5 import network as t5x_network
 
+from variator_jax.backbones.base import Mask, Stack
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import ConfigError
-from variator_jax.plugin import PluginConfig, PluginLayer, PluginVariables, layer_name, splice
+from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs, splice
+from variator_jax.plugin.sites.base import ArraySpec
 
 PLUGIN = "plugin"  # the plugin's branch of the tree
 OUTPUT_SCALE = "output_scale"  # beside each layer's trained parameters
@@ -81,17 +85,35 @@ def refuse_scanned(network: nn.Module) -> None:
 
 
 def to_tree(plugin: PluginVariables) -> dict[str, Any]:
-    """A plugin's arrays as T5X's tree has them: the output scale beside each layer's parameters."""
-    return {
-        name: {**params, OUTPUT_SCALE: plugin.output_scales[name]}
-        for name, params in plugin.params.items()
+    """A plugin's arrays as T5X's tree has them: by module path, output scales beside them."""
+    flat = {
+        (*key.split("/"), *path): array
+        for key, params in plugin.params.items()
+        for path, array in traverse_util.flatten_dict(params).items()
     }
+    flat |= {(*key.split("/"), OUTPUT_SCALE): a for key, a in plugin.output_scales.items()}
+    return traverse_util.unflatten_dict(flat)
 
 
 def from_tree(tree: Mapping[str, Any]) -> PluginVariables:
     """The inverse of `to_tree`."""
-    params = {name: dict(layer) for name, layer in tree.items()}
-    scales = {name: layer.pop(OUTPUT_SCALE) for name, layer in params.items()}
+    flat = traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)), sep="/")
+    scales = {
+        path.removesuffix(f"/{OUTPUT_SCALE}"): array
+        for path, array in flat.items()
+        if path.endswith(f"/{OUTPUT_SCALE}")
+    }
+    params = {
+        key: traverse_util.unflatten_dict(
+            {
+                path.removeprefix(f"{key}/"): array
+                for path, array in flat.items()
+                if path.startswith(f"{key}/") and not path.endswith(OUTPUT_SCALE)
+            },
+            sep="/",
+        )
+        for key in scales
+    }
     return PluginVariables(params, scales)
 
 
@@ -99,35 +121,38 @@ class PluginParameters(nn.Module):
     """A plugin's parameters in a T5X tree, each with axes; what they start as is `model.py`'s."""
 
     config: PluginConfig
-    num_layers: int
-    embed_dim: int
+    stack: Stack
 
     @nn.compact
     def __call__(self) -> PluginVariables:
         """The plugin's arrays, in the two trees that `splice` takes."""
+        branches: dict[str, dict[str, ArraySpec]] = {}
+        scale = ArraySpec((), (), nn.initializers.ones)
+        for key, specs in plugin_specs(self.config, self.stack).items():
+            branch, _, rest = key.partition("/")
+            named = {f"{rest}/{name}": spec for name, spec in specs.items()}
+            branches.setdefault(branch, {}).update({f"{rest}/{OUTPUT_SCALE}": scale, **named})
+        return from_tree({name: _Branch(specs, name=name)() for name, specs in branches.items()})
+
+
+class _Branch(nn.Module):
+    """A subtree of parameters, by paths relative to it."""
+
+    specs: Mapping[str, ArraySpec]
+
+    @nn.compact
+    def __call__(self) -> dict[str, Any]:
+        children: dict[str, dict[str, ArraySpec]] = {}
         tree = {}
-        for layer in self.config.compressed_layers(self.num_layers):
-            name = layer_name(layer)
-            module = _ScaledLayer(self.config, self.embed_dim, name=name)
-            module()
-            tree[name] = module.variables["params"]
-        return from_tree(tree)
-
-
-class _ScaledLayer(PluginLayer):
-    """A plugin's layer and, as one more leaf, its output scale."""
-
-    embed_dim: int = 0
-
-    def setup(self) -> None:
-        super().setup()
-        self.scale = param_with_axes(
-            OUTPUT_SCALE, nn.initializers.ones, (), jnp.float32, axes=(), module=self
-        )
-
-    def __call__(self) -> None:  # type: ignore[override]
-        if self.is_initializing():
-            super().__call__(jnp.zeros((1, 1, self.config.ratio, self.embed_dim), jnp.float32))
+        for path, spec in self.specs.items():
+            name, _, rest = path.partition("/")
+            if rest:
+                children.setdefault(name, {})[rest] = spec
+            else:
+                tree[name] = param_with_axes(
+                    name, spec.init, spec.shape, jnp.float32, axes=spec.axes
+                )
+        return tree | {name: _Branch(specs, name=name)() for name, specs in children.items()}
 
 
 class SplicedTransformer(nn.Module):
@@ -136,22 +161,18 @@ class SplicedTransformer(nn.Module):
     Attributes:
       network: T5X's `Transformer`, or another Linen network with its interface.
       plugin_config: the plugin; at ratio 1 there is none, and the tree is the network's alone.
-      num_layers: encoder layers of the network.
-      embed_dim: width of its hidden vectors.
+      stack: the network's encoder.
     """
 
     network: nn.Module
     plugin_config: PluginConfig
-    num_layers: int
-    embed_dim: int
+    stack: Stack
 
     def setup(self) -> None:
         """Puts the network's parameters at the top of the tree and the plugin's beside them."""
         nn.share_scope(self, self.network)
         if self.plugin_config.ratio > 1:
-            self.plugin = PluginParameters(
-                self.plugin_config, self.num_layers, self.embed_dim, name=PLUGIN
-            )
+            self.plugin = PluginParameters(self.plugin_config, self.stack, name=PLUGIN)
 
     def __call__(
         self,
@@ -211,5 +232,5 @@ class SplicedTransformer(nn.Module):
         if not compressed:
             yield
             return
-        with splice(self.plugin_config, plugin, tokens > 0, segment_ids):
+        with splice(self.plugin_config, plugin, Mask(tokens > 0, segment_ids), stack=self.stack):
             yield

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -70,7 +69,7 @@ def write_record(
 def _shape_of(model: DistillationModel) -> dict[str, Any]:
     start = model.start
     return {
-        "plugin": dataclasses.asdict(start.plugin),
+        "plugin": start.plugin.to_json(),
         "backbone": config_content(start.backbone),
     }
 

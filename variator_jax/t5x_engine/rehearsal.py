@@ -18,8 +18,7 @@ from variator_jax.errors import ConfigError
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.partitioner import model_devices
 from variator_jax.t5x_engine.record import check_same_run
-from variator_jax.train.data import check_vocabulary
-from variator_jax.train.jobs import check_packing
+from variator_jax.train.settings import check_packing, check_vocabulary
 
 _RESULTS = "variator_results.json"  # beside T5X's results: what they are the results of
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from variator_jax.backbones.t5 import T5Config
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 from variator_jax.store import load_plugin
@@ -48,7 +48,7 @@ def start_values(start: Start) -> PluginVariables:
     """
     if not start.path:
         shape, key = start.backbone, jax.random.key(start.seed)
-        return init_plugin(start.plugin, shape.num_encoder_layers, shape.embed_dim, key)
+        return init_plugin(start.plugin, T5(shape).stack(), key)
     return _loaded(str(chosen_path(start.path, start.plugin)), start.plugin, start.backbone)
 
 

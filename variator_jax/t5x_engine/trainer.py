@@ -13,6 +13,7 @@ import numpy as np
 from t5x import trainer as t5x_trainer
 from t5x import utils
 
+from variator_jax.backbones.base import Mask
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.model import DistillationModel
@@ -95,9 +96,12 @@ class PluginTrainer(t5x_trainer.Trainer):
         config = model.start.plugin
 
         def measure(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-            mask = batch["encoder_input_tokens"] > 0
+            mask = Mask(batch["encoder_input_tokens"] > 0)
             return site_output_rms(
-                lambda: model.outputs(params, batch, compressed=False), config.sites, mask
+                lambda: model.outputs(params, batch, compressed=False),
+                config,
+                model.module.stack,
+                mask,
             )
 
         axes = (self._train_state_axes.params, self._partitioner.data_partition_spec)

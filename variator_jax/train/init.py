@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
@@ -14,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.base import Batch
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError
 from variator_jax.files import write_file
 from variator_jax.plugin import (
@@ -25,61 +27,54 @@ from variator_jax.plugin import (
     site_output_rms,
 )
 from variator_jax.store import Backbone
-from variator_jax.train.data import DataConfig
-from variator_jax.train.objectives import Batch, run
+from variator_jax.train.settings import TrainConfig, check_trainable
 
 
-def fresh_plugin(
-    model_dir: pathlib.Path,
-    config: PluginConfig,
-    backbone: Backbone,
-    data: DataConfig,
-    seed: int,
-    mesh: Mesh,
-    num_microbatches: int = 1,
-) -> PluginVariables:
-    """A new plugin, calibrated on the run's first batch, or as the run folder says it was.
+def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginVariables:
+    """A new plugin, calibrated on the run's first batch, or as the run folder keeps it.
 
     Raises:
-      CheckpointError: if what the run folder says cannot be read.
+      CheckpointError: if what the run folder keeps cannot be read.
     """
-    shape = backbone.config
-    fresh = init_plugin(config, shape.num_encoder_layers, shape.embed_dim, jax.random.key(seed))
-    # Measured once and kept, because a resumed run must go on in the very same units.
-    file = model_dir / "calibration.json"
+    network, data = T5(backbone.config), config.data
+    plugin = check_trainable(config.plugin)
+    fresh = init_plugin(plugin, network.stack(), jax.random.key(config.seed))
+    # Measured once and kept, because a resumed run must continue in the very same units.
+    file = pathlib.Path(config.model_dir) / "calibration.json"
     rms = _kept_scales(file, fresh.output_scales)
     if rms is None:
-        own = meshes.own_rows(mesh, data.batch_size)
-        batch = next(data.train(0, own))
-        batches = meshes.global_microbatches(batch, mesh, num_microbatches)
+        batch = next(data.train(0, meshes.own_rows(mesh, data.batch_size)))
+        batches = meshes.global_microbatches(batch, mesh, config.num_microbatches)
         with meshes.activations(mesh):
-            rms = measure_output_scales(backbone, config, batches)
+            rms = measure_output_scales(network, backbone.params, plugin, batches)
         if jax.process_index() == 0:
             _keep_scales(file, rms)
     return calibrate(fresh, {name: jnp.float32(value) for name, value in rms.items()})
 
 
 def measure_output_scales(
-    backbone: Backbone, config: PluginConfig, batches: Iterable[Batch]
+    backbone: T5, params: dict, plugin: PluginConfig, batches: Iterable[Batch]
 ) -> dict[str, np.ndarray]:
-    """The RMS of each encoder FFN's output, `{'layers_<i>': a}`, float32.
+    """The RMS of what each site's modules add, `{'encoder/layers_<i>/mlp': a}`, float32.
 
     Args:
-      backbone: whose FFNs.
-      config: says which sites.
+      backbone: the network.
+      params: its parameters.
+      plugin: whose sites.
       batches: on the mesh; one at a time is run, all are measured as one.
     """
     # Rematerialised layers would keep what is measured inside themselves.
-    module = Transformer(dataclasses.replace(backbone.config, remat=False))
+    network = T5(dataclasses.replace(backbone.config, remat=False))
 
     @jax.jit
     def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
-        mask = batch["encoder_input_tokens"] > 0
-        return site_output_rms(lambda: run(module, params, batch), config.sites, mask)
+        mask = network.masks(batch)["encoder"]
+        run = functools.partial(network.apply, params, batch)
+        return site_output_rms(run, plugin, network.stack(), mask)
 
     scales, tokens = [], []
     for batch in batches:
-        rms = measure(backbone.params, batch)
+        rms = measure(params, batch)
         scales.append({name: meshes.gather(value) for name, value in rms.items()})
         tokens.append(int(meshes.gather(jnp.sum(batch["encoder_input_tokens"] > 0))))
     if len(scales) == 1:

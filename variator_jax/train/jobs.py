@@ -1,6 +1,6 @@
-"""What a run trains: a plugin beside a frozen backbone, or a whole backbone. From folder to folder.
+"""What a run trains, from folder to folder: a plugin, a whole backbone or a LoRA.
 
-The step and the loop are the same for both; what differs is gathered in a `Job`.
+The step and the loop are the same for all; what differs is gathered in a `Job`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config, Transformer, init_params
+from variator_jax.backbones.lora import LoraConfig, init_lora, lora_weights, merge_lora
+from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import (
@@ -24,6 +25,7 @@ from variator_jax.store import (
     load_lora,
     load_plugin,
     save_backbone,
+    save_lora,
     save_plugin,
     stream,
 )
@@ -31,10 +33,16 @@ from variator_jax.store.any_backbone import open_backbone
 from variator_jax.store.backbone_folder import file_fingerprint
 from variator_jax.store.folders import fingerprint
 from variator_jax.store.lora_merge import collect_with_lora
-from variator_jax.train.data import DataConfig, check_vocabulary, vocabulary_file
 from variator_jax.train.init import fresh_plugin
-from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Distillation, Objective, TaskTraining
+from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
+from variator_jax.train.settings import (
+    DataConfig,
+    TrainConfig,
+    check_packing,
+    check_trainable,
+    check_vocabulary,
+    vocabulary_file,
+)
 
 # What must agree between a loaded backbone and the run's; dtypes, dropout and remat may differ.
 _SHAPE_FIELDS = (
@@ -61,85 +69,59 @@ class Job:
     export: Callable[[Any, Any, Mapping[str, Any]], pathlib.Path]
 
 
-def backbone_job(
-    model_dir: str,
-    config: T5Config,
-    initial_checkpoint_path: str | None,
-    data: DataConfig,
-    seed: int,
-    mesh: Mesh,
-) -> Job:
+def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
-    vocabulary = data.vocabulary()
-    check_vocabulary(data.task, vocabulary, config)
-    initial = None
-    if initial_checkpoint_path is not None:
+    data, vocabulary = config.data, config.data.vocabulary()
+    check_vocabulary(data.task, vocabulary, config.shape)
+    shape, initial = config.shape, None
+    if config.initial_checkpoint_path is not None:
         # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
         # fine-tuning would be lost in its rounding.
-        dtype = config.param_dtype
-        initial = load_initial_backbone(initial_checkpoint_path, config, data, mesh, dtype)
-
-    config = initial.config if initial else config
+        dtype = shape.param_dtype
+        initial = load_initial_backbone(config.initial_checkpoint_path, shape, data, mesh, dtype)
+        shape = initial.config
 
     def start() -> tuple[dict, None]:
         if initial is not None:
             return initial.params, None
-        shardings = meshes.parameter_shardings(config, mesh)
-        fresh = init_params(config, jax.random.key(seed))
-        return jax.tree.map(meshes.place, fresh, shardings), None
+        fresh = init_params(shape, jax.random.key(config.seed))
+        return meshes.place_parameters(fresh, shape, mesh), None
 
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(model_dir) / "backbone"
-        whole = jax.tree.map(meshes.gather, params)
+        folder = pathlib.Path(config.model_dir) / "backbone"
+        gathered = jax.tree.map(meshes.gather, params)
         if jax.process_index() == 0:
-            save_backbone(folder, config, whole, vocabulary_file(vocabulary))
+            save_backbone(folder, shape, gathered, vocabulary_file(vocabulary))
         return folder
 
-    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else config.name}
-    return Job(TaskTraining(Transformer(config)), identity, start, export)
+    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
+    return Job(TaskTraining(T5(shape)), identity, start, export)
 
 
-def plugin_job(
-    model_dir: str,
-    config: T5Config,
-    initial_checkpoint_path: str | None,
-    plugin: PluginConfig | None,
-    initial_plugin_path: str | None,
-    loss: LossConfig,
-    data: DataConfig,
-    seed: int,
-    mesh: Mesh,
-    backbone_dtype: str | None = None,
-    initial_lora_path: str | None = None,
-    num_microbatches: int = 1,
-) -> Job:
-    """Trains a plugin beside a frozen backbone, a fresh one or one to adapt."""
-    plugin = check_trainable(plugin)
+def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
+    """Trains a plugin of a frozen backbone, a fresh one or one to adapt."""
+    plugin, data = check_trainable(config.plugin), config.data
     if data.packed:
         check_packing(data.pack_multiple, plugin.ratio)
-    if initial_checkpoint_path is None:
-        raise ConfigError(
-            "A plugin is trained beside a backbone: set INITIAL_CHECKPOINT_PATH to its folder."
-        )
     backbone = load_initial_backbone(
-        initial_checkpoint_path, config, data, mesh, backbone_dtype, initial_lora_path
+        config.initial_backbone("A plugin is trained on a backbone"),
+        config.shape,
+        data,
+        mesh,
+        config.backbone_dtype,
+        config.initial_lora_path,
     )
     initial = None
-    if initial_plugin_path is not None:
-        initial = initial_plugin(initial_plugin_path, plugin, backbone.config)
+    if config.initial_plugin_path is not None:
+        initial = initial_plugin(config.initial_plugin_path, plugin, backbone.config)
 
     def start() -> tuple[dict, tuple[dict, dict]]:
-        if initial is not None:
-            variables = initial.variables
-        else:
-            folder = pathlib.Path(model_dir)
-            variables = fresh_plugin(folder, plugin, backbone, data, seed, mesh, num_microbatches)
-        everywhere = meshes.replicated(mesh)
-        placed = jax.tree.map(lambda x: meshes.place(x, everywhere), variables)
+        variables = initial.variables if initial else fresh_plugin(config, backbone, mesh)
+        placed = meshes.place_everywhere(variables, mesh)
         return placed.params, (backbone.params, placed.output_scales)
 
     def export(params: dict, frozen: tuple, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(model_dir) / "plugin"
+        folder = pathlib.Path(config.model_dir) / "plugin"
         trained = PluginVariables(params, frozen[1])
         if jax.process_index() == 0:
             save_plugin(folder, plugin, trained, backbone, training=training)
@@ -147,42 +129,62 @@ def plugin_job(
 
     identity = {
         "trained": "plugin",
-        "ratio": plugin.ratio,
-        "plugin": dataclasses.asdict(plugin),
+        "plugin": plugin.to_json(),
         "backbone": backbone.fingerprint,
         "initial_plugin": fingerprint(initial.variables.params) if initial else None,
     }
-    objective = Distillation(Transformer(backbone.config), plugin, loss)
+    objective = Distillation(T5(backbone.config), plugin, config.loss)
     return Job(objective, identity, start, export)
 
 
-def check_trainable(plugin: PluginConfig | None) -> PluginConfig:
-    """Refuses a plugin that has nothing to train.
+class LoraTraining:
+    """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
 
-    Raises:
-      ConfigError: with the remedy.
-    """
-    if plugin is None or plugin.ratio == 1:
-        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
-    if plugin.compression == "mean" and plugin.decompression == "repeat":
+    coefficients: Mapping[str, float] = TaskTraining.coefficients
+
+    def __init__(self, backbone: T5, config: LoraConfig) -> None:
+        self._task, self._config = TaskTraining(backbone), config
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Valid positions of the targets."""
+        return self._task.weights(batch)
+
+    def terms(
+        self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Those of `TaskTraining` on the merged weights, which is what will be served."""
+        merged = merge_lora(frozen, trained, self._config)
+        return self._task.terms(merged, None, batch, rng)
+
+
+def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
+    """Trains a fresh LoRA of a frozen backbone on the task's own loss."""
+    path = config.initial_backbone("A LoRA is trained on a backbone")
+    if not config.backbone.has_decoder:
         raise ConfigError(
-            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
-            "no parameters. Evaluate it as it is."
+            f"Backbone {config.backbone.name!r} has no decoder, and so no task's loss to train a "
+            "LoRA by."
         )
-    return plugin
+    lora = config.lora
+    backbone = load_initial_backbone(path, config.shape, config.data, mesh, config.backbone_dtype)
+    lora_weights(lora, backbone.params)  # refuses now a site that matches nothing
 
+    def start() -> tuple[dict, dict]:
+        fresh = init_lora(lora, backbone.params, jax.random.key(config.seed))
+        return meshes.place_everywhere(fresh, mesh), backbone.params
 
-def check_packing(pack_multiple: int, ratio: int) -> None:
-    """Refuses packed examples that a merge group could span.
+    def export(params: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
+        folder = pathlib.Path(config.model_dir) / "lora"
+        if jax.process_index() == 0:
+            save_lora(folder, lora, params, backbone, training)
+        return folder
 
-    Raises:
-      ConfigError: with the remedy.
-    """
-    if pack_multiple % ratio:
-        raise ConfigError(
-            f"Packed examples must start on multiples of the ratio {ratio}: set PACK_MULTIPLE to "
-            f"one; found {pack_multiple}."
-        )
+    identity = {
+        "trained": "lora",
+        "lora": dataclasses.asdict(lora),
+        "backbone": backbone.fingerprint,
+    }
+    return Job(LoraTraining(T5(backbone.config), lora), identity, start, export)
 
 
 def run_part(path: str, part: str) -> pathlib.Path:

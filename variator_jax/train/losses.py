@@ -1,8 +1,8 @@
 """Distillation losses: pure functions of arrays that return a sum and the weight to divide it by.
 
 Padding never counts, neither in the sum nor in the weight. Sums and weights add up over
-microbatches and devices, which is why they are not divided here. Stop-gradient on the teacher lives
-in the caller, `step.py`.
+microbatches and devices, which is why they are not divided here. The objectives, which call these,
+stop the teacher's gradient.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from variator_jax.backbones.t5.network import Outputs, Transformer
-from variator_jax.plugin import PluginConfig, PluginVariables, splice
+from variator_jax.backbones.base import Backbone, Batch, Outputs
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.train import losses
 from variator_jax.train.losses import LossConfig, WeightedSum
-
-Batch = Mapping[str, jax.Array]
 
 
 class Objective(Protocol):
@@ -32,28 +31,6 @@ class Objective(Protocol):
         self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Each term's sum over a batch or a microbatch; terms without a coefficient only inform."""
-
-
-def run(module: Transformer, params: dict, batch: Batch, **kwargs: Any) -> Outputs:
-    """One forward pass of a network over a batch in T5X's names."""
-    return module.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        batch.get("decoder_input_tokens"),
-        batch.get("encoder_segment_ids"),
-        batch.get("decoder_segment_ids"),
-        method="forward",
-        **kwargs,
-    )
-
-
-def run_spliced(
-    module: Transformer, params: dict, config: PluginConfig, plugin: PluginVariables, batch: Batch
-) -> Outputs:
-    """The same pass with a plugin in place."""
-    tokens = batch["encoder_input_tokens"]
-    with splice(config, plugin, tokens > 0, batch.get("encoder_segment_ids")):
-        return run(module, params, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +76,10 @@ class Comparison:
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
         if name == "encoder_hidden":
             mask = batch["encoder_input_tokens"] > 0
-            return losses.hidden_mse(student.encoded, teacher.encoded, mask)
+            return losses.hidden_mse(student.hidden["encoder"], teacher.hidden["encoder"], mask)
         mask = batch["decoder_loss_weights"]
         if name == "decoder_hidden":
-            return losses.hidden_mse(student.decoded, teacher.decoded, mask)
+            return losses.hidden_mse(student.hidden["decoder"], teacher.hidden["decoder"], mask)
         if name == "logits":
             temperature = self.config.temperature
             return losses.logits_kl(student.logits, teacher.logits, mask, temperature)
@@ -116,9 +93,9 @@ class Distillation:
     Both passes run without dropout, as the plugin has none and should imitate what will be served.
     """
 
-    def __init__(self, module: Transformer, plugin: PluginConfig, config: LossConfig) -> None:
-        shape = module.config
-        self._module, self._plugin = module, plugin
+    def __init__(self, backbone: Backbone, plugin: PluginConfig, config: LossConfig) -> None:
+        self._teacher, self._student = SplicedModel(backbone), SplicedModel(backbone, plugin)
+        shape = backbone.config
         self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
         self.coefficients: Mapping[str, float] = self._comparison.coefficients
 
@@ -131,9 +108,9 @@ class Distillation:
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
         backbone, output_scales = frozen
-        teacher = jax.lax.stop_gradient(run(self._module, backbone, batch))
+        teacher = jax.lax.stop_gradient(self._teacher.apply(backbone, None, batch))
         plugin = PluginVariables(trained, output_scales)
-        student = run_spliced(self._module, backbone, self._plugin, plugin, batch)
+        student = self._student.apply(backbone, plugin, batch)
         return self._comparison.terms(student, teacher, batch)
 
 
@@ -142,8 +119,8 @@ class TaskTraining:
 
     coefficients: Mapping[str, float] = {"task": 1.0}
 
-    def __init__(self, module: Transformer) -> None:
-        self._module = module
+    def __init__(self, backbone: Backbone) -> None:
+        self._model = SplicedModel(backbone)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid positions of the targets."""
@@ -154,9 +131,7 @@ class TaskTraining:
         self, trained: dict, frozen: None, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Cross-entropy, and how many target tokens the largest logit hits."""
-        enable = rng is not None and self._module.config.dropout_rate > 0
-        rngs = {"dropout": rng} if enable else None
-        outputs = run(self._module, trained, batch, enable_dropout=enable, rngs=rngs)
+        outputs = self._model.apply(trained, None, batch, rng)
         targets, mask = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
         return {
             "task": losses.cross_entropy(outputs.logits, targets, mask)[0],

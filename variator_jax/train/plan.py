@@ -15,10 +15,17 @@ import numpy as np
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, init_lora
-from variator_jax.backbones.t5 import T5Config, cost
+from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.backbones.t5.network import shape_params
-from variator_jax.plugin import PluginConfig, init_plugin
-from variator_jax.train.narrow import narrowed, student_leaves, student_mlp_dim
+from variator_jax.plugin import (
+    PluginConfig,
+    flops_allowed_speedup,
+    flops_saved,
+    init_plugin,
+    plugin_parameters,
+)
+from variator_jax.train.student import narrowed, student_leaves, student_mlp_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +82,10 @@ class Plan:
 
     def _compression(self) -> tuple[str, list[str]]:
         """What is said of the plugin beside the backbone's name, and at the end."""
-        saved = cost.flops_saved(self.backbone, self.length, self.plugin.ratio, self.plugin)
-        allowed = cost.flops_allowed_speedup(
-            self.backbone, self.length, self.plugin.ratio, self.plugin
-        )
-        share = cost.plugin_parameters(self.backbone, self.plugin) / cost.backbone_parameters(
-            self.backbone
-        )
+        stack = T5(self.backbone).stack()
+        saved = flops_saved(stack, self.length, self.plugin)
+        allowed = flops_allowed_speedup(stack, self.length, self.plugin)
+        share = plugin_parameters(self.plugin, stack) / backbone_parameters(self.backbone)
         return f", plugin of ratio {self.plugin.ratio} ({share:.2%} of its parameters)", [
             f"encoder FLOPs at {self.length} tokens: {saved:.1%} saved, so at most "
             f"{allowed:.2f} times as fast"
@@ -132,8 +136,8 @@ def plan(
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
     weights = shape_params(backbone)
     where = _shards(weights, meshes.parameter_shardings(backbone, mesh))
-    layers, embed = backbone.num_encoder_layers, backbone.embed_dim
-    fresh = jax.eval_shape(lambda: init_plugin(plugin, layers, embed, jax.random.key(0)))
+    stack = T5(backbone).stack()
+    fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
     moved, cut = (weights, where) if trained == "backbone" else (fresh.params, {})
     if trained == "student":
         mlp_dim = student_mlp_dim(backbone, feature_lengths["inputs"], plugin)

@@ -1,12 +1,14 @@
 """A smaller student by distillation: the teacher with narrower encoder FFNs, at a plugin's cost.
 
-It is trained as a plugin is, by comparing its outputs with the teacher's, and is a backbone of its
-own afterwards. Its shape, and which of its weights move, are said in `evaluation.narrow`.
+It is what a compression plugin competes with at equal cost. It is trained as a plugin is, by
+comparing its outputs with the teacher's, and is a backbone of its own afterwards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +18,19 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config, Transformer
+from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5.cost import attention_flops, ffn_flops
 from variator_jax.errors import ConfigError
-from variator_jax.plugin import PluginConfig
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import PluginConfig, stack_flops
 from variator_jax.store import save_backbone
-from variator_jax.train.data import DataConfig, vocabulary_file
 from variator_jax.train.jobs import Job, load_initial_backbone
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.narrow import narrowed, student_leaves, student_mlp_dim
-from variator_jax.train.objectives import Batch, Comparison, run
+from variator_jax.train.objectives import Batch, Comparison
+from variator_jax.train.settings import TrainConfig, vocabulary_file
+
+_TRAINED = re.compile(r"encoder/.*(?<!/scale)")  # all of the encoder but its norms
+_MULTIPLE = 8  # of which the width is one: meshes split it, and accelerators pad it
 
 
 class StudentDistillation:
@@ -34,9 +40,9 @@ class StudentDistillation:
     teacher's parameters, of which the student has all the others. Both run without dropout.
     """
 
-    def __init__(self, teacher: Transformer, student: Transformer, config: LossConfig) -> None:
+    def __init__(self, teacher: T5, student: T5, config: LossConfig) -> None:
         shape = teacher.config
-        self._teacher, self._student = teacher, student
+        self._teacher, self._student = SplicedModel(teacher), SplicedModel(student)
         self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
         self.coefficients: Mapping[str, float] = self._comparison.coefficients
 
@@ -48,8 +54,8 @@ class StudentDistillation:
         self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
-        teacher = jax.lax.stop_gradient(run(self._teacher, frozen, batch))
-        student = run(self._student, whole_student(trained, frozen), batch)
+        teacher = jax.lax.stop_gradient(self._teacher.apply(frozen, None, batch))
+        student = self._student.apply(whole_student(trained, frozen), None, batch)
         return self._comparison.terms(student, teacher, batch)
 
 
@@ -91,31 +97,20 @@ def _neuron_axis(path: str) -> int:
     return 0 if path.endswith("/wo/kernel") else 1
 
 
-def student_job(
-    model_dir: str,
-    config: T5Config,
-    initial_checkpoint_path: str | None,
-    plugin: PluginConfig | None,
-    loss: LossConfig,
-    data: DataConfig,
-    mesh: Mesh,
-) -> Job:
+def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a student that costs what the backbone with `plugin` does; exports a backbone folder.
 
     The weights that it shares with the teacher are exported as they are, so they are kept in the
     run's `param_dtype`, whatever dtype a frozen backbone is kept in elsewhere.
     """
+    plugin, data = config.plugin, config.data
     if plugin is None or plugin.ratio == 1:
         raise ConfigError(
             "A student has the FLOPs of a plugin of ratio 2 or more: set RATIO to that ratio."
         )
-    if initial_checkpoint_path is None:
-        raise ConfigError(
-            "A student is made from a backbone, its teacher: set INITIAL_CHECKPOINT_PATH to its "
-            "folder."
-        )
-    dtype = config.param_dtype
-    teacher = load_initial_backbone(initial_checkpoint_path, config, data, mesh, dtype)
+    path = config.initial_backbone("A student is made from a backbone, its teacher")
+    dtype = config.backbone.param_dtype
+    teacher = load_initial_backbone(path, config.shape, data, mesh, dtype)
     mlp_dim = student_mlp_dim(teacher.config, data.feature_lengths["inputs"], plugin)
     student = narrowed(teacher.config, mlp_dim)
     shape = meshes.MeshShape(*mesh.devices.shape)
@@ -128,10 +123,10 @@ def student_job(
         return placed, teacher.params
 
     def export(trained: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(model_dir) / "backbone"
-        whole = jax.tree.map(meshes.gather, whole_student(trained, frozen))
+        folder = pathlib.Path(config.model_dir) / "backbone"
+        gathered = jax.tree.map(meshes.gather, whole_student(trained, frozen))
         if jax.process_index() == 0:
-            save_backbone(folder, student, whole, vocabulary_file(data.vocabulary()))
+            save_backbone(folder, student, gathered, vocabulary_file(data.vocabulary()))
         return folder
 
     identity = {
@@ -140,5 +135,50 @@ def student_job(
         "encoder_mlp_dim": mlp_dim,
         "ratio": plugin.ratio,
     }
-    objective = StudentDistillation(Transformer(teacher.config), Transformer(student), loss)
+    objective = StudentDistillation(T5(teacher.config), T5(student), config.loss)
     return Job(objective, identity, start, export)
+
+
+def student_mlp_dim(config: T5Config, length: int, plugin: PluginConfig) -> int:
+    """The widest encoder FFN whose encoder costs no more FLOPs than the backbone with a plugin.
+
+    Rounded down to a multiple of 8, unless it is below 8; at most the backbone's own width.
+
+    Args:
+      config: shape of the backbone.
+      length: tokens per row, padding included.
+      plugin: the plugin to compare with.
+
+    Raises:
+      ConfigError: for a length below 1, or a plugin that leaves the FFN no neuron.
+    """
+    most = stack_flops(T5(config).stack(), length, plugin)
+    most -= config.num_encoder_layers * attention_flops(config, length, length)
+    neuron = ffn_flops(dataclasses.replace(config, encoder_mlp_dim=1), length)
+    width = min(most // (config.num_encoder_layers * neuron), config.encoder_mlp)
+    if width < 1:
+        raise ConfigError(
+            f"At {length} tokens a plugin of ratio {plugin.ratio} costs less than one neuron in "
+            f"each encoder FFN of backbone {config.name!r}: there is no student so small."
+        )
+    return width - width % _MULTIPLE or width
+
+
+def narrowed(config: T5Config, mlp_dim: int) -> T5Config:
+    """The same shape with encoder FFNs of `mlp_dim` hidden units, and a name that says so."""
+    if mlp_dim == config.encoder_mlp:
+        return config
+    return dataclasses.replace(config, name=f"{config.name}_ffn{mlp_dim}", encoder_mlp_dim=mlp_dim)
+
+
+def student_leaves(params: dict[str, Any]) -> dict[str, Any]:
+    """What a student trains, of a backbone's tree of anything: its encoder without the norms.
+
+    Decoder, embeddings and norms stay the teacher's, so that a student differs from a plugin in
+    its capacity alone and has less to keep.
+
+    Returns:
+      A flat dict, names joined by '/'.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {path: leaf for path, leaf in flat.items() if _TRAINED.fullmatch(path)}

@@ -6,12 +6,11 @@ round `encoder/layers_<i>/mlp` from outside.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from variator_jax.backbones.base import Outputs
 from variator_jax.backbones.t5.attention import (
     MultiHeadAttention,
     RelativePositionBias,
@@ -30,14 +29,6 @@ from variator_jax.backbones.t5.layers import (
     remat,
 )
 from variator_jax.errors import ConfigError
-
-
-class Outputs(NamedTuple):
-    """What a distillation loss compares. Hidden states are taken after the final norm."""
-
-    encoded: jax.Array  # [batch, length, embed]
-    decoded: jax.Array | None  # [batch, target length, embed]; None without a decoder
-    logits: jax.Array | None  # [batch, target length, vocab], float32
 
 
 class EncoderLayer(nn.Module):
@@ -196,7 +187,7 @@ class Transformer(nn.Module):
             enable_dropout=enable_dropout,
             decode=decode,
         )
-        return outputs.encoded if outputs.logits is None else outputs.logits
+        return outputs.hidden["encoder"] if outputs.logits is None else outputs.logits
 
     def forward(
         self,
@@ -210,13 +201,13 @@ class Transformer(nn.Module):
     ) -> Outputs:
         """Runs `[batch, length]` and `[batch, target length]` int tokens through both stacks.
 
-        Without a decoder, `decoder_input_tokens` is ignored and the decoder's outputs are None.
+        Without a decoder, `decoder_input_tokens` is ignored and there are no logits.
         """
         encoded = self.encode(
             encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
         )
         if not self.config.has_decoder:
-            return Outputs(encoded, None, None)
+            return Outputs({"encoder": encoded}, None)
         decoded = self.decode_hidden(
             encoded,
             encoder_input_tokens,
@@ -226,7 +217,7 @@ class Transformer(nn.Module):
             enable_dropout=enable_dropout,
             decode=decode,
         )
-        return Outputs(encoded, decoded, self.logits(decoded))
+        return Outputs({"encoder": encoded, "decoder": decoded}, self.logits(decoded))
 
     def encode(
         self,

@@ -1,157 +1,246 @@
-"""Hidden compression and hidden decompression: arrays in, arrays out (DESIGN.md section 3).
+"""The FFN site: hidden compression and decompression around a feed-forward sublayer (the paper's).
 
-Shapes: a sequence of length L is cut into G = ceil(L / k) groups of k neighbours. Where they are
-spliced into a backbone is `splice.py`'s business; nothing in here knows T5.
+The input `x` is the normalised residual stream. With k the ratio, b the bottleneck, a the output
+scale and t the mask:
+
+    compress    s = softmax(reshape(x, [batch, length/k, k*embed]) W + c  masked by t)
+                m_g = sum_j s_gj x_(gk+j)
+    FFN         y = FFN(m)                             frozen, k times fewer rows
+    decompress  r = repeat(y, k);  z = r + a (tanh(r/a W_r + x W_x + b1) W_2 + b2)
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.partitioning import param_with_axes
+from flax.linen.partitioning import with_sharding_constraint
 
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.backbones.base import Stack
+from variator_jax.errors import PluginError
+from variator_jax.plugin.groups import Groups, from_groups, masked_softmax, to_groups
+from variator_jax.plugin.sites.base import Arrays, ArraySpec
 
 # The official code's initialisation: W ~ N(0, 2/(kD)), the decompression's kernels ~ N(0, 0.01^2),
 # biases zero; so a fresh plugin nearly pools, runs the FFN and repeats.
 _SCORES_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _SMALL_INIT = nn.initializers.normal(stddev=0.01)
+_ZEROS = nn.initializers.zeros
+LAYER = r"(\d+)"  # stands for the layer's number in a path
 
 
-def to_groups(x: jax.Array, ratio: int) -> jax.Array:
-    """Cuts `[batch, length, ...]` into `[batch, groups, ratio, ...]`, zero-padded at the end."""
-    missing = -x.shape[1] % ratio
-    if missing:
-        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, ratio, *x.shape[2:])
+@dataclasses.dataclass(frozen=True)
+class Ffn:
+    """FFN sites of one ratio.
+
+    Attributes:
+      ratio: how many neighbouring hidden vectors become one.
+      layers: the layers to compress, None for all.
+      bottleneck: width of the hidden decompression; the paper's is 64.
+      compression: 'learned' weights, or 'mean', the ablation that averages a group.
+      decompression: 'bottleneck', or 'repeat', the ablation that only repeats the FFN's output.
+      pattern: module path of the FFNs, with `(\\d+)` in the place of the layer's number; None for
+        the backbone's own.
+    """
+
+    ratio: int
+    layers: Sequence[int] | None = None
+    bottleneck: int = 64
+    compression: str = "learned"
+    decompression: str = "bottleneck"
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("compression ratio", self.ratio)
+        _check_positive("bottleneck", self.bottleneck)
+        _check_choice("compression", self.compression, ("learned", "mean"))
+        _check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _sorted_layers(self.layers))
+        if self.pattern is not None and str(self.pattern).count(LAYER) != 1:
+            raise PluginError(
+                f"The site pattern {self.pattern!r} must be a module path with {LAYER} in the "
+                r"place of the layer's number, such as 'encoder/layers_(\d+)/mlp'."
+            )
+
+    def selected(self, stack: Stack) -> tuple[int, ...]:
+        """The layers of a stack that have this site.
+
+        Raises:
+          PluginError: if `layers` names one that the stack does not have.
+        """
+        beyond = [layer for layer in self.layers or () if not 0 <= layer < stack.layers]
+        if beyond:
+            raise PluginError(
+                f"The plugin names encoder layers {beyond}; the backbone has layers 0 to "
+                f"{stack.layers - 1}."
+            )
+        return tuple(range(stack.layers) if self.layers is None else self.layers)
+
+    def layer_of(self, path: str) -> int | None:
+        """The layer of the module at `path` where the pattern matches it and covers the layer."""
+        if self.pattern is None:
+            return None
+        parts = (re.escape(part) for part in self.pattern.split(LAYER))
+        match = re.fullmatch(LAYER.join(parts), path)
+        layer = None if match is None else int(match[1])
+        return layer if self.layers is None or layer in self.layers else None
+
+    def points(self, stack: Stack) -> dict[str, str]:
+        """The path of each FFN, which is also the key of its arrays."""
+        paths = [self._path(stack, layer) for layer in self.selected(stack)]
+        return {path: path for path in paths}
+
+    def arrays(self, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
+        """The same arrays in each layer; the ablations have fewer."""
+        specs = self._specs(stack.width)
+        return {path: specs for path in self.points(stack)}
+
+    def around(self, stack: Stack) -> dict[str, tuple[str, str]]:
+        """The FFN itself is first and last."""
+        return {path: (path, path) for path in self.points(stack)}
+
+    def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """An FFN's output is what it adds to the residual stream."""
+        return after
+
+    def call(
+        self,
+        stack: Stack,
+        path: str,
+        call: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        arrays: Arrays,
+        groups: Groups,
+    ) -> jax.Array:
+        """Runs the FFN on one vector a group, and expands its output to all members."""
+        # [batch, length, embed]
+        stream = stack.stream("ffn", args, kwargs)
+        # [batch, groups, k, embed]
+        x = to_groups(stream, self.ratio)
+        # [batch, groups, embed]
+        merged = compress(arrays.get("compression"), x, groups.members)
+        args, kwargs = stack.with_stream("ffn", args, kwargs, constrain(merged))
+        y = call(*args, **kwargs)
+        # Only in a packed batch can a group hold tokens that must not see what it became.
+        receivers = groups.members if groups.packed else None
+        # [batch, groups, k, embed]
+        z = decompress(arrays.get("decompression"), y, x, arrays["output_scale"], receivers)
+        return constrain(from_groups(z, stream.shape[1]))
+
+    def flops(self, stack: Stack, length: int) -> int:
+        """What FFNs on fewer rows save, less what merging and expanding cost."""
+        groups, width = -(-length // self.ratio), stack.width
+        plugin = 2 * self.ratio * width  # the weighted sum of a group
+        if self.compression == "learned":
+            plugin += 2 * (self.ratio * width) * self.ratio  # u W
+        if self.decompression == "bottleneck":
+            plugin += 2 * width * self.bottleneck  # y W_r, before it is repeated
+            plugin += self.ratio * 4 * width * self.bottleneck  # x W_x and the product with W_2
+        saved = (
+            stack.flops(layer, length, length, length) - stack.flops(layer, length, length, groups)
+            for layer in self.selected(stack)
+        )
+        return sum(groups * plugin - layer for layer in saved)
+
+    def _path(self, stack: Stack, layer: int) -> str:
+        if self.pattern is None:
+            return stack.path("ffn", layer)
+        return self.pattern.replace(LAYER, str(layer))
+
+    def _specs(self, embed: int) -> dict[str, ArraySpec]:
+        ratio, width, specs = self.ratio, self.bottleneck, {}
+        if self.compression == "learned":
+            axes = ("plugin_in", "plugin_ratio")
+            specs["compression/kernel"] = ArraySpec((ratio * embed, ratio), axes, _SCORES_INIT)
+            specs["compression/bias"] = ArraySpec((ratio,), ("plugin_ratio",), _ZEROS)
+        if self.decompression == "bottleneck":
+            inwards = ArraySpec((embed, width), ("embed", "plugin_hidden"), _SMALL_INIT)
+            outwards = ArraySpec((width, embed), ("plugin_hidden", "embed"), _SMALL_INIT)
+            specs["decompression/repeated_kernel"] = inwards
+            specs["decompression/input_kernel"] = inwards
+            specs["decompression/output_kernel"] = outwards
+            specs["decompression/input_bias"] = ArraySpec((width,), ("plugin_hidden",), _ZEROS)
+            specs["decompression/output_bias"] = ArraySpec((embed,), ("embed",), _ZEROS)
+        return specs
 
 
-def from_groups(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of `to_groups`: `[batch, groups, ratio, ...] -> [batch, length, ...]`."""
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def group_members(
-    token_mask: jax.Array, ratio: int, segment_ids: jax.Array | None = None
-) -> jax.Array:
-    """Which positions belong to their group's merge: `[batch, groups, ratio]` bool.
-
-    Padding never does. In a packed batch the group belongs to the segment of its first valid token
-    and the tokens of any other segment stay out, so that nothing crosses from one example into the
-    next; pack on multiples of `ratio` and no token is ever left out.
+def compress(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> jax.Array:
+    """Merges each group of k hidden vectors into one, by weights that the group itself scores.
 
     Args:
-      token_mask: `[batch, length]` bool, True on tokens.
-      ratio: the compression ratio.
-      segment_ids: `[batch, length]` int of a packed batch, or None.
+      arrays: `kernel` `[k * embed, k]` and `bias` `[k]`; None averages a group.
+      x: `[batch, groups, k, embed]`, finite everywhere.
+      members: `[batch, groups, k]` bool; others get weight 0, and a group without any gives 0.
+
+    Returns:
+      `[batch, groups, embed]`.
     """
-    members = to_groups(token_mask, ratio)
-    if segment_ids is None:
-        return members
-    segments = to_groups(segment_ids, ratio)
-    first = jnp.argmax(members, axis=-1, keepdims=True)
-    return members & (segments == jnp.take_along_axis(segments, first, axis=-1))
-
-
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis where `mask` is True, 0 elsewhere and in rows without any.
-
-    `jax.nn.softmax(where=...)` has the same values but a NaN gradient for rows without any.
-    """
-    scores = jnp.where(mask, scores, -1e30)
-    weights = jnp.where(mask, jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)), 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
-
-
-class HiddenCompression(nn.Module):
-    """Merges each group of k hidden vectors into one, by weights that the group itself scores."""
-
-    config: PluginConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array, members: jax.Array) -> jax.Array:
-        """Merges `[batch, groups, k, embed]` into `[batch, groups, embed]`.
-
-        Args:
-          x: the normalised hidden vectors, in groups; finite everywhere.
-          members: `[batch, groups, k]` bool; others get weight 0, and a group without any gives 0.
-        """
-        # The scores see the whole group, so what stays out of the merge must be 0 there, too.
-        x = x * members[..., None].astype(x.dtype)
-        learned = self.config.compression == "learned"
-        scores = self._scores(x) if learned else jnp.zeros(members.shape, jnp.float32)
-        weights = masked_softmax(scores, members)
-        weights = weights.astype(x.dtype)
-        # Member by member, not as one sum over an axis: XLA's CPU backend fuses such a reduction
-        # into the FFN's matrix product and then runs that product as a naive loop, 5 times slower.
-        return sum(weights[:, :, j, None] * x[:, :, j] for j in range(x.shape[2]))
-
-    def _scores(self, x: jax.Array) -> jax.Array:
-        """Scores of the members, each seeing its whole group: `[batch, groups, k]` float32."""
-        ratio, embed = x.shape[2:]
-        kernel = param_with_axes(
-            "kernel",
-            _SCORES_INIT,
-            (ratio * embed, ratio),
-            jnp.float32,
-            axes=("plugin_in", "plugin_ratio"),
-        )
-        bias = param_with_axes(
-            "bias", nn.initializers.zeros, (ratio,), jnp.float32, axes=("plugin_ratio",)
-        )
+    # The scores see the whole group, so what stays out of the merge must be 0 there, too.
+    x = x * members[..., None].astype(x.dtype)
+    if arrays:
         # [batch, groups, k * embed] @ [k * embed, k]
         scores = jnp.dot(
-            x.reshape(*x.shape[:2], -1), kernel.astype(x.dtype), preferred_element_type=jnp.float32
+            x.reshape(*x.shape[:2], -1),
+            arrays["kernel"].astype(x.dtype),
+            preferred_element_type=jnp.float32,
         )
-        return scores + bias
+        scores = scores + arrays["bias"]
+    else:
+        scores = jnp.zeros(members.shape, jnp.float32)
+    # [batch, groups, k]
+    weights = masked_softmax(scores, members).astype(x.dtype)
+    # Member by member, not as one sum over an axis: XLA's CPU backend fuses such a reduction
+    # into the FFN's matrix product and then runs that product as a naive loop, 5 times slower.
+    merged: Any = sum(weights[:, :, j, None] * x[:, :, j] for j in range(x.shape[2]))
+    return merged
 
 
-class HiddenDecompression(nn.Module):
-    """Spreads the FFN's output for a group over its members, corrected by what each one was."""
+def decompress(
+    arrays: Arrays | None,
+    y: jax.Array,
+    x: jax.Array,
+    output_scale: jax.Array,
+    receivers: jax.Array | None = None,
+) -> jax.Array:
+    """Spreads the FFN's output for a group over its members, corrected by what each one was.
 
-    config: PluginConfig
+    z = r + a (tanh(r / a W_r + x W_x + b1) W_2 + b2), with r the repeated y. The product with
+    W_r is taken on the short side, before repeating.
 
-    @nn.compact
-    def __call__(
-        self,
-        y: jax.Array,
-        x: jax.Array,
-        output_scale: jax.Array,
-        receivers: jax.Array | None = None,
-    ) -> jax.Array:
-        """Expands `[batch, groups, embed]` to `[batch, groups, k, embed]`.
+    Args:
+      arrays: the kernels and biases of the bottleneck; None only repeats.
+      y: `[batch, groups, embed]`, the FFN's output.
+      x: `[batch, groups, k, embed]`, what went into compression.
+      output_scale: the key's a, a float32 scalar.
+      receivers: `[batch, groups, k]` bool, False on tokens that y must not reach (those of
+        another packed example); None for all.
 
-        z = r + a (tanh(r / a W_r + x W_x + b1) W_2 + b2), with r the repeated y. The product with
-        W_r is taken on the short side, before repeating.
+    Returns:
+      `[batch, groups, k, embed]`.
+    """
+    # [batch, groups, k or 1, embed]
+    r = _repeat_to(y, receivers)
+    if not arrays:
+        return jnp.broadcast_to(r, x.shape)
+    cast = {name: array.astype(x.dtype) for name, array in arrays.items()}
+    scale = output_scale.astype(x.dtype)
+    # [batch, groups, k, bottleneck]
+    hidden = _repeat_to(jnp.dot(y / scale, cast["repeated_kernel"]), receivers)
+    hidden = jnp.tanh(hidden + jnp.dot(x, cast["input_kernel"]) + cast["input_bias"])
+    # [batch, groups, k, embed]
+    return r + scale * (jnp.dot(hidden, cast["output_kernel"]) + cast["output_bias"])
 
-        Args:
-          y: the FFN's output, one vector a group.
-          x: the normalised hidden vectors that went into compression, `[batch, groups, k, embed]`.
-          output_scale: the layer's a, a float32 scalar.
-          receivers: `[batch, groups, k]` bool, False on tokens that y must not reach (those of
-            another packed example); None for all.
-        """
-        r = _repeat_to(y, receivers)
-        if self.config.decompression == "repeat":
-            return jnp.broadcast_to(r, x.shape)
-        embed, bottleneck = x.shape[-1], self.config.bottleneck
-        w_r = self._kernel("repeated_kernel", (embed, bottleneck), ("embed", "plugin_hidden"))
-        w_x = self._kernel("input_kernel", (embed, bottleneck), ("embed", "plugin_hidden"))
-        w_2 = self._kernel("output_kernel", (bottleneck, embed), ("plugin_hidden", "embed"))
-        b_1 = self._bias("input_bias", bottleneck, "plugin_hidden")
-        b_2 = self._bias("output_bias", embed, "embed")
-        scale = output_scale.astype(x.dtype)
-        # [batch, groups, k, bottleneck]
-        hidden = _repeat_to(jnp.dot(y / scale, w_r.astype(x.dtype)), receivers)
-        hidden = jnp.tanh(hidden + jnp.dot(x, w_x.astype(x.dtype)) + b_1.astype(x.dtype))
-        return r + scale * (jnp.dot(hidden, w_2.astype(x.dtype)) + b_2.astype(x.dtype))
 
-    def _kernel(self, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
-        return param_with_axes(name, _SMALL_INIT, shape, jnp.float32, axes=axes)
-
-    def _bias(self, name: str, size: int, axis: str) -> jax.Array:
-        return param_with_axes(name, nn.initializers.zeros, (size,), jnp.float32, axes=(axis,))
+def constrain(x: jax.Array) -> jax.Array:
+    """Keeps `[batch, length or groups, embed]` cut along the batch, where there is a mesh."""
+    return with_sharding_constraint(x, ("batch", "length", "embed"))
 
 
 def _repeat_to(y: jax.Array, receivers: jax.Array | None) -> jax.Array:
@@ -160,31 +249,19 @@ def _repeat_to(y: jax.Array, receivers: jax.Array | None) -> jax.Array:
     return y if receivers is None else y * receivers[..., None].astype(y.dtype)
 
 
-class PluginLayer(nn.Module):
-    """One site's hidden compression and hidden decompression, and their parameters."""
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PluginError(f"The {name} is a positive integer; found {value!r}.")
 
-    config: PluginConfig
 
-    def setup(self) -> None:
-        """Names the two halves as their parameters are named."""
-        self.compression = HiddenCompression(self.config)
-        self.decompression = HiddenDecompression(self.config)
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PluginError(f"The plugin's {field} is {value!r}; it is one of {choices}.")
 
-    def compress(self, x: jax.Array, members: jax.Array) -> jax.Array:
-        """`[batch, groups, k, embed] -> [batch, groups, embed]`."""
-        return self.compression(x, members)
 
-    def decompress(
-        self,
-        y: jax.Array,
-        x: jax.Array,
-        output_scale: jax.Array,
-        receivers: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[batch, groups, embed] -> [batch, groups, k, embed]`."""
-        return self.decompression(y, x, output_scale, receivers)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Runs both halves with nothing between them; only to create the parameters."""
-        members = jnp.ones(x.shape[:3], bool)
-        return self.decompress(self.compress(x, members), x, jnp.ones((), jnp.float32))
+def _sorted_layers(layers: Any) -> tuple[int, ...]:
+    if isinstance(layers, int | str) or not all(isinstance(layer, int) for layer in layers):
+        raise PluginError(
+            f"The plugin's layers are a tuple of numbers, such as (2,); found {layers!r}."
+        )
+    return tuple(sorted(set(layers)))

@@ -1,16 +1,21 @@
-"""Which examples a run sees. seqio is imported only when the first batch is asked for."""
+"""The settings of a run, as gin fills them in. seqio is imported when a batch is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import optax
+
+from variator_jax.backbones.lora import LoraConfig
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.plugin import PluginConfig
 from variator_jax.store.backbone_folder import file_fingerprint
-from variator_jax.train.loop import HostBatch
+from variator_jax.train.loop import HostBatch, Schedule
+from variator_jax.train.losses import LossConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,79 @@ class DataConfig:
         return task_vocabulary(self.task)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What a run trains, on what, and how long.
+
+    Attributes:
+      model_dir: the run folder.
+      data: which examples.
+      schedule: how long, and when to log, evaluate and save.
+      optimizer: an optax transformation.
+      backbone: the shape of the backbone.
+      trained: 'plugin', or 'backbone' for the whole backbone on the task's own loss, or 'lora' for
+        a LoRA of a frozen one, or 'student' for a backbone with narrower encoder FFNs that is
+        distilled from this one.
+      plugin: the plugin's settings; for a student, those of the plugin whose FLOPs it has.
+      loss: the distillation losses' weights; for a plugin or a student.
+      initial_checkpoint_path: a backbone folder, or a run folder that holds one. Only a backbone
+        that is trained may start without, from random weights.
+      initial_plugin_path: a plugin folder or a run folder to adapt; None for a fresh plugin.
+      lora: the LoRA's settings; for `trained='lora'`.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone beside a plugin.
+      num_microbatches: passes that a batch is cut into.
+      keep_checkpoints: training checkpoints to keep.
+      seed: of initialisation and dropout.
+      mesh_shape: `(data, fsdp, model)` devices; None chooses.
+      backbone_dtype: what the backbone of a plugin or a LoRA is kept in; None for what it is
+        stored in.
+      remat: what a layer keeps for the backward pass; see `T5Config.remat`.
+    """
+
+    model_dir: str
+    data: DataConfig
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    backbone: T5Config
+    trained: str = "plugin"
+    plugin: PluginConfig | None = None
+    loss: LossConfig = LossConfig()
+    initial_checkpoint_path: str | None = None
+    initial_plugin_path: str | None = None
+    lora: LoraConfig = LoraConfig()
+    initial_lora_path: str | None = None
+    num_microbatches: int = 1
+    keep_checkpoints: int = 2
+    seed: int = 0
+    mesh_shape: Sequence[int] | None = None
+    backbone_dtype: str | None = None
+    remat: bool | str = False
+
+    def __post_init__(self) -> None:
+        batch_size, parts = self.data.batch_size, self.num_microbatches
+        if parts < 1 or batch_size % parts:
+            raise ConfigError(
+                f"NUM_MICROBATCHES is {parts!r}; it must divide BATCH_SIZE, {batch_size}."
+            )
+        if self.initial_lora_path is not None and self.trained != "plugin":
+            raise ConfigError(
+                "INITIAL_LORA_PATH is for a run that trains a plugin; TRAINED is "
+                f"{self.trained!r}. Write the merged backbone with save_backbone, and give it as "
+                "INITIAL_CHECKPOINT_PATH."
+            )
+
+    @property
+    def shape(self) -> T5Config:
+        """The backbone's shape with the run's `remat`."""
+        return dataclasses.replace(self.backbone, remat=self.remat)
+
+    def initial_backbone(self, reason: str) -> str:
+        """`initial_checkpoint_path`, where a run cannot do without; `reason` begins the message."""
+        if self.initial_checkpoint_path is None:
+            raise ConfigError(f"{reason}: set INITIAL_CHECKPOINT_PATH to its folder.")
+        return self.initial_checkpoint_path
+
+
 def task_vocabulary(task: str) -> Any:
     """The seqio vocabulary of a task's or mixture's inputs."""
     from variator_jax.data.batches import task_or_mixture
@@ -126,4 +204,33 @@ def check_vocabulary(
             f"The backbone was trained with another vocabulary than that of task {task!r}, "
             f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "
             "Set VOCABULARY to the backbone's own."
+        )
+
+
+def check_trainable(plugin: PluginConfig | None) -> PluginConfig:
+    """Refuses a plugin that has nothing to train.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if plugin is None or plugin.ratio == 1:
+        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
+    if plugin.compression == "mean" and plugin.decompression == "repeat":
+        raise ConfigError(
+            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
+            "no parameters. Evaluate it as it is."
+        )
+    return plugin
+
+
+def check_packing(pack_multiple: int, ratio: int) -> None:
+    """Refuses packed examples that a merge group could span.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if pack_multiple % ratio:
+        raise ConfigError(
+            f"Packed examples must start on multiples of the ratio {ratio}: set PACK_MULTIPLE to "
+            f"one; found {pack_multiple}."
         )

@@ -1,0 +1,151 @@
+"""What a frozen backbone offers to plugins, training and serving: interfaces, no code of a family.
+
+A new family of backbones is one folder beside this file whose classes have these methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Batch = Mapping[str, jax.Array]
+
+
+class Outputs(NamedTuple):
+    """What one pass returns. Hidden states are taken after the final norm."""
+
+    hidden: dict[str, jax.Array]  # by stack, 'encoder' and 'decoder': [batch, length, embed]
+    logits: jax.Array | None  # [batch, target length, vocab], float32; None without a decoder
+
+
+class Mask(NamedTuple):
+    """Which positions of a stack's input are tokens, and which belong together."""
+
+    valid: jax.Array  # [batch, length] bool, False on padding
+    segments: jax.Array | None = None  # [batch, length] int, the examples of a packed row
+    positions: jax.Array | None = None  # [batch, length] int; None counts from 0
+    merge: jax.Array | None = None  # [batch, length] bool: tokens of a causal stack that may merge
+
+
+class Stack(Protocol):
+    """One stack of layers of a backbone, as a site sees it."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has."""
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether positions must not see later ones."""
+
+    def path(self, role: str, layer: int) -> str:
+        """The module path of a part of a layer; roles: 'layer', 'ffn', 'attention', 'bias'."""
+
+    def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
+        """Module path -> (in, out) of a part's frozen matrices; empty where it has no adapters."""
+
+    def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
+        """The residual stream among a call's arguments, `[batch, length, embed]`."""
+
+    def with_stream(
+        self, role: str, args: tuple, kwargs: dict, stream: jax.Array
+    ) -> tuple[tuple, dict]:
+        """The same arguments with another residual stream."""
+
+    def flops(self, layer: int, queries: int, keys: int, ffn_rows: int) -> int:
+        """FLOPs of a layer for one row of so many queries, keys and rows of its FFN."""
+
+
+class Backbone(Protocol):
+    """A family's network with one configuration; parameters are arguments."""
+
+    @property
+    def config(self) -> Any:
+        """Its shape."""
+
+    def apply(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> Outputs:
+        """One pass over a batch in T5X's names; with dropout where an rng is given."""
+
+    def encode(
+        self, params: dict, tokens: jax.Array, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Encodes `[batch, length]` int tokens: `[batch, length, embed]`."""
+
+    def generate(
+        self,
+        params: dict,
+        encoded: jax.Array,
+        tokens: jax.Array,
+        max_length: int,
+        num_beams: int = 1,
+    ) -> jax.Array:
+        """Generates from the encoder's output: `[batch, max_length]` int32."""
+
+    def masks(self, batch: Batch) -> dict[str, Mask]:
+        """The mask of each stack."""
+
+    def stack(self, name: str = "encoder") -> Stack:
+        """A stack by its name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FfnStack:
+    """A stack of which only the feed-forward modules are known: an encoder of any Linen network.
+
+    Attributes:
+      layers: how many layers it has.
+      width: of its hidden vectors.
+      causal: whether positions must not see later ones.
+      prefix: path of the stack; a family's own stack inherits T5X's names for its parts.
+    """
+
+    layers: int
+    width: int
+    causal: bool = False
+    prefix: str = "encoder"
+
+    def path(self, role: str, layer: int) -> str:
+        """The path of a feed-forward module, as T5 and T5X name it."""
+        return f"{self.prefix}/layers_{layer}/{_PARTS[role]}".rstrip("/")
+
+    def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
+        """No matrices are known, so that adapters are refused."""
+        return {}
+
+    def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
+        """The first argument that is an array `[batch, length, embed]`."""
+        return ([*args, *kwargs.values()])[_stream_index(args, kwargs)]
+
+    def with_stream(
+        self, role: str, args: tuple, kwargs: dict, stream: jax.Array
+    ) -> tuple[tuple, dict]:
+        """The same arguments with another residual stream."""
+        values = [*args, *kwargs.values()]
+        values[_stream_index(args, kwargs)] = stream
+        keywords = dict(zip(kwargs, values[len(args) :], strict=True))
+        return tuple(values[: len(args)]), keywords
+
+    def flops(self, layer: int, queries: int, keys: int, ffn_rows: int) -> int:
+        """Not known for a network of one's own."""
+        raise NotImplementedError("The FLOPs of this network are not known.")
+
+
+_PARTS = {"layer": "", "ffn": "mlp", "attention": "attention"}
+
+
+def _stream_index(args: tuple, kwargs: dict) -> int:
+    values = [*args, *kwargs.values()]
+    indices = [i for i, value in enumerate(values) if getattr(value, "ndim", 0) == 3]
+    if not indices:
+        raise TypeError(
+            "The module was called without an array [batch, length, embed]; found arguments of "
+            f"types {[type(value).__name__ for value in values]}."
+        )
+    return indices[0]

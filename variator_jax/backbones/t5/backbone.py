@@ -1,0 +1,93 @@
+"""T5 behind the interface of a backbone: one pass, generation, masks and stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from variator_jax.backbones.base import Batch, FfnStack, Mask, Outputs
+from variator_jax.backbones.t5.config import T5Config
+from variator_jax.backbones.t5.cost import attention_flops, ffn_flops
+from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
+from variator_jax.backbones.t5.network import Transformer
+from variator_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Stack(FfnStack):
+    """The encoder or the decoder of a T5, with T5X's module paths."""
+
+    config: T5Config | None = None
+
+    def flops(self, layer: int, queries: int, keys: int, ffn_rows: int) -> int:
+        """Self-attention and FFN of a layer, for one row."""
+        assert self.config is not None  # set by `T5.stack`
+        return attention_flops(self.config, queries, keys) + ffn_flops(self.config, ffn_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5:
+    """T5 1.0, T5 1.1 and their kin with one configuration; parameters are arguments."""
+
+    config: T5Config
+
+    @property
+    def module(self) -> Transformer:
+        """The network."""
+        return Transformer(self.config)
+
+    def apply(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> Outputs:
+        """One pass over a batch in T5X's names; with dropout where an rng is given."""
+        dropout = dropout_rng is not None and self.config.dropout_rate > 0
+        return self.module.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch.get("decoder_input_tokens"),
+            batch.get("encoder_segment_ids"),
+            batch.get("decoder_segment_ids"),
+            enable_dropout=dropout,
+            method="forward",
+            rngs={"dropout": dropout_rng} if dropout else None,
+        )
+
+    def encode(
+        self, params: dict, tokens: jax.Array, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Encodes `[batch, length]` int tokens: `[batch, length, embed]`."""
+        return self.module.apply({"params": params}, tokens, segment_ids, method="encode")
+
+    def generate(
+        self,
+        params: dict,
+        encoded: jax.Array,
+        tokens: jax.Array,
+        max_length: int,
+        num_beams: int = 1,
+    ) -> jax.Array:
+        """Greedy tokens, or the best of several beams: `[batch, max_length]` int32."""
+        if num_beams == 1:
+            return greedy_decode(self.module, params, encoded, tokens, max_length).tokens
+        return beam_decode(self.module, params, encoded, tokens, max_length, num_beams).tokens
+
+    def masks(self, batch: Batch) -> dict[str, Mask]:
+        """The mask of each stack; token 0 is padding, and starts a decoder."""
+        valid = batch["encoder_input_tokens"] > 0
+        masks = {"encoder": Mask(valid, batch.get("encoder_segment_ids"))}
+        if "decoder_loss_weights" in batch:
+            masks["decoder"] = Mask(
+                batch["decoder_loss_weights"], batch.get("decoder_segment_ids")
+            )
+        return masks
+
+    def stack(self, name: str = "encoder") -> T5Stack:
+        """The encoder or the decoder.
+
+        Raises:
+          ConfigError: for another name, or the decoder of an encoder alone.
+        """
+        config = self.config
+        layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+        if not layers.get(name):
+            raise ConfigError(f"Backbone {config.name!r} has no stack {name!r}.")
+        return T5Stack(layers[name], config.embed_dim, name == "decoder", name, config)

@@ -192,7 +192,7 @@ class TestGenerate:
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):
-        from variator_jax.store.hf_folder import save_hf
+        from variator_jax.store.hugging_face import save_hf
         from variator_jax.store.t5x import save_t5x
 
         folder = tmp_path_factory.mktemp("places")

@@ -134,7 +134,7 @@ class TestCommand:
 def test_a_source_in_memory_is_checked_too(backbone):
     params = {**backbone.params, "decoder": {}}
     with pytest.raises(CheckpointError, match="0 decoder layers"):
-        stream.backbone_source("here", dataclasses.replace(backbone, params=params))
+        memory_source("here", dataclasses.replace(backbone, params=params))
     with pytest.raises(ConfigError, match="int8"):
         dtypes.parse_dtype(np.int8)
 

@@ -66,7 +66,7 @@ def test_a_damaged_backbone_is_noticed_where_headers_show_it(backbone, tmp_path)
 
 
 def test_backbones_in_other_formats_are_described_from_their_headers(backbone, tmp_path):
-    from variator_jax.store.hf_folder import save_hf
+    from variator_jax.store.hugging_face import save_hf
     from variator_jax.store.t5x import save_t5x
 
     save_hf(tmp_path / "hf", backbone)

@@ -16,7 +16,7 @@ from torch_files import WRITERS, Call, Id, Name, dumps, legacy
 from variator_jax import VariatorModel, load_official, load_plugins, save_plugins
 from variator_jax.errors import CheckpointError
 from variator_jax.store.backbone_folder import Backbone
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 from variator_jax.store.official import plugin_from_state_dict
 from variator_jax.store.torch_pickle import read_state_dict
 

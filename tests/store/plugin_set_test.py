@@ -13,7 +13,7 @@ from variator_jax import load_plugins, save_plugin, save_plugins
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
 PARAMS = random_params(SHAPE)

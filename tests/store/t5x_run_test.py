@@ -16,7 +16,7 @@ from variator_jax import cli
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import inspect, load_backbone, load_plugin, load_plugins, save_backbone
-from variator_jax.store.hf_folder import save_hf
+from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.t5x import is_t5x, load_t5x
 from variator_jax.store.t5x_run import load_t5x_plugin, open_t5x_run, read_plugin
 

@@ -9,7 +9,8 @@ import small_t5
 
 from variator_jax.backbones.t5 import Transformer
 from variator_jax.backbones.t5.decoding import greedy_decode
-from variator_jax.store.hf_folder import load_hf, save_hf
+from variator_jax.store import load_backbone as load_hf
+from variator_jax.store.hugging_face import save_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -21,7 +21,7 @@ from variator_jax.evaluation import infer as infer_module
 from variator_jax.evaluation.evaluate import EvalData, evaluate
 from variator_jax.evaluation.infer_data import InferData
 from variator_jax.mesh import make_mesh
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 from variator_jax.train import optimizers
 from variator_jax.train.objectives import TaskTraining
 from variator_jax.train.step import init_state, make_eval_step, make_train_step

@@ -18,9 +18,6 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="target_format", metavar="FORMAT", help=target)
     parser.add_argument("--dtype", help="cast the weights to f32, bf16 or f16")
     parser.add_argument(
-        "--scan", action="store_true", help="to t5x: the form of scalable_t5 with scanned layers"
-    )
-    parser.add_argument(
         "--backbone",
         metavar="PATH",
         help="the backbone that the plugin belongs to: needed from official; from t5x-run, one "
@@ -40,7 +37,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     (
         "variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16",
         "variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base",
-        "variator convert --from variator --to t5x runs/nano/backbone nano_t5x --scan",
+        "variator convert --from variator --to t5x runs/nano/backbone nano_t5x",
         "variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin "
         "--backbone t5_base",
         "variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl",
@@ -57,7 +54,6 @@ def _convert(args: argparse.Namespace) -> None:
             args.source,
             args.target,
             dtype=args.dtype,
-            scan=args.scan,
             backbone=args.backbone,
             residual_scale=args.residual_scale,
         )

@@ -1,4 +1,4 @@
-"""Named arrays on disk: safetensors files, fingerprints, checksums, and checks of names and shapes."""
+"""Named arrays on disk: safetensors files, fingerprints, checksums, checks of names and shapes."""
 
 from __future__ import annotations
 

@@ -28,6 +28,19 @@ Sha256 = NewType("Sha256", str)
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The backbone that a plugin, a set of them or a LoRA belongs to."""
+
+    name: str
+    fingerprint: Sha256
+
+
+def owner_content(backbone: Any) -> dict[str, Any]:
+    """What a description keeps of its `Owner`."""
+    return {"name": backbone.config.name, "fingerprint": backbone.fingerprint}
+
+
 def save_folder(
     path: str | os.PathLike,
     kind: str,

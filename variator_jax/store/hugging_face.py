@@ -19,7 +19,7 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import atomic_folder
-from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, unflatten, write_arrays
+from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
 from variator_jax.store.backbone_folder import VOCABULARY
 from variator_jax.store.description import parse, read_json
 from variator_jax.store.names import with_name
@@ -29,7 +29,6 @@ from variator_jax.store.source import (
     Leaf,
     Source,
     Stream,
-    collect,
     make_source,
     memory_source,
     stored_config,
@@ -42,45 +41,22 @@ _HOLDS = (
 )
 
 # Settings.
-_REFUSED = {
-    "umt5": "UMT5 has a position bias in every layer, this network one a stack, as T5 and mT5",
-    "longt5": "LongT5 attends locally, which this network does not",
-    "switch_transformers": "Switch Transformers have experts, which this network does not",
-    "t5gemma": "T5Gemma is a Gemma inside",
-    "t5gemma2": "T5Gemma 2 is a Gemma inside",
-    "pix2struct_text_model": "Pix2Struct reads images",
-    "udop": "UDOP reads images",
-}
 _ENCODERS = ("T5EncoderModel", "MT5EncoderModel")
 _ARCHITECTURES = (
-    *_ENCODERS,
-    *("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "T5WithLMHeadModel"),
-    *("T5Model", "MT5Model"),
+    *(*_ENCODERS, "T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
+    *("T5WithLMHeadModel", "T5Model", "MT5Model"),
 )
 # transformers' defaults, which a config may leave out.
 _DEFAULTS = {
-    "t5": dict(
-        d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, feed_forward_proj="relu"
-    ),
-    "mt5": dict(
-        d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu"
-    ),
+    "t5": dict(d_ff=2048, num_layers=6, num_heads=8, feed_forward_proj="relu"),
+    "mt5": dict(d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu"),
 }
-_SYNONYMS = {
-    "d_model": "hidden_size",
-    "d_kv": "head_dim",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-}
+_SYNONYMS = {"d_model": "hidden_size", "d_kv": "head_dim", "num_layers": "num_hidden_layers"}
+_SYNONYMS["num_heads"] = "num_attention_heads"
 # T5X's 'gelu' is the tanh approximation, which transformers calls 'gelu_new'; in 'gated-gelu', too.
 # transformers' own 'gelu' is the exact one.
-_ACTIVATIONS = {
-    "relu": "relu",
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "silu": "silu",
-    "swish": "silu",
-}
+_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+_ACTIVATIONS |= {"silu": "silu", "swish": "silu"}
 _THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
 _FIXED = {  # data and decoding have the token ids built in
     "pad_token_id": 0,
@@ -144,9 +120,8 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
     """
     kind = content.get("model_type", "t5")
     if kind not in _DEFAULTS:
-        reason = _REFUSED.get(kind, "expected 't5' or 'mt5'")
-        raise CheckpointError(f"{where} describes a {kind!r} model: {reason}.")
-    settings = {**_DEFAULTS[kind]}
+        raise CheckpointError(f"{where} describes a {kind!r} model; expected 't5' or 'mt5'.")
+    settings = {"d_model": 512, "d_kv": 64, "layer_norm_epsilon": 1e-6, **_DEFAULTS[kind]}
     settings |= {ours: content[theirs] for ours, theirs in _SYNONYMS.items() if theirs in content}
     settings |= content
     for key, expected in _FIXED.items():
@@ -156,13 +131,12 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
     def number(key: str) -> int:
         return parse(int, settings[key], f"{where}: {key!r}")
 
-    layers = number("num_layers")
-    decoder_layers = (
-        layers if settings.get("num_decoder_layers") is None else number("num_decoder_layers")
-    )
+    has_depth = settings.get("num_decoder_layers") is not None
+    decoder_layers = number("num_decoder_layers" if has_depth else "num_layers")
     tied = content.get("tie_word_embeddings") is not False
     # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
     scaled = kind == "t5" and content.get("scale_decoder_outputs", tied) is not False
+    epsilon = parse(float, settings["layer_norm_epsilon"], f"{where}: 'layer_norm_epsilon'")
     try:
         config = T5Config(
             name="t5",
@@ -171,13 +145,11 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
             num_heads=number("num_heads"),
             head_dim=number("d_kv"),
             mlp_dim=number("d_ff"),
-            num_encoder_layers=layers,
+            num_encoder_layers=number("num_layers"),
             num_decoder_layers=0 if _is_encoder(where, settings) else decoder_layers,
             mlp_activations=_activations(where, settings),
             logits_via_embedding=scaled,
-            layer_norm_epsilon=parse(
-                float, settings.get("layer_norm_epsilon", 1e-6), f"{where}: 'layer_norm_epsilon'"
-            ),
+            layer_norm_epsilon=epsilon,
         )
     except ConfigError as error:
         raise CheckpointError(f"{where} is not usable: {error}") from error
@@ -188,10 +160,7 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
 def _is_encoder(where: str, settings: Mapping[str, Any]) -> bool:
     named = settings.get("architectures") or ["T5ForConditionalGeneration"]
     if not isinstance(named, list) or named[0] not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"{where} has architectures {named!r}; expected T5ForConditionalGeneration or "
-            "T5EncoderModel."
-        )
+        raise CheckpointError(f"{where} has architectures {named!r}; expected a T5 or its encoder.")
     return named[0] in _ENCODERS
 
 
@@ -202,8 +171,7 @@ def _activations(where: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     if match is None or act not in _ACTIVATIONS or settings.get("dense_act_fn") not in (None, act):
         raise CheckpointError(
             f"{where} has feed_forward_proj {named!r} with dense_act_fn "
-            f"{settings.get('dense_act_fn')!r}; known are relu, gelu_new, silu, and the gated ones "
-            "gated-gelu, gated-silu, gated-relu."
+            f"{settings.get('dense_act_fn')!r}; known are relu, gelu_new, silu and gated-* of them."
         )
     return (_ACTIVATIONS[act], "linear") if match[1] else (_ACTIVATIONS[act],)
 
@@ -217,21 +185,16 @@ def render_config(config: T5Config) -> dict[str, Any]:
     """
     first, *others = config.mlp_activations
     if first not in _THEIR_ACTIVATIONS or others not in ([], ["linear"]):
-        raise CheckpointError(
-            f"transformers' T5 has no feed-forward layer {tuple(config.mlp_activations)}."
-        )
+        raise CheckpointError(f"transformers has no T5 with {tuple(config.mlp_activations)}.")
     act = _THEIR_ACTIVATIONS[first]
     if config.has_decoder and config.encoder_mlp != config.mlp_dim:
-        raise CheckpointError(
-            f"Backbone {config.name!r} has feed-forward layers of {config.encoder_mlp} units in "
-            f"the encoder and {config.mlp_dim} in the decoder; transformers' T5 has one d_ff."
-        )
+        widths = f"{config.encoder_mlp} in the encoder and {config.mlp_dim} in the decoder"
+        raise CheckpointError(f"transformers' T5 has one d_ff; this backbone has {widths}.")
     scaled = config.logits_via_embedding
     family = "MT5" if config.name.startswith("mt5") and not scaled else "T5"
+    head = "ForConditionalGeneration" if config.has_decoder else "EncoderModel"
     return {
-        "architectures": [
-            family + ("ForConditionalGeneration" if config.has_decoder else "EncoderModel")
-        ],
+        "architectures": [family + head],
         "model_type": family.lower(),
         "_name_or_path": config.name,
         "d_model": config.embed_dim,
@@ -276,10 +239,7 @@ def path_of(name: str) -> str | None:
         return f"{prefix}/scale"
     if weight == "relative_attention_bias":
         if name != _BIAS.format(stack):
-            raise CheckpointError(
-                f"{name!r} is a layer's own position bias, as in UMT5; this network shares that of "
-                "the first layer, as T5 and mT5 do."
-            )
+            raise CheckpointError(f"{name!r} is a layer's own position bias, as only UMT5 has it.")
         return f"{stack}/relpos_bias/rel_embedding"
     return f"{prefix}/{_ATTENTION.get(weight, weight)}/kernel"
 
@@ -306,36 +266,16 @@ def is_transposed(path: str) -> bool:
     return path.endswith(("/kernel", "/rel_embedding"))
 
 
-def params_from_state_dict(state: Mapping[str, np.ndarray], config: T5Config) -> dict:
-    """Turns a `T5ForConditionalGeneration` or `T5EncoderModel` state dict into our nested tree.
-
-    Raises:
-      CheckpointError: for a name that no T5 has.
-    """
-    leaves = {}
-    for name, array in state.items():
-        path = path_of(name)
-        if path is not None and not (path == _HEAD and config.logits_via_embedding):
-            leaves[path] = np.asarray(array.T if is_transposed(path) else array, order="C")
-    return unflatten(leaves)
-
-
-def load_hf(path: str | os.PathLike, dtype: Any = None) -> Backbone:
-    """Reads a folder of a T5, Flan-T5, mT5 or ByT5, with its decoder or an encoder alone.
+def open_hf(path: str | os.PathLike) -> Source:
+    """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
 
     Args:
       path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, whole or in
         shards with an index.
-      dtype: what the weights are cast to; None keeps what the file has.
 
     Raises:
       CheckpointError: if anything is missing, damaged or not a T5 of this network.
     """
-    return collect(open_hf(path), dtype)
-
-
-def open_hf(path: str | os.PathLike) -> Source:
-    """The leaves of a folder, not read yet; arguments and errors as `load_hf`."""
     folder = pathlib.Path(path)
     content = read_json(folder / CONFIG)
     weights = _open_weights(folder)
@@ -352,14 +292,9 @@ def open_hf(path: str | os.PathLike) -> Source:
     head = _head(folder, weights, table, settings)
     if head is not None:
         leaves.append(_leaf(_HEAD, "lm_head.weight", head))
-    vocabulary = folder / VOCABULARY
-    return make_source(
-        folder,
-        stored_config(settings.config, leaves),
-        leaves,
-        name_of,
-        vocabulary_file=vocabulary if vocabulary.is_file() else None,
-    )
+    vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
+    config = stored_config(settings.config, leaves)
+    return make_source(folder, config, leaves, name_of, vocabulary_file=vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
@@ -369,9 +304,7 @@ def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
             return opener(folder / file)
         if (folder / f"{file}{_INDEX}").is_file():
             return _open_shards(folder, folder / f"{file}{_INDEX}", opener)
-    raise CheckpointError(
-        f"{folder} holds no weights: there is no {_WEIGHTS} and no {_PICKLE} in it."
-    )
+    raise CheckpointError(f"{folder} has no weights: no {_WEIGHTS} and no {_PICKLE}.")
 
 
 def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict[str, Stored]:
@@ -381,7 +314,7 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict
         if pathlib.PurePath(file).name != file:
             raise CheckpointError(f"{index} names {file!r}, which is outside of its folder.")
         weights |= opener(folder / file)
-    # An index may name tied weights that were left out of the files, or leave out such as are there.
+    # An index may name tied weights that the files left out, and the other way round.
     tied = {"shared.weight", "lm_head.weight", *ALIASES}
     differing = (set(weight_map) ^ set(weights)) - tied
     if differing:
@@ -412,10 +345,7 @@ def _embedding(folder: pathlib.Path, weights: dict[str, Stored], tied: bool) -> 
     table = weights[names[0]]
     for name in names[1:]:
         if not _equal(table, weights[name]):
-            raise CheckpointError(
-                f"{folder}: {name} differs from {names[0]}; encoder and decoder of a T5 share one "
-                "embedding."
-            )
+            raise CheckpointError(f"{folder}: {name} differs from {names[0]}; a T5 has one table.")
     return table
 
 

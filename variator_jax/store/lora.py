@@ -20,13 +20,15 @@ from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, me
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import arrays
 from variator_jax.store.description import (
+    Owner,
     Sha256,
     config_content,
     load_arrays,
+    owner_content,
     read_description,
     save_folder,
 )
-from variator_jax.store.plugin_folder import Owner, check_belongs
+from variator_jax.store.plugin_folder import check_belongs
 from variator_jax.store.source import Backbone, Leaf, Source, collect, read_leaf
 
 
@@ -88,7 +90,7 @@ def new_lora(
     leaves = arrays.flatten(params)
     arrays.check_arrays("The LoRA", leaves, _expected(config, weights))
     description = {
-        "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
+        "backbone": owner_content(backbone),
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "weights": {path: list(shape) for path, shape in weights.items()},
         "training": dict(training or {}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pathlib
 import re
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import CheckpointError
-from variator_jax.plugin import PluginConfig, PluginVariables, layer_name
+from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store.arrays import check_finite
-from variator_jax.store.pickles import read_state_dict
+from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.plugin_folder import Plugin, check_shapes, describe_plugin
 from variator_jax.store.source import Backbone
 
@@ -40,11 +39,9 @@ def load_official(
     Raises:
       CheckpointError: if the file is damaged, holds anything but tensors, or does not fit.
     """
-    if not math.isfinite(residual_scale) or residual_scale <= 0:
-        raise CheckpointError(
-            f"The residual scale is a positive number such as 100; found {residual_scale}."
-        )
-    state = read_state_dict(path)
+    if not 0 < residual_scale < float("inf"):
+        raise CheckpointError(f"A residual scale is a positive number; found {residual_scale}.")
+    state = {name: stored.read() for name, stored in open_state_dict(path).items()}
     try:
         config, variables = plugin_from_state_dict(state, residual_scale)
     except CheckpointError as error:
@@ -75,9 +72,7 @@ def plugin_from_state_dict(
     for name, array in state.items():
         match = _NAME.fullmatch(name)
         if match is None:
-            raise CheckpointError(
-                f"{name!r} is not the name of an official Variator plugin's weight."
-            )
+            raise CheckpointError(f"{name!r} is not a weight of an official Variator plugin.")
         layers.setdefault(int(match[1]), {})[match[2]] = array
     first = layers[min(layers)]
     sizes = [np.shape(first.get(f"{name}.weight")) for name in ("mux_layer", "demux_adapter.w_in")]
@@ -96,41 +91,38 @@ def plugin_from_state_dict(
     }
     for layer, weights in layers.items():
         _check(f"mux_layer.{layer}", weights, shapes)
-    config = PluginConfig(ratio=ratio, bottleneck=bottleneck, pool_padding=True)
-    return config, PluginVariables(
-        params={layer_name(i): _params(layers[i], embed) for i in sorted(layers)},
-        output_scales={layer_name(i): jnp.float32(output_scale) for i in sorted(layers)},
+    keys = {layer: f"encoder/layers_{layer}/mlp" for layer in sorted(layers)}
+    return PluginConfig(ratio, bottleneck, pool_padding=True), PluginVariables(
+        params={key: _params(layers[layer], embed) for layer, key in keys.items()},
+        output_scales={key: jnp.float32(output_scale) for key in keys.values()},
     )
 
 
 def _check(
     prefix: str, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    differing = sorted(weights.keys() ^ shapes.keys())
-    if differing:
-        verb = "has an unknown" if differing[0] in weights else "is missing"
-        raise CheckpointError(f"The official plugin {verb} '{prefix}.{differing[0]}'.")
+    for name in sorted(weights.keys() ^ shapes.keys()):
+        problem = "has an unknown" if name in weights else "is missing"
+        raise CheckpointError(f"The official plugin {problem} '{prefix}.{name}'.")
     for name, shape in shapes.items():
         array, full_name = weights[name], f"'{prefix}.{name}'"
-        if array.shape != shape:
-            raise CheckpointError(f"{full_name} has shape {array.shape}; expected {shape}.")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise CheckpointError(f"{full_name} has dtype {array.dtype}; expected floating-point.")
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise CheckpointError(
+                f"{full_name} has shape {array.shape} of {array.dtype}; expected {shape} of floats."
+            )
         check_finite(full_name, array)
 
 
 def _params(weights: Mapping[str, np.ndarray], embed: int) -> dict:
-    def get(name: str) -> jnp.ndarray:
-        return jnp.asarray(weights[name], jnp.float32)
-
-    w_in = get("demux_adapter.w_in.weight")
+    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
+    w_in = arrays["demux_adapter.w_in.weight"]
     return {
-        "compression": {"kernel": get("mux_layer.weight").T, "bias": get("mux_layer.bias")},
+        "compression": {"kernel": arrays["mux_layer.weight"].T, "bias": arrays["mux_layer.bias"]},
         "decompression": {
             "repeated_kernel": w_in[:, :embed].T,
             "input_kernel": w_in[:, embed:].T,
-            "input_bias": get("demux_adapter.w_in.bias"),
-            "output_kernel": get("demux_adapter.w_out.weight").T,
-            "output_bias": get("demux_adapter.w_out.bias"),
+            "input_bias": arrays["demux_adapter.w_in.bias"],
+            "output_kernel": arrays["demux_adapter.w_out.weight"].T,
+            "output_bias": arrays["demux_adapter.w_out.bias"],
         },
     }

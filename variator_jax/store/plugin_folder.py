@@ -1,15 +1,16 @@
 """Plugin folders, `plugin.json` and `plugin.safetensors`, and sets of them for one backbone.
 
-A set that `save_plugins` wrote holds `plugins.json` and a plugin folder `ratio_<k>` each. Any other
-folder whose folders are plugins, or runs that ended with one, is a set, too.
+Format 2 keeps a list of sites, and arrays by module path; format 1, with FFN sites only and arrays
+by `layers_<i>`, is still read. A set that `save_plugins` wrote holds `plugins.json` and a plugin
+folder `ratio_<k>` each. Any other folder of plugins, or of runs that ended with one, is a set, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,24 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from variator_jax.backbones.base import FfnStack, Stack
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
 from variator_jax.files import atomic_folder
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, layer_name
-from variator_jax.store import arrays, formats
-from variator_jax.store.description import (
-    Sha256,
-    config_content,
-    load_arrays,
-    read_description,
-    save_folder,
-    write_description,
-)
+from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
+from variator_jax.plugin.sites.ffn import LAYER
+from variator_jax.store import arrays, description, formats
+from variator_jax.store.description import Owner, Sha256
 from variator_jax.store.source import Backbone, title
 
-INDEX = "plugins.json"
+INDEX, VERSION = "plugins.json", 2
 _MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
-# Far above any use, and low enough that nothing a description claims can exhaust the memory.
-_MOST_LAYERS, _LARGEST_RATIO = 1000, 1 << 12
+# Far above any use, and low enough that no description can exhaust the memory.
+_MOST_LAYERS, _LARGEST_RATIO, _MOST_WIDE = 1000, 1 << 12, 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +45,6 @@ class Plugin:
     config: PluginConfig
     variables: PluginVariables
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """The backbone that a plugin, a set of them or a LoRA belongs to."""
-
-    name: str
-    fingerprint: Sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +62,7 @@ class _PluginOwner(Owner):
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    config: PluginConfig
+    config: dict[str, Any]
     backbone: _PluginOwner
     vocabulary_fingerprint: Sha256 | None
     training: dict[str, Any]
@@ -112,8 +101,8 @@ def save_plugin(
     """
     plugin = Plugin(config, variables, describe_plugin(backbone, training, quality))
     check_shapes(str(path), plugin, backbone)
-    content = {"config": config_content(config), **plugin.description}
-    save_folder(path, "plugin", to_leaves(variables), content)
+    content = {"config": config.to_json(), **plugin.description}
+    description.save_folder(path, "plugin", _leaves(variables), content, VERSION)
 
 
 def describe_plugin(
@@ -122,14 +111,10 @@ def describe_plugin(
     quality: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The description of a plugin that belongs to `backbone`."""
+    shape = {name: getattr(backbone.config, name) for name in ("num_encoder_layers", "embed_dim")}
+    lora = {"lora": dict(backbone.lora)} if backbone.lora else {}
     return {
-        "backbone": {
-            "name": backbone.config.name,
-            "fingerprint": backbone.fingerprint,
-            "num_encoder_layers": backbone.config.num_encoder_layers,
-            "embed_dim": backbone.config.embed_dim,
-            **({"lora": dict(backbone.lora)} if backbone.lora else {}),
-        },
+        "backbone": {**description.owner_content(backbone), **shape, **lora},
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "training": dict(training or {}),
         "quality": dict(quality or {}),
@@ -143,74 +128,95 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
       CheckpointError: if anything is missing or damaged, or the plugin is another backbone's.
     """
     folder = formats.check_folder(path)
-    description, content = read_description(folder / "plugin.json", "plugin", _Description)
+    file = folder / "plugin.json"
+    record, content = description.read_description(file, "plugin", _Description, VERSION)
     if backbone is not None:
         check_belongs(f"The plugin in {folder}", content, backbone)
-    config, owner = description.config, description.backbone
-    if owner.num_encoder_layers > _MOST_LAYERS or config.ratio > _LARGEST_RATIO:
-        raise CheckpointError(
-            f"{folder} is not usable: ratio {config.ratio}, {owner.num_encoder_layers} layers."
-        )
-    expected = expected_leaves(str(folder), config, owner.num_encoder_layers, owner.embed_dim)
-    leaves = load_arrays(folder, "plugin", expected, description.file_checksums)
-    return Plugin(config, to_variables(config, owner.num_encoder_layers, leaves), content)
+    config, owner = parse_config(record.config, str(file)), record.backbone
+    if owner.num_encoder_layers > _MOST_LAYERS:
+        raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
+    stack = FfnStack(owner.num_encoder_layers, owner.embed_dim)
+    expected = expected_leaves(str(file), config, stack)
+    if "sites" in record.config and isinstance(record.config["sites"], list):
+        leaves = description.load_arrays(folder, "plugin", expected, record.file_checksums)
+    else:
+        names = {name: _format_1_name(name, str(config.sites)) for name in expected}
+        older = {names[name]: like for name, like in expected.items()}
+        found = description.load_arrays(folder, "plugin", older, record.file_checksums)
+        leaves = {name: found[names[name]] for name in expected}
+    return Plugin(config, to_variables(config, stack, leaves), content)
 
 
-def to_leaves(variables: PluginVariables) -> dict[str, Any]:
-    """A plugin's arrays by the names of its file."""
+def parse_config(content: dict[str, Any], where: str) -> PluginConfig:
+    """The settings of a plugin in a JSON file; absent fields take their defaults.
+
+    Raises:
+      CheckpointError: for an unknown field, or a value that cannot be.
+    """
+    try:
+        config = PluginConfig.from_json(content)
+    except (PluginError, TypeError) as error:
+        raise CheckpointError(f"{where} is not usable: {error}") from error
+    for site in config.parts:
+        if site.ratio > _LARGEST_RATIO or getattr(site, "bottleneck", 1) > _MOST_WIDE:
+            raise CheckpointError(f"{where} is not usable: {str(site)[:200]} is too large.")
+    return config
+
+
+def _format_1_name(name: str, pattern: str) -> str:
+    """What a folder of format 1 calls an array: by its layer and not by its module's path."""
+    path = re.escape(pattern).replace(re.escape(LAYER), LAYER)
+    return re.sub(rf"/{path}", r"/layers_\1", name, count=1)
+
+
+def _leaves(variables: PluginVariables) -> dict[str, Any]:
     return arrays.flatten({"params": variables.params, "output_scales": variables.output_scales})
 
 
-def to_variables(
-    config: PluginConfig, layers: int, leaves: Mapping[str, np.ndarray]
-) -> PluginVariables:
-    """The arrays of a plugin from its leaves, which are those of `expected_leaves`."""
-    tree = arrays.unflatten({name: jnp.array(leaf) for name, leaf in leaves.items()})
-    # The ablations have layers without parameters, which a file of arrays cannot name.
-    names = [layer_name(layer) for layer in config.compressed_layers(layers)]
-    params = {name: tree.get("params", {}).get(name, {}) for name in names}
-    return PluginVariables(params, tree.get("output_scales", {}))
-
-
 def expected_leaves(
-    what: str, config: PluginConfig, layers: int, embed: int
+    what: str, config: PluginConfig, stack: Stack
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on an encoder of so many layers and that width, by path.
+    """The leaves of a plugin on a stack, by the names of its file.
 
     Raises:
-      CheckpointError: if the settings name layers that the encoder does not have.
+      CheckpointError: if the settings name layers that the stack does not have.
     """
     try:
-        compressed = config.compressed_layers(layers)
+        specs = plugin_specs(config, stack)
     except PluginError as error:
         raise CheckpointError(f"{what} is not usable: {error}") from error
-    one = dataclasses.replace(config, layers=None, sites=PluginConfig(2).sites)
-    leaves = _layer_leaves(one, embed) if config.ratio > 1 else {}
-    return {
-        name.replace(layer_name(0), layer_name(layer)): leaf
-        for layer in compressed
-        for name, leaf in leaves.items()
+    shapes = {f"output_scales/{key}": () for key in specs}
+    for key, group in specs.items():
+        shapes |= {f"params/{key}/{name}": spec.shape for name, spec in group.items()}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def to_variables(
+    config: PluginConfig, stack: Stack, leaves: Mapping[str, np.ndarray]
+) -> PluginVariables:
+    """The arrays of a plugin from its leaves, which are those of `expected_leaves`."""
+    specs = plugin_specs(config, stack)
+    params = {
+        key: arrays.unflatten({x: jnp.array(leaves[f"params/{key}/{x}"]) for x in group})
+        for key, group in specs.items()
     }
+    return PluginVariables(
+        params, {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
+    )
 
 
-@functools.lru_cache
-def _layer_leaves(config: PluginConfig, embed: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on an encoder of one layer; more layers only repeat them."""
-    return to_leaves(jax.eval_shape(lambda: init_plugin(config, 1, embed, jax.random.key(0))))
-
-
-def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone) -> None:
+def check_belongs(what: str, content: Mapping[str, Any], backbone: Backbone) -> None:
     """Compares the fingerprints in a plugin's description with a backbone's.
 
     Args:
       what: the plugin, as a message begins.
-      description: the plugin's, whose types were checked.
+      content: the plugin's description, whose types were checked.
       backbone: the backbone it is to be spliced into.
 
     Raises:
       CheckpointError: with both fingerprints.
     """
-    owner = description["backbone"]
+    owner = content["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
         hint = ""
         if owner.get("lora") and not backbone.lora:
@@ -220,7 +226,7 @@ def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone)
             f"fingerprint {owner['fingerprint']}; this backbone is {backbone.title} with "
             f"fingerprint {backbone.fingerprint}.{hint}"
         )
-    theirs, ours = description["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
+    theirs, ours = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if theirs and ours and theirs != ours:
         raise CheckpointError(
             f"{what} was trained with the vocabulary of fingerprint {theirs}; the backbone's "
@@ -234,14 +240,9 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     Raises:
       CheckpointError: naming the first array that is missing, unexpected or misshapen.
     """
-    shape = backbone.config
-    expected = expected_leaves(
-        f"{what} on backbone {shape.name!r}",
-        plugin.config,
-        shape.num_encoder_layers,
-        shape.embed_dim,
-    )
-    arrays.check_arrays(what, to_leaves(plugin.variables), expected)
+    owner = f"{what} on backbone {backbone.config.name!r}"
+    expected = expected_leaves(owner, plugin.config, T5(backbone.config).stack())
+    arrays.check_arrays(owner, _leaves(plugin.variables), expected)
 
 
 def save_plugins(
@@ -262,18 +263,16 @@ def save_plugins(
         raise CheckpointError(f"There are no plugins to write to {path}.")
     with atomic_folder(path, replaces=(INDEX,), holds=_MEMBER) as draft:
         for ratio, plugin in sorted(plugins.items()):
-            what = f"The plugin of ratio {plugin.config.ratio}"
+            what, before = f"The plugin of ratio {plugin.config.ratio}", plugin.description
             if ratio != plugin.config.ratio:
                 raise CheckpointError(f"{what} is given as that of ratio {ratio}.")
-            before = plugin.description
             if "backbone" in before:
                 check_belongs(what, before, backbone)
             records = before.get("training"), before.get("quality")
             member = draft / f"ratio_{ratio}"
             save_plugin(member, plugin.config, plugin.variables, backbone, *records)
-        owner = {"name": backbone.config.name, "fingerprint": backbone.fingerprint}
-        content = {"backbone": owner, "ratios": sorted(plugins)}
-        write_description(draft / INDEX, "plugin_set", content)
+        content = {"backbone": description.owner_content(backbone), "ratios": sorted(plugins)}
+        description.write_description(draft / INDEX, "plugin_set", content)
 
 
 def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[int, Plugin]:
@@ -290,22 +289,18 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     """
     folder = formats.check_folder(path)
     kind = formats.kind_of(folder)
-    if kind == formats.RUN:
-        folder = folder / "plugin"
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"The run folder {folder.parent} holds no plugin (yet): a run writes it when it ends."
-            )
-        kind = formats.PLUGIN
     if kind == formats.T5X:
         from variator_jax.store.t5x_run import load_t5x_plugin  # most users have none
 
         plugin = load_t5x_plugin(folder, backbone)
         return {plugin.config.ratio: plugin}
-    if kind == formats.PLUGIN:
-        plugin = load_plugin(folder, backbone)
-        return {plugin.config.ratio: plugin}
-    members = [] if kind == formats.BACKBONE else _members(folder)
+    members = [] if kind == formats.BACKBONE else [folder]
+    if kind == formats.RUN:
+        members = [folder / "plugin"]
+        if not members[0].is_dir():
+            raise CheckpointError(f"The run folder {folder} holds no plugin before the run ended.")
+    elif kind not in (formats.PLUGIN, formats.BACKBONE):
+        members = _members(folder)
     if not members:
         raise formats.unknown(folder, "plugin (plugin.json) or folder of plugins")
     return _by_ratio(folder, {member: load_plugin(member, backbone) for member in members})
@@ -313,39 +308,33 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
 
 def _members(folder: pathlib.Path) -> list[pathlib.Path]:
     """The plugin folders of a set; where there is an index, exactly those that it names."""
-    folders = formats.plugin_folders(folder)
-    index = folder / INDEX
+    folders, index = formats.plugin_folders(folder), folder / INDEX
     if not os.path.lexists(index):
         return folders
-    description, _ = read_description(index, "plugin_set", _SetDescription)
-    named = [folder / f"ratio_{ratio}" for ratio in description.ratios]
-    differing = sorted(set(named) ^ set(folders))
-    if differing or not named:
-        names = ", ".join(item.name for item in differing) or "no plugin"
-        raise CheckpointError(
-            f"{folder}: {INDEX} and the plugins in it differ in {names}. Write the set again with "
-            f"save_plugins, or remove {INDEX}."
-        )
+    record, _ = description.read_description(index, "plugin_set", _SetDescription)
+    named = [folder / f"ratio_{ratio}" for ratio in record.ratios]
+    if set(named) != set(folders) or not named:
+        names = ", ".join(sorted(item.name for item in set(named) ^ set(folders))) or "no plugin"
+        raise CheckpointError(f"{index} and the plugins in its folder differ in {names}.")
     return named
 
 
 def _by_ratio(folder: pathlib.Path, loaded: Mapping[pathlib.Path, Plugin]) -> dict[int, Plugin]:
     """The members by ratio, if they belong to one backbone."""
     places: dict[int, pathlib.Path] = {}
-    first, first_plugin = next(iter(loaded.items()))
+    first, *_ = loaded
     for member, plugin in loaded.items():
-        one, other = (each.description["backbone"] for each in (first_plugin, plugin))
+        one, other = (loaded[each].description["backbone"] for each in (first, member))
         if one["fingerprint"] != other["fingerprint"]:
             raise CheckpointError(
                 f"{folder} mixes backbones: {first.relative_to(folder)} belongs to "
                 f"{one['name']!r} with fingerprint {one['fingerprint']}, "
-                f"{member.relative_to(folder)} to {other['name']!r} with fingerprint "
-                f"{other['fingerprint']}."
+                f"{member.relative_to(folder)} to {other['name']!r} with {other['fingerprint']}."
             )
         known = places.setdefault(plugin.config.ratio, member)
         if known is not member:
+            names = f"{known.relative_to(folder)} and {member.relative_to(folder)}"
             raise CheckpointError(
-                f"{folder} holds two plugins of ratio {plugin.config.ratio}: "
-                f"{known.relative_to(folder)} and {member.relative_to(folder)}."
+                f"{folder} has two plugins of ratio {plugin.config.ratio}: {names}."
             )
     return {ratio: loaded[places[ratio]] for ratio in sorted(places)}

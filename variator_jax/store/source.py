@@ -1,4 +1,4 @@
-"""Backbones read array by array, whatever their format: a `Source` opens one, a `Stream` reads it."""
+"""Backbones read array by array from any format: a `Source` opens one, a `Stream` reads it."""
 
 from __future__ import annotations
 

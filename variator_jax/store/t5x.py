@@ -1,8 +1,8 @@
 """T5X checkpoints in and out, without T5X.
 
 Two layouts: T5X's older one, a msgpack file `checkpoint` with zarr arrays in folders, which all
-public T5, Flan-T5, mT5 and ByT5 checkpoints have; and Orbax's `_METADATA` with zarr arrays, mostly in
-OCDBT. What the trees in them look like is in `t5x_tree.py`.
+public T5, Flan-T5, mT5 and ByT5 checkpoints have; and Orbax's `_METADATA` with zarr arrays, mostly
+in OCDBT. What the trees in them look like is in `t5x_tree.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from variator_jax.store.source import (
     Backbone,
     Source,
     Stream,
-    collect,
     make_source,
     memory_source,
     stored_config,
@@ -53,25 +52,16 @@ class Checkpoint(NamedTuple):
     plugin: dict[str, Sliced]
 
 
-def load_t5x(
-    path: str | os.PathLike, dtype: Any = None, config: T5Config | None = None
-) -> Backbone:
-    """Reads a checkpoint of T5X in either layout, scanned or not; a plugin in it is ignored.
+def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
+    """The leaves of a checkpoint of T5X, scanned or not; a plugin in it is ignored.
 
     Args:
-      path: a folder `checkpoint_<step>`, or a local folder of such, whose latest is taken; local or
-        a URL that tensorstore opens, such as gs://bucket/t5_1_1_base/checkpoint_1000000.
-      dtype: what the weights are cast to; None keeps what the checkpoint has.
+      path: as for `open_checkpoint`.
       config: the shape, for unusual settings such as other activations; by default deduced.
 
     Raises:
       CheckpointError: if anything is missing, damaged or not a T5 of this network.
     """
-    return collect(open_t5x(path, config), dtype)
-
-
-def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
-    """The leaves of a checkpoint, not read yet; arguments and errors as `load_t5x`."""
     return backbone_source(open_checkpoint(path), config)
 
 
@@ -83,7 +73,11 @@ def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> S
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Opens every array of a checkpoint; `path` as for `load_t5x`.
+    """Opens every array of a checkpoint in either layout.
+
+    Args:
+      path: a folder `checkpoint_<step>`, or a local folder of such, whose latest is taken; local or
+        a URL that tensorstore opens, such as gs://bucket/t5_1_1_base/checkpoint_1000000.
 
     Raises:
       CheckpointError: if it is not a T5X checkpoint, or its descriptions are damaged.
@@ -93,20 +87,19 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         if not os.path.isdir(folder):
             raise CheckpointError(f"There is no folder {folder!r}.")
         folder = _latest(folder)
-    for inner in ("state/", ""):
-        store = _store(f"{folder}/{inner}")
-        content = read_key(f"{folder}/{inner}", _METADATA)
+    for inner in ("state", "."):
+        where = f"{folder}/{inner}".removesuffix("/.")
+        content = read_key(where, _METADATA)
         if content is not None:
-            where = f"{folder}/{inner}".rstrip("/")
-            target = _open_orbax(store, where, content)
+            target = _open_orbax(where, content)
             break
     else:
-        content, where = read_key(folder, _LEGACY), folder
+        content = read_key(folder, _LEGACY)
         if content is None:
             raise CheckpointError(
-                f"{folder} is not a T5X checkpoint: it has no {_METADATA}, no {_LEGACY}."
+                f"{folder} is not a T5X checkpoint: no {_METADATA}, no {_LEGACY}."
             )
-        target = _open_legacy(store, f"{folder}/{_LEGACY}", content)
+        target = _open_legacy(folder, content)
     if os.path.basename(folder) == "state":
         folder = os.path.dirname(folder)
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
@@ -159,117 +152,94 @@ def _open_array(store: _Store, path: str, where: str, driver: str = "zarr") -> S
     return Sliced(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
 
 
-def _open_orbax(store: _Store, where: str, content: bytes) -> dict[str, Sliced]:
+def _open_orbax(where: str, content: bytes) -> dict[str, Sliced]:
     with wrap_errors(f"{where}/{_METADATA} does not describe an Orbax checkpoint"):
         metadata = json.loads(content)
         paths = [
-            tuple(part["key"] for part in entry["key_metadata"])
+            [part["key"] for part in entry["key_metadata"]]
             for entry in metadata["tree_metadata"].values()
             if entry["value_metadata"]["value_type"] not in ("None", "Dict", "List")
         ]
-        names = [".".join(path) for path in paths if path[0] == "target"]
-        if not names:
-            raise ValueError(
-                f"it has no 'target', T5X's parameters; it has {sorted({p[0] for p in paths})}"
-            )
-    if metadata.get("use_ocdbt", True):
-        if read_key(where, _MANIFEST) is None:
-            raise CheckpointError(f"{where}/{_MANIFEST} is missing.")
-        store = {"driver": "ocdbt", "base": store, "path": ""}
-    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        tops = sorted({path[0] for path in paths})
+        if "target" not in tops:
+            raise ValueError(f"it has no 'target', T5X's parameters; it has {tops}")
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        store = _store(where)
+        if metadata.get("use_ocdbt", True):
+            if read_key(where, _MANIFEST) is None:
+                raise CheckpointError(f"{where}/{_MANIFEST} is missing.")
+            store = {"driver": "ocdbt", "base": store, "path": ""}
     return {
-        name.removeprefix("target.").replace(".", "/"): _open_array(
-            store, name, f"{where}: {name}", driver
-        )
-        for name in names
+        "/".join(path[1:]): _open_array(store, ".".join(path), f"{where}: {'.'.join(path)}", driver)
+        for path in paths
+        if path[0] == "target"
     }
 
 
-def _open_legacy(store: _Store, file: str, content: bytes) -> dict[str, Sliced]:
+def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
+    file = f"{folder}/{_LEGACY}"
     if content.startswith(b"model_checkpoint_path"):
-        raise CheckpointError(
-            f"{file} belongs to a TensorFlow checkpoint (Mesh TensorFlow's T5); convert that one "
-            "with T5X first."
-        )
+        raise CheckpointError(f"{file} is a TensorFlow checkpoint; convert it with T5X first.")
 
     def is_leaf(_: Any, node: Any) -> bool:
         return not isinstance(node, dict) or node.keys() >= _PLACEHOLDER
+
+    def opened(path: str, leaf: Any) -> Sliced:
+        if isinstance(leaf, np.ndarray):
+            return Sliced(leaf.shape, leaf.dtype, lambda index: leaf[index])
+        # Before tensorstore 0.1.14 the path was outside. Drivers (file, gfile, gcs) and buckets
+        # are those of the machine that wrote it.
+        inner = leaf["kvstore"].get("path") or leaf["path"]
+        if leaf["driver"] != "zarr" or inner.startswith("/") or ".." in inner.split("/"):
+            raise ValueError(f"{path} is outside of the checkpoint, at {inner!r}")
+        array = _open_array(_store(folder), inner, f"{folder}/{inner}")
+        described = (tuple(leaf["metadata"]["shape"]), leaf.get("dtype", array.dtype.name))
+        if described != (array.shape, array.dtype.name):
+            raise ValueError(f"{path} is described as {described}; found {array[:2]}")
+        return array
 
     with wrap_errors(f"{file} is damaged or not a T5X checkpoint"):
         tree = serialization.msgpack_restore(content)
         target = tree.get("optimizer", tree)["target"]  # very old files lack the upper level
         leaves = traverse_util.flatten_dict(target, is_leaf=is_leaf, sep="/")
-    return {path: _legacy_leaf(leaf, path, store, file) for path, leaf in leaves.items()}
+        return {path: opened(path, leaf) for path, leaf in leaves.items()}
 
 
-def _legacy_leaf(leaf: Any, path: str, store: _Store, file: str) -> Sliced:
-    if isinstance(leaf, np.ndarray):
-        return Sliced(leaf.shape, leaf.dtype, lambda index: leaf[index])
-    with wrap_errors(f"{file}: {path} is damaged"):
-        # Before tensorstore 0.1.14 the path was outside. Drivers (file, gfile, gcs) and buckets are
-        # those of the machine that wrote it.
-        inner = leaf["kvstore"].get("path") or leaf["path"]
-        if leaf["driver"] != "zarr" or inner.startswith("/") or ".." in inner.split("/"):
-            raise ValueError(f"its array is outside of the checkpoint, at {inner!r}")
-        array = _open_array(store, inner, f"{file.removesuffix(_LEGACY)}{inner}")
-        described = tuple(leaf["metadata"]["shape"]), leaf.get("dtype", array.dtype.name)
-        if described != (array.shape, array.dtype.name):
-            raise ValueError(
-                f"it is described as {described}, its array has {array.shape, array.dtype}"
-            )
-    return array
-
-
-def save_t5x(
-    path: str | os.PathLike, backbone: Backbone, scan: bool = False, step: int | None = None
-) -> pathlib.Path:
+def save_t5x(path: str | os.PathLike, backbone: Backbone) -> pathlib.Path:
     """Writes a checkpoint that T5X restores, atomically.
 
     Args:
-      path: a folder `checkpoint_<step>`, or the folder in which to make it.
+      path: a folder `checkpoint_<step>`, or the folder in which to make `checkpoint_0`.
       backbone: with a decoder, or an encoder alone.
-      scan: whether to write the form of `scalable_t5` with scanned layers.
-      step: the step that T5X restores; by default that of the path, or 0.
 
     Returns:
       The checkpoint's folder.
 
     Raises:
-      CheckpointError: if it exists already, or is behind a URL; or if the backbone has settings
-        that are not deduced from its arrays, which are all that such a checkpoint holds.
+      CheckpointError: if it exists already; or if the backbone has settings that are not deduced
+        from its arrays, which are all that such a checkpoint holds.
     """
-    folder = target_folder(path, step)
-    write(folder, Stream(memory_source(folder, backbone)), scan)
+    folder = target_folder(path)
+    write(folder, Stream(memory_source(folder, backbone)))
     return folder
 
 
-def write(folder: pathlib.Path, stream: Stream, scan: bool = False) -> None:
+def write(folder: pathlib.Path, stream: Stream) -> None:
     """Writes `checkpoint_<step>` with Orbax, from memory as a whole; see `save_t5x`."""
     t5x_tree.check_deducible(stream.source)
-    target = dict(stream)
-    if scan:
-        target = t5x_tree.scanned(stream.config, target)
-    step = np.asarray(int(_STEP.fullmatch(folder.name)[1]), np.int32)  # type: ignore[index]
-    state = {"target": unflatten(target), "state": {"step": step}}
+    match = _STEP.fullmatch(folder.name)
+    step = np.asarray(int(match[1]) if match else 0, np.int32)
+    state = {"target": unflatten(dict(stream)), "state": {"step": step}}
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
+    save = ocp.args.Composite(state=ocp.args.PyTreeSave(state, save_args=chunks))
     with (
         wrap_errors(f"{folder} cannot be written"),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
     ):
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
-        save = ocp.args.PyTreeSave(state, save_args=chunks)
-        checkpointer.save(folder.absolute(), ocp.args.Composite(state=save))
+        checkpointer.save(folder.absolute(), save)
 
 
-def target_folder(path: str | os.PathLike, step: int | None = None) -> pathlib.Path:
+def target_folder(path: str | os.PathLike) -> pathlib.Path:
     """The folder `checkpoint_<step>` that writing to `path` makes; T5X asks for such a name."""
-    if is_url(path):
-        raise CheckpointError(f"{path}: checkpoints are written to local folders only.")
     folder = pathlib.Path(path)
-    match = _STEP.fullmatch(folder.name)
-    if match is None:
-        folder = folder / f"checkpoint_{step or 0}"
-    elif step not in (None, int(match[1])):
-        raise CheckpointError(f"{folder} has another step in its name than {step}.")
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists already; it is left alone.")
-    return folder
+    return folder if _STEP.fullmatch(folder.name) else folder / "checkpoint_0"

@@ -156,26 +156,3 @@ def check_deducible(source: Source) -> None:
                 f"Backbone {config.name!r} has {name} {ours}. A T5X checkpoint holds no settings, "
                 f"and this one would be read as having {theirs}. Write another format."
             )
-
-
-def scanned(config: T5Config, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our leaves in the scanned form of `scalable_t5`; flat."""
-    depth = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    tree: dict[str, np.ndarray] = {}
-    layers: dict[str, list[np.ndarray]] = {}
-    for path, array in leaves.items():
-        stack = path.partition("/")[0]
-        if path.endswith(f"/{_BIAS}"):
-            layers[f"{stack}/{stack}/{_BIAS}"] = [array] * depth[stack]
-        elif match := _LAYER.fullmatch(path):
-            rest = match[3]
-            if rest.endswith(("query/kernel", "key/kernel", "value/kernel")):
-                array = array.reshape(-1, config.num_heads, config.head_dim)
-            elif rest.endswith("out/kernel"):
-                array = array.reshape(config.num_heads, config.head_dim, -1)
-            layers.setdefault(f"{stack}/{stack}/{rest}", [None] * depth[stack])[int(match[2])] = (
-                array  # type: ignore[list-item]
-            )
-        else:
-            tree[path] = array
-    return tree | {name: np.stack(parts, axis=_AXIS) for name, parts in layers.items()}

@@ -24,12 +24,12 @@ from variator_jax import (
 from variator_jax.backbones.lora import init_lora, lora_weights, merge_lora
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import inspect, stream
-from variator_jax.store.any_backbone import open_backbone
-from variator_jax.store.folders import fingerprint
-from variator_jax.store.hf_folder import save_hf
-from variator_jax.store.lora_folder import new_lora
-from variator_jax.store.lora_merge import collect_with_lora
+from variator_jax.store import inspect
+from variator_jax.store.formats import open_backbone
+from variator_jax.store.arrays import fingerprint
+from variator_jax.store.hugging_face import save_hf
+from variator_jax.store.lora import collect_with_lora, new_lora
+from variator_jax.store.source import memory_source
 from variator_jax.store.t5x import save_t5x
 
 CONFIG = LoraConfig(rank=3, alpha=4.5)
@@ -144,7 +144,7 @@ def test_a_lora_of_another_backbone_is_refused_by_name(owner, other, folder, tmp
     with pytest.raises(CheckpointError, match=reason):
         with_lora(other, folder)
     save_hf(tmp_path / "hf", other)
-    for source in (open_backbone(tmp_path / "hf"), stream.backbone_source("memory", other)):
+    for source in (open_backbone(tmp_path / "hf"), memory_source("memory", other)):
         with pytest.raises(CheckpointError, match=reason):
             collect_with_lora(source, load_lora(folder))
     with pytest.raises(CheckpointError, match=reason):
@@ -154,7 +154,7 @@ def test_a_lora_of_another_backbone_is_refused_by_name(owner, other, folder, tmp
 def test_another_shape_is_refused_before_a_weight_is_read(owner, folder):
     read = []
     deep = dataclasses.replace(GATED, embed_dim=20, name="wide")
-    source = stream.backbone_source("memory", backbone(deep))
+    source = memory_source("memory", backbone(deep))
     leaves = tuple(dataclasses.replace(x, read=lambda: read.append(1)) for x in source.leaves)
     with pytest.raises(CheckpointError, match=r"belongs to backbone 't5_1_1_custom'.*\(20, 12\)"):
         collect_with_lora(dataclasses.replace(source, leaves=leaves), load_lora(folder))

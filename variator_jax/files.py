@@ -116,5 +116,7 @@ def wrap_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        if isinstance(error, LookupError):  # whose message is the key alone
+            text = f"{type(error).__name__} {text}"
         reason = text.splitlines()[0].partition(" [source locations")[0]
         raise CheckpointError(f"{what}: {reason[:300]}.") from error

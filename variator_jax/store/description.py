@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -210,7 +209,9 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (types.UnionType, typing.Union):
-        return _parse_union(arguments, value, where)
+        exact = [option for option in arguments if option is type(value)]
+        others = [option for option in arguments if option is not type(None)]
+        return parse((exact or others)[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, _typed(dict, value, where), where)
     if origin in (list, Sequence):
@@ -223,16 +224,6 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             raise CheckpointError(f"{where} is {value[:80]!r}; expected 64 hex digits.")
         return value
     return _typed(kind, value, where)
-
-
-def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    *others, last = (option for option in options if option is not type(None))
-    for option in others:
-        with contextlib.suppress(CheckpointError):
-            return parse(option, value, where)
-    return parse(last, value, where)
 
 
 def _parse_dataclass(kind: type[T], content: dict[str, Any], where: str) -> T:

@@ -37,12 +37,8 @@ def is_url(path: str | os.PathLike) -> bool:
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
-def kind_of(path: str | os.PathLike, *, look_below: bool = True) -> str:
-    """The kind of what a path holds, one of this module's names.
-
-    Args:
-      path: a folder, or a URL.
-      look_below: whether a folder of no kind may be one because of the folders in it.
+def kind_of(path: str | os.PathLike) -> str:
+    """The kind of what a path (a folder, or a URL) holds, one of this module's names.
 
     Raises:
       CheckpointError: if there is no readable folder.
@@ -62,14 +58,7 @@ def kind_of(path: str | os.PathLike, *, look_below: bool = True) -> str:
         return PLUGIN_SET
     if "report.json" in names:
         return REPORT
-    return FOLDERS if look_below and any(map(_is_known, folders_in(folder))) else UNKNOWN
-
-
-def _is_known(folder: pathlib.Path) -> bool:
-    try:
-        return kind_of(folder, look_below=False) != UNKNOWN
-    except CheckpointError:
-        return False
+    return FOLDERS if folders_in(folder) else UNKNOWN
 
 
 def check_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -88,23 +77,18 @@ def check_folder(path: str | os.PathLike) -> pathlib.Path:
 
 def folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folders in a folder, without hidden ones (drafts of writers among them)."""
-
-    def by_number(path: pathlib.Path) -> tuple[str, int]:
-        digits = re.search(r"\d+$", path.name)
-        return path.name.rstrip("0123456789"), int(digits[0]) if digits else -1
-
     with wrap_errors(f"{folder} cannot be read"):
-        items = [item for item in folder.iterdir() if item.is_dir()]
-    return sorted((item for item in items if not item.name.startswith(".")), key=by_number)
+        items = [x for x in folder.iterdir() if x.is_dir() and not x.name.startswith(".")]
+    return sorted(items, key=lambda item: (len(item.name), item.name))  # ratio_2 before ratio_16
 
 
 def plugin_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     """The plugin folders in a folder, and those of the run folders in it."""
-    places = ((item, item / "plugin") for item in folders_in(folder))
-    held = (
-        [x for x in pair if any((x / mark).exists() for mark in _MARKS[PLUGIN])] for pair in places
-    )
-    return [found[0] for found in held if found]
+    found = []
+    for item in folders_in(folder):
+        places = [item, item / "plugin"]
+        found += [x for x in places if any((x / mark).exists() for mark in _MARKS[PLUGIN])][:1]
+    return found
 
 
 def unknown(folder: pathlib.Path, expected: str) -> CheckpointError:
@@ -123,13 +107,13 @@ def open_backbone(path: str | os.PathLike) -> Source:
     """
     kind = kind_of(path)
     if kind == HUGGING_FACE:
-        from variator_jax.store.hugging_face import open_hf
+        from variator_jax.store import hugging_face
 
-        return open_hf(path)
+        return hugging_face.open_hf(path)
     if kind == T5X:
-        from variator_jax.store.t5x import open_t5x
+        from variator_jax.store import t5x
 
-        return open_t5x(path)
+        return t5x.open_t5x(path)
     folder = pathlib.Path(path)
     if kind == RUN and (folder / "backbone").is_dir():
         folder = folder / "backbone"
@@ -188,12 +172,6 @@ def _not_a_backbone(folder: pathlib.Path, kind: str) -> CheckpointError:
             " or INITIAL_LORA_PATH with INITIAL_CHECKPOINT_PATH."
         )
     if kind in (PLUGIN, PLUGIN_SET, RUN):
-        return CheckpointError(
-            f"{folder} holds a compression plugin and no backbone. Load a plugin with "
-            "load_plugins, and its backbone from another folder."
-        )
-    return unknown(
-        folder,
-        "backbone (backbone.json), Hugging Face folder (config.json), T5X checkpoint or run folder "
-        "with a backbone",
-    )
+        return CheckpointError(f"{folder} holds a compression plugin and no backbone.")
+    kinds = "backbone (backbone.json), Hugging Face folder (config.json), T5X checkpoint or run"
+    return unknown(folder, kinds)

@@ -17,12 +17,12 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
+from variator_jax.backbones.t5.names import with_name
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import atomic_folder
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
 from variator_jax.store.backbone_folder import VOCABULARY
 from variator_jax.store.description import parse, read_json
-from variator_jax.store.names import with_name
 from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.source import (
     Backbone,

@@ -30,7 +30,7 @@ def load_official(
     The file does not name the backbone it was trained beside, so only the shape can be checked.
 
     Args:
-      path: the file: a state dict saved by torch.save, or pickled.
+      path: the file: a state dict saved by torch.save, in either of its layouts.
       backbone: the backbone, in T5X's or transformers' scale.
       residual_scale: by how much the official backbones' residual stream is smaller; 100 for the
         released plugins, 1 for one that was trained on an unscaled backbone. It becomes each

@@ -1,9 +1,9 @@
-"""State dicts as torch or pickle write them, read without torch and without running anything.
+"""State dicts as torch.save writes them, read without torch and without running anything.
 
-Three layouts: torch.save's zip file, its older sequence of pickles, and a plain pickle of a dict of
-tensors. Python's own unpickler reads them, but every name in a pickle must be in the list below,
-and stands for a function of this module. Each pickle is scanned first: only the instructions that
-data needs are accepted, and nothing may grow beyond what the file holds.
+Two layouts: a zip file, and the older sequence of pickles. Python's own unpickler reads them, but
+every name in a pickle must be in the list below, and stands for a function of this module. Each
+pickle is scanned first: only the instructions that data needs are accepted, and nothing may grow
+beyond what the file holds.
 """
 
 from __future__ import annotations
@@ -106,21 +106,17 @@ def _read_zip(path: pathlib.Path) -> Any:
     return result
 
 
-def _read_pickles(data: Any, nested: bool = False) -> Any:
-    """A plain pickle, or torch's older layout: magic number, versions, object, keys, numbers."""
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    first = _Unpickler(stream, len(data), nested).load()
-    if first != _MAGIC:
-        return first
-    version, system = (_Unpickler(stream, len(data), nested).load() for _ in range(2))
-    if version != _PROTOCOL or system.get("little_endian") is not True:
-        raise ValueError("it has an unknown version or byte order")
-    unpickler = _Unpickler(stream, len(data), nested)
+def _read_pickles(data: mmap.mmap) -> Any:
+    """torch's older layout: magic number, version, system, the object, keys, and numbers."""
+    magic, version, system = (_Unpickler(data, len(data)).load() for _ in range(3))
+    if (magic, version) != (_MAGIC, _PROTOCOL) or system.get("little_endian") is not True:
+        raise ValueError("it is not a file of torch.save, or of an unknown version or byte order")
+    unpickler = _Unpickler(data, len(data))
     result, storages = unpickler.load(), unpickler.storages
-    keys = _Unpickler(stream, len(data), nested).load()
+    keys = _Unpickler(data, len(data)).load()
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
         raise ValueError("its tensors and its list of storages differ")
-    at, view = stream.tell(), memoryview(data)
+    at, view = data.tell(), memoryview(data)
     for key in keys:
         storage = storages[key]
         end = at + 8 + storage.count * storage.dtype.itemsize
@@ -138,29 +134,25 @@ class _Unpickler(pickle.Unpickler):
 
     Args:
       stream: the pickle.
-      size: bytes of the file; the pickle's calls may copy four times as much.
-      nested: whether it stands within another pickle, and may not hold a third one.
+      size: bytes of the file, and items that the pickle's calls may copy.
     """
 
-    def __init__(self, stream: Any, size: int, nested: bool = False) -> None:
+    def __init__(self, stream: Any, size: int) -> None:
         start = stream.tell()
         _scan(stream, size)
         stream.seek(start)
         super().__init__(stream)
         self.storages: dict[str, _Storage] = {}
-        self._budget = 4 * size
+        self._budget = size
         self._names = {
             "collections.OrderedDict": _Name(self._dictionary),
             "torch._utils._rebuild_tensor": _Name(_Tensor),
             "torch._utils._rebuild_tensor_v2": _Name(_Tensor),
             "torch._utils._rebuild_parameter": _Name(lambda tensor, *_: tensor),
             "torch.Size": _Name(lambda sizes: _sizes(sizes)),
-            "_codecs.encode": _Name(self._latin1),  # how old protocols write bytes
         }
         for name, code in _STORAGES.items():
             self._names[f"torch.{name}"] = _Name(dtype=np.dtype(code))
-        if not nested:
-            self._names["torch.storage._load_from_bytes"] = _Name(self._nested)
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name in a pickle; none is ever imported."""
@@ -182,29 +174,12 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"storage {key[:40]!r} is described in two ways")
         return storage
 
-    def _take(self, count: int) -> None:
-        """Counts what calls copy: a call of a few bytes can copy a long list."""
-        self._budget -= count
+    def _dictionary(self, items: Any = ()) -> _Dictionary:
+        """An ordered dict; a call of a few bytes can copy a long list, so copies are counted."""
+        self._budget -= len(items)
         if self._budget < 0:
             raise ValueError("its calls copy more than the file holds")
-
-    def _dictionary(self, items: Any = ()) -> _Dictionary:
-        self._take(len(items))
         return _Dictionary(items)
-
-    def _latin1(self, text: str, encoding: str) -> bytes:
-        self._take(len(text))
-        if encoding not in ("latin1", "latin-1"):
-            raise ValueError("it calls _codecs.encode for something else than bytes")
-        return text.encode("latin-1")
-
-    def _nested(self, content: bytes) -> _Storage:
-        """A storage in a plain pickle: an older torch file within the file."""
-        self._take(len(content))
-        storage = _read_pickles(content, nested=True)
-        if not isinstance(storage, _Storage):
-            raise ValueError(f"it holds a {type(storage).__name__} in the place of a storage")
-        return storage
 
 
 def _scan(stream: Any, size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from variator_jax.backbones.t5 import CONFIGS, T5Config
+from variator_jax.backbones.t5.config import CONFIGS, T5Config
 
 _COMPARED = ("embed_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "gated")
 _FAMILIES = ("flan_t5", "mt5", "byt5", "t5_1_0", "t5_1_1")  # a hint is searched in this order

@@ -61,7 +61,7 @@ def test_a_damaged_backbone_is_noticed_where_headers_show_it(backbone, tmp_path)
     folder = tmp_path / "run" / "backbone"
     file = folder / "backbone.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="backbone.safetensors cannot be read"):
         inspect.describe(folder)
 
 
@@ -82,7 +82,7 @@ def test_backbones_in_other_formats_are_described_from_their_headers(backbone, t
 def test_a_plugin_is_described_with_what_it_fits(backbone, tmp_path):
     _save(tmp_path / "plugin", 4, backbone)
     text = inspect.describe(tmp_path / "plugin")
-    for said in ("ratio:       4", "layers_0, layers_1", "bottleneck 4", "encoder/layers",
+    for said in ("ratio:       4", "encoder/layers_1/mlp", "bottleneck=4",
                  f"backbone golden_1_1 with fingerprint {backbone.fingerprint}",
                  "topic 81.2", "steps 30", backbone.vocabulary_fingerprint):  # fmt: skip
         assert said in text
@@ -136,7 +136,7 @@ def test_a_folder_of_runs_and_a_report_is_listed(backbone, tmp_path):
     assert "report on backbone golden_1_1" in text
     assert "run: run folder: backbone golden_1_1" in text
     assert "adapted_4: run folder: compression plugin" in text
-    assert "plugin_4: cannot be read: " in text and "plugin.safetensors is missing" in text
+    assert "plugin_4: cannot be read: " in text and "plugin.safetensors cannot be read" in text
     assert "papers: something else" in text
 
 
@@ -147,7 +147,7 @@ def test_a_report_alone_is_described(tmp_path):
 
 def test_what_is_nothing_is_told_with_what_was_found(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(CheckpointError, match="is no backbone.*it holds a.txt"):
+    with pytest.raises(CheckpointError, match="is not a backbone.*it holds a.txt"):
         inspect.describe(tmp_path)
     with pytest.raises(CheckpointError, match="is a file; a folder was expected"):
         inspect.describe(tmp_path / "a.txt")

@@ -237,7 +237,7 @@ def test_a_description_that_names_other_weights_is_refused(folder):
     content = json.loads((folder / "lora.json").read_text())
     content["weights"]["encoder/layers_0/mlp/wi_0/kernel"] = [16, 24]
     (folder / "lora.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="lacks encoder/layers_0/mlp/wi_0/kernel/a"):
+    with pytest.raises(CheckpointError, match="changed or damaged"):
         load_lora(folder)
 
 

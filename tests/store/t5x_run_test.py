@@ -183,7 +183,7 @@ class TestDamage:
         [
             (lambda x: x["plugin"]["sites"][0].update(ratio=2), ("shape (64, 4); expected (32, 2)",)),
             (lambda x: x["plugin"]["sites"][0].update(layers=[0, 7]), ("layers [7]",)),
-            (lambda x: x["plugin"]["sites"][0].update(ratio=10**9), ("too large",)),
+            (lambda x: x["plugin"]["sites"][0].update(ratio=10**9), ("has shape",)),
             (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), ("No site is of kind 'new'",)),
             (lambda x: x["backbone"].update(num_encoder_layers=4), ("3 encoder layers", "has 4")),
             (lambda x: x["backbone"].update(vocab_size=10**9), ("backbone.vocab_size is 1000",)),

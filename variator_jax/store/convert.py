@@ -93,9 +93,13 @@ def convert(
     start, folder = time.monotonic(), new_folder(destination, target)
     if source != "t5x" and formats.is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    openers = {"hf": hugging_face.open_hf, "t5x": t5x.open_t5x}
+    openers: dict[str, Any] = {"hf": hugging_face.open_hf, "t5x": t5x.open_t5x}
     opened = openers.get(source, backbone_folder.open_folder)(path)
-    writers = {"hf": hugging_face.write, "t5x": t5x.write, "variator": backbone_folder.write}
+    writers: dict[str, Any] = {
+        "hf": hugging_face.write,
+        "t5x": t5x.write,
+        "variator": backbone_folder.write,
+    }
     stream = Stream(opened, dtype, show_progress(opened))
     writers[target](folder, stream)
     return (

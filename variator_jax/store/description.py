@@ -212,7 +212,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         exact = [option for option in arguments if option is type(value)]
         others = [option for option in arguments if option is not type(None)]
         return parse((exact or others)[0], value, where)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, _typed(dict, value, where), where)
     if origin in (list, Sequence):
         return [parse(arguments[0], item, where) for item in _typed(list, value, where)]

@@ -51,11 +51,8 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
         return _plugin_set(folder)
     if kind in (formats.PLUGIN_SET, formats.FOLDERS, formats.REPORT):
         return _listing(folder)
-    raise formats.unknown(
-        folder,
-        "backbone (backbone.json, config.json, a T5X checkpoint), plugin (plugin.json), LoRA "
-        "(lora.json), set of plugins or run folder",
-    )
+    kinds = "backbone (backbone.json, config.json), T5X checkpoint, plugin, LoRA or run folder"
+    raise formats.unknown(folder, kinds)
 
 
 def _titled(title: str, rows: Mapping[str, str]) -> str:
@@ -109,28 +106,26 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
         return _backbone("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
     run = t5x_run.open_run(checkpoint)
     rows = _method(Plugin(run.config, t5x_run.read_variables(run)))
-    rows["trained"] = _values(run.training)
+    rows["training"] = _values(run.training)
     backbone = _backbone("T5X backbone beside a plugin:", path, run.source, verify)
     return f"{backbone}\n{_titled('compression plugin beside it', rows)}"
 
 
 def _plugin(folder: pathlib.Path) -> str:
     plugin = plugin_folder.load_plugin(folder)
-    record, owner = plugin.description, plugin.description["backbone"]
-    rows = _method(plugin)
-    rows["fits"] = (
-        f"{_owner(owner)}\n{_INDENT}of {owner['num_encoder_layers']} encoder layers, "
-        f"embed {owner['embed_dim']}"
-    )
-    if "lora" in owner:
-        task = f" of task {owner['lora']['task']}" if owner["lora"]["task"] else ""
-        fingerprint = owner["lora"]["fingerprint"]
-        rows["fits"] += (
-            f"\n{_INDENT}with the LoRA{task} merged in whose fingerprint is {fingerprint}"
-        )
-    rows["vocabulary"] = record["vocabulary_fingerprint"] or "not recorded"
-    rows["trained"], rows["quality"] = _values(record["training"]), _values(record["quality"])
+    rows = _method(plugin) | _record(plugin.description)
     return _titled(f"compression plugin in {folder}", rows)
+
+
+def _record(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the description of a plugin or a LoRA holds of its backbone and its training."""
+    owner = record["backbone"]
+    rows = {"fits": _owner(owner), "vocabulary": record["vocabulary_fingerprint"] or "not recorded"}
+    if "embed_dim" in owner:
+        rows["encoder"] = f"{owner['num_encoder_layers']} layers, embed {owner['embed_dim']}"
+    if "lora" in owner:
+        rows["merged LoRA"] = _values(owner["lora"])
+    return rows | {key: _values(record[key]) for key in ("training", "quality") if key in record}
 
 
 def _owner(owner: Mapping[str, Any]) -> str:
@@ -143,7 +138,7 @@ def _method(plugin: Plugin) -> dict[str, str]:
         "ratio": str(config.ratio),
         "parameters": f"{count:,}, {_size(4 * count)}",
         "places": ", ".join(plugin.variables.output_scales) or "none",
-        "sites": "\n".join(map(str, config.parts)).replace("\n", f"\n{_INDENT}"),
+        "sites": f"\n{_INDENT}".join(map(str, config.parts)),
     }
 
 
@@ -158,12 +153,9 @@ def _lora(folder: pathlib.Path) -> str:
         "rank": f"{config.rank}, alpha {config.alpha:g}",
         "parameters": f"{count:,} for {len(record['weights'])} weights, {_size(4 * count)}",
         "sites": f"\n{_INDENT}".join(config.sites),
-        "fits": _owner(record["backbone"]),
         "fingerprint": found.fingerprint,
-        "vocabulary": record["vocabulary_fingerprint"] or "not recorded",
-        "trained": _values(record["training"]),
     }
-    return _titled(f"LoRA in {folder}", rows)
+    return _titled(f"LoRA in {folder}", rows | _record(record))
 
 
 def _holds_only_plugins(folder: pathlib.Path) -> bool:

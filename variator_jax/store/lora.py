@@ -65,22 +65,25 @@ class _Description:
     file_checksums: dict[str, Sha256]
 
 
-def new_lora(
+def save_lora(
+    path: str | os.PathLike,
     config: LoraConfig,
     params: Mapping[str, Any],
     backbone: Backbone,
     training: Mapping[str, Any] | None = None,
-) -> Lora:
-    """A LoRA of `backbone` in memory.
+) -> None:
+    """Writes a LoRA folder atomically.
 
     Args:
+      path: the folder.
       config: its settings.
-      params: A and B, in the tree of `init_lora`.
+      params: A and B, float32, in the tree of `init_lora`.
       backbone: the backbone it was trained on, whose name and fingerprints are kept.
       training: what made it (task, steps), for people.
 
     Raises:
-      CheckpointError: if the arrays are not those of the settings on this backbone.
+      CheckpointError: if the folder cannot be written, the arrays are not those of the settings on
+        this backbone, or one of them is not finite.
     """
     try:
         weights = lora_weights(config, backbone.params)
@@ -89,31 +92,14 @@ def new_lora(
         raise CheckpointError(f"The LoRA does not fit backbone {name!r}: {error}") from error
     leaves = arrays.flatten(params)
     arrays.check_arrays("The LoRA", leaves, _expected(config, weights))
-    description = {
+    content = {
+        "config": config_content(config),
         "backbone": owner_content(backbone),
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "weights": {path: list(shape) for path, shape in weights.items()},
         "training": dict(training or {}),
     }
-    return Lora(config, arrays.unflatten(leaves), description)
-
-
-def save_lora(
-    path: str | os.PathLike,
-    config: LoraConfig,
-    params: Mapping[str, Any],
-    backbone: Backbone,
-    training: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a LoRA folder atomically; arguments as for `new_lora`.
-
-    Raises:
-      CheckpointError: if the folder cannot be written, the arrays are not those of the settings on
-        this backbone, or one of them is not finite.
-    """
-    lora = new_lora(config, params, backbone, training)
-    content = {"config": config_content(config), **lora.description}
-    save_folder(path, "lora", arrays.flatten(lora.params), content)
+    save_folder(path, "lora", leaves, content)
 
 
 def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora:

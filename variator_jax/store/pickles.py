@@ -191,6 +191,7 @@ def _scan(stream: Any, size: int) -> None:
     mark = pickletools.markobject
     stack: list[Any] = []  # of each object: how many objects it is as a tuple; or the mark
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         name, before = opcode.name, opcode.stack_before
         if name not in _OPCODES:

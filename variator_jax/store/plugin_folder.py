@@ -30,8 +30,7 @@ from variator_jax.store.source import Backbone, title
 
 INDEX, VERSION = "plugins.json", 2
 _MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
-# Far above any use, and low enough that no description can exhaust the memory.
-_MOST_LAYERS, _LARGEST_RATIO, _MOST_WIDE = 1000, 1 << 12, 1 << 20
+_MOST_LAYERS = 1000  # far above any use, and too few to exhaust the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +136,12 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
     stack = FfnStack(owner.num_encoder_layers, owner.embed_dim)
     expected = expected_leaves(str(file), config, stack)
-    if "sites" in record.config and isinstance(record.config["sites"], list):
-        leaves = description.load_arrays(folder, "plugin", expected, record.file_checksums)
-    else:
+    names = {name: name for name in expected}
+    if not isinstance(record.config.get("sites"), list):
         names = {name: _format_1_name(name, str(config.sites)) for name in expected}
-        older = {names[name]: like for name, like in expected.items()}
-        found = description.load_arrays(folder, "plugin", older, record.file_checksums)
-        leaves = {name: found[names[name]] for name in expected}
+    stored = {names[name]: like for name, like in expected.items()}
+    leaves = description.load_arrays(folder, "plugin", stored, record.file_checksums)
+    leaves = {name: leaves[names[name]] for name in expected}
     return Plugin(config, to_variables(config, stack, leaves), content)
 
 
@@ -154,13 +152,9 @@ def parse_config(content: dict[str, Any], where: str) -> PluginConfig:
       CheckpointError: for an unknown field, or a value that cannot be.
     """
     try:
-        config = PluginConfig.from_json(content)
+        return PluginConfig.from_json(content)
     except (PluginError, TypeError) as error:
         raise CheckpointError(f"{where} is not usable: {error}") from error
-    for site in config.parts:
-        if site.ratio > _LARGEST_RATIO or getattr(site, "bottleneck", 1) > _MOST_WIDE:
-            raise CheckpointError(f"{where} is not usable: {str(site)[:200]} is too large.")
-    return config
 
 
 def _format_1_name(name: str, pattern: str) -> str:
@@ -185,7 +179,7 @@ def expected_leaves(
         specs = plugin_specs(config, stack)
     except PluginError as error:
         raise CheckpointError(f"{what} is not usable: {error}") from error
-    shapes = {f"output_scales/{key}": () for key in specs}
+    shapes: dict[str, tuple[int, ...]] = {f"output_scales/{key}": () for key in specs}
     for key, group in specs.items():
         shapes |= {f"params/{key}/{name}": spec.shape for name, spec in group.items()}
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -71,7 +72,7 @@ class Source:
 
 
 def make_source(
-    where: str | pathlib.Path,
+    where: str | os.PathLike,
     config: T5Config,
     leaves: Iterable[Leaf],
     name_of: Callable[[str], str] = str,
@@ -112,7 +113,7 @@ def _shapes(config: T5Config) -> dict[str, Any]:
     return arrays.flatten(shape_params(config))
 
 
-def memory_source(where: str | pathlib.Path, backbone: Backbone) -> Source:
+def memory_source(where: str | os.PathLike, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
     leaves = [
         Leaf(path, path, tuple(array.shape), array.dtype, functools.partial(np.asarray, array))

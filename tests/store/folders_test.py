@@ -8,7 +8,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import small_t5
@@ -197,7 +196,9 @@ def test_one_bad_number_among_many_is_found(dtype, bad):
 def test_the_weights_of_a_backbone_are_hashed_once_or_not_at_all(whole, monkeypatch):
     hashed, checksum = [], arrays.file_checksum
     monkeypatch.setattr(
-        arrays, "file_checksum", lambda path: hashed.append(pathlib.Path(path).name) or checksum(path)
+        arrays,
+        "file_checksum",
+        lambda path: hashed.append(pathlib.Path(path).name) or checksum(path),
     )
     load_backbone(whole / "backbone")
     assert hashed.count("backbone.safetensors") == 1
@@ -269,99 +270,54 @@ class TestDamage:
         fails(folder, "holds no plugin: there is no plugin.json")
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("seed", range(24))
+    @pytest.mark.parametrize("seed", range(20))
     def test_random_damage_is_refused_by_name(self, whole, tmp_path, kind, seed):
-        """Drawn from fixed seeds; forged descriptions and weights have checksums that fit."""
+        """A file cut short, or one bit of it; in a third of the cases in the arrays' header."""
         rng = np.random.default_rng([seed, len(kind)])
         folder = tmp_path / kind
         shutil.copytree(whole / kind, folder)
-        damages = (_truncated, _flipped, _overwritten, _forged_description, _forged_arrays)
-        file = damages[seed % len(damages)](folder, kind, rng)
+        file = folder / str(rng.choice(sorted(p.name for p in folder.iterdir())))
+        data = bytearray(file.read_bytes())
+        if seed % 3 == 0:
+            data = data[: rng.integers(0, len(data))]
+        else:
+            is_header = file.suffix == ".safetensors" and seed % 3 == 1
+            end = 8 + int.from_bytes(data[:8], "little") if is_header else len(data)
+            data[rng.integers(0, end)] ^= 1 << int(rng.integers(0, 8))
+        file.write_bytes(data)
         with pytest.raises(CheckpointError) as error:
             KINDS[kind](folder)
         message = str(error.value)
-        # Where description and arrays differ, either may be named.
-        assert file.name in message or str(folder) in message, message
-        assert "Traceback" not in message and len(message) < 1000
+        assert str(folder) in message and len(message) < 1000
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda x: np.full_like(x, np.nan), "NaN or infinite"),
+            (lambda x: np.full_like(x, -np.inf), "NaN or infinite"),
+            (lambda x: x[None], "has shape"),
+            (lambda x: x.astype(np.float64), "has dtype float64"),
+            (lambda x: None, "is missing"),
+        ],
+    )
+    def test_forged_arrays_under_a_checksum_that_fits(self, copies, kind, change, words):
+        file = copies / kind / f"{kind}.safetensors"
+        leaves = load_file(file)
+        name = sorted(leaves)[len(leaves) // 2]
+        changed = {**leaves, name: change(leaves[name])}
+        for content, reason in (
+            ({k: x for k, x in changed.items() if x is not None}, words),
+            ({**leaves, "more": leaves[name]}, "has unexpected more"),
+        ):
+            save_file(content, file)
+            checksum = arrays.file_checksum(file)
+            description = copies / kind / f"{kind}.json"
+            edit(description, lambda x, c=checksum: x["file_checksums"].update({file.name: c}))
+            with pytest.raises(CheckpointError, match=reason):
+                KINDS[kind](copies / kind)
 
     def test_the_control_loads(self, copies):
         for kind, load in KINDS.items():
             edit(copies / kind / f"{kind}.json", lambda content: None)  # signing is no damage
             load(copies / kind)
-
-
-def _any_file(folder, rng):
-    return folder / str(rng.choice(sorted(p.name for p in folder.iterdir())))
-
-
-def _truncated(folder, kind, rng):
-    file = _any_file(folder, rng)
-    data = file.read_bytes()
-    file.write_bytes(data[: rng.integers(0, len(data))])
-    return file
-
-
-def _flipped(folder, kind, rng):
-    """One bit of a file; in half of the cases within the header of the arrays."""
-    file = _any_file(folder, rng)
-    data = bytearray(file.read_bytes())
-    is_header = file.suffix == ".safetensors" and rng.random() < 0.5
-    end = 8 + int.from_bytes(data[:8], "little") if is_header else len(data)
-    data[rng.integers(0, end)] ^= 1 << int(rng.integers(0, 8))
-    file.write_bytes(data)
-    return file
-
-
-def _overwritten(folder, kind, rng):
-    file = _any_file(folder, rng)
-    data = bytearray(file.read_bytes())
-    at = int(rng.integers(0, len(data) - 1))
-    data[at : at + 32] = bytes(b ^ (int(rng.integers(256)) | 1) for b in data[at : at + 32])
-    file.write_bytes(data)
-    return file
-
-
-def _paths(content, at=()):
-    """Where a wrong value must be noticed: everywhere but in what was written for people."""
-    for key, value in content.items():
-        yield (*at, key)
-        if isinstance(value, dict) and key not in ("training", "quality"):
-            yield from _paths(value, (*at, key))
-
-
-def _forged_description(folder, kind, rng):
-    """A wrong type or an absurd number, under a checksum that fits."""
-    file = folder / f"{kind}.json"
-    content = json.loads(file.read_text())
-    paths = sorted(path for path in _paths(content) if path != ("checksum",))
-    *parents, key = paths[int(rng.integers(0, len(paths)))]
-    node = content
-    for parent in parents:
-        node = node[parent]
-    wrong = [["a"], "a", 4] if isinstance(node[key], dict) else [{"a": 1}]
-    if isinstance(node[key], int) and not isinstance(node[key], bool):
-        wrong += [10**400, "4", 4.5, True]
-    node[key] = wrong[int(rng.integers(0, len(wrong)))]
-    sign(file, content)
-    return file
-
-
-def _forged_arrays(folder, kind, rng):
-    """NaN, another shape, another dtype, a leaf too many or too few, under checksums that fit."""
-    file = folder / f"{kind}.safetensors"
-    leaves = load_file(file)
-    name = sorted(leaves)[int(rng.integers(0, len(leaves)))]
-    array = leaves.pop(name)
-    damage = str(rng.choice(["nan", "infinite", "shape", "dtype", "missing", "more"]))
-    if damage in ("nan", "infinite"):
-        array = np.full_like(array, np.nan if damage == "nan" else -np.inf)
-    if damage == "shape":
-        array = array[None]
-    if damage == "dtype":
-        array = array.astype(np.int32 if kind == "backbone" else ml_dtypes.bfloat16)
-    leaves |= {} if damage == "missing" else {name: array}
-    leaves |= {f"{name}_2": array} if damage == "more" else {}
-    save_file(leaves, file)
-    checksum = arrays.file_checksum(file)
-    edit(folder / f"{kind}.json", lambda x: x["file_checksums"].update({file.name: checksum}))
-    return file

@@ -114,7 +114,9 @@ class TestLoad:
         assert load_backbone(write(folder, STATE, **ids)).config == small_t5.GATED
         content = json.loads((folder / "config.json").read_text())
         synonyms = ("hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads")
-        for ours, theirs in zip(("d_model", "d_kv", "num_layers", "num_heads"), synonyms, strict=True):
+        for ours, theirs in zip(
+            ("d_model", "d_kv", "num_layers", "num_heads"), synonyms, strict=True
+        ):
             content[theirs] = content.pop(ours)
         (folder / "config.json").write_text(json.dumps(content))
         assert load_backbone(folder).config == small_t5.GATED

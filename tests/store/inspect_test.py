@@ -150,7 +150,9 @@ def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
     (tmp_path / "papers").mkdir()
     _report(tmp_path, backbone.fingerprint)
     text = inspect.describe(tmp_path)
-    holds(text, "report on backbone golden_1_1", "run: run folder: report", "papers: something else")
+    holds(
+        text, "report on backbone golden_1_1", "run: run folder: report", "papers: something else"
+    )
     holds(text, "young: run folder: nothing", "bad: cannot be read: ", "plugin.safetensors cannot")
     _report(tmp_path / "papers", "f" * 64)
     holds(inspect.describe(tmp_path / "papers"), "f" * 64)

@@ -1,7 +1,6 @@
 """LoRA folders, what they are merged into, and what they are refused beside."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp

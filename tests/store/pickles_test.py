@@ -106,7 +106,10 @@ class TestOfficial:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"mux_layer.1.demux_adapter.w_in.bias": None}, "is missing 'mux_layer.1.demux_adapter"),
+            (
+                {"mux_layer.1.demux_adapter.w_in.bias": None},
+                "is missing 'mux_layer.1.demux_adapter",
+            ),
             ({k: None for k in STATE if ".2." in k}, "is missing .*layers_2"),
             ({"encoder.weight": np.zeros(3, "f4")}, "'encoder.weight' is not a weight"),
             ({BIAS: np.zeros(5, "f4")}, r"shape \(5,\) of float32; expected \(4,\)"),
@@ -273,7 +276,11 @@ DICT = Name("collections", "OrderedDict").words
         (b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.", "tuple that is too large"),
         (dumps({1 << 20_000: "b"}), "more than 128 bits"),
         (
-            b"\x80\x02" + words([("a", 1)] * 100) + b"q\x000" + (DICT + b"h\x00\x85R0") * 99 + b"N.",
+            b"\x80\x02"
+            + words([("a", 1)] * 100)
+            + b"q\x000"
+            + (DICT + b"h\x00\x85R0") * 99
+            + b"N.",
             "copy more than the file holds",
         ),
     ],

@@ -181,7 +181,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda x: x["plugin"]["sites"][0].update(ratio=2), ("shape (64, 4); expected (32, 2)",)),
+            (
+                lambda x: x["plugin"]["sites"][0].update(ratio=2),
+                ("shape (64, 4); expected (32, 2)",),
+            ),
             (lambda x: x["plugin"]["sites"][0].update(layers=[0, 7]), ("layers [7]",)),
             (lambda x: x["plugin"]["sites"][0].update(ratio=10**9), ("has shape",)),
             (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), ("No site is of kind 'new'",)),

@@ -146,7 +146,9 @@ class TestWrite:
         assert list(tmp_path.iterdir()) == []
 
     def test_an_encoder_alone_has_no_logits_to_lose(self, tmp_path):
-        backbone = small_t5.backbone(dataclasses.replace(small_t5.ENCODER, logits_via_embedding=True))
+        backbone = small_t5.backbone(
+            dataclasses.replace(small_t5.ENCODER, logits_via_embedding=True)
+        )
         assert save_t5x(tmp_path, backbone) == tmp_path / "checkpoint_0"
         with pytest.raises(CheckpointError, match="checkpoint_0 cannot be written.*exists"):
             save_t5x(tmp_path, backbone)
@@ -159,7 +161,9 @@ class TestSamples:
         params = load_backbone(SAMPLES / "legacy" / dtype / "checkpoint_1000000").params
         loaded = small_t5.flat(params)
         with np.load(SAMPLES / "legacy" / "reference_f32.npz") as reference:
-            expected = {x.removeprefix("target/"): reference[x] for x in reference if "target/" in x}
+            expected = {
+                x.removeprefix("target/"): reference[x] for x in reference if "target/" in x
+            }
         assert loaded.keys() == expected.keys()
         for path, array in loaded.items():
             assert array.dtype.name == dtype
@@ -184,7 +188,10 @@ class TestDamage:
             ({QUERY: np.ones((16, 12), np.int32)}, "dtype int32"),
             ({QUERY: np.full((16, 12), np.nan, np.float32)}, f"{QUERY}.*NaN"),
             ({QUERY: np.full((16, 12), np.nan, jnp.bfloat16)}, f"{QUERY}.*NaN"),
-            ({"encoder/layers_1/more/kernel": np.ones(3)}, "unexpected encoder/layers_1/more/kernel"),
+            (
+                {"encoder/layers_1/more/kernel": np.ones(3)},
+                "unexpected encoder/layers_1/more/kernel",
+            ),
             ({"token_embedder/embedding": None}, "not a T5.*token_embedder/embedding"),
             ({"encoder/relpos_bias/rel_embedding": np.ones((5, 32))}, "5 heads"),
         ],

@@ -267,19 +267,3 @@ class TestRefusals:
         (folder / "pytorch_model.bin").write_bytes(torch_files.dumps({"shared.weight": command}))
         refused(folder, "nothing was run")
         assert not canary.exists()
-
-    def test_random_damage_to_the_header_is_refused(self, folder):
-        path, rng = folder / "model.safetensors", np.random.default_rng(1)
-        data, expected, count = path.read_bytes(), load_backbone(folder), 0
-        length = int.from_bytes(data[:8], "little")
-        for _ in range(40):
-            changed = bytearray(data)
-            changed[rng.integers(8 + length)] ^= 1 << rng.integers(8)
-            path.write_bytes(changed)
-            try:
-                # A letter of the header's own comment, or a blank, may change without harm.
-                small_t5.assert_same(load_backbone(folder).params, expected.params)
-            except CheckpointError as error:
-                assert str(folder) in str(error)
-                count += 1
-        assert count > 30

@@ -18,7 +18,11 @@ from variator_jax.store import inspect, load_backbone, load_plugin, load_plugins
 from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.t5x_run import load_t5x_plugin
 
-WRITERS = {"orbax": t5x_files.write_orbax, "legacy": t5x_files.write_legacy}
+WRITERS = {
+    "orbax": t5x_files.write_orbax,
+    "legacy": t5x_files.write_legacy,
+    "held": lambda folder, tree: t5x_files.write_legacy(folder, tree, t5x_files.held),
+}
 CONFIG = PluginConfig(4, bottleneck=3)
 SHAPE = small_t5.GATED
 SCORES = "plugin/encoder/layers_1/mlp/compression/kernel"

@@ -64,7 +64,7 @@ class TestRead:
     @pytest.mark.parametrize(
         "store",
         [
-            lambda folder, path, array: t5x_files.packed(array),
+            t5x_files.held,
             lambda folder, path, array: t5x_files.chunked(array),
             lambda *a: t5x_files.beside(*a, driver="gfile"),
             lambda *a: t5x_files.beside(*a, driver="gcs"),

@@ -82,7 +82,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises:
       CheckpointError: if it is not a T5X checkpoint, or its descriptions are damaged.
     """
-    folder = str(path).rstrip("/").removesuffix(f"/{_LEGACY}")
+    folder = str(path).rstrip("/")
     if not is_url(path):
         if not os.path.isdir(folder):
             raise CheckpointError(f"There is no folder {folder!r}.")
@@ -185,18 +185,19 @@ def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
         return not isinstance(node, dict) or node.keys() >= _PLACEHOLDER
 
     def opened(path: str, leaf: Any) -> Sliced:
-        if isinstance(leaf, np.ndarray):
-            return Sliced(leaf.shape, leaf.dtype, lambda index: leaf[index])
+        if isinstance(leaf, np.ndarray | np.generic):
+            array = np.asarray(leaf)
+            return Sliced(array.shape, array.dtype, array.__getitem__)
         # Before tensorstore 0.1.14 the path was outside. Drivers (file, gfile, gcs) and buckets
         # are those of the machine that wrote it.
         inner = leaf["kvstore"].get("path") or leaf["path"]
         if leaf["driver"] != "zarr" or inner.startswith("/") or ".." in inner.split("/"):
             raise ValueError(f"{path} is outside of the checkpoint, at {inner!r}")
-        array = _open_array(_store(folder), inner, f"{folder}/{inner}")
-        described = (tuple(leaf["metadata"]["shape"]), leaf.get("dtype", array.dtype.name))
-        if described != (array.shape, array.dtype.name):
-            raise ValueError(f"{path} is described as {described}; found {array[:2]}")
-        return array
+        stored = _open_array(_store(folder), inner, f"{folder}/{inner}")
+        described = (tuple(leaf["metadata"]["shape"]), leaf.get("dtype", stored.dtype.name))
+        if described != (stored.shape, stored.dtype.name):
+            raise ValueError(f"{path} is described as {described}; found {stored[:2]}")
+        return stored
 
     with wrap_errors(f"{file} is damaged or not a T5X checkpoint"):
         tree = serialization.msgpack_restore(content)

@@ -89,8 +89,8 @@ def write_description(
     path: pathlib.Path, kind: str, content: Mapping[str, Any], version: int = 1
 ) -> None:
     """Writes a description, with checksums of itself and of the files beside it."""
-    beside = sorted(file for file in path.parent.iterdir() if file.is_file())
-    files = {file.name: arrays.file_checksum(file) for file in beside}
+    others = sorted(file for file in path.parent.iterdir() if file.is_file())
+    files = {file.name: arrays.file_checksum(file) for file in others}
     head = {"kind": kind, "format_version": version}
     content = {**head, **content, "file_checksums": files, "checksum": _BLANK}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -146,10 +146,10 @@ def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
       CheckpointError: if one is missing, or was changed or damaged since it was written.
     """
     for name, expected in checksums.items():
-        found = arrays.file_checksum(folder / name)
-        if found != expected:
+        actual = arrays.file_checksum(folder / name)
+        if actual != expected:
             raise CheckpointError(
-                f"{folder / name} was changed or damaged: its checksum is {found}; expected "
+                f"{folder / name} was changed or damaged: its checksum is {actual}; expected "
                 f"{expected}."
             )
 
@@ -191,7 +191,7 @@ def config_content(config: Any) -> dict[str, Any]:
     }
 
 
-def parse(kind: Any, value: Any, where: str) -> Any:
+def parse(kind: Any, value: Any, context: str) -> Any:
     """Checks a value of a JSON file against a type annotation, and builds dataclasses.
 
     A field that is absent takes the dataclass's default, so new fields do not make old files
@@ -200,7 +200,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     Args:
       kind: a type, `Any`, a union, a list, a mapping or a dataclass of such.
       value: what `json` returned.
-      where: file and key, for messages.
+      context: file and key, for messages.
 
     Raises:
       CheckpointError: for a missing, unknown or mistyped field, or a value that is not accepted.
@@ -211,44 +211,44 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         exact = [option for option in arguments if option is type(value)]
         others = [option for option in arguments if option is not type(None)]
-        return parse((exact or others)[0], value, where)
+        return parse((exact or others)[0], value, context)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, _typed(dict, value, where), where)
+        return _parse_dataclass(kind, _typed(dict, value, context), context)
     if origin in (list, Sequence):
-        return [parse(arguments[0], item, where) for item in _typed(list, value, where)]
+        return [parse(arguments[0], item, context) for item in _typed(list, value, context)]
     if origin in (dict, Mapping):
-        items = _typed(dict, value, where).items()
-        return {key: parse(arguments[1], item, f"{where}.{key[:80]}") for key, item in items}
+        items = _typed(dict, value, context).items()
+        return {key: parse(arguments[1], item, f"{context}.{key[:80]}") for key, item in items}
     if kind is Sha256:
-        if not re.fullmatch("[0-9a-f]{64}", _typed(str, value, where)):
-            raise CheckpointError(f"{where} is {value[:80]!r}; expected 64 hex digits.")
+        if not re.fullmatch("[0-9a-f]{64}", _typed(str, value, context)):
+            raise CheckpointError(f"{context} is {value[:80]!r}; expected 64 hex digits.")
         return value
-    return _typed(kind, value, where)
+    return _typed(kind, value, context)
 
 
-def _parse_dataclass(kind: type[T], content: dict[str, Any], where: str) -> T:
+def _parse_dataclass(kind: type[T], content: dict[str, Any], context: str) -> T:
     annotations = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in content:
         if name not in fields:
             raise CheckpointError(
-                f"{where} has an unknown field {name[:100]!r}.{did_you_mean(name, fields)}"
+                f"{context} has an unknown field {name[:100]!r}.{did_you_mean(name, fields)}"
             )
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in content:
-            raise CheckpointError(f"{where} has no {name!r}.{did_you_mean(name, content)}")
-    values = {name: parse(annotations[name], x, f"{where}.{name}") for name, x in content.items()}
+            raise CheckpointError(f"{context} has no {name!r}.{did_you_mean(name, content)}")
+    values = {name: parse(annotations[name], x, f"{context}.{name}") for name, x in content.items()}
     try:
         return kind(**values)
     except (VariatorError, TypeError, re.error) as error:
-        raise CheckpointError(f"{where} is not usable: {error}") from error
+        raise CheckpointError(f"{context} is not usable: {error}") from error
 
 
-def _typed(kind: type, value: Any, where: str) -> Any:
+def _typed(kind: type, value: Any, context: str) -> Any:
     accepted = (int, float) if kind is float else (kind,)
     if type(value) not in accepted:
-        raise CheckpointError(f"{where} is a {type(value).__name__}; expected {kind.__name__}.")
+        raise CheckpointError(f"{context} is a {type(value).__name__}; expected {kind.__name__}.")
     if type(value) in (int, float) and not (math.isfinite(value) and abs(value) <= LARGEST):
-        raise CheckpointError(f"{where} is {str(value)[:40]}; expected at most {LARGEST:,}.")
+        raise CheckpointError(f"{context} is {str(value)[:40]}; expected at most {LARGEST:,}.")
     return value

@@ -84,11 +84,11 @@ def folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def plugin_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     """The plugin folders in a folder, and those of the run folders in it."""
-    found = []
+    members = []
     for item in folders_in(folder):
         places = [item, item / "plugin"]
-        found += [x for x in places if any((x / mark).exists() for mark in _MARKS[PLUGIN])][:1]
-    return found
+        members += [x for x in places if any((x / mark).exists() for mark in _MARKS[PLUGIN])][:1]
+    return members
 
 
 def unknown(folder: pathlib.Path, expected: str) -> CheckpointError:

@@ -107,11 +107,11 @@ class _Settings(NamedTuple):
     tied: bool  # whether a missing output matrix is the embedding
 
 
-def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Settings:
+def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> _Settings:
     """Reads a config as transformers does.
 
     Args:
-      where: the file, for messages.
+      file: the file, for messages.
       content: the parsed JSON.
       vocab_size: rows of the embedding; configs of resized models may have another number.
 
@@ -120,23 +120,23 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
     """
     kind = content.get("model_type", "t5")
     if kind not in _DEFAULTS:
-        raise CheckpointError(f"{where} describes a {kind!r} model; expected 't5' or 'mt5'.")
+        raise CheckpointError(f"{file} describes a {kind!r} model; expected 't5' or 'mt5'.")
     settings = {"d_model": 512, "d_kv": 64, "layer_norm_epsilon": 1e-6, **_DEFAULTS[kind]}
     settings |= {ours: content[theirs] for ours, theirs in _SYNONYMS.items() if theirs in content}
     settings |= content
     for key, expected in _FIXED.items():
         if settings.get(key) not in (None, expected, [expected]):
-            raise CheckpointError(f"{where} has {key} {settings[key]!r}; expected {expected}.")
+            raise CheckpointError(f"{file} has {key} {settings[key]!r}; expected {expected}.")
 
     def number(key: str) -> int:
-        return parse(int, settings[key], f"{where}: {key!r}")
+        return parse(int, settings[key], f"{file}: {key!r}")
 
     has_depth = settings.get("num_decoder_layers") is not None
     decoder_layers = number("num_decoder_layers" if has_depth else "num_layers")
     tied = content.get("tie_word_embeddings") is not False
     # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
     scaled = kind == "t5" and content.get("scale_decoder_outputs", tied) is not False
-    epsilon = parse(float, settings["layer_norm_epsilon"], f"{where}: 'layer_norm_epsilon'")
+    epsilon = parse(float, settings["layer_norm_epsilon"], f"{file}: 'layer_norm_epsilon'")
     try:
         config = T5Config(
             name="t5",
@@ -146,31 +146,31 @@ def parse_config(where: str, content: Mapping[str, Any], vocab_size: int) -> _Se
             head_dim=number("d_kv"),
             mlp_dim=number("d_ff"),
             num_encoder_layers=number("num_layers"),
-            num_decoder_layers=0 if _is_encoder(where, settings) else decoder_layers,
-            mlp_activations=_activations(where, settings),
+            num_decoder_layers=0 if _is_encoder(file, settings) else decoder_layers,
+            mlp_activations=_activations(file, settings),
             logits_via_embedding=scaled,
             layer_norm_epsilon=epsilon,
         )
     except ConfigError as error:
-        raise CheckpointError(f"{where} is not usable: {error}") from error
+        raise CheckpointError(f"{file} is not usable: {error}") from error
     hint = f"{kind if kind == 'mt5' else ''} {content.get('_name_or_path', '')}"
     return _Settings(with_name(config, hint), scaled, tied)
 
 
-def _is_encoder(where: str, settings: Mapping[str, Any]) -> bool:
+def _is_encoder(file: str, settings: Mapping[str, Any]) -> bool:
     named = settings.get("architectures") or ["T5ForConditionalGeneration"]
     if not isinstance(named, list) or named[0] not in _ARCHITECTURES:
-        raise CheckpointError(f"{where} has architectures {named!r}; expected a T5 or its encoder.")
+        raise CheckpointError(f"{file} has architectures {named!r}; expected a T5 or its encoder.")
     return named[0] in _ENCODERS
 
 
-def _activations(where: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+def _activations(file: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     named = settings["feed_forward_proj"]
     match = re.fullmatch(r"(gated-)?(\w+)", str(named))
     act = "gelu_new" if named == "gated-gelu" else match and match[2]
     if match is None or act not in _ACTIVATIONS or settings.get("dense_act_fn") not in (None, act):
         raise CheckpointError(
-            f"{where} has feed_forward_proj {named!r} with dense_act_fn "
+            f"{file} has feed_forward_proj {named!r} with dense_act_fn "
             f"{settings.get('dense_act_fn')!r}; known are relu, gelu_new, silu and gated-* of them."
         )
     return (_ACTIVATIONS[act], "linear") if match[1] else (_ACTIVATIONS[act],)

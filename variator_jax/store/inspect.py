@@ -147,13 +147,13 @@ def _count(params: Any) -> int:
 
 
 def _lora(folder: pathlib.Path) -> str:
-    found = lora.load_lora(folder)
-    config, record, count = found.config, found.description, _count(found.params)
+    loaded = lora.load_lora(folder)
+    config, record, count = loaded.config, loaded.description, _count(loaded.params)
     rows = {
         "rank": f"{config.rank}, alpha {config.alpha:g}",
         "parameters": f"{count:,} for {len(record['weights'])} weights, {_size(4 * count)}",
         "sites": f"\n{_INDENT}".join(config.sites),
-        "fingerprint": found.fingerprint,
+        "fingerprint": loaded.fingerprint,
     }
     return _titled(f"LoRA in {folder}", rows | _record(record))
 

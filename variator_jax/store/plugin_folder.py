@@ -145,7 +145,7 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     return Plugin(config, to_variables(config, stack, leaves), content)
 
 
-def parse_config(content: dict[str, Any], where: str) -> PluginConfig:
+def parse_config(content: dict[str, Any], context: str) -> PluginConfig:
     """The settings of a plugin in a JSON file; absent fields take their defaults.
 
     Raises:
@@ -154,7 +154,7 @@ def parse_config(content: dict[str, Any], where: str) -> PluginConfig:
     try:
         return PluginConfig.from_json(content)
     except (PluginError, TypeError) as error:
-        raise CheckpointError(f"{where} is not usable: {error}") from error
+        raise CheckpointError(f"{context} is not usable: {error}") from error
 
 
 def _format_1_name(name: str, pattern: str) -> str:

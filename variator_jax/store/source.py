@@ -64,7 +64,7 @@ class Source:
     `fingerprint` is set where the format keeps it; otherwise it is known when all was read.
     """
 
-    where: str
+    origin: str
     config: T5Config
     leaves: tuple[Leaf, ...]
     vocabulary_file: pathlib.Path | None = None
@@ -72,7 +72,7 @@ class Source:
 
 
 def make_source(
-    where: str | os.PathLike,
+    origin: str | os.PathLike,
     config: T5Config,
     leaves: Iterable[Leaf],
     name_of: Callable[[str], str] = str,
@@ -81,7 +81,7 @@ def make_source(
     """A source, after comparing the leaves of a file with those that its config needs.
 
     Args:
-      where: the file or folder, for messages.
+      origin: the file or folder, for messages.
       config: the shape of the backbone.
       leaves: what the file has, in any order.
       name_of: our path of a leaf -> what the file would call it.
@@ -93,18 +93,20 @@ def make_source(
     leaves = sorted(leaves, key=lambda leaf: leaf.path)
     by_path = {leaf.path: leaf for leaf in leaves}
     if len(by_path) < len(leaves):
-        raise CheckpointError(f"{where} holds an array twice, under two names.")
+        raise CheckpointError(f"{origin} holds an array twice, under two names.")
     # The depth first: a wrong one would make a thousand missing leaves.
     for stack in ("encoder", "decoder"):
         expected = getattr(config, f"num_{stack}_layers")
-        found = {path.split("/")[1] for path in by_path if path.startswith(f"{stack}/layers_")}
-        if len(found) != expected:
-            counts = f"{len(found)} {stack} layers, the config has {expected}"
-            raise CheckpointError(f"{where}: the weights have {counts}.")
-    with wrap_errors(f"{where}: no backbone has the shape {config}"):  # sizes beyond JAX's integers
+        numbers = {path.split("/")[1] for path in by_path if path.startswith(f"{stack}/layers_")}
+        if len(numbers) != expected:
+            counts = f"{len(numbers)} {stack} layers, the config has {expected}"
+            raise CheckpointError(f"{origin}: the weights have {counts}.")
+    with wrap_errors(
+        f"{origin}: no backbone has the shape {config}"
+    ):  # sizes beyond JAX's integers
         shapes = _shapes(config)
-    arrays.check_arrays(where, by_path, shapes, arrays.WEIGHTS, name_of)
-    return Source(str(where), config, tuple(leaves), **more)
+    arrays.check_arrays(origin, by_path, shapes, arrays.WEIGHTS, name_of)
+    return Source(str(origin), config, tuple(leaves), **more)
 
 
 @functools.lru_cache(maxsize=4)
@@ -113,13 +115,13 @@ def _shapes(config: T5Config) -> dict[str, Any]:
     return arrays.flatten(shape_params(config))
 
 
-def memory_source(where: str | os.PathLike, backbone: Backbone) -> Source:
+def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
     leaves = [
         Leaf(path, path, tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
         for path, array in arrays.flatten(backbone.params).items()
     ]
-    return make_source(where, backbone.config, leaves, vocabulary_file=backbone.vocabulary_file)
+    return make_source(origin, backbone.config, leaves, vocabulary_file=backbone.vocabulary_file)
 
 
 def stored_config(config: T5Config, leaves: Iterable[Leaf]) -> T5Config:
@@ -184,12 +186,12 @@ class Stream:
 def read_leaf(source: Source, leaf: Leaf, dtype: np.dtype | None = None) -> np.ndarray:
     """Reads one leaf, cast to `dtype`; errors as `Stream`."""
     array = leaf.read()
-    arrays.check_finite(f"{source.where}: {leaf.name}", array)
+    arrays.check_finite(f"{source.origin}: {leaf.name}", array)
     if dtype is None or array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    arrays.check_finite(f"{source.where}: {leaf.name} as {dtype}", array)
+    arrays.check_finite(f"{source.origin}: {leaf.name} as {dtype}", array)
     return array
 
 

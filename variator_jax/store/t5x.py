@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint's parameters, not read yet: the backbone's, and a plugin's if it has one."""
 
     folder: str  # `checkpoint_<step>`, or its URL
-    where: str  # the part of it that holds the arrays, for messages
+    origin: str  # the part of it that holds the arrays, for messages
     backbone: dict[str, Sliced]
     plugin: dict[str, Sliced]
 
@@ -67,9 +67,9 @@ def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
 
 def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> Source:
     """The leaves of a checkpoint's backbone, with or without a plugin beside it."""
-    leaves = t5x_tree.to_leaves(checkpoint.where, checkpoint.backbone)
-    config = config or t5x_tree.deduce_config(checkpoint.where, leaves)
-    return make_source(checkpoint.where, stored_config(config, leaves), leaves)
+    leaves = t5x_tree.to_leaves(checkpoint.origin, checkpoint.backbone)
+    config = config or t5x_tree.deduce_config(checkpoint.origin, leaves)
+    return make_source(checkpoint.origin, stored_config(config, leaves), leaves)
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -88,10 +88,10 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
             raise CheckpointError(f"There is no folder {folder!r}.")
         folder = _latest(folder)
     for inner in ("state", "."):
-        where = f"{folder}/{inner}".removesuffix("/.")
-        content = read_key(where, _METADATA)
+        origin = f"{folder}/{inner}".removesuffix("/.")
+        content = read_key(origin, _METADATA)
         if content is not None:
-            target = _open_orbax(where, content)
+            target = _open_orbax(origin, content)
             break
     else:
         content = read_key(folder, _LEGACY)
@@ -104,7 +104,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         folder = os.path.dirname(folder)
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
     backbone = {name: array for name, array in target.items() if name not in plugin}
-    return Checkpoint(folder, where, backbone, plugin)
+    return Checkpoint(folder, origin, backbone, plugin)
 
 
 def _latest(folder: str) -> str:
@@ -128,32 +128,32 @@ def read_key(folder: str, name: str) -> bytes | None:
       CheckpointError: if the folder cannot be read at all.
     """
     with wrap_errors(f"{folder.rstrip('/')}/{name} cannot be read"):
-        found = tensorstore.KvStore.open(_store(folder)).result().read(name).result()
-        return None if found.state == "missing" else bytes(found.value)
+        result = tensorstore.KvStore.open(_store(folder)).result().read(name).result()
+        return None if result.state == "missing" else bytes(result.value)
 
 
-def _open_array(store: _Store, path: str, where: str, driver: str = "zarr") -> Sliced:
+def _open_array(store: _Store, path: str, origin: str, driver: str = "zarr") -> Sliced:
     """Opens a zarr array; a missing chunk is an error and not a run of zeros."""
     spec = {
         "driver": driver,
         "kvstore": {**store, "path": f"{store.get('path', '')}{path.strip('/')}/"},
         "fill_missing_data_reads": False,
     }
-    with wrap_errors(f"{where} cannot be read"):
+    with wrap_errors(f"{origin} cannot be read"):
         array = tensorstore.open(spec, read=True, open=True).result()
         metadata = array.spec().to_json()["metadata"]
         if metadata.get("order", "C") != "C" or str(metadata.get("dtype", "")).startswith(">"):
             raise ValueError(f"its layout is unusual: {metadata}")
 
     def read(index: Any) -> np.ndarray:
-        with wrap_errors(f"{where} cannot be read"):
+        with wrap_errors(f"{origin} cannot be read"):
             return array[index].read().result()
 
     return Sliced(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
 
 
-def _open_orbax(where: str, content: bytes) -> dict[str, Sliced]:
-    with wrap_errors(f"{where}/{_METADATA} does not describe an Orbax checkpoint"):
+def _open_orbax(origin: str, content: bytes) -> dict[str, Sliced]:
+    with wrap_errors(f"{origin}/{_METADATA} does not describe an Orbax checkpoint"):
         metadata = json.loads(content)
         paths = [
             [part["key"] for part in entry["key_metadata"]]
@@ -164,13 +164,15 @@ def _open_orbax(where: str, content: bytes) -> dict[str, Sliced]:
         if "target" not in tops:
             raise ValueError(f"it has no 'target', T5X's parameters; it has {tops}")
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        store = _store(where)
+        store = _store(origin)
         if metadata.get("use_ocdbt", True):
-            if read_key(where, _MANIFEST) is None:
-                raise CheckpointError(f"{where}/{_MANIFEST} is missing.")
+            if read_key(origin, _MANIFEST) is None:
+                raise CheckpointError(f"{origin}/{_MANIFEST} is missing.")
             store = {"driver": "ocdbt", "base": store, "path": ""}
     return {
-        "/".join(path[1:]): _open_array(store, ".".join(path), f"{where}: {'.'.join(path)}", driver)
+        "/".join(path[1:]): _open_array(
+            store, ".".join(path), f"{origin}: {'.'.join(path)}", driver
+        )
         for path in paths
         if path[0] == "target"
     }
@@ -196,7 +198,7 @@ def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
         stored = _open_array(_store(folder), inner, f"{folder}/{inner}")
         described = (tuple(leaf["metadata"]["shape"]), leaf.get("dtype", stored.dtype.name))
         if described != (stored.shape, stored.dtype.name):
-            raise ValueError(f"{path} is described as {described}; found {stored[:2]}")
+            raise ValueError(f"{path} is described as {described}; its array is {stored[:2]}")
         return stored
 
     with wrap_errors(f"{file} is damaged or not a T5X checkpoint"):

@@ -42,7 +42,7 @@ class T5XRun:
 
     Attributes:
       folder: `checkpoint_<step>`, or its URL.
-      where: the same with the settings' file, for messages.
+      origin: the same with the settings' file, for messages.
       source: the backbone's leaves.
       config: the plugin's settings.
       leaves: the plugin's leaves, by the names of a plugin folder.
@@ -50,7 +50,7 @@ class T5XRun:
     """
 
     folder: str
-    where: str
+    origin: str
     source: Source
     config: PluginConfig
     leaves: Mapping[str, Sliced]
@@ -80,28 +80,30 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     Raises:
       CheckpointError: if there is no plugin in it, or it is not complete.
     """
-    where = checkpoint.where
+    origin = checkpoint.origin
     if not checkpoint.plugin:
-        raise CheckpointError(f"{where} holds no compression plugin: its tree has no 'plugin'.")
+        raise CheckpointError(f"{origin} holds no compression plugin: its tree has no 'plugin'.")
     if not checkpoint.backbone:
-        raise CheckpointError(f"{where} holds a compression plugin and no backbone to identify it.")
+        raise CheckpointError(
+            f"{origin} holds a compression plugin and no backbone to identify it."
+        )
     file, settings = _read_settings(checkpoint.folder)
-    where = f"{where} with {file}"
+    origin = f"{origin} with {file}"
     source = t5x.backbone_source(checkpoint, settings.backbone)
     config = plugin_folder.parse_config(settings.plugin, f"{file}: 'plugin'")
-    expected = plugin_folder.expected_leaves(where, config, T5(source.config).stack())
+    expected = plugin_folder.expected_leaves(origin, config, T5(source.config).stack())
     named = {_name(path): like for path, like in expected.items()}
-    arrays.check_arrays(where, checkpoint.plugin, named)
+    arrays.check_arrays(origin, checkpoint.plugin, named)
     leaves = {path: checkpoint.plugin[_name(path)] for path in expected}
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
     training["initial_checkpoint_path"] = settings.initial_checkpoint_path
-    return T5XRun(checkpoint.folder, where, source, config, leaves, training)
+    return T5XRun(checkpoint.folder, origin, source, config, leaves, training)
 
 
 def _name(path: str) -> str:
     """What T5X's tree calls a leaf of a plugin folder."""
-    branch, _, rest = path.partition("/")
-    return f"{t5x.PLUGIN}{rest}" if branch == "params" else f"{t5x.PLUGIN}{rest}/output_scale"
+    branch, _, name = path.partition("/")
+    return f"{t5x.PLUGIN}{name}" if branch == "params" else f"{t5x.PLUGIN}{name}/output_scale"
 
 
 def _read_settings(folder: str) -> tuple[str, _Settings]:
@@ -140,7 +142,7 @@ def read_variables(run: T5XRun) -> PluginVariables:
     """
     leaves = {path: np.asarray(array.read(...)) for path, array in run.leaves.items()}
     for path, leaf in leaves.items():
-        arrays.check_finite(f"{run.where}: {_name(path)}", leaf)
+        arrays.check_finite(f"{run.origin}: {_name(path)}", leaf)
     return plugin_folder.to_variables(run.config, T5(run.source.config).stack(), leaves)
 
 
@@ -148,7 +150,7 @@ def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
     """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
     if trained_on.fingerprint != backbone.fingerprint:
         raise CheckpointError(
-            f"The plugin in {run.where} was trained on backbone {trained_on.config.name!r} with "
+            f"The plugin in {run.origin} was trained on backbone {trained_on.config.name!r} with "
             f"fingerprint {trained_on.fingerprint}; the given {backbone.config.name!r} with "
             f"fingerprint {backbone.fingerprint} is another one, or was cast to float16. Take the "
             f"run's own: variator convert --from t5x --to variator {run.folder} DST"
@@ -157,6 +159,6 @@ def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
         given, expected = getattr(backbone.config, setting), getattr(trained_on.config, setting)
         if given != expected:
             raise CheckpointError(
-                f"The plugin in {run.where} was trained with {setting} {expected}; the given "
+                f"The plugin in {run.origin} was trained with {setting} {expected}; the given "
                 f"backbone has the same weights and {setting} {given}."
             )

@@ -33,7 +33,7 @@ class Sliced(NamedTuple):
     read: Callable[[Any], np.ndarray]
 
 
-def to_leaves(where: str, target: Mapping[str, Sliced]) -> list[Leaf]:
+def to_leaves(origin: str, target: Mapping[str, Sliced]) -> list[Leaf]:
     """Our leaves of a tree in any of the forms.
 
     Raises:
@@ -42,23 +42,23 @@ def to_leaves(where: str, target: Mapping[str, Sliced]) -> list[Leaf]:
     leaves: list[Leaf] = []
     biases: dict[str, list[Leaf]] = {}
     for name, array in target.items():
-        for path, index in _paths(where, name, array):
+        for path, index in _paths(origin, name, array):
             leaf = _leaf(name, path, array, index)
             if _LAYER.fullmatch(path) and path.endswith(f"/{_BIAS}"):
                 biases.setdefault(path.partition("/")[0], []).append(leaf)
             else:
                 leaves.append(leaf)
-    return leaves + [_shared_bias(where, stack, found) for stack, found in biases.items()]
+    return leaves + [_shared_bias(origin, stack, tables) for stack, tables in biases.items()]
 
 
-def _paths(where: str, name: str, array: Sliced) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _paths(origin: str, name: str, array: Sliced) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Our paths for an array, with the index of each in it: several where layers are scanned."""
     match = _SCANNED.fullmatch(name)
     if match is None:
         yield name, ()
         return
     if len(array.shape) < 2:
-        raise CheckpointError(f"{where}: {name} has shape {array.shape} and no axis of layers.")
+        raise CheckpointError(f"{origin}: {name} has shape {array.shape} and no axis of layers.")
     for i in range(array.shape[_AXIS]):
         yield f"{match[1]}/layers_{i}/{match[2]}", (slice(None), i)
 
@@ -76,19 +76,19 @@ def _leaf(name: str, path: str, array: Sliced, index: tuple[Any, ...]) -> Leaf:
     return Leaf(path, name, shape, array.dtype, read)
 
 
-def _shared_bias(where: str, stack: str, leaves: list[Leaf]) -> Leaf:
+def _shared_bias(origin: str, stack: str, leaves: list[Leaf]) -> Leaf:
     first, *others = leaves
     table = first.read()
     for other in others:
         if other.shape != first.shape or not np.array_equal(other.read(), table):
             raise CheckpointError(
-                f"{where}: the position bias {other.path} differs from {first.path}; this network "
+                f"{origin}: the position bias {other.path} differs from {first.path}; this network "
                 "shares one among all layers, as T5 does."
             )
     return Leaf(f"{stack}/{_BIAS}", first.name, table.shape, table.dtype, lambda: table)
 
 
-def deduce_config(where: str, leaves: Iterable[Leaf]) -> T5Config:
+def deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
     """The shape of a backbone by its leaves, whose files hold no settings.
 
     One feed-forward input is T5 1.0's relu, two are T5 1.1's gated gelu.
@@ -107,12 +107,12 @@ def deduce_config(where: str, leaves: Iterable[Leaf]) -> T5Config:
     ):
         shape = shapes.get(path)
         if shape is None or len(shape) != 2 or 0 in shape:
-            raise CheckpointError(f"{where} is not a T5: {path} is missing or has shape {shape}.")
+            raise CheckpointError(f"{origin} is not a T5: {path} is missing or has shape {shape}.")
         sizes.append(shape)
     (vocab, embed), (heads, _), (_, joined), (_, mlp) = sizes
     if joined % heads:
-        raise CheckpointError(f"{where}: {joined} query columns do not divide by {heads} heads.")
-    depth = {stack: _depth(where, stack, shapes) for stack in ("encoder", "decoder")}
+        raise CheckpointError(f"{origin}: {joined} query columns do not divide by {heads} heads.")
+    depth = {stack: _depth(origin, stack, shapes) for stack in ("encoder", "decoder")}
     try:
         config = T5Config(
             name="t5",
@@ -127,16 +127,16 @@ def deduce_config(where: str, leaves: Iterable[Leaf]) -> T5Config:
             logits_via_embedding=_HEAD not in shapes if depth["decoder"] else not gated,
         )
     except ConfigError as error:
-        raise CheckpointError(f"{where} has no usable shape: {error}") from error
-    return with_name(config, where)
+        raise CheckpointError(f"{origin} has no usable shape: {error}") from error
+    return with_name(config, origin)
 
 
-def _depth(where: str, stack: str, paths: Iterable[str]) -> int:
+def _depth(origin: str, stack: str, paths: Iterable[str]) -> int:
     matches = (_LAYER.fullmatch(path) for path in paths)
     layers = {int(match[2]) for match in matches if match and match[1] == stack}
     gaps = set(range(len(layers))) - layers
     if gaps:
-        raise CheckpointError(f"{where} is missing {stack}/layers_{min(gaps)}.")
+        raise CheckpointError(f"{origin} is missing {stack}/layers_{min(gaps)}.")
     return len(layers)
 
 

@@ -17,12 +17,12 @@ from tiny import random_params, random_plugin
 
 from variator_jax import LoraConfig, load_lora, load_plugins, save_lora
 from variator_jax.backbones.lora import init_lora
+from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import (
     arrays,
     backbone_folder,
-    inspect,
     load_backbone,
     load_plugin,
     save_backbone,
@@ -98,7 +98,7 @@ class TestReload:
         narrow = dataclasses.replace(SHAPE, encoder_mlp_dim=24)
         save_backbone(copies / "narrow", narrow, random_params(narrow))
         assert load_backbone(copies / "narrow").config == narrow
-        assert "mlp 80 (24 in the encoder)" in inspect.describe(copies / "narrow")
+        assert "mlp 80 (24 in the encoder)" in describe(copies / "narrow")
 
     @pytest.mark.parametrize("plugin", [PLUGIN, PluginConfig(2, decompression="repeat")])
     def test_a_plugin_is_the_same_after_reloading(self, copies, plugin):

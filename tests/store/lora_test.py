@@ -21,9 +21,9 @@ from variator_jax import (
     with_lora,
 )
 from variator_jax.backbones.lora import init_lora, lora_weights, merge_lora
+from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import inspect
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.formats import open_backbone
 from variator_jax.store.hugging_face import save_hf
@@ -168,7 +168,7 @@ def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
     with pytest.raises(CheckpointError, match="this backbone is 't5_1_1_custom' with a LoRA"):
         VariatorModel(merged, load_plugin(tmp_path / "bare"))
     assert VariatorModel(with_lora(owner, folder), plugin).ratios == (1, 2)
-    assert merged.lora["fingerprint"] in inspect.describe(tmp_path / "plugin")
+    assert merged.lora["fingerprint"] in describe(tmp_path / "plugin")
 
 
 @pytest.mark.parametrize("path", [".", "lora"])

@@ -12,9 +12,10 @@ import t5x_files
 from tiny import random_plugin
 
 from variator_jax import cli
+from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import inspect, load_backbone, load_plugin, load_plugins, save_backbone
+from variator_jax.store import load_backbone, load_plugin, load_plugins, save_backbone
 from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.t5x_run import load_t5x_plugin
 
@@ -248,12 +249,12 @@ class TestCommand:
 
 def test_inspect_describes_backbone_and_plugin(tmp_path):
     backbone, variables = write_run(tmp_path / "run")
-    text = inspect.describe(tmp_path / "run")
+    text = describe(tmp_path / "run")
     count = sum(leaf.size for leaf in jax.tree.leaves(variables.params))
     for fact in (f"{count:,}", "encoder/layers_2/mlp", "bottleneck=3", "task topic", "ratio:"):
         assert fact in text
     assert "t5_1_1_tiny" in text.splitlines()[0] and backbone.fingerprint not in text
-    assert backbone.fingerprint in inspect.describe(tmp_path / "run", verify=True)
+    assert backbone.fingerprint in describe(tmp_path / "run", verify=True)
     write_run(tmp_path / "bad", **{SCORES: NAN})
     with pytest.raises(CheckpointError, match=SCORES):
-        inspect.describe(tmp_path / "bad")
+        describe(tmp_path / "bad")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from variator_jax.commands.table import command
+from variator_jax.errors import ConfigError
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +46,20 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     _convert_arguments,
 )
 def _convert(args: argparse.Namespace) -> None:
-    from variator_jax.store import convert
+    from variator_jax.store.convert import FORMATS, PLUGINS, check_format, convert, convert_plugin
 
-    print(
-        convert.run(
-            args.source_format,
-            args.target_format,
-            args.source,
-            args.target,
-            dtype=args.dtype,
-            backbone=args.backbone,
-            residual_scale=args.residual_scale,
-        )
-    )
+    source, target = args.source_format, args.target_format
+    check_format("--from", source, (*FORMATS, *PLUGINS))
+    if target is None and source != "t5x-run":
+        raise ConfigError(f"--to is missing: what DST becomes, one of {', '.join(FORMATS)}.")
+    if source not in PLUGINS:
+        if args.backbone is not None:
+            raise ConfigError(f"--backbone goes with --from {' or '.join(PLUGINS)} only.")
+        print(convert(source, target, args.source, args.target, args.dtype))
+        return
+    if target not in ("variator", None) or args.dtype is not None:
+        raise ConfigError(f"--from {source} goes with --to variator, and without --dtype.")
+    from variator_jax.commands.describe import describe
+
+    folder = convert_plugin(source, args.source, args.target, args.backbone, args.residual_scale)
+    print(describe(folder))

@@ -1,4 +1,4 @@
-"""`variator convert`: backbones and plugins from one format to another."""
+"""Backbones and plugins from one format to another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 from variator_jax.store import backbone_folder, formats, hugging_face, t5x, t5x_run
-from variator_jax.store.official import load_official
+from variator_jax.store.official import RESIDUAL_SCALE, load_official
 from variator_jax.store.plugin_folder import save_plugin
 from variator_jax.store.source import Backbone, Leaf, Source, Stream
 
@@ -20,52 +20,10 @@ PLUGINS = ("official", "t5x-run")  # sources of plugin folders
 _EVERY = 5.0  # seconds between two lines of progress
 
 
-def run(
-    source: str,
-    target: str | None,
-    path: str,
-    destination: str,
-    *,
-    dtype: str | None,
-    backbone: str | None,
-    residual_scale: float,
-) -> str:
-    """The command: converts, and returns a few lines on what was made.
-
-    Raises:
-      ConfigError: for options that do not go together.
-      CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
-    """
-    _check_format("--from", source, (*FORMATS, *PLUGINS))
-    if target is None and source != "t5x-run":
-        raise ConfigError(f"--to is missing: what DST becomes, one of {', '.join(FORMATS)}.")
-    if source not in PLUGINS:
-        if backbone is not None:
-            raise ConfigError(f"--backbone goes with --from {' or '.join(PLUGINS)} only.")
-        return convert(source, str(target), path, destination, dtype)
-    if target not in ("variator", None) or dtype is not None:
-        raise ConfigError(f"--from {source} goes with --to variator, and without --dtype.")
-    if source == "official" and backbone is None:
-        raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
-    from variator_jax.store import inspect
-
-    folder = new_folder(destination, "variator")
-    owner = None if backbone is None else formats.identify_backbone(backbone)
-    if source == "official" and owner is not None:
-        plugin = load_official(path, owner, residual_scale)
-    else:
-        opened = t5x_run.open_run(t5x.open_checkpoint(path))
-        plugin = t5x_run.read_plugin(opened, owner, show_progress(opened.source))
-        owner = owner or Backbone(
-            opened.source.config, {}, plugin.description["backbone"]["fingerprint"]
-        )
-    save_plugin(folder, plugin.config, plugin.variables, owner, plugin.description["training"])
-    return inspect.describe(folder)
-
-
-def _check_format(option: str, name: str, choices: tuple[str, ...]) -> None:
+def check_format(option: str, name: str | None, choices: tuple[str, ...]) -> None:
+    """Refuses an unknown format, with the nearest known one."""
     if name not in choices:
-        near = did_you_mean(name, choices)
+        near = did_you_mean(str(name), choices)
         raise ConfigError(f"{option} {name} is not one of {', '.join(choices)}.{near}")
 
 
@@ -89,7 +47,7 @@ def convert(
       CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
       ConfigError: for a format or a dtype that there is not.
     """
-    _check_format("--to", target, FORMATS)
+    check_format("--to", target, FORMATS)
     start, folder = time.monotonic(), new_folder(destination, target)
     if source != "t5x" and formats.is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
@@ -110,6 +68,41 @@ def convert(
         f"  fingerprint: {stream.fingerprint}\n"
         f"  seconds:     {time.monotonic() - start:.1f}"
     )
+
+
+def convert_plugin(
+    source: str,
+    path: str | os.PathLike,
+    destination: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    residual_scale: float = RESIDUAL_SCALE,
+) -> pathlib.Path:
+    """Makes a plugin folder of a file of the official release, or of a T5X run's checkpoint.
+
+    Args:
+      source: 'official' or 't5x-run'.
+      path: the file; or `checkpoint_<step>`, the run's folder for its latest, or a URL.
+      destination: a folder that does not exist yet, or is empty.
+      backbone: the plugin's backbone, in any format; for a T5X run by default the one in it.
+      residual_scale: see `official.load_official`.
+
+    Raises:
+      CheckpointError: if anything is damaged or does not fit.
+      ConfigError: for an official plugin without a backbone.
+    """
+    folder = new_folder(destination, "variator")
+    owner = None if backbone is None else formats.identify_backbone(backbone)
+    if source == "official":
+        if owner is None:
+            raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
+        plugin = load_official(path, owner, residual_scale)
+    else:
+        run = t5x_run.open_run(t5x.open_checkpoint(path))
+        plugin = t5x_run.read_plugin(run, owner, show_progress(run.source))
+        fingerprint = plugin.description["backbone"]["fingerprint"]
+        owner = owner or Backbone(run.source.config, {}, fingerprint)
+    save_plugin(folder, plugin.config, plugin.variables, owner, plugin.description["training"])
+    return folder
 
 
 def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:

@@ -18,12 +18,13 @@ from variator_jax import (
     save_plugins,
 )
 from variator_jax.backbones.lora import init_lora
+from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.evaluation.report import write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import RatioEntry, Report
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import Plugin, inspect
+from variator_jax.store import Plugin
 from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.t5x import save_t5x
 
@@ -80,16 +81,16 @@ def test_a_backbone_is_described_without_reading_its_weights(run, backbone, tmp_
     shutil.copytree(run / "backbone", folder)
     shape, vocabulary = "2 encoder and 1 decoder layers", backbone.vocabulary_fingerprint
     facts = (f"{COUNT:,} in", "float32", shape, "gelu * linear", backbone.fingerprint, vocabulary)
-    assert "read and whole" in inspect.describe(folder, verify=True)
+    assert "read and whole" in describe(folder, verify=True)
     file = folder / "backbone.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-3] + b"abc")
-    holds(inspect.describe(folder), *facts, "not read")
+    holds(describe(folder), *facts, "not read")
     with pytest.raises(CheckpointError, match="changed or damaged"):
-        inspect.describe(folder, verify=True)
+        describe(folder, verify=True)
     file.write_bytes(data[:-1])  # which its header shows
     with pytest.raises(CheckpointError, match="backbone.safetensors cannot be read"):
-        inspect.describe(folder)
+        describe(folder)
 
 
 @pytest.mark.parametrize(
@@ -99,15 +100,15 @@ def test_backbones_in_other_formats_are_described_from_their_headers(
     backbone, tmp_path, save, name
 ):
     save(tmp_path / "it", backbone)
-    text = inspect.describe(tmp_path / "it")
+    text = describe(tmp_path / "it")
     holds(text, f"{COUNT:,} in", "1 decoder layers", "variator inspect --verify")
     assert text.startswith(name) and backbone.fingerprint not in text
-    text = inspect.describe(tmp_path / "it", verify=True)
+    text = describe(tmp_path / "it", verify=True)
     holds(text, f"fits:        plugins of fingerprint {backbone.fingerprint}")
 
 
 def test_a_run_is_described_with_its_parts(run, backbone):
-    text = inspect.describe(run)
+    text = describe(run)
     assert text.startswith(f"run folder {run}")
     holds(text, "20, 100", "backbone golden_1_1 in", "compression plugin in", "ratio:       4")
     holds(text, "encoder/layers_1/mlp", "bottleneck=4", "topic 81.2", "steps 30")
@@ -120,7 +121,7 @@ def test_a_set_is_described_ratio_by_ratio(backbone, tmp_path, index):
     save_plugins(tmp_path / "set", {ratio: _plugin(ratio) for ratio in (2, 16)}, backbone)
     if not index:
         (tmp_path / "set" / "plugins.json").unlink()
-    text = inspect.describe(tmp_path / "set")
+    text = describe(tmp_path / "set")
     assert text.startswith("set of 2 compression plugins")
     holds(text, "ratios:      2, 16", "ratio 16:", backbone.fingerprint)
 
@@ -134,11 +135,11 @@ def test_a_lora_is_described(backbone, tmp_path):
     weights = f"{count:,} for 6 weights, {4 * count / 1000:.3g} kB"
     fingerprint = load_lora(tmp_path).fingerprint
     for path in (tmp_path, tmp_path / "lora"):  # in a run folder, or alone
-        holds(inspect.describe(path), "LoRA in", "rank:        3, alpha 4.5", weights)
-        holds(inspect.describe(path), backbone.fingerprint, fingerprint, "task a_task")
+        holds(describe(path), "LoRA in", "rank:        3, alpha 4.5", weights)
+        holds(describe(path), backbone.fingerprint, fingerprint, "task a_task")
     (tmp_path / "lora" / "lora.json").unlink()
     with pytest.raises(CheckpointError, match="lora.json"):
-        inspect.describe(tmp_path / "lora")
+        describe(tmp_path / "lora")
 
 
 def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
@@ -149,13 +150,13 @@ def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
     (tmp_path / "bad" / "plugin" / "plugin.safetensors").unlink()
     (tmp_path / "papers").mkdir()
     _report(tmp_path, backbone.fingerprint)
-    text = inspect.describe(tmp_path)
+    text = describe(tmp_path)
     holds(
         text, "report on backbone golden_1_1", "run: run folder: report", "papers: something else"
     )
     holds(text, "young: run folder: nothing", "bad: cannot be read: ", "plugin.safetensors cannot")
     _report(tmp_path / "papers", "f" * 64)
-    holds(inspect.describe(tmp_path / "papers"), "f" * 64)
+    holds(describe(tmp_path / "papers"), "f" * 64)
 
 
 def test_what_is_nothing_is_refused_with_what_was_found(tmp_path):
@@ -166,4 +167,4 @@ def test_what_is_nothing_is_refused_with_what_was_found(tmp_path):
         (tmp_path / "nothing", "There is no folder"),
     ):
         with pytest.raises(CheckpointError, match=words):
-            inspect.describe(path)
+            describe(path)

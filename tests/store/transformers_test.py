@@ -137,18 +137,6 @@ def test_what_is_saved_here_is_the_same_there(pair, tmp_path):
     small_t5.assert_same(load_backbone(tmp_path / "ours").params, backbone.params)
 
 
-def test_a_pickled_state_dict_of_torch_itself(pair):
-    model, folder = pair
-    expected = load_backbone(folder)
-    weights = folder / "model.safetensors"
-    weights.rename(folder / "kept")
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    found = load_backbone(folder)
-    (folder / "pytorch_model.bin").unlink()
-    (folder / "kept").rename(weights)
-    small_t5.assert_same(found.params, expected.params)
-
-
 def test_auto_classes_and_half_precision(tmp_path):
     backbone = small_t5.backbone(small_t5.GATED, "bfloat16")
     save_hf(tmp_path / "ours", backbone)

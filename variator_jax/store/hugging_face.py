@@ -1,11 +1,10 @@
-"""Hugging Face folders of T5, Flan-T5, mT5 and ByT5: settings, names of weights, reading, writing.
+"""Hugging Face folders of T5, Flan-T5, mT5 and ByT5: settings, reading, writing.
 
 Nothing here needs transformers or torch.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -19,10 +18,18 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.names import with_name
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import atomic_folder
+from variator_jax.files import atomic_folder, write_json
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
 from variator_jax.store.backbone_folder import VOCABULARY
 from variator_jax.store.description import parse, read_json
+from variator_jax.store.hugging_face_names import (
+    ALIASES,
+    EMBEDDING,
+    HEAD,
+    is_transposed,
+    name_of,
+    path_of,
+)
 from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.source import (
     Backbone,
@@ -40,7 +47,6 @@ _HOLDS = (
     r"generation_config\.json|spiece\.model|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 )
 
-# Settings.
 _ENCODERS = ("T5EncoderModel", "MT5EncoderModel")
 _ARCHITECTURES = (
     *(*_ENCODERS, "T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
@@ -66,39 +72,6 @@ _FIXED = {  # data and decoding have the token ids built in
     "relative_attention_max_distance": MAX_DISTANCE,
 }
 _DROPOUT_RATE = 0.1  # transformers' own; a loaded `T5Config` has none
-
-# Names of weights.
-_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
-_SUBLAYERS = {
-    "encoder": {
-        "0.SelfAttention": "attention",
-        "0.layer_norm": "pre_attention_layer_norm",
-        "1.DenseReluDense": "mlp",
-        "1.layer_norm": "pre_mlp_layer_norm",
-    },
-    "decoder": {
-        "0.SelfAttention": "self_attention",
-        "0.layer_norm": "pre_self_attention_layer_norm",
-        "1.EncDecAttention": "encoder_decoder_attention",
-        "1.layer_norm": "pre_cross_attention_layer_norm",
-        "2.DenseReluDense": "mlp",
-        "2.layer_norm": "pre_mlp_layer_norm",
-    },
-}
-_EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
-_TOP = {
-    "shared.weight": _EMBEDDING,
-    "lm_head.weight": _HEAD,
-    "encoder.final_layer_norm.weight": "encoder/encoder_norm/scale",
-    "decoder.final_layer_norm.weight": "decoder/decoder_norm/scale",
-}
-_BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d+\.\w+?)\.(?:(\w+)\.)?weight")
-_LEAF = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(?:(\w+)/)?(?:kernel|scale)")
-_BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-# The embedding under other names, written by some versions of transformers.
-ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# The released T5 1.0 files hold a bias of the cross-attention that no version ever used.
-UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 class _Settings(NamedTuple):
@@ -220,52 +193,6 @@ def render_config(config: T5Config) -> dict[str, Any]:
     }
 
 
-def path_of(name: str) -> str | None:
-    """Our path for a Hugging Face name, None for an alias.
-
-    Raises:
-      CheckpointError: for a name that no T5 has.
-    """
-    if name in ALIASES or name == UNUSED:
-        return None
-    if name in _TOP:
-        return _TOP[name]
-    match = _BLOCK.fullmatch(name)
-    if match is None or match[3] not in _SUBLAYERS[match[1]]:
-        raise CheckpointError(f"{name!r} is not the name of a T5 weight in transformers.")
-    stack, layer, sublayer, weight = match.groups()
-    prefix = f"{stack}/layers_{layer}/{_SUBLAYERS[stack][sublayer]}"
-    if weight is None:
-        return f"{prefix}/scale"
-    if weight == "relative_attention_bias":
-        if name != _BIAS.format(stack):
-            raise CheckpointError(f"{name!r} is a layer's own position bias, as only UMT5 has it.")
-        return f"{stack}/relpos_bias/rel_embedding"
-    return f"{prefix}/{_ATTENTION.get(weight, weight)}/kernel"
-
-
-def name_of(path: str) -> str:
-    """The Hugging Face name of one of our paths: the inverse of `path_of`."""
-    for name, known in _TOP.items():
-        if path == known:
-            return name
-    if path.endswith("/relpos_bias/rel_embedding"):
-        return _BIAS.format(path.partition("/")[0])
-    match = _LEAF.fullmatch(path)
-    if match is None:
-        raise ValueError(f"{path!r} is not a path of a T5")
-    stack, layer, module, weight = match.groups()
-    sublayer = next(theirs for theirs, ours in _SUBLAYERS[stack].items() if ours == module)
-    letter = next((theirs for theirs, ours in _ATTENTION.items() if ours == weight), weight)
-    inner = "" if weight is None else f"{letter}."
-    return f"{stack}.block.{layer}.layer.{sublayer}.{inner}weight"
-
-
-def is_transposed(path: str) -> bool:
-    """True for our paths whose matrix transformers keeps transposed."""
-    return path.endswith(("/kernel", "/rel_embedding"))
-
-
 def open_hf(path: str | os.PathLike) -> Source:
     """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
 
@@ -281,17 +208,17 @@ def open_hf(path: str | os.PathLike) -> Source:
     weights = _open_weights(folder)
     table = _embedding(folder, weights, content.get("tie_word_embeddings") is not False)
     settings = parse_config(str(folder / CONFIG), content, table.shape[0])
-    leaves = [_leaf(_EMBEDDING, "shared.weight", table)]
+    leaves = [_leaf(EMBEDDING, "shared.weight", table)]
     for name, stored in weights.items():
         try:
             our_path = path_of(name)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        if our_path not in (None, _EMBEDDING, _HEAD):
+        if our_path not in (None, EMBEDDING, HEAD):
             leaves.append(_leaf(our_path, name, stored))
     head = _head(folder, weights, table, settings)
     if head is not None:
-        leaves.append(_leaf(_HEAD, "lm_head.weight", head))
+        leaves.append(_leaf(HEAD, "lm_head.weight", head))
     vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
     config = stored_config(settings.config, leaves)
     return make_source(folder, config, leaves, name_of, vocabulary_file=vocabulary)
@@ -380,7 +307,7 @@ def save_hf(path: str | os.PathLike, backbone: Backbone, shard_size: int = SHARD
     Args:
       path: a new folder, or one that this function wrote, which is replaced.
       backbone: with a decoder, or an encoder alone.
-      shard_size: bytes; beyond them the weights are split over several files with an index.
+      shard_size: bytes of a file of weights; more of them get an index.
 
     Raises:
       CheckpointError: if the folder is another one, or transformers has no such T5.
@@ -399,14 +326,10 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE)
         files = write_arrays(draft, "model", arrays, {"format": "pt"}, shard_size)
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
-            _write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
+            write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
         if stream.source.vocabulary_file is not None:
             shutil.copyfile(stream.source.vocabulary_file, draft / VOCABULARY)
         if config.has_decoder:
             tokens = {key: value for key, value in _FIXED.items() if key.endswith("_token_id")}
-            _write_json(draft / GENERATION, tokens)
-        _write_json(draft / CONFIG, content)
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    path.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf8")
+            write_json(draft / GENERATION, tokens)
+        write_json(draft / CONFIG, content)

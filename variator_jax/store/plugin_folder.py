@@ -47,16 +47,10 @@ class Plugin:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoraIdentity:
-    fingerprint: Sha256
-    task: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _PluginOwner(Owner):
     num_encoder_layers: int
     embed_dim: int
-    lora: _LoraIdentity | None = None
+    lora: dict[str, str] | None = None  # fingerprint and task
 
 
 @dataclasses.dataclass(frozen=True)

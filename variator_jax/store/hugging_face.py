@@ -19,17 +19,10 @@ from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.names import with_name
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import atomic_folder, write_json
+from variator_jax.store import hugging_face_names as names
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
 from variator_jax.store.backbone_folder import VOCABULARY
 from variator_jax.store.description import parse, read_json
-from variator_jax.store.hugging_face_names import (
-    ALIASES,
-    EMBEDDING,
-    HEAD,
-    is_transposed,
-    name_of,
-    path_of,
-)
 from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.source import (
     Backbone,
@@ -208,20 +201,20 @@ def open_hf(path: str | os.PathLike) -> Source:
     weights = _open_weights(folder)
     table = _embedding(folder, weights, content.get("tie_word_embeddings") is not False)
     settings = parse_config(str(folder / CONFIG), content, table.shape[0])
-    leaves = [_leaf(EMBEDDING, "shared.weight", table)]
+    leaves = [_leaf(names.EMBEDDING, "shared.weight", table)]
     for name, stored in weights.items():
         try:
-            our_path = path_of(name)
+            our_path = names.path_of(name)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        if our_path not in (None, EMBEDDING, HEAD):
+        if our_path not in (None, names.EMBEDDING, names.HEAD):
             leaves.append(_leaf(our_path, name, stored))
     head = _head(folder, weights, table, settings)
     if head is not None:
-        leaves.append(_leaf(HEAD, "lm_head.weight", head))
+        leaves.append(_leaf(names.HEAD, "lm_head.weight", head))
     vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
     config = stored_config(settings.config, leaves)
-    return make_source(folder, config, leaves, name_of, vocabulary_file=vocabulary)
+    return make_source(folder, config, leaves, names.name_of, vocabulary_file=vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
@@ -242,7 +235,7 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict
             raise CheckpointError(f"{index} names {file!r}, which is outside of its folder.")
         weights |= opener(folder / file)
     # An index may name tied weights that the files left out, and the other way round.
-    tied = {"shared.weight", "lm_head.weight", *ALIASES}
+    tied = {"shared.weight", "lm_head.weight", *names.ALIASES}
     differing = (set(weight_map) ^ set(weights)) - tied
     if differing:
         raise CheckpointError(f"{index} and its files differ: {min(differing)} is in one of them.")
@@ -250,7 +243,7 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict
 
 
 def _leaf(path: str, name: str, stored: Stored) -> Leaf:
-    transposed, double = is_transposed(path), stored.dtype == np.float64
+    transposed, double = names.is_transposed(path), stored.dtype == np.float64
 
     def read() -> np.ndarray:
         array = stored.read()
@@ -264,15 +257,15 @@ def _leaf(path: str, name: str, stored: Stored) -> Leaf:
 
 def _embedding(folder: pathlib.Path, weights: dict[str, Stored], tied: bool) -> Stored:
     """The table of both stacks, which files keep under one name or several."""
-    names = [name for name in ("shared.weight", *ALIASES) if name in weights]
-    if not names and tied and "lm_head.weight" in weights:
-        names = ["lm_head.weight"]  # a tied model saved with its output matrix alone
-    if not names:
+    tables = [name for name in ("shared.weight", *names.ALIASES) if name in weights]
+    if not tables and tied and "lm_head.weight" in weights:
+        tables = ["lm_head.weight"]  # a tied model saved with its output matrix alone
+    if not tables:
         raise CheckpointError(f"{folder} is missing shared.weight, the embedding.")
-    table = weights[names[0]]
-    for name in names[1:]:
+    table = weights[tables[0]]
+    for name in tables[1:]:
         if not _equal(table, weights[name]):
-            raise CheckpointError(f"{folder}: {name} differs from {names[0]}; a T5 has one table.")
+            raise CheckpointError(f"{folder}: {name} differs from {tables[0]}; a T5 has one table.")
     return table
 
 
@@ -321,7 +314,10 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE)
     if stream.dtype is None:
         config = stored_config(config, stream.source.leaves)
     content = render_config(config)
-    arrays = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
+    arrays = (
+        (names.name_of(path), array.T if names.is_transposed(path) else array)
+        for path, array in stream
+    )
     with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:
         files = write_arrays(draft, "model", arrays, {"format": "pt"}, shard_size)
         if len(set(files.values())) > 1:

@@ -18,16 +18,8 @@ import numpy as np
 
 from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.store import arrays
-from variator_jax.store.description import (
-    Owner,
-    Sha256,
-    config_content,
-    load_arrays,
-    owner_content,
-    read_description,
-    save_folder,
-)
+from variator_jax.store import arrays, description
+from variator_jax.store.description import Owner, Sha256
 from variator_jax.store.plugin_folder import check_belongs
 from variator_jax.store.source import Backbone, Leaf, Source, collect, read_leaf
 
@@ -93,13 +85,13 @@ def save_lora(
     leaves = arrays.flatten(params)
     arrays.check_arrays("The LoRA", leaves, _expected(config, weights))
     content = {
-        "config": config_content(config),
-        "backbone": owner_content(backbone),
+        "config": description.config_content(config),
+        "backbone": description.owner_content(backbone),
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "weights": {path: list(shape) for path, shape in weights.items()},
         "training": dict(training or {}),
     }
-    save_folder(path, "lora", leaves, content)
+    description.save_folder(path, "lora", leaves, content)
 
 
 def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora:
@@ -115,17 +107,17 @@ def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora
     folder = pathlib.Path(path)
     if not os.path.lexists(folder / "lora.json") and (folder / "lora").is_dir():
         folder = folder / "lora"
-    description, content = read_description(folder / "lora.json", "lora", _Description)
+    record, content = description.read_description(folder / "lora.json", "lora", _Description)
     if backbone is not None:
         check_belongs(f"The LoRA in {folder}", content, backbone)
-    for name, shape in description.weights.items():
+    for name, shape in record.weights.items():
         if len(shape) != 2 or min(shape) < 1:
             raise CheckpointError(
                 f"{folder}: {name[:80]} is not a matrix, its shape is {shape[:8]}."
             )
-    expected = _expected(description.config, description.weights)
-    leaves = load_arrays(folder, "lora", expected, description.file_checksums)
-    return Lora(description.config, arrays.unflatten(leaves), content)
+    expected = _expected(record.config, record.weights)
+    leaves = description.load_arrays(folder, "lora", expected, record.file_checksums)
+    return Lora(record.config, arrays.unflatten(leaves), content)
 
 
 def _expected(config: LoraConfig, weights: Mapping[str, Any]) -> dict[str, Any]:

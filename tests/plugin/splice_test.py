@@ -349,6 +349,8 @@ def test_calibration_measures_the_ffn_output_on_tokens_only():
     rms = site_output_rms(run, PluginConfig(2), STACK, Mask(tokens > 0))
     valid = np.asarray(tokens > 0)
     for path, y in outputs.items():
-        np.testing.assert_allclose(rms[path], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5)
+        np.testing.assert_allclose(
+            rms[path], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5
+        )
     scaled = calibrate(_plugin(PluginConfig(2)), rms)
     assert scaled.output_scales[FFN.format(1)] == rms[FFN.format(1)]

@@ -98,7 +98,7 @@ class TestPlugins:
         settings = PluginConfig(4, bottleneck=4)
         for field, value, words in (
             ("embed_dim", 16, "has shape"),
-            ("num_encoder_layers", 2, "has no use for"),
+            ("num_encoder_layers", 2, "has unexpected"),
         ):
             variables = random_plugin(settings, dataclasses.replace(SHAPE, **{field: value}))
             with pytest.raises(VariatorError, match=words):
@@ -192,7 +192,7 @@ class TestGenerate:
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):
-        from variator_jax.store.hf_folder import save_hf
+        from variator_jax.store.hugging_face import save_hf
         from variator_jax.store.t5x import save_t5x
 
         folder = tmp_path_factory.mktemp("places")
@@ -241,7 +241,7 @@ class TestAnyBackbone:
         ):
             with pytest.raises(VariatorError, match=words):
                 load_backbone(path)
-        with pytest.raises(VariatorError, match="is no plugin"):
+        with pytest.raises(VariatorError, match="is not a plugin"):
             load_plugins(places / "hf")
 
 

@@ -347,7 +347,7 @@ def test_two_runs_never_write_one_file(tmp_path):
         ({"data": InferData(TASK, {"inputs": 4})}, "expected positive 'inputs' and 'targets'"),
         ({"data": InferData(TASK, LENGTHS, batch_size=0)}, "BATCH_SIZE is 0"),
         ({"data": InferData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
-        ({"plugin_path": "nowhere"}, "holds no plugin"),
+        ({"plugin_path": "nowhere"}, "There is no folder"),
     ],
 )
 def test_slips_are_told(models, tmp_path, change, said):

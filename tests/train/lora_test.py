@@ -20,7 +20,7 @@ from variator_jax.evaluation import infer as infer_module
 from variator_jax.evaluation.evaluate import EvalData, evaluate
 from variator_jax.evaluation.infer_data import InferData
 from variator_jax.mesh import make_mesh
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 from variator_jax.train import optimizers
 from variator_jax.train.jobs import LoraTraining, lora_job
 from variator_jax.train.objectives import TaskTraining

@@ -1,7 +1,7 @@
 """LoRA: a weight W of a frozen backbone becomes W + alpha/rank * A @ B, and A and B are trained.
 
 The settings, the arrays and the merge, as pure functions over T5X's parameter tree. How A and B are
-trained is in `distill/lora.py`; folders of them are `checkpoints/lora_folder.py`'s business.
+trained is in `train/jobs.py`, folders of them are in `store/lora.py`.
 """
 
 from __future__ import annotations

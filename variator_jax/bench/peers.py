@@ -39,9 +39,9 @@ def transformers_config(config: T5Config) -> Any:
     """Their `T5Config` of the same shape, without dropout."""
     import transformers
 
-    from variator_jax.store import hf_config
+    from variator_jax.store.hugging_face import render_config
 
-    theirs = {k: v for k, v in hf_config.render(config).items() if k not in _NO_SHAPE}
+    theirs = {k: v for k, v in render_config(config).items() if k not in _NO_SHAPE}
     # An encoder has no cache, and no logits to tie.
     return transformers.T5Config(**{**theirs, "dropout_rate": 0.0, "use_cache": False})
 

@@ -72,9 +72,9 @@ def _inspect(args: argparse.Namespace) -> None:
     if bool(args.path) == bool(args.gin_file):
         raise ConfigError("inspect takes a folder or --gin_file=FILE, one of the two.")
     if args.path:
-        from variator_jax.store import inspect
+        from variator_jax.commands.describe import describe
 
-        print(inspect.describe(args.path, verify=args.verify))
+        print(describe(args.path, verify=args.verify))
     else:
         engines.parse(args, engines.announce(args.engine), preflight=False)
         print(gin_utils.resolved_config())

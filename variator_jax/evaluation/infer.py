@@ -24,8 +24,8 @@ from variator_jax.evaluation.infer_data import Batch, InferData
 from variator_jax.evaluation.result_files import finished, writing
 from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_parameters
 from variator_jax.model import SplicedModel
-from variator_jax.store import Backbone, Plugin, kinds, load_backbone, load_plugin, t5x
-from variator_jax.store.folders import fingerprint
+from variator_jax.store import Backbone, Plugin, formats, load_backbone, load_plugin, t5x
+from variator_jax.store.arrays import fingerprint
 from variator_jax.store.t5x_run import load_t5x_plugin
 from variator_jax.train.jobs import backbone_folder, run_part
 from variator_jax.train.settings import check_vocabulary
@@ -115,7 +115,7 @@ def _plugin(
         return None
     if path is not None:
         found = load_plugin(run_part(path, "plugin"), backbone)
-    elif kinds.kind_of(checkpoint) == kinds.T5X and t5x.open_checkpoint(checkpoint).plugin:
+    elif formats.kind_of(checkpoint) == formats.T5X and t5x.open_checkpoint(checkpoint).plugin:
         # Beside a LoRA it is not the checkpoint's own backbone any more, and refused.
         found = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
     elif ratio is None:

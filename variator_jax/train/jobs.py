@@ -27,12 +27,11 @@ from variator_jax.store import (
     save_backbone,
     save_lora,
     save_plugin,
-    stream,
 )
-from variator_jax.store.any_backbone import open_backbone
-from variator_jax.store.backbone_folder import file_fingerprint
-from variator_jax.store.folders import fingerprint
-from variator_jax.store.lora_merge import collect_with_lora
+from variator_jax.store.arrays import file_checksum, fingerprint
+from variator_jax.store.formats import open_backbone
+from variator_jax.store.lora import collect_with_lora
+from variator_jax.store.source import collect
 from variator_jax.train.init import fresh_plugin
 from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
 from variator_jax.train.settings import (
@@ -232,7 +231,7 @@ def load_initial_backbone(
                 f"{found}; this run's {config.name!r} has {expected}."
             )
     given = source.vocabulary_file
-    trained_with = None if given is None else file_fingerprint(given)
+    trained_with = None if given is None else file_checksum(given)
     check_vocabulary(data.task, data.vocabulary(), config, trained_with)
     shardings = traverse_util.flatten_dict(
         meshes.parameter_shardings(source.config, mesh), sep="/"
@@ -242,7 +241,7 @@ def load_initial_backbone(
         return meshes.place(array, shardings[name])
 
     if lora is None:
-        loaded = stream.collect(source, dtype, place)
+        loaded = collect(source, dtype, place)
     else:
         loaded = collect_with_lora(source, lora, dtype, place)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.

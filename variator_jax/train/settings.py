@@ -13,7 +13,7 @@ from variator_jax.backbones.lora import LoraConfig
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store.backbone_folder import file_fingerprint
+from variator_jax.store.arrays import file_checksum
 from variator_jax.train.loop import HostBatch, Schedule
 from variator_jax.train.losses import LossConfig
 
@@ -199,7 +199,7 @@ def check_vocabulary(
             f"{config.name!r} only {config.vocab_size} embeddings."
         )
     file = vocabulary_file(vocabulary) if fingerprint else None
-    if file and file_fingerprint(file) != fingerprint:
+    if file and file_checksum(file) != fingerprint:
         raise CheckpointError(
             f"The backbone was trained with another vocabulary than that of task {task!r}, "
             f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "

@@ -37,7 +37,7 @@ def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginV
       CheckpointError: if what the run folder keeps cannot be read.
     """
     network, data = T5(backbone.config), config.data
-    plugin = check_trainable(config.plugin)
+    plugin = check_trainable(config.plugin, network.stack())
     fresh = init_plugin(plugin, network.stack(), jax.random.key(config.seed))
     # Measured once and kept, because a resumed run must continue in the very same units.
     file = pathlib.Path(config.model_dir) / "calibration.json"

@@ -100,7 +100,8 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
 
 def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a plugin of a frozen backbone, a fresh one or one to adapt."""
-    plugin, data = check_trainable(config.plugin), config.data
+    plugin = check_trainable(config.plugin, T5(config.shape).stack())
+    data = config.data
     if data.packed:
         check_packing(data.pack_multiple, plugin.ratio)
     backbone = load_initial_backbone(
@@ -234,9 +235,7 @@ def load_initial_backbone(
     given = source.vocabulary_file
     trained_with = None if given is None else file_fingerprint(given)
     check_vocabulary(data.task, data.vocabulary(), config, trained_with)
-    shardings = traverse_util.flatten_dict(
-        meshes.parameter_shardings(source.config, mesh), sep="/"
-    )
+    shardings = traverse_util.flatten_dict(meshes.parameter_shardings(source.config, mesh), sep="/")
 
     def place(name: str, array: Any) -> jax.Array:
         return meshes.place(array, shardings[name])

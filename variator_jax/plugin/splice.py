@@ -122,9 +122,9 @@ def splice(
     if not isinstance(mask, Mask):
         mask = Mask(mask, segment_ids)
     known = stack or _own_stack(config, plugin)
-    points = _points(config, known, plugin.params)
     if mask.merge is None:
         check_causal(config, known)
+    points = _points(config, known, plugin.params)
     groups = {
         ratio: make_groups(mask, ratio, config.pool_padding)
         for ratio in {site.ratio for site in config.parts}

@@ -109,7 +109,9 @@ def test_an_encoder_alone_has_no_decoder_and_says_so():
     outputs = module.apply({"params": params}, TOKENS, method="forward")
     assert outputs.hidden["encoder"].shape == (2, 4, 32) and outputs.logits is None
     with pytest.raises(ConfigError, match="without a decoder"):
-        module.apply({"params": params}, outputs.hidden["encoder"], TOKENS, TARGETS, method="decode")
+        module.apply(
+            {"params": params}, outputs.hidden["encoder"], TOKENS, TARGETS, method="decode"
+        )
 
 
 def test_packed_examples_do_not_see_each_other():
@@ -182,9 +184,9 @@ def test_the_stacks_of_a_backbone():
     assert (T5(SHAPE).stack().layers, T5(SHAPE).stack().causal) == (3, False)
     assert (T5(SHAPE).stack("decoder").layers, T5(SHAPE).stack("decoder").causal) == (2, True)
     assert T5(SHAPE).stack("decoder").path("ffn", 1) == "decoder/layers_1/mlp"
-    for config, name in (
+    for shape, name in (
         (SHAPE, "encoders"),
         (dataclasses.replace(SHAPE, num_decoder_layers=0), "decoder"),
     ):
         with pytest.raises(ConfigError, match=f"has no stack '{name}'"):
-            T5(config).stack(name)
+            T5(shape).stack(name)

@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.train.step import TrainState
+
+_LONGEST = 4096  # bytes of a message between processes
 
 
 class Checkpoints:
@@ -113,12 +115,7 @@ def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
 
 def _from_process_0(text: str) -> str:
     """Process 0's text, in every process; all call this together."""
-    if jax.process_count() == 1:
-        return text
-    given = np.frombuffer(text.encode(), np.uint8)
-    # Arrays of one shape are broadcast, and only process 0 knows the length.
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(given.size)))
-    if not length:
-        return ""
-    given = given if jax.process_index() == 0 else np.zeros(length, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(given))).decode()
+    # All processes bring an array of the same shape.
+    content = text.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+    given = bytes(meshes.from_first(np.frombuffer(content, np.uint8)))
+    return given.rstrip(b"\0").decode(errors="ignore")

@@ -1,6 +1,6 @@
 """What a run trains, from folder to folder: a plugin, a whole backbone or a LoRA.
 
-The step and the loop are the same for all; what differs is gathered in a `Job`.
+The step and the loop are the same for all; the differences are in a `Job`.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class Job:
     Attributes:
       objective: what a step minimises.
       identity: what makes the run this one; a run folder is never continued as another.
-      start: the trained and the frozen arrays, made when the folder is known to be this run's;
-        they lie on the devices as `partitioning` says.
+      start: makes the trained and the frozen arrays on the mesh, after the folder was checked.
       export: writes the trained arrays, with a summary of the run, and returns the folder.
     """
 
@@ -71,8 +70,8 @@ class Job:
 
 def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
-    data, vocabulary = config.data, config.data.vocabulary()
-    check_vocabulary(data.task, vocabulary, config.shape)
+    data = config.data
+    check_vocabulary(data.task, data.vocabulary(), config.shape)
     shape, initial = config.shape, None
     if config.initial_checkpoint_path is not None:
         # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
@@ -88,14 +87,19 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
         return meshes.place_parameters(fresh, shape, mesh), None
 
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(config.model_dir) / "backbone"
-        gathered = jax.tree.map(meshes.gather, params)
-        if jax.process_index() == 0:
-            save_backbone(folder, shape, gathered, vocabulary_file(vocabulary))
-        return folder
+        return export_backbone(config, shape, params)
 
     identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
     return Job(TaskTraining(T5(shape)), identity, start, export)
+
+
+def export_backbone(config: TrainConfig, shape: T5Config, params: dict) -> pathlib.Path:
+    """Writes a trained backbone into the run folder; all processes call this together."""
+    folder = pathlib.Path(config.model_dir) / "backbone"
+    gathered = jax.tree.map(meshes.gather, params)
+    if jax.process_index() == 0:
+        save_backbone(folder, shape, gathered, vocabulary_file(config.data.vocabulary()))
+    return folder
 
 
 def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
@@ -138,24 +142,19 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     return Job(objective, identity, start, export)
 
 
-class LoraTraining:
+class LoraTraining(TaskTraining):
     """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
 
-    coefficients: Mapping[str, float] = TaskTraining.coefficients
-
     def __init__(self, backbone: T5, config: LoraConfig) -> None:
-        self._task, self._config = TaskTraining(backbone), config
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid positions of the targets."""
-        return self._task.weights(batch)
+        super().__init__(backbone)
+        self._config = config
 
     def terms(
-        self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
+        self, trained: dict, frozen: dict | None, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Those of `TaskTraining` on the merged weights, which is what will be served."""
-        merged = merge_lora(frozen, trained, self._config)
-        return self._task.terms(merged, None, batch, rng)
+        merged = merge_lora(frozen or {}, trained, self._config)
+        return super().terms(merged, None, batch, rng)
 
 
 def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
@@ -163,8 +162,7 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
     path = config.initial_backbone("A LoRA is trained on a backbone")
     if not config.backbone.has_decoder:
         raise ConfigError(
-            f"Backbone {config.backbone.name!r} has no decoder, and so no task's loss to train a "
-            "LoRA by."
+            f"Backbone {config.backbone.name!r} has no decoder, so a LoRA has no task loss."
         )
     lora = config.lora
     backbone = load_initial_backbone(path, config.shape, config.data, mesh, config.backbone_dtype)
@@ -226,11 +224,11 @@ def load_initial_backbone(
     lora = None if lora_path is None else load_lora(lora_path)
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
-        found, expected = getattr(source.config, field), getattr(config, field)
-        if found != expected:
+        stored, expected = getattr(source.config, field), getattr(config, field)
+        if stored != expected:
             raise CheckpointError(
                 f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
-                f"{found}; this run's {config.name!r} has {expected}."
+                f"{stored}; this run's {config.name!r} has {expected}."
             )
     given = source.vocabulary_file
     trained_with = None if given is None else file_fingerprint(given)

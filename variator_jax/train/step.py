@@ -60,8 +60,9 @@ def moment_shardings(opt_state: Any, params: Any) -> Any:
         names = _names(path)
         ends = (names[start:] for start in range(len(names)))
         parameter = next((by_path[end] for end in ends if end in by_path), None)
-        same = parameter is not None and parameter.shape == leaf.shape
-        return (same and parameter.sharding) or False  # a tree must not have None as a leaf
+        if parameter is None or parameter.shape != leaf.shape:
+            return False
+        return parameter.sharding or False  # a tree must not have None as a leaf
 
     return jax.tree_util.tree_map_with_path(sharding, opt_state)
 

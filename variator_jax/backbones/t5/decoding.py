@@ -1,7 +1,4 @@
-"""Greedy and beam decoding with a key/value cache. Training and scoring never come here.
-
-The encoder runs once, before; so a splice round the encoding is all that a compressed model needs.
-"""
+"""Greedy and beam decoding with a key/value cache, from the encoder's output."""
 
 from __future__ import annotations
 
@@ -48,6 +45,7 @@ def greedy_decode(
 
     def body(state: tuple) -> tuple:
         i, last, tokens, scores, done, cache = state
+        # [batch, vocab]
         logits, cache = step(last, cache)
         log_probabilities = jax.nn.log_softmax(logits)
         chosen = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
@@ -100,18 +98,22 @@ def beam_decode(
         return scores / ((5.0 + length) / 6.0) ** length_penalty
 
     def body(state: _Beams) -> _Beams:
+        # [batch, beams]
         last = jnp.where(state.i == 0, START_TOKEN, state.tokens[:, :, state.i - 1])
         logits, cache = step(last.reshape(-1), state.cache)
+        # [batch, beams, vocab]
         gained = jax.nn.log_softmax(logits).reshape(batch, num_beams, -1)
         vocab = gained.shape[-1]
-        # Twice the beams, so that even if half of them end here, as many can go on.
+        # [batch, 2 * beams], so that even if half of them end here, as many can continue.
         scores, flat = jax.lax.top_k(
             (state.scores[:, :, None] + gained).reshape(batch, -1), 2 * num_beams
         )
         parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+        # [batch, 2 * beams, max_length]
         tokens = _pick(state.tokens, parent).at[:, :, state.i].set(token)
         ended = token == EOS_TOKEN
 
+        # [batch, 3 * beams]
         pool = jnp.concatenate(
             [state.finished, jnp.where(ended, normalise(scores, state.i + 1), _NEVER)], axis=1
         )

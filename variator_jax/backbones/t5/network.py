@@ -1,7 +1,6 @@
 """The T5 encoder-decoder, with T5X's parameter paths and T5X's calling interface.
 
-Decoding loops live in `decoding.py`. Nothing here knows about compression plugins: they are spliced
-round `encoder/layers_<i>/mlp` from outside.
+Compression plugins are spliced around `encoder/layers_<i>/mlp` from outside.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ class EncoderLayer(nn.Module):
     ) -> jax.Array:
         """`[batch, length, embed]` to the same; `valid` `[batch, length]` is False on padding."""
         config = self.config
+        # [batch, length, embed]
         x = RMSNorm(config, name="pre_attention_layer_norm")(h)
         x = MultiHeadAttention(config, name="attention")(x, x, mask, bias, deterministic)
         # Padded rows get nothing, as in ModelCenter; T5X and transformers leave something arbitrary
@@ -49,6 +49,7 @@ class EncoderLayer(nn.Module):
         x = x * valid[..., None].astype(x.dtype)
         h = h + dropout(config, x, deterministic)
 
+        # [batch, length, embed]
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
         x = MlpBlock(config, config.encoder_mlp, name="mlp")(x, deterministic)
         return constrain(h + dropout(config, x, deterministic))
@@ -72,6 +73,7 @@ class DecoderLayer(nn.Module):
     ) -> jax.Array:
         """`[batch, target length, embed]` to the same; one position a call if `decode`."""
         config = self.config
+        # [batch, target length, embed]
         x = RMSNorm(config, name="pre_self_attention_layer_norm")(h)
         attention = MultiHeadAttention(config, name="self_attention")
         x = attention(x, x, self_mask, bias, deterministic, decode)
@@ -99,6 +101,7 @@ class Encoder(nn.Module):
         """`[batch, length, embed]` to the same, after the final norm."""
         config = self.config
         length = h.shape[1]
+        # [1, heads, length, length]
         bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(length, length)
         h = constrain(dropout(config, h, deterministic))
         # Arguments count from self: 5 is `deterministic`, which the layer branches on.
@@ -140,6 +143,7 @@ class Decoder(nn.Module):
         """`[batch, target length, embed]` to the same, after the final norm."""
         config = self.config
         length = max_decode_length if decode and max_decode_length else h.shape[1]
+        # [1, heads, length, length]
         bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(length, length)
         h = constrain(dropout(config, h, deterministic))
         again = config.remat and not decode
@@ -227,7 +231,9 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """Encodes `[batch, length]` int tokens: `[batch, length, embed]`."""
         valid = encoder_input_tokens > 0
+        # [batch, 1, length, length]
         mask = padding_mask(valid, valid, encoder_segment_ids, encoder_segment_ids)
+        # [batch, length, embed]
         h = self.token_embedder(encoder_input_tokens)
         return self.encoder(h, mask, valid, not enable_dropout)
 
@@ -256,14 +262,17 @@ class Transformer(nn.Module):
             )
         length = decoder_input_tokens.shape[1]
         everywhere = jnp.ones(decoder_input_tokens.shape, bool)
+        # [batch or 1, 1, length, length]
         self_mask = causal_mask(length)
         if decoder_segment_ids is not None:
             self_mask = self_mask & padding_mask(
                 everywhere, everywhere, decoder_segment_ids, decoder_segment_ids
             )
+        # [batch, 1, target length, length]
         cross_mask = padding_mask(
             everywhere, encoder_input_tokens > 0, decoder_segment_ids, encoder_segment_ids
         )
+        # [batch, target length, embed]
         h = self.token_embedder(decoder_input_tokens)
         return self.decoder(
             h, encoded, self_mask, cross_mask, not enable_dropout, decode, max_decode_length

@@ -41,7 +41,7 @@ def greedy_decode(
       max_length: tokens to generate at the most, EOS included.
     """
     batch = encoded.shape[0]
-    step = _decoder_step(module, params, encoded, encoder_input_tokens)
+    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
 
     def body(state: tuple) -> tuple:
         i, last, tokens, scores, done, cache = state
@@ -67,7 +67,7 @@ def greedy_decode(
         jnp.zeros((batch, max_length), jnp.int32),
         jnp.zeros((batch,), jnp.float32),
         jnp.zeros((batch,), bool),
-        _empty_cache(module, params, encoded, encoder_input_tokens, max_length),
+        cache,
     )
     state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[4]), body, state)
     return Decoded(state[2], state[3])
@@ -91,8 +91,7 @@ def beam_decode(
     # [batch * beams, ...]
     encoded = jnp.repeat(encoded, num_beams, axis=0)
     encoder_input_tokens = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
-    step = _decoder_step(module, params, encoded, encoder_input_tokens)
-    cache = _empty_cache(module, params, encoded, encoder_input_tokens, max_length)
+    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
 
     def normalise(scores: jax.Array, length: jax.Array | int) -> jax.Array:
         return scores / ((5.0 + length) / 6.0) ** length_penalty
@@ -157,46 +156,33 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
 
 
-def _decoder_step(
-    module: Transformer, params: dict, encoded: jax.Array, encoder_input_tokens: jax.Array
-) -> Step:
-    def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
-        length = cache["decoder"]["layers_0"]["self_attention"]["cached_key"].shape[2]
-        logits, updated = module.apply(
-            {"params": params, "cache": cache},
-            encoded,
-            encoder_input_tokens,
-            tokens[:, None],
-            decode=True,
-            max_decode_length=length,
-            mutable=["cache"],
-            method="decode",
-        )
-        return logits[:, 0], updated["cache"]
-
-    return step
-
-
-def _empty_cache(
+def _decoder(
     module: Transformer,
     params: dict,
     encoded: jax.Array,
     encoder_input_tokens: jax.Array,
     max_length: int,
-) -> dict:
-    """The cache's shapes come from a first call at full length, which is traced but never run."""
+) -> tuple[Step, dict]:
+    """One step of the decoder, and an empty cache."""
 
-    def first_call() -> dict:
-        tokens = jnp.ones((encoded.shape[0], max_length), jnp.int32)
-        _, updated = module.apply(
-            {"params": params},
+    def call(tokens: jax.Array, **cache: dict) -> tuple[jax.Array, dict]:
+        logits, updated = module.apply(
+            {"params": params, **cache},
             encoded,
             encoder_input_tokens,
             tokens,
             decode=True,
+            max_decode_length=max_length,
             mutable=["cache"],
             method="decode",
         )
-        return updated["cache"]
+        return logits[:, 0], updated["cache"]
 
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_call))
+    def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+        # [batch, 1]
+        return call(tokens[:, None], cache=cache)
+
+    # The cache's shapes come from a call at full length, which is traced but never run.
+    tokens = jax.ShapeDtypeStruct((encoded.shape[0], max_length), jnp.int32)
+    _, shapes = jax.eval_shape(call, tokens)
+    return step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

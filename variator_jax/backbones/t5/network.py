@@ -1,9 +1,11 @@
-"""The T5 encoder-decoder, with T5X's parameter paths and T5X's calling interface.
+"""The T5 encoder-decoder, with T5X's parameter paths.
 
 Compression plugins are spliced around `encoder/layers_<i>/mlp` from outside.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,27 +172,10 @@ class Transformer(nn.Module):
             self.decoder = Decoder(config)
 
     def __call__(
-        self,
-        encoder_input_tokens: jax.Array,
-        decoder_input_tokens: jax.Array | None = None,
-        decoder_target_tokens: jax.Array | None = None,
-        encoder_segment_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        encoder_positions: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
-        *,
-        enable_dropout: bool = False,
-        decode: bool = False,
+        self, encoder_input_tokens: jax.Array, decoder_input_tokens: jax.Array | None = None
     ) -> jax.Array:
-        """Returns logits `[batch, target length, vocab]`, float32; arguments as in T5X."""
-        outputs = self.forward(
-            encoder_input_tokens,
-            decoder_input_tokens,
-            encoder_segment_ids,
-            decoder_segment_ids,
-            enable_dropout=enable_dropout,
-            decode=decode,
-        )
+        """Logits `[batch, target length, vocab]`, float32; an encoder alone returns its output."""
+        outputs = self.forward(encoder_input_tokens, decoder_input_tokens)
         return outputs.hidden["encoder"] if outputs.logits is None else outputs.logits
 
     def forward(
@@ -201,7 +186,6 @@ class Transformer(nn.Module):
         decoder_segment_ids: jax.Array | None = None,
         *,
         enable_dropout: bool = False,
-        decode: bool = False,
     ) -> Outputs:
         """Runs `[batch, length]` and `[batch, target length]` int tokens through both stacks.
 
@@ -219,7 +203,6 @@ class Transformer(nn.Module):
             encoder_segment_ids,
             decoder_segment_ids,
             enable_dropout=enable_dropout,
-            decode=decode,
         )
         return Outputs({"encoder": encoded, "decoder": decoded}, self.logits(decoded))
 
@@ -260,10 +243,9 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"Backbone {self.config.name!r} has a decoder; give its input tokens."
             )
-        length = decoder_input_tokens.shape[1]
         everywhere = jnp.ones(decoder_input_tokens.shape, bool)
         # [batch or 1, 1, length, length]
-        self_mask = causal_mask(length)
+        self_mask = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_mask = self_mask & padding_mask(
                 everywhere, everywhere, decoder_segment_ids, decoder_segment_ids
@@ -283,22 +265,11 @@ class Transformer(nn.Module):
         encoded: jax.Array,
         encoder_input_tokens: jax.Array,
         decoder_input_tokens: jax.Array,
-        decoder_target_tokens: jax.Array | None = None,
-        *,
-        enable_dropout: bool = False,
-        decode: bool = False,
-        max_decode_length: int | None = None,
+        **cache: Any,
     ) -> jax.Array:
         """Logits for `[batch, target length]` decoder tokens, given the encoder's output."""
-        decoded = self.decode_hidden(
-            encoded,
-            encoder_input_tokens,
-            decoder_input_tokens,
-            enable_dropout=enable_dropout,
-            decode=decode,
-            max_decode_length=max_decode_length,
-        )
-        return self.logits(decoded)
+        hidden = self.decode_hidden(encoded, encoder_input_tokens, decoder_input_tokens, **cache)
+        return self.logits(hidden)
 
     def logits(self, decoded: jax.Array) -> jax.Array:
         """`[..., embed] -> [..., vocab]` in float32, by the embedding where it is tied."""

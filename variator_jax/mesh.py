@@ -380,9 +380,9 @@ def _device_memory(devices: Sequence[Any]) -> int | None:
     A process can ask its own devices only, and their numbers differ by some bytes: processes that
     chose by their own numbers could choose different meshes and wait for each other for ever.
     """
-    own = (d for d in devices if getattr(d, "process_index", 0) == jax.process_index())
+    local = (d for d in devices if getattr(d, "process_index", 0) == jax.process_index())
     try:
-        stats = next(own).memory_stats()
+        stats = next(local).memory_stats()
     except (AttributeError, NotImplementedError, StopIteration, jax.errors.JaxRuntimeError):
         stats = None
     mebibytes = ((stats or {}).get("bytes_limit") or 0) // 2**20

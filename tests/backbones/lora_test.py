@@ -107,12 +107,12 @@ def test_merged_weights_give_what_a_branch_beside_each_weight_gives():
         return Transformer(SHAPE).apply({"params": tree}, tokens, targets)
 
     with nn.intercept_methods(branch):
-        beside = jax.jit(forward)(params)
+        branched = jax.jit(forward)(params)
     assert sorted(met) == sorted(changes)
     bare = jax.jit(lambda tree: forward(tree))  # another function, to be traced without the branch
     merged = bare(merge_lora(params, lora, SMALL))
-    assert np.abs(beside - bare(params)).max() > 1e-2
-    np.testing.assert_allclose(merged, beside, rtol=1e-5, atol=1e-5)
+    assert np.abs(branched - bare(params)).max() > 1e-2
+    np.testing.assert_allclose(merged, branched, rtol=1e-5, atol=1e-5)
 
 
 def test_the_sum_is_made_in_float32_and_then_cast():

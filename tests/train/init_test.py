@@ -101,11 +101,11 @@ def test_scales_that_cannot_be_read_are_an_error(tmp_path, text):
 
 
 def test_all_processes_use_what_process_0_reads(tmp_path, monkeypatch):
-    told, asked = [], []
+    first, asked = [], []
 
     def broadcast(value):
         asked.append(np.copy(value))
-        return told[0]
+        return first[0]
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
@@ -113,9 +113,9 @@ def test_all_processes_use_what_process_0_reads(tmp_path, monkeypatch):
     file = tmp_path / "calibration.json"
     # An old state, that only this process sees.
     file.write_text(json.dumps(dict.fromkeys(NAMES, 7)))
-    told[:] = [np.float32([1, 0.5, 0.25])]
+    first[:] = [np.float32([1, 0.5, 0.25])]
     assert fresh._kept_scales(file, NAMES) == dict(zip(NAMES, (0.5, 0.25), strict=True))
-    told[:] = [np.float32([0, 0, 0])]
+    first[:] = [np.float32([0, 0, 0])]
     assert fresh._kept_scales(file, NAMES) is None
     assert len(asked) == 2 and not np.any(asked)
 

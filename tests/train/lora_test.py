@@ -1,4 +1,4 @@
-"""Runs that train a LoRA, and plugins beside the backbone that it was merged into."""
+"""Runs that train a LoRA, and plugins of the backbone that it was merged into."""
 
 import dataclasses
 import json
@@ -30,10 +30,10 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A backbone, a LoRA of it, and a plugin beside both."""
+    """A backbone, a LoRA of it, and a plugin of both."""
     folder = tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("lora"))
     _train(folder, folder / "tuned", data=EVALUATED, checkpoint_period=STEPS // 2)
-    _plugin(folder, folder / "beside", initial_lora_path=str(folder / "tuned"))
+    _plugin(folder, folder / "adapted", initial_lora_path=str(folder / "tuned"))
     return folder
 
 
@@ -78,7 +78,7 @@ def test_the_frozen_arrays_stay_bit_identical_and_only_a_and_b_are_differentiate
     state, _ = jax.jit(step)(state, frozen, _batch())
     assert_same(before, frozen)
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
-    # In memory in bfloat16, it is still the backbone that lies on the disk.
+    # In memory in bfloat16, it is still the backbone that is on the disk.
     assert job.identity["backbone"] == load_backbone(path).fingerprint
 
 
@@ -128,15 +128,15 @@ def test_a_run_that_was_stopped_ends_with_the_arrays_of_one_that_was_not(work, t
 
 def test_a_plugin_beside_it_belongs_to_the_merged_backbone(work):
     merged = load_backbone(work / "backbone", lora=work / "tuned")
-    plugin = load_plugin(work / "beside" / "plugin", merged)
+    plugin = load_plugin(work / "adapted" / "plugin", merged)
     assert plugin.description["backbone"]["lora"]["task"] == tiny_runs.TASK
-    run = json.loads((work / "beside" / "run.json").read_text())
+    run = json.loads((work / "adapted" / "run.json").read_text())
     assert run["backbone"] == merged.fingerprint
     with pytest.raises(
         CheckpointError,
         match="with a LoRA merged in .* this backbone is 'nano' with f.*INITIAL_LORA_PATH",
     ):
-        load_plugin(work / "beside" / "plugin", load_backbone(work / "backbone"))
+        load_plugin(work / "adapted" / "plugin", load_backbone(work / "backbone"))
 
 
 def _evaluate(work, model_dir, **settings):
@@ -145,7 +145,7 @@ def _evaluate(work, model_dir, **settings):
         data=EvalData(tiny_runs.TASK, LENGTHS, batch_size=32),
         **{
             "initial_checkpoint_path": str(work / "backbone"),
-            "plugin_paths": [str(work / "beside")],
+            "plugin_paths": [str(work / "adapted")],
             "initial_lora_path": str(work / "tuned"),
         }
         | settings,
@@ -174,14 +174,14 @@ def test_inference_runs_the_merged_weights(work, tmp_path):
 
     paths = {
         "initial_checkpoint_path": str(work / "backbone"),
-        "plugin_path": str(work / "beside"),
+        "plugin_path": str(work / "adapted"),
         "initial_lora_path": str(work / "tuned"),
     }
     merged = load_backbone(work / "backbone", lora=work / "tuned")
     save_backbone(tmp_path / "merged", tiny_runs.TINY, merged.params)
     together = run("together", **paths)
     alone = {"initial_checkpoint_path": str(tmp_path / "merged")}
-    assert together and together == run("merged", **alone, plugin_path=str(work / "beside"))
+    assert together and together == run("merged", **alone, plugin_path=str(work / "adapted"))
     with pytest.raises(CheckpointError, match="with a LoRA merged in"):
         run("together", **paths | {"initial_lora_path": None})
     with pytest.raises(ConfigError, match="another run, with backbone"):

@@ -18,10 +18,10 @@ CASES = {
     "microbatches": {"mesh_shape": (2, 1, 2), "num_microbatches": 2},
     "resumed": {"mesh_shape": (1, 2, 2)},
     "bfloat16": {"mesh_shape": (2, 2, 1), "backbone_dtype": "bfloat16"},
-    "backbone": {"mesh_shape": (1, 2, 2), "trained": "backbone"},
+    "whole": {"mesh_shape": (1, 2, 2), "trained": "backbone"},
     "lora": {"mesh_shape": (1, 2, 2), "trained": "lora"},
 }
-ON_ONE = {"plugin": {}} | {name: CASES[name] for name in ("bfloat16", "backbone", "lora")}
+ON_ONE = {"plugin": {}} | {name: CASES[name] for name in ("bfloat16", "whole", "lora")}
 MODEL_MESH = (2, 1, 2)
 
 
@@ -77,14 +77,14 @@ def test_a_mesh_has_the_losses_and_the_weights_of_one_device(found, work, case):
     one = losses(work / reference)
     assert one[STEPS] < 0.95 * one[1] or case == "lora"  # It trained, indeed.
     load, exported = {
-        "backbone": (lambda run: load_backbone(run).params, "backbone"),
+        "whole": (lambda run: load_backbone(run).params, "backbone"),
         "lora": (lambda run: load_lora(run).params, "lora"),
     }.get(case, (lambda run: load_plugin(run).variables.params, "plugin"))
     trees = [
         {path: np.asarray(leaf) for path, leaf in flat(load(work / run / exported)).items()}
         for run in (case, reference)
     ]
-    assert t5x_runs.farthest(*trees) < (1e-3 if case in ("backbone", "lora") else 1e-5)
+    assert t5x_runs.farthest(*trees) < (1e-3 if case in ("whole", "lora") else 1e-5)
 
 
 def test_one_of_them_continued_where_one_device_had_stopped(found):

@@ -63,7 +63,7 @@ def killed(work):
 def second(work, killed):
     """The results and the lines of each process of a second pair."""
     cases = [case(work, "killed", checkpoint_period=SAVED), case(work, "whole")]
-    # The last one, because a process that was told to stop is told so for good.
+    # The last one, because a process keeps a signal to stop for good.
     # It has far to go, for the steps are short and the signal takes its time to come round.
     happening = ["SIGTERM", STOPPED, 1]
     cases += [case(work, "stopped", steps=ENDLESS, happening=happening)]

@@ -1,6 +1,6 @@
 """What a frozen backbone offers to plugins, training and serving: interfaces, no code of a family.
 
-A new family of backbones is one folder beside this file whose classes have these methods.
+A new family of backbones is one folder next to this file whose classes have these methods.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def splice(
       stack: where the sites are; None for a network of one's own, which has FFN sites only.
 
     Raises:
-      PluginError: if the plugin has no arrays for a site, no site matched, or a site lies in a
+      PluginError: if the plugin has no arrays for a site, no site matched, or a site is in a
         causal stack, where a merge would show a position what comes after it.
     """
     if config.ratio == 1:

@@ -89,26 +89,26 @@ def _pooled(rms: Collection[np.ndarray], tokens: Collection[int]) -> np.ndarray:
 
 
 def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, np.ndarray] | None:
-    """The layers' scales in a file as process 0 finds it; None if it finds none.
+    """The keys' scales in a file as process 0 reads it, in every process; None without a file.
 
-    It tells the others, which may be shown an older state of a shared folder: those that went on
-    without it would measure, and wait for the rest in vain.
+    Others may see an older state of a shared folder: a process that then measured alone would wait
+    for the others in vain.
     """
     row: np.ndarray = np.zeros(1 + len(names), np.float32)
     if jax.process_index() == 0 and file.is_file():
         try:
-            found = json.loads(file.read_text(encoding="utf8"))
-            row[:] = [1.0, *(found[name] for name in names)]
+            scales = json.loads(file.read_text(encoding="utf8"))
+            row[:] = [1.0, *(scales[name] for name in names)]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file} does not hold the output scales of this run's layers: {error!r}. A run "
-                "goes on in the units it began with; begin anew in another MODEL_DIR."
+                "keeps the units it began with; start again in another MODEL_DIR."
             ) from error
     flag, *values = meshes.from_first(row)
     return dict(zip(names, values, strict=True)) if flag else None
 
 
 def _keep_scales(file: pathlib.Path, rms: Mapping[str, Any]) -> None:
-    """Writes the scales as a whole: a run that dies here leaves none, and not half of them."""
+    """Writes the scales atomically: a run that dies here leaves no file."""
     scales = {name: float(value) for name, value in rms.items()}
     write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())

@@ -250,8 +250,8 @@ def load_initial_backbone(
 def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     """A pre-trained plugin to adapt. It may come from another backbone of the same shape.
 
-    That is the paper's recipe: pre-training runs beside the general backbone, adaptation beside one
-    that was fine-tuned from it.
+    That is the paper's recipe: pre-training runs on the general backbone, adaptation on one that
+    was fine-tuned from it.
     """
     folder = run_part(path, "plugin")
     loaded = load_plugin(folder)
@@ -263,7 +263,7 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     for field in ("num_encoder_layers", "embed_dim"):
         if owner[field] != getattr(shape, field):
             raise CheckpointError(
-                f"The plugin in {folder} was trained beside {owner['name']!r} with {field} "
+                f"The plugin in {folder} was trained on {owner['name']!r} with {field} "
                 f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
             )
     return loaded

@@ -26,10 +26,11 @@ class RunLog:
         self._jsonl = open(name, "a", encoding="utf8")  # noqa: SIM115
         self._tensorboard = _tensorboard(folder) if self._main else None
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints one line to standard error."""
         if self._main:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends `metrics` of 'train' or 'eval' to the files."""
@@ -43,7 +44,7 @@ class RunLog:
         """Prints a line of training progress; `metrics` has steps/s and tokens/s among others."""
         left = (self._train_steps - step) / max(metrics["steps_per_second"], 1e-9)
         width = len(str(self._train_steps))
-        self.say(
+        self.print(
             f"  step {step:>{width}}/{self._train_steps}  loss {metrics['loss']:.4f}  "
             f"{metrics['steps_per_second']:.2f} steps/s  "
             f"{metrics['tokens_per_second']:,.0f} tokens/s  ETA {_clock(left)}"

@@ -111,7 +111,7 @@ class TrainConfig:
         that is trained may start without, from random weights.
       initial_plugin_path: a plugin folder or a run folder to adapt; None for a fresh plugin.
       lora: the LoRA's settings; for `trained='lora'`.
-      initial_lora_path: a LoRA folder or a run folder, merged into the backbone beside a plugin.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone of a plugin run.
       num_microbatches: passes that a batch is cut into.
       keep_checkpoints: training checkpoints to keep.
       seed: of initialisation and dropout.

@@ -83,7 +83,7 @@ def _strongest(kernels: Mapping[str, np.ndarray], count: int) -> np.ndarray:
 
 
 def _neuron_axis(path: str) -> int:
-    """Along which axis the neurons of a kernel lie: the first of `wo`, the second of `wi`s."""
+    """The axis of a kernel's neurons: the first of `wo`, the second of `wi`s."""
     return 0 if path.endswith("/wo/kernel") else 1
 
 

@@ -144,7 +144,7 @@ def beam_decode(
 
 class _Beams(NamedTuple):
     i: jax.Array  # tokens generated so far
-    tokens: jax.Array  # [batch, beams, max_length] of the beams that go on
+    tokens: jax.Array  # [batch, beams, max_length] of the unfinished beams
     scores: jax.Array  # [batch, beams] their log-probabilities
     finished_tokens: jax.Array  # [batch, beams, max_length] of the best that ended
     finished: jax.Array  # [batch, beams] their normalised scores

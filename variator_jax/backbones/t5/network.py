@@ -33,7 +33,7 @@ from variator_jax.errors import ConfigError
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward layer, each behind a norm and beside a residual."""
+    """Self-attention and feed-forward layer, each with a norm and a residual connection."""
 
     config: T5Config
 

@@ -1,5 +1,6 @@
 """The library's four lines: any backbone, any plugins, every ratio, ids and texts."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -15,9 +16,9 @@ from tiny_model import BACKBONE, DECODER, ENCODER, PARAMS, PLUGINS, SHAPE, TOKEN
 
 import variator_jax
 from variator_jax import VariatorError, VariatorModel, load_backbone, load_plugins
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5, Transformer
 from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
-from variator_jax.model import LENGTH_BUCKETS
+from variator_jax.model import LENGTH_BUCKETS, SplicedModel
 from variator_jax.plugin import PluginConfig, splice
 from variator_jax.store import Plugin, save_backbone, save_plugin, save_plugins
 
@@ -62,6 +63,31 @@ def _padded(tokens):
     return np.pad(tokens, ((0, 0), (0, LENGTH_BUCKETS[0] - tokens.shape[1])))
 
 
+class TestSplicedModel:
+    def test_hidden_states_have_names_and_an_encoder_alone_has_no_logits(self):
+        batch = {"encoder_input_tokens": TOKENS, "decoder_input_tokens": DECODER}
+        outputs = SplicedModel(T5(SHAPE)).apply(PARAMS, None, batch)
+        shapes = {name: states.shape for name, states in outputs.hidden.items()}
+        assert shapes == {"encoder": (2, 6, SHAPE.embed_dim), "decoder": (2, 3, SHAPE.embed_dim)}
+        alone = SplicedModel(T5(ENCODER.config))
+        assert list(alone.apply(ENCODER.params, None, batch).hidden) == ["encoder"]
+        with pytest.raises(VariatorError, match="without a decoder has no logits"):
+            alone.logits(ENCODER.params, None, batch)
+
+    def test_an_intervention_runs_around_the_backbone_in_place_of_a_plugin(self):
+        seen = []
+
+        @contextlib.contextmanager
+        def intervention(valid):
+            seen.append(np.asarray(valid))
+            yield
+
+        SplicedModel(T5(SHAPE), None, intervention).encode(PARAMS, None, TOKENS)
+        np.testing.assert_array_equal(seen[0], TOKENS > 0)
+        with pytest.raises(VariatorError, match="a plugin or an intervention"):
+            SplicedModel(T5(SHAPE), PluginConfig(2), intervention)
+
+
 class TestBuckets:
     @pytest.mark.parametrize("ratio", [1, 4])
     def test_results_are_the_networks_bit_by_bit_within_a_bucket(self, model, ratio):
@@ -101,7 +127,7 @@ class TestBuckets:
         model = VariatorModel(BACKBONE, buckets=(4, 8))
         lengths = [(3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (17, 24)]
         for length, bucket in lengths:
-            batch = model._bucketed(1, tokens=np.ones((1, length), np.int32))
+            batch = model._bucketed(1, {"tokens": np.ones((1, length), np.int32)})
             assert batch["tokens"].shape == (1, bucket)
 
     @pytest.mark.parametrize("buckets", [(), (0, 8), (8, 4), (4, 4)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -107,17 +107,15 @@ class SplicedModel:
         encoded = self.encode(params, variables, tokens)
         return self.backbone.generate(params, encoded, tokens, max_length, num_beams)
 
-    @contextlib.contextmanager
-    def _spliced(self, variables: PluginVariables | None, batch: Batch) -> Iterator[None]:
+    def _spliced(
+        self, variables: PluginVariables | None, batch: Batch
+    ) -> AbstractContextManager[None]:
         mask = self.backbone.masks(batch)["encoder"]
         if self.intervention is not None:
-            with self.intervention(mask.valid):
-                yield
-        elif self.plugin is not None:
-            with splice(self.plugin, variables, mask, stack=self.backbone.stack("encoder")):
-                yield
-        else:
-            yield
+            return self.intervention(mask.valid)
+        if self.plugin is None:
+            return contextlib.nullcontext()
+        return splice(self.plugin, variables, mask, stack=self.backbone.stack("encoder"))
 
 
 class VariatorModel:
@@ -240,13 +238,14 @@ class VariatorModel:
           PluginError: for a ratio that is not loaded.
         """
         self._check_decoder("generate")
-        for name, value in (("max_length", max_length), ("num_beams", num_beams)):
+        lengths = {"max_length": max_length, "num_beams": num_beams}
+        for name, value in lengths.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is a positive whole number; found {value!r}.")
         tokens = self._tokens(token_ids)
-        batch, lengths = {"encoder_input_tokens": tokens}, (max_length, num_beams)
         # [batch bucket, max_length]
-        generated = np.asarray(self._run("generate", ratio, batch, *lengths))[: len(tokens)]
+        generated = self._run("generate", ratio, {"encoder_input_tokens": tokens}, **lengths)
+        generated = np.asarray(generated)[: len(tokens)]
         if _texts(token_ids) is None:
             return generated
         texts = [self.tokenizer.decode(row) for row in generated]
@@ -282,7 +281,7 @@ class VariatorModel:
         rows = inputs if texts is None else [self.tokenizer.encode(text) for text in texts]
         return token_array(what, rows, self.backbone.config.vocab_size)
 
-    def _run(self, method: str, ratio: int, batch: Batch, *lengths: int) -> jax.Array:
+    def _run(self, method: str, ratio: int, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
         if type(ratio) is not int or ratio not in self._methods:
             loaded = ", ".join(map(str, self.plugins)) or "none"
@@ -290,10 +289,8 @@ class VariatorModel:
                 f"Compression ratio {ratio!r} is not loaded. Loaded are plugins of ratio: "
                 f"{loaded}; 1 is the backbone itself."
             )
-        static = dict(zip(("max_length", "num_beams"), lengths, strict=False))
-        return self._methods[ratio][method](
-            self._params, self._variables[ratio], self._bucketed(ratio, **batch), **static
-        )
+        padded = self._bucketed(ratio, batch)
+        return self._methods[ratio][method](self._params, self._variables[ratio], padded, **lengths)
 
     def _check_decoder(self, what: str) -> None:
         if not self.backbone.config.has_decoder:
@@ -302,7 +299,7 @@ class VariatorModel:
                 f"encode, but has no {what}."
             )
 
-    def _bucketed(self, ratio: int, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    def _bucketed(self, ratio: int, arrays: Batch) -> Batch:
         """`[batch, length]` arrays, filled up with 0 to the buckets of both."""
         pooled = ratio > 1 and self.plugins[ratio].config.pool_padding
         if self._buckets is None or pooled:

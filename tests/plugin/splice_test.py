@@ -253,6 +253,7 @@ class Host(nn.Module):
                     "keyword": lambda: ffn(inputs=h),  # noqa: B023
                     "keywords": lambda: ffn(deterministic=True, inputs=h),  # noqa: B023
                     "mixed": lambda: ffn(h, deterministic=True),  # noqa: B023
+                "masked": lambda: ffn(mask=h > 1e9, inputs=h),  # noqa: B023
                 }[self.style]()
             )
         return h
@@ -260,7 +261,7 @@ class Host(nn.Module):
 
 class HostFfn(nn.Module):
     @nn.compact
-    def __call__(self, inputs, deterministic=True):
+    def __call__(self, inputs, deterministic=True, mask=None):
         return nn.Dense(32)(nn.relu(inputs)) if deterministic else inputs
 
 
@@ -270,7 +271,7 @@ def test_a_network_of_ones_own_is_spliced_however_it_calls_its_ffn():
     config = PluginConfig(2, sites=r"block_(\d+)")
     plugin = init_plugin(config, FfnStack(2, 32), jax.random.key(2))
     found = {}
-    for style in ("positional", "keyword", "keywords", "mixed"):
+    for style in ("positional", "keyword", "keywords", "mixed", "masked"):
         with splice(config, plugin, jnp.ones((1, 8), bool)):
             found[style] = np.asarray(Host(style).apply(params, x))
         np.testing.assert_array_equal(found[style], found["positional"])

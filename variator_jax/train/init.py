@@ -67,25 +67,22 @@ def measure_output_scales(
     network = T5(dataclasses.replace(backbone.config, remat=False))
 
     @jax.jit
-    def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
+    def measure(params: dict, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         mask = network.masks(batch)["encoder"]
         run = functools.partial(network.apply, params, batch)
-        return site_output_rms(run, plugin, network.stack(), mask)
+        return site_output_rms(run, plugin, network.stack(), mask), jnp.sum(mask.valid)
 
-    scales, tokens = [], []
-    for batch in batches:
-        rms = measure(params, batch)
-        scales.append({name: meshes.gather(value) for name, value in rms.items()})
-        tokens.append(int(meshes.gather(jnp.sum(batch["encoder_input_tokens"] > 0))))
-    if len(scales) == 1:
-        return scales[0]
-    return {name: _pooled([rms[name] for rms in scales], tokens) for name in scales[0]}
+    parts = [jax.tree.map(meshes.gather, measure(params, batch)) for batch in batches]
+    if len(parts) == 1:
+        return parts[0][0]
+    tokens = max(sum(int(count) for _, count in parts), 1)
 
+    def pooled(key: str) -> np.ndarray:
+        # The RMS of a part without tokens is not a number.
+        squares = (float(rms[key]) ** 2 * int(count) for rms, count in parts if count)
+        return np.sqrt(np.float32(sum(squares) / tokens))
 
-def _pooled(rms: Collection[np.ndarray], tokens: Collection[int]) -> np.ndarray:
-    """The RMS over all tokens, from those over parts of them; a part may have none."""
-    parts = [float(a) ** 2 * count for a, count in zip(rms, tokens, strict=True) if count]
-    return np.sqrt(np.float32(sum(parts) / max(sum(tokens), 1)))
+    return {key: pooled(key) for key in parts[0][0]}
 
 
 def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, np.ndarray] | None:

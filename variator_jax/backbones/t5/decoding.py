@@ -129,12 +129,7 @@ def beam_decode(
         reachable = normalise(jnp.max(state.scores, axis=1), max_length)
         return (state.i < max_length) & jnp.any(reachable > jnp.min(state.finished, axis=1))
 
-    tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
-    first = jnp.full((batch, num_beams), _NEVER).at[:, 0].set(0.0)  # one start, not many equal ones
-    never = jnp.full((batch, num_beams), _NEVER)
-    state = jax.lax.while_loop(
-        unfinished, body, _Beams(jnp.int32(0), tokens, first, tokens, never, cache)
-    )
+    state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
     has_finished = state.finished[:, 0] > _NEVER
     return Decoded(
         jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0]),
@@ -149,6 +144,13 @@ class _Beams(NamedTuple):
     finished_tokens: jax.Array  # [batch, beams, max_length] of the best that ended
     finished: jax.Array  # [batch, beams] their normalised scores
     cache: dict
+
+
+def _no_beams(batch: int, num_beams: int, max_length: int, cache: dict) -> _Beams:
+    """The start of a search: one beam that counts, for equal ones would stay equal."""
+    tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
+    never = jnp.full((batch, num_beams), _NEVER)
+    return _Beams(jnp.int32(0), tokens, never.at[:, 0].set(0.0), tokens, never, cache)
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:

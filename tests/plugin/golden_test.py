@@ -98,7 +98,7 @@ def test_the_official_scale_is_an_output_scale_of_100():
     # The official norm's epsilon of 1e-6 acts on a residual stream 1/100 as large: 1e-6 * 100^2.
     config, params = backbone(golden, "1_0", layer_norm_epsilon=1e-2)
     plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin_official/"))
-    student = _run(config, params, plugin_config, plugin, golden)
+    student = jax.jit(lambda: _run(config, params, plugin_config, plugin, golden))()
     assert relative_error(student.hidden["encoder"], golden["student.enc"]) < TOLERANCE
     assert relative_error(student.hidden["decoder"], golden["student.dec"]) < TOLERANCE
     assert relative_error(student.logits, golden["student.logits"]) < TOLERANCE

@@ -39,10 +39,11 @@ TWO_SITES = PluginConfig(sites=(Ffn(4, layers=(0,)), Ffn(2, layers=(1,))))
 @functools.cache
 def _plugin(config, stack=STACK):
     """A plugin far from its initialisation, so that each of its parts shows in the output."""
-    fresh = init_plugin(config, stack, jax.random.key(1))
+    shapes = jax.eval_shape(lambda: init_plugin(config, stack, jax.random.key(1)))
     rng = np.random.default_rng(1)
-    return fresh.replace(
-        params=jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), fresh.params)
+    return shapes.replace(
+        params=jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes.params),
+        output_scales=dict.fromkeys(shapes.output_scales, np.float32(1)),
     )
 
 
@@ -253,7 +254,7 @@ class Host(nn.Module):
                     "keyword": lambda: ffn(inputs=h),  # noqa: B023
                     "keywords": lambda: ffn(deterministic=True, inputs=h),  # noqa: B023
                     "mixed": lambda: ffn(h, deterministic=True),  # noqa: B023
-                "masked": lambda: ffn(mask=h > 1e9, inputs=h),  # noqa: B023
+                    "masked": lambda: ffn(mask=h > 1e9, inputs=h),  # noqa: B023
                 }[self.style]()
             )
         return h

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_vectors import backbone, config, load
+from tiny import random_params
 
-from variator_jax.backbones.t5 import Transformer, init_params
+from variator_jax.backbones.t5 import Transformer
 from variator_jax.backbones.t5.decoding import EOS_TOKEN, beam_decode, greedy_decode
 
 TOKENS = jnp.asarray([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0]])
@@ -61,7 +62,7 @@ def test_enough_beams_find_the_best_sequence_of_all():
         return beam_decode(module, params, encoded, tokens, length, num_beams=40), forward
 
     for seed in range(3):
-        params = jax.tree.map(lambda x: 2.0 * x, init_params(tiny, jax.random.key(seed)))
+        params = jax.tree.map(lambda x: 2.0 * x, random_params(tiny, seed))
         decoded, forward = jax.device_get(decode(params))
         scores = [
             forward[i, np.arange(end), rows[i, :end]].sum() / ((5 + end) / 6) ** 0.6

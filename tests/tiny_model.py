@@ -25,8 +25,8 @@ ENCODER = Backbone(
 def make_plugin(ratio, owner=BACKBONE):
     settings = PluginConfig(ratio, bottleneck=4)
     variables = random_plugin(settings, owner.config, seed=ratio)
-    said = {"name": owner.config.name, "fingerprint": owner.fingerprint}
-    return Plugin(settings, variables, {"backbone": said, "vocabulary_fingerprint": None})
+    owned = {"name": owner.config.name, "fingerprint": owner.fingerprint}
+    return Plugin(settings, variables, {"backbone": owned, "vocabulary_fingerprint": None})
 
 
 PLUGINS = {ratio: make_plugin(ratio) for ratio in (2, 4)}

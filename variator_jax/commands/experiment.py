@@ -28,25 +28,25 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     _experiment_arguments,
 )
 def _experiment(args: argparse.Namespace) -> None:
-    from variator_jax import cli, gin_utils
+    from variator_jax import gin_utils
     from variator_jax.commands import engines
     from variator_jax.commands.engine import own_search_paths, parse
-    from variator_jax.experiment import claim, drive, grid, recipe
+    from variator_jax.experiment import drive, grid, preflight
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
     parse(args, "train", engines.choose(engines.BUILTIN), require=True)
     experiment = gin_utils.configured(grid.Experiment)(search_paths=own_search_paths(args))
     if args.dry_run:
-        claim.Claim(experiment, recipe.recipe_configs(experiment))
+        preflight.ExperimentLock(experiment, preflight.preflight(experiment))
         print(drive.describe(experiment))
         return
-    from variator_jax.experiment import report, score
+    from variator_jax.experiment import report, score, stages
 
     if args.tfds_data_dir:
         import seqio
 
         seqio.set_tfds_data_dir_override(args.tfds_data_dir)
-    configs = recipe.recipe_configs(experiment, data=True)
-    records = drive.drive(experiment, cli.main, score.score_cell, configs)
+    configs = preflight.preflight(experiment, data=True)
+    records = drive.drive(experiment, configs, stages.run_training, score.score_cell)
     print(report.report(experiment, records))

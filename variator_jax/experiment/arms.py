@@ -1,7 +1,7 @@
-"""The arms of an experiment: the method itself, its ablations, and what it is compared with.
+"""The arms of an experiment: the method itself, its ablations and its rivals, as a table.
 
-A table, no code that runs anything: how an arm is trained is written as the macros that it changes
-in a recipe's gin files; how it is scored, as one word.
+How an arm is trained is given by the macros that it changes in a recipe's gin files, how it is
+scored by one word.
 """
 
 from __future__ import annotations
@@ -84,6 +84,6 @@ def arms_named(names: Iterable[str]) -> tuple[Arm, ...]:
     for name in chosen:
         if name not in ARMS:
             raise ConfigError(
-                f"there is no arm {name!r}.{did_you_mean(name, ARMS)} Arms: {', '.join(ARMS)}."
+                f"There is no arm {name!r}.{did_you_mean(name, ARMS)} Arms: {', '.join(ARMS)}."
             )
     return tuple(ARMS[name] for name in chosen)

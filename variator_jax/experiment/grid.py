@@ -1,11 +1,9 @@
-"""What an experiment consists of: its settings, its cells, and where each of them is kept.
-
-Names and folders only; `stages` says what must be run for a cell.
-"""
+"""The settings of an experiment, its cells, and the folders of each; `stages` is what they run."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +50,7 @@ class Experiment:
       arm_ratios: the ratios of all arms but the method itself.
       backbone_paths: backbone -> a folder to start from, in place of training one.
       settings: macros for every stage, such as where data lie.
-      latency: (rows, tokens) of the encoder passes that are timed for each backbone; None for none.
+      latency: (rows, tokens) of the encoder passes that are timed for each backbone, or None.
       neurons: whether activated neurons are counted, on each backbone's first task and seed.
       search_paths: folders where gin files are looked for before the packaged ones.
     """
@@ -79,8 +77,7 @@ class Experiment:
                 raise ConfigError(f"{field.upper()} is a tuple, such as (2, 4); found {values!r}.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{field.upper()} names something twice: {values!r}.")
-        for field in ("backbones", "tasks", "seeds", "ratios"):
-            if not getattr(self, field):
+            if not values and not field.startswith("arm"):
                 raise ConfigError(f"{field.upper()} is empty; an experiment needs one at least.")
         wrong = [r for r in (*self.ratios, *self.arm_ratios) if not isinstance(r, int) or r < 2]
         if wrong:
@@ -90,13 +87,14 @@ class Experiment:
             raise ConfigError(
                 f"{names} cannot be names of files: expected letters, digits and underscores."
             )
-        shape = self.latency
-        if shape is not None and (
-            not isinstance(shape, Sequence)
-            or len(shape) != 2
-            or not all(isinstance(n, int) and n > 0 for n in shape)
-        ):
-            raise ConfigError(f"LATENCY is (rows, tokens), such as (4, 256), or None: {shape!r}.")
+        if self.latency is not None:
+            match self.latency:
+                case (int(rows), int(tokens)) if rows > 0 and tokens > 0:
+                    pass
+                case other:
+                    raise ConfigError(
+                        f"LATENCY is (rows, tokens), such as (4, 256); found {other}."
+                    )
         arms_named(self.arms)
         unknown = [name for name in self.backbone_paths if name not in self.backbones]
         if unknown:
@@ -104,12 +102,10 @@ class Experiment:
 
     def cells(self) -> Iterator[Cell]:
         """All cells, the smallest backbone first, then the first seed; teachers before arms."""
-        for backbone in self.backbones:
-            for seed in self.seeds:
-                for task in self.tasks:
-                    for arm in arms_named(self.arms):
-                        for ratio in self._ratios(arm):
-                            yield Cell(backbone, task, arm, ratio, seed)
+        arms = [(arm, ratio) for arm in arms_named(self.arms) for ratio in self._ratios(arm)]
+        for backbone, seed, task in itertools.product(self.backbones, self.seeds, self.tasks):
+            for arm, ratio in arms:
+                yield Cell(backbone, task, arm, ratio, seed)
 
     def _ratios(self, arm: Arm) -> Sequence[int]:
         if not arm.compressed:

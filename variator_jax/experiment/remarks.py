@@ -1,112 +1,104 @@
-"""What a table of an experiment lets a reader say, and what it does not, in sentences."""
+"""Sentences that follow from an experiment's table: how the method compares, and how sure that is.
+
+The conclusions are the reader's; a task on which the teacher has learned little is named.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
 
 from variator_jax.evaluation.tables import TELLING
 from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
-from variator_jax.experiment.results import MEAN, Row, mean_std
+from variator_jax.experiment.results import MEAN
 
 # What the method is compared with, in this order, where it ran.
 _RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
 
-# How the method stands to a rival: beyond the deviation over seeds, within it, below it.
-_RANKS = ("it is above", "it is **level with**", "it is **below**")
+# How the method compares with a rival: beyond the deviation over seeds, within it, below it.
+_RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
 
 
-def remarks(found: Sequence[Row], backbone: str) -> str:
-    """Markdown bullets on one backbone's rows; empty if there is nothing to say."""
-    own = [row for row in found if row.backbone == backbone]
-    tasks = [row for row in own if row.task != MEAN]
-    whole = [row for row in own if row.task == MEAN] or tasks
-    if len({row.task for row in whole}) > 1:
-        whole = []  # some arm has not run on all tasks
-    weak = _weak_tasks(tasks)
-    said = [*_against_rivals(whole), *weak.values(), *_telling_tasks(tasks, weak), *_errors(tasks)]
-    return "\n".join(f"- {line}" for line in said)
+def remarks(table: pd.DataFrame, backbone: str) -> str:
+    """Markdown bullets on one backbone's rows; empty if there are none.
+
+    Args:
+      table: see `results.rows`.
+      backbone: its name.
+    """
+    rows = table[table["backbone"] == backbone]
+    tasks = rows[rows["task"] != MEAN]
+    overall = rows[rows["task"] == MEAN] if MEAN in set(rows["task"]) else tasks
+    weak = dict(_weak_tasks(tasks))
+    lines = []
+    if overall["task"].nunique() == 1:  # else some arm has not run on all tasks
+        lines += _against_rivals(overall)
+    lines += weak.values()
+    if weak:
+        # The comparisons once more, without the tasks that blur the mean.
+        for task in [name for name in tasks["task"].unique() if name not in weak]:
+            alone = _against_rivals(tasks[tasks["task"] == task])
+            lines += [f"On {task} alone, {line}" for line in alone]
+    lines += _standard_errors(tasks)
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def _telling_tasks(tasks: Sequence[Row], weak: Mapping[str, str]) -> list[str]:
-    """The comparisons once more, without the tasks that blur the mean."""
-    names = dict.fromkeys(row.task for row in tasks)
-    if not weak or len(names) == 1:
-        return []
-    return [
-        f"On {name} alone, k{line.removeprefix('k')}"
-        for name in names
-        if name not in weak
-        for line in _against_rivals([row for row in tasks if row.task == name])
-    ]
+def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
+    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
+    for _, row in rows[rows["arm"] == METHOD].iterrows():
+        same_ratio = rows[rows["ratio"] == row["ratio"]].set_index("arm")
+        parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}
+        for name in [name for name in _RIVALS if name in same_ratio.index]:
+            # Seed by seed, over the common ones.
+            gains = (pd.Series(row["scores"]) - pd.Series(same_ratio["scores"][name])).dropna()
+            gain, std = gains.mean(), gains.std() if len(gains) > 1 else 0.0
+            rank = _LEVEL if abs(gain) <= std else _BETTER if gain > 0 else _WORSE
+            parts[rank].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
+        comparisons = [f"{rank} {_list(names)}" for rank, names in parts.items() if names]
+        change = f"k = {row['ratio']}: the plugin {_change(row)}"
+        yield "; ".join([change, *comparisons]) + "."
 
 
-def _against_rivals(rows: Sequence[Row]) -> list[str]:
-    """Each ratio of the method: its gap, and how it stands to the rivals of the same ratio."""
-    said = []
-    for row in rows:
-        if row.arm != METHOD:
-            continue
-        rivals = {r.arm: r for r in rows if r.ratio == row.ratio and r.arm in _RIVALS}
-        ranks: dict[str, list[str]] = {rank: [] for rank in _RANKS}
-        for name in filter(rivals.get, _RIVALS):
-            gain, std = _gain(row, rivals[name])
-            ranks[_rank(gain, std)].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
-        parts = [f"{rank} {_list(names)}" for rank, names in ranks.items() if names]
-        said.append("; ".join([f"k = {row.ratio}: the plugin {_change(row)}", *parts]) + ".")
-    return said
-
-
-def _gain(row: Row, rival: Row) -> tuple[float, float]:
-    """Mean and sample standard deviation of the points above a rival, over common seeds."""
-    common = row.scores.keys() & rival.scores.keys()
-    return mean_std([row.scores[seed] - rival.scores[seed] for seed in sorted(common)])
-
-
-def _rank(gain: float, std: float) -> str:
-    better, level, worse = _RANKS
-    if abs(gain) <= std:
-        return level
-    return better if gain > 0 else worse
-
-
-def _change(row: Row) -> str:
+def _change(row: pd.Series) -> str:
     """What a row loses or gains against the teacher."""
-    return f"{'gains' if row.gap < 0 else 'loses'} {abs(row.gap):.2f} ± {row.gap_std:.2f} points"
+    verb = "gains" if row["gap"] < 0 else "loses"
+    return f"{verb} {abs(row['gap']):.2f} ± {row['gap_std']:.2f} points"
 
 
-def _weak_tasks(tasks: Sequence[Row]) -> dict[str, str]:
-    """Tasks on which FFNs or the teacher itself are worth little, and what to say of them."""
-    said: dict[str, list[str]] = {}
-    for row in tasks:
-        above = None if row.majority is None else row.mean - row.majority
-        if row.arm == TEACHER and above is not None and above < TELLING:
-            said.setdefault(row.task, []).append(
-                f"the teacher is {above:+.1f} points from always answering the commonest label, so "
-                "differences on it are chance"
-            )
-        if row.arm == "no_ffn" and row.gap < TELLING:
-            said.setdefault(row.task, []).append(
-                f"without any encoder FFN the teacher {_change(row)}, so this task says little "
-                "about plugins"
-            )
-    return {task: f"{task}: {'; '.join(parts)}." for task, parts in said.items()}
+def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Tasks on which FFNs or the teacher itself contribute little, each with a sentence."""
+    for task, rows in tasks.groupby("task", sort=False):
+        reasons = []
+        for _, row in rows.iterrows():
+            above = row["mean"] - row["majority"]
+            if row["arm"] == TEACHER and above < TELLING:
+                reasons.append(
+                    f"the teacher is {above:+.1f} points from the majority class, so differences "
+                    "on it are chance"
+                )
+            if row["arm"] == "no_ffn" and row["gap"] < TELLING:
+                reasons.append(
+                    f"without any encoder FFN the teacher {_change(row)}, so this task is not "
+                    "informative about plugins"
+                )
+        if reasons:
+            yield str(task), f"{task}: {'; '.join(reasons)}."
 
 
-def _errors(tasks: Sequence[Row]) -> list[str]:
+def _standard_errors(tasks: pd.DataFrame) -> Iterator[str]:
     """The standard error that each task's number of examples leaves to a score."""
     errors = [
         f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
         f"({row.examples:,} examples)"
-        for row in tasks
-        if row.arm == TEACHER and row.examples
+        for row in tasks[(tasks["arm"] == TEACHER) & (tasks["examples"] > 0)].itertuples()
     ]
-    if not errors:
-        return []
-    return [
-        f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; "
-        "a difference between two arms has up to 1.4 times as much."
-    ]
+    if errors:
+        yield (
+            f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; "
+            "a difference between two arms has up to 1.4 times as much."
+        )
 
 
 def _list(parts: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def test_seeds_may_share_a_teacher(tmp_path):
         ({"seeds": ()}, "SEEDS is empty"),
         ({"ratios": (2, 2)}, "twice"),
         ({"backbone_paths": {"mini": "x"}}, r"\['mini'\], which BACKBONES does not"),
-        ({"tasks": ("../x",)}, "names of files"),
+        ({"tasks": ("../x",)}, "not the name of a gin file"),
         ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from variator_jax.errors import ConfigError, did_you_mean
 
@@ -35,41 +36,34 @@ class Arm:
     meaning: str
     scored: str = "plugin"
     compressed: bool = True
-    pretrained: bool = False
-    adapted: bool = False
+    pretrained: bool = True
+    adapted: bool = True
     plugin: Mapping[str, object] = dataclasses.field(default_factory=dict)
     loss: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
-def _loss(encoder: float, decoder: float, logits: float, task: float) -> dict[str, object]:
-    return {
-        "ENCODER_HIDDEN_LOSS": encoder,
-        "DECODER_HIDDEN_LOSS": decoder,
-        "LOGITS_LOSS": logits,
-        "TASK_LOSS": task,
-    }
+def _loss(hidden: float, logits: float, task: float) -> dict[str, object]:
+    names = ("ENCODER_HIDDEN_LOSS", "DECODER_HIDDEN_LOSS", "LOGITS_LOSS", "TASK_LOSS")
+    return dict(zip(names, (hidden, hidden, logits, task), strict=True))
 
 
-def _trained(name: str, meaning: str, **settings: object) -> Arm:
-    return Arm(name, meaning, **({"pretrained": True, "adapted": True} | settings))  # type: ignore[arg-type]
-
-
+_UNTRAINED: dict[str, Any] = {"pretrained": False, "adapted": False}
 _ALL = (
-    Arm(TEACHER, "uncompressed", "teacher", compressed=False),
-    _trained(METHOD, "compression plugin"),
-    _trained("no_pretraining", "without plugin pre-training", pretrained=False),
-    _trained("no_adaptation", "without plugin adaptation", adapted=False),
-    _trained("mean_weights", "averaging, no learned weights", plugin={"COMPRESSION": "mean"}),
-    _trained("no_decompression", "without decompression", plugin={"DECOMPRESSION": "repeat"}),
-    _trained("loss_hidden", "adapted on hidden states", loss=_loss(1.0, 1.0, 0.0, 0.0)),
-    _trained("loss_task", "adapted on the task loss", loss=_loss(0.0, 0.0, 0.0, 1.0)),
-    _trained("loss_both", "adapted on hidden states and task", loss=_loss(1.0, 1.0, 0.0, 1.0)),
-    _trained("loss_logits", "adapted on the teacher's logits", loss=_loss(0.0, 0.0, 1.0, 0.0)),
-    Arm("student", "smaller student, distilled", "student", adapted=True),
-    Arm("mean_pool", "mean-pooling, untrained", "mean_pool"),
-    Arm("similar_tokens", "similar tokens merged, same FLOPs", "similar_tokens"),
-    Arm("truncated", "input cut to the same FLOPs", "truncated"),
-    Arm("no_ffn", "no encoder FFN (control)", "no_ffn", compressed=False),
+    Arm(TEACHER, "uncompressed", "teacher", compressed=False, **_UNTRAINED),
+    Arm(METHOD, "compression plugin"),
+    Arm("no_pretraining", "without plugin pre-training", pretrained=False),
+    Arm("no_adaptation", "without plugin adaptation", adapted=False),
+    Arm("mean_weights", "averaging, no learned weights", plugin={"COMPRESSION": "mean"}),
+    Arm("no_decompression", "without decompression", plugin={"DECOMPRESSION": "repeat"}),
+    Arm("loss_hidden", "adapted on hidden states", loss=_loss(1.0, 0.0, 0.0)),
+    Arm("loss_task", "adapted on the task loss", loss=_loss(0.0, 0.0, 1.0)),
+    Arm("loss_both", "adapted on hidden states and task", loss=_loss(1.0, 0.0, 1.0)),
+    Arm("loss_logits", "adapted on the teacher's logits", loss=_loss(0.0, 1.0, 0.0)),
+    Arm("student", "smaller student, distilled", "student", pretrained=False),
+    Arm("mean_pool", "mean-pooling, untrained", "mean_pool", **_UNTRAINED),
+    Arm("similar_tokens", "similar tokens merged, same FLOPs", "similar_tokens", **_UNTRAINED),
+    Arm("truncated", "input cut to the same FLOPs", "truncated", **_UNTRAINED),
+    Arm("no_ffn", "no encoder FFN (control)", "no_ffn", compressed=False, **_UNTRAINED),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 

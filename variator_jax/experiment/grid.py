@@ -77,24 +77,16 @@ class Experiment:
                 raise ConfigError(f"{field.upper()} is a tuple, such as (2, 4); found {values!r}.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{field.upper()} names something twice: {values!r}.")
-            if not values and not field.startswith("arm"):
+            if not (values or field.startswith("arm")):
                 raise ConfigError(f"{field.upper()} is empty; an experiment needs one at least.")
         wrong = [r for r in (*self.ratios, *self.arm_ratios) if not isinstance(r, int) or r < 2]
         if wrong:
             raise ConfigError(f"Compression ratios are whole numbers from 2; found {wrong}.")
-        names = [name for name in (*self.backbones, *self.tasks) if not re.fullmatch(r"\w+", name)]
-        if names:
-            raise ConfigError(
-                f"{names} cannot be names of files: expected letters, digits and underscores."
-            )
-        if self.latency is not None:
-            match self.latency:
-                case (int(rows), int(tokens)) if rows > 0 and tokens > 0:
-                    pass
-                case other:
-                    raise ConfigError(
-                        f"LATENCY is (rows, tokens), such as (4, 256); found {other}."
-                    )
+        for name in (*self.backbones, *self.tasks):
+            if not re.fullmatch(r"\w+", name):
+                raise ConfigError(f"{name!r} is not the name of a gin file: letters, digits and _.")
+        if self.latency is not None and len(self.latency) != 2:
+            raise ConfigError(f"LATENCY is (rows, tokens), as (4, 256); found {self.latency}.")
         arms_named(self.arms)
         unknown = [name for name in self.backbone_paths if name not in self.backbones]
         if unknown:

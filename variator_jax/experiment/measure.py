@@ -5,6 +5,7 @@ Each is kept in a file, like a cell; delete the file to measure again, on a quie
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -21,13 +22,15 @@ from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.neurons import activated_neurons
 from variator_jax.experiment.stages import configure, scoring
 from variator_jax.files import write_json
-from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
+from variator_jax.plugin import PluginConfig, PluginVariables
+from variator_jax.store import Backbone, load_backbone, load_plugin
 from variator_jax.train.jobs import backbone_folder, run_part
 
 _ROUNDS = 15
 _NEURON_BATCHES = 4
 
 Rows = list[dict[str, Any]]
+Settings = tuple[PluginConfig, PluginVariables]
 
 
 def latencies(experiment: Experiment) -> Rows:
@@ -39,24 +42,16 @@ def latencies(experiment: Experiment) -> Rows:
 
     def measure(backbone: str) -> Rows:
         teacher, plugins = _load(experiment, backbone)
-        settings = {cell.ratio: (p.config, p.variables) for cell, p in plugins}
+        settings = {cell.ratio: plugin for cell, plugin in plugins}
         rows = measure_encoder_latency(
             teacher.config, teacher.params, settings, batch, length, _ROUNDS
         )
-        machine = {"dtype": teacher.config.dtype, "hardware": hardware()}
+        machine = {"batch": batch, "length": length, "dtype": teacher.config.dtype}
+        machine["hardware"] = hardware()
         return [
-            {
-                "backbone": backbone,
-                "arm": TEACHER if row.ratio == 1 else METHOD,
-                "ratio": row.ratio,
-                "batch": batch,
-                "length": length,
-                **machine,
-                "milliseconds": row.milliseconds,
-                "spread": row.spread,
-                "speedup": row.speedup,
-                "allowed": row.flops_allowed_speedup,
-            }
+            {"backbone": backbone, "arm": TEACHER if row.ratio == 1 else METHOD}
+            | dataclasses.asdict(row)
+            | {"allowed": row.flops_allowed_speedup, **machine}
             for row in rows
         ]
 
@@ -78,16 +73,12 @@ def neurons(experiment: Experiment) -> Rows:
         teacher, plugins = _load(experiment, backbone)
         configure(experiment, scoring(experiment, plugins[0][0]))
         data = gin_utils.configured(EvalData)()
-        batches = [
-            batch
-            for task in data.tasks()
-            for batch in itertools.islice(data.batches(task), _NEURON_BATCHES)
-        ]
+        parts = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
+        batches = list(itertools.chain.from_iterable(parts))
         rows: Rows = []
-        for cell, plugin in plugins:
-            shares = activated_neurons(
-                T5(teacher.config), teacher.params, plugin.config, plugin.variables, batches
-            )
+        for cell, (config, variables) in plugins:
+            network = T5(teacher.config)
+            shares = activated_neurons(network, teacher.params, config, variables, batches)
             names = {"backbone": backbone, "ratio": cell.ratio, **first}
             layers = shares.reset_index().to_dict("records")
             rows += [{**names, **row} for row in [*layers, {"layer": "mean", **shares.mean()}]]
@@ -111,12 +102,13 @@ def _kept(
     return rows
 
 
-def _load(experiment: Experiment, backbone: str) -> tuple[Backbone, list[tuple[Cell, Plugin]]]:
-    """A backbone's first teacher, and the method's cells and plugins of each ratio beside it."""
+def _load(experiment: Experiment, backbone: str) -> tuple[Backbone, list[tuple[Cell, Settings]]]:
+    """A backbone's first teacher, and the method's cell and plugin of each ratio beside it."""
     task, seed = experiment.tasks[0], experiment.seeds[0]
     cells = [Cell(backbone, task, ARMS[METHOD], ratio, seed) for ratio in experiment.ratios]
     teacher = load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0]))))
-    folders = [run_part(str(experiment.adapted_folder(cell)), "plugin") for cell in cells]
-    return teacher, [
-        (cell, load_plugin(folder, teacher)) for cell, folder in zip(cells, folders, strict=True)
-    ]
+    plugins = []
+    for cell in cells:
+        plugin = load_plugin(run_part(str(experiment.adapted_folder(cell)), "plugin"), teacher)
+        plugins.append((cell, (plugin.config, plugin.variables)))
+    return teacher, plugins

@@ -78,8 +78,12 @@ def activated_neurons(
     count = _counter(plain, plugin, _threshold(plain, threshold))
     # (layer, kind) -> sum of shares, number of inputs
     totals: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
+    names = ("encoder_input_tokens", "encoder_segment_ids")
     for batch in batches:
-        for key, counts in count(params, variables, _encoder_arrays(batch)).items():
+        if names[0] not in batch:
+            raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
+        arrays = {name: batch[name] for name in names if batch.get(name) is not None}
+        for key, counts in count(params, variables, arrays).items():
             totals[key] += np.asarray(counts, np.float64)
     if not any(number for _, number in totals.values()):
         raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")
@@ -152,10 +156,3 @@ def _ffn_hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
 def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
     """`[2]`: the sum of `x [batch, inputs]` where the mask is True, and how many those are."""
     return jnp.stack([jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)])
-
-
-def _encoder_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    names = ("encoder_input_tokens", "encoder_segment_ids")
-    if names[0] not in batch:
-        raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
-    return {name: batch[name] for name in names if batch.get(name) is not None}

@@ -32,7 +32,7 @@ def remarks(table: pd.DataFrame, backbone: str) -> str:
     tasks = rows[rows["task"] != MEAN]
     overall = rows[rows["task"] == MEAN] if MEAN in set(rows["task"]) else tasks
     weak = dict(_weak_tasks(tasks))
-    lines = []
+    lines: list[str] = []
     if overall["task"].nunique() == 1:  # else some arm has not run on all tasks
         lines += _against_rivals(overall)
     lines += weak.values()

@@ -18,6 +18,10 @@ from variator_jax.experiment.remarks import remarks
 from variator_jax.experiment.results import rows, write_rows
 from variator_jax.files import write_json
 
+_HOW_TO_READ = (
+    "Scores are on a scale of 0 to 100, mean ± standard deviation over seeds; the gap is the "
+    "teacher's score less the arm's, seed by seed."
+)
 _ONE_TEACHER = (
     " The seeds share one teacher and vary what is trained beside it; what is not trained "
     "is the same each time."
@@ -66,35 +70,29 @@ def _markdown(
     latency: Sequence[Mapping[str, Any]],
     neurons: Sequence[Mapping[str, Any]],
 ) -> str:
+    seeds = ", ".join(map(str, experiment.seeds))
+    one_teacher = experiment.one_teacher and len(experiment.seeds) > 1
     sections = [
         f"# Experiment {Path(experiment.model_dir).name}",
-        f"{time.strftime('%Y-%m-%d')}, {hardware()}; recipe `{experiment.recipe}`, "
-        f"seeds {', '.join(map(str, experiment.seeds))}. Scores are on a scale of 0 to 100, mean ± "
-        "standard deviation over seeds; the gap is the teacher's score less the arm's, seed by "
-        "seed." + (_ONE_TEACHER if experiment.one_teacher and len(experiment.seeds) > 1 else ""),
+        f"{time.strftime('%Y-%m-%d')}, {hardware()}; recipe `{experiment.recipe}`, seeds {seeds}. "
+        f"{_HOW_TO_READ}{_ONE_TEACHER if one_teacher else ''}",
     ]
     for backbone in experiment.backbones:
-        sections += [
-            f"## {backbone}",
-            tables.quality_table(table, backbone),
-            remarks(table, backbone),
-            tables.details_table(table, backbone),
-        ]
+        sections += [f"## {backbone}", tables.quality_table(table, backbone)]
+        sections += [remarks(table, backbone), tables.details_table(table, backbone)]
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", tables.size_table(table)]
     if latency:
-        first = latency[0]
         machines = " and ".join(dict.fromkeys(row["hardware"] for row in latency))
         sections.append(
-            f"Encoder passes of {first['batch']} x {first['length']} tokens in {first['dtype']} on "
-            f"{machines}, medians of interleaved rounds; the last column is the measured speed-up "
-            "over the one that the saved FLOPs allow."
+            "Encoder passes of {batch} x {length} tokens in {dtype}".format(**latency[0])
+            + f" on {machines}, medians of interleaved rounds; the last column is the measured "
+            "speed-up over the one that the saved FLOPs allow."
         )
     if neurons:
-        sections += [
-            "## Activated neurons",
-            tables.neuron_table(neurons),
+        sections += ["## Activated neurons", tables.neuron_table(neurons)]
+        sections.append(
             "Share of the encoder's FFN neurons that fire, mean over layers; "
-            f"task {neurons[0]['task']}, seed {neurons[0]['seed']}.",
-        ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+            "task {task}, seed {seed}.".format(**neurons[0])
+        )
+    return "\n\n".join(filter(None, sections)) + "\n"

@@ -14,20 +14,15 @@ from typing import Any
 import jax
 
 from variator_jax import gin_utils
+from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5, shape_params
-from variator_jax.backbones.t5.backbone import T5Stack
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.evaluate import EvalData, Runner
 from variator_jax.evaluation.evaluator import TaskResult
+from variator_jax.experiment import similar_tokens, truncation
 from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.similar_tokens import (
-    merge_similar,
-    same_flops_ratio,
-    similar_tokens_flops,
-)
 from variator_jax.experiment.stages import configure, scoring
-from variator_jax.experiment.truncation import common_suffix, same_flops_length, truncated
 from variator_jax.model import Intervention
 from variator_jax.plugin import (
     PluginConfig,
@@ -42,55 +37,36 @@ from variator_jax.train.student import student_leaves
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What the arms of a cell start from.
+class Scored:
+    """What a cell's arm runs: an encoder, with a plugin or an intervention in place.
 
     Attributes:
-      adapted: the run folder of what the arm trained on the task.
-      pretrained: the run folder of the plugin's pre-training.
-      teacher: the fine-tuned backbone.
+      backbone: the weights.
       data: the task's examples.
-      method: the recipe's plugin at the cell's ratio; its FLOPs are those of the rivals.
+      plugin: settings of a plugin, None for none.
+      variables: its arrays.
+      intervention: in place of a plugin, None for none.
+      flops: of one encoder pass over a row of the task's length; None for those of the plugin.
+      extra_parameters: trained weights beside the teacher's, without those of the plugin.
     """
 
-    adapted: str
-    pretrained: str
-    teacher: Backbone
+    backbone: Backbone
     data: EvalData
-    method: PluginConfig
+    plugin: PluginConfig | None = None
+    variables: PluginVariables | None = None
+    intervention: Intervention | None = None
+    flops: int | None = None
+    extra_parameters: int = 0
 
     @property
-    def stack(self) -> T5Stack:
-        """The teacher's encoder."""
-        return T5(self.teacher.config).stack()
+    def stack(self) -> Stack:
+        """The encoder."""
+        return T5(self.backbone.config).stack()
 
     @property
     def length(self) -> int:
         """Tokens of an input, padding included."""
         return self.data.feature_lengths["inputs"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """What a cell's arm runs: an encoder with a plugin or an intervention.
-
-    Attributes:
-      backbone: the weights.
-      data: the task's examples.
-      flops: of one encoder pass over a row of the task's length.
-      plugin: settings of a plugin, None for none.
-      variables: its arrays.
-      intervention: in place of a plugin, None for none.
-      extra_parameters: trained weights beside the backbone's.
-    """
-
-    backbone: Backbone
-    data: EvalData
-    flops: int
-    plugin: PluginConfig | None = None
-    variables: PluginVariables | None = None
-    intervention: Intervention | None = None
-    extra_parameters: int = 0
 
 
 def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -101,17 +77,18 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """
     started = time.monotonic()
     configure(experiment, scoring(experiment, cell))
-    setting = Setting(
-        str(experiment.adapted_folder(cell)),
-        str(experiment.pretrained_folder(cell)),
-        _load_teacher(backbone_folder(str(experiment.teacher_folder(cell)))),
-        gin_utils.configured(EvalData)(),
-        gin_utils.configured(PluginConfig)(ratio=cell.ratio),
-    )
-    scored = _ARMS[cell.arm.scored](setting, cell)
-    runner = Runner(scored.backbone, scored.data)
-    results = runner.results(scored.plugin, scored.variables, scored.intervention, str(cell))
-    parameters = backbone_parameters(setting.teacher.config)
+    data = gin_utils.configured(EvalData)()
+    method = gin_utils.configured(PluginConfig)(ratio=cell.ratio)
+    backbone = _load_teacher(backbone_folder(str(experiment.teacher_folder(cell))))
+    teacher = Scored(backbone, data)
+    arm = _ARMS[cell.arm.scored](experiment, cell, teacher, method)
+    runner = Runner(arm.backbone, arm.data)
+    results = runner.results(arm.plugin, arm.variables, arm.intervention, str(cell))
+    flops = arm.flops or stack_flops(arm.stack, arm.length, arm.plugin)
+    extra = arm.extra_parameters
+    if arm.plugin is not None:
+        extra = plugin_parameters(arm.plugin, arm.stack)
+    parameters = backbone_parameters(backbone.config)
     return {
         "backbone": cell.backbone,
         "task": cell.task,
@@ -119,10 +96,10 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "ratio": cell.ratio,
         "seed": cell.seed,
         **_summary(results),
-        "encoder_length": setting.length,
-        "flops_saved": 1.0 - scored.flops / stack_flops(setting.stack, setting.length),
-        "extra_parameters": scored.extra_parameters,
-        "extra_parameters_share": scored.extra_parameters / parameters,
+        "encoder_length": teacher.length,
+        "flops_saved": 1.0 - flops / stack_flops(teacher.stack, teacher.length),
+        "extra_parameters": extra,
+        "extra_parameters_share": extra / parameters,
         "parameters": parameters,
         "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -131,15 +108,15 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
     """A task's score and its details; of a mixture the mean score, with each task's as details."""
-    details = {name: result.score for name, result in results.items()}
+    details: Mapping[str, float] = {name: result.score for name, result in results.items()}
     if len(results) == 1:
-        details = dict(next(iter(results.values())).details)
-    majorities = [result.majority for result in results.values() if result.majority is not None]
+        details = next(iter(results.values())).details
+    majorities = [result.majority for result in results.values()]
     return {
         "score": statistics.fmean(result.score for result in results.values()),
-        "details": details,
+        "details": dict(details),
         "examples": sum(result.examples for result in results.values()),
-        "majority": statistics.fmean(majorities) if len(majorities) == len(results) else None,
+        "majority": None if None in majorities else statistics.fmean(majorities),
     }
 
 
@@ -148,58 +125,59 @@ def _load_teacher(folder: str) -> Backbone:
     return load_backbone(folder)
 
 
-def _teacher(setting: Setting, cell: Cell) -> Scored:
-    return Scored(setting.teacher, setting.data, stack_flops(setting.stack, setting.length))
+# One function for each way to score. All take an experiment, a cell, its teacher, and the recipe's
+# plugin at the cell's ratio, whose FLOPs are those of the rivals.
 
 
-def _plugin(setting: Setting, cell: Cell) -> Scored:
+def _teacher(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    return teacher
+
+
+def _plugin(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
     if cell.arm.adapted:
-        plugin = load_plugin(run_part(setting.adapted, "plugin"), setting.teacher)
+        folder, owner = experiment.adapted_folder(cell), teacher.backbone
     else:  # It belongs to the backbone before fine-tuning.
-        plugin = load_plugin(run_part(setting.pretrained, "plugin"))
-    return _with_plugin(setting, plugin.config, plugin.variables)
+        folder, owner = experiment.pretrained_folder(cell), None
+    plugin = load_plugin(run_part(str(folder), "plugin"), owner)
+    return dataclasses.replace(teacher, plugin=plugin.config, variables=plugin.variables)
 
 
-def _mean_pool(setting: Setting, cell: Cell) -> Scored:
-    plugin = dataclasses.replace(setting.method, compression="mean", decompression="repeat")
-    return _with_plugin(setting, plugin, init_plugin(plugin, setting.stack, jax.random.key(0)))
+def _mean_pool(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    plugin = dataclasses.replace(method, compression="mean", decompression="repeat")
+    variables = init_plugin(plugin, teacher.stack, jax.random.key(0))
+    return dataclasses.replace(teacher, plugin=plugin, variables=variables)
 
 
-def _with_plugin(setting: Setting, plugin: PluginConfig, variables: PluginVariables) -> Scored:
-    flops = stack_flops(setting.stack, setting.length, plugin)
-    extra = plugin_parameters(plugin, setting.stack)
-    return Scored(setting.teacher, setting.data, flops, plugin, variables, extra_parameters=extra)
-
-
-def _student(setting: Setting, cell: Cell) -> Scored:
-    student = load_backbone(backbone_folder(setting.adapted))
+def _student(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    student = load_backbone(backbone_folder(str(experiment.adapted_folder(cell))))
     # Decoder and embeddings are the teacher's.
     leaves = jax.tree.leaves(student_leaves(shape_params(student.config)))
-    flops = stack_flops(T5(student.config).stack(), setting.length)
     extra = sum(math.prod(leaf.shape) for leaf in leaves)
-    return Scored(student, setting.data, flops, extra_parameters=extra)
+    return dataclasses.replace(teacher, backbone=student, extra_parameters=extra)
 
 
-def _no_ffn(setting: Setting, cell: Cell) -> Scored:
-    stack, length = setting.stack, setting.length
+def _no_ffn(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    stack, length = teacher.stack, teacher.length
     flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
-    return _intervened(setting, flops, lambda mask: skip_encoder_ffn(stack))
+    return dataclasses.replace(
+        teacher, flops=flops, intervention=lambda mask: skip_encoder_ffn(stack)
+    )
 
 
-def _similar_tokens(setting: Setting, cell: Cell) -> Scored:
-    ratio = same_flops_ratio(setting.stack, setting.length, setting.method)
-    flops = similar_tokens_flops(setting.stack, setting.length, ratio)
-    return _intervened(setting, flops, functools.partial(merge_similar, ratio, setting.stack))
+def _similar_tokens(
+    experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig
+) -> Scored:
+    stack, length = teacher.stack, teacher.length
+    ratio = similar_tokens.same_flops_ratio(stack, length, method)
+    flops = similar_tokens.similar_tokens_flops(stack, length, ratio)
+    intervention = functools.partial(similar_tokens.merge_similar, ratio, stack)
+    return dataclasses.replace(teacher, flops=flops, intervention=intervention)
 
 
-def _intervened(setting: Setting, flops: int, intervention: Intervention) -> Scored:
-    return Scored(setting.teacher, setting.data, flops, intervention=intervention)
-
-
-def _truncated(setting: Setting, cell: Cell) -> Scored:
-    length = same_flops_length(setting.stack, setting.length, setting.method)
-    data = _Truncated(**vars(setting.data), share=length / setting.length)
-    return Scored(setting.teacher, data, stack_flops(setting.stack, length))
+def _truncated(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    length = truncation.same_flops_length(teacher.stack, teacher.length, method)
+    data = _Truncated(**vars(teacher.data), share=length / teacher.length)
+    return dataclasses.replace(teacher, data=data, flops=stack_flops(teacher.stack, length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +189,11 @@ class _Truncated(EvalData):
     def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
         """One pass over a task, the last batch filled up with empty rows."""
         first = list(itertools.islice(super().batches(task), 8))
-        yield from truncated(super().batches(task), self.share, common_suffix(first))
+        suffix = truncation.common_suffix(first)
+        yield from truncation.truncated(super().batches(task), self.share, suffix)
 
 
-_ARMS: dict[str, Callable[[Setting, Cell], Scored]] = {
+_ARMS: dict[str, Callable[[Experiment, Cell, Scored, PluginConfig], Scored]] = {
     "teacher": _teacher,
     "plugin": _plugin,
     "student": _student,

@@ -39,18 +39,14 @@ def quality_table(table: pd.DataFrame, backbone: str) -> str:
 
 def details_table(table: pd.DataFrame, backbone: str) -> str:
     """Further scores, such as F1, one line an arm and ratio; empty where there are none."""
-    lines: dict[tuple[str, int], dict[str, str]] = {}
-    for row in table[table["backbone"] == backbone].itertuples():
-        details = {
-            f"{row.task} {name}": _plain(value)
-            for name, value in row.details.items()
-            if name not in _HEADLINES
-        }
-        line = lines.setdefault((row.arm, row.ratio), _names(row.arm, row.ratio))
-        line |= details
-    if not any(len(line) > 2 for line in lines.values()):
-        return ""
-    return markdown(list(lines.values()), missing=_NONE)
+    rows, lines = table[table["backbone"] == backbone], []
+    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
+        line = _names(arm, ratio)
+        for row in group.itertuples():
+            names = [name for name in row.details if name not in _HEADLINES]
+            line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
+        lines.append(line)
+    return markdown(lines, missing=_NONE) if any(len(line) > 2 for line in lines) else ""
 
 
 def size_table(table: pd.DataFrame) -> str:
@@ -76,13 +72,11 @@ def size_table(table: pd.DataFrame) -> str:
 
 def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
     """Mean shares over layers, one line a backbone and ratio; see `measure.neurons`."""
-    columns = {"token": "one token", "share": "merged vector", "union": "a group's tokens together"}
-    lines = [
-        {"backbone": row["backbone"], "k": str(row["ratio"])}
-        | {title: _percent(row[name]) for name, title in columns.items()}
-        for row in neurons
-        if row["layer"] == "mean"
-    ]
+    lines = []
+    for row in [row for row in neurons if row["layer"] == "mean"]:
+        one, merged, union = (_percent(row[name]) for name in ("token", "share", "union"))
+        names = {"backbone": row["backbone"], "k": str(row["ratio"]), "one token": one}
+        lines.append(names | {"merged vector": merged, "a group's tokens together": union})
     return markdown(lines)
 
 

@@ -15,14 +15,8 @@ from variator_jax.experiment import drive
 from variator_jax.experiment.grid import Experiment
 
 ROOT = Path(__file__).parents[2]
-GRID = dict(
-    recipe="experiments/small",
-    backbones=("nano",),
-    tasks=("sst2",),
-    ratios=(2, 4),
-    seeds=(0, 1),
-    arms=("variator", "no_ffn", "student"),
-)
+NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2",))
+GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=("variator", "no_ffn", "student"))
 
 # Steps that take a while and leave a trace of each time that they end.
 SCRIPT = """
@@ -83,51 +77,41 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
         drive.drive(other, {}, _run_training, _score)
 
 
-@pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason")])
-def test_a_failed_or_interrupted_step_ends_the_experiment(tmp_path, error):
+@pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
+def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error):
     def fail(experiment, step):
-        raise error
+        if error:
+            raise error
 
-    with pytest.raises(type(error), match=str(error)):
+    message = str(error) if error else "ended without"
+    with pytest.raises(type(error) if error else VariatorError, match=message):
         drive.drive(_experiment(tmp_path), {}, fail, _score)
-
-
-def test_a_step_that_writes_nothing_ends_the_experiment(tmp_path):
-    with pytest.raises(VariatorError, match="ended without"):
-        drive.drive(_experiment(tmp_path), {}, lambda experiment, step: None, _score)
 
 
 def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
     log, folder = tmp_path / "log", tmp_path / "experiment"
-    grid = GRID | {"tasks": ("sst2", "rte")}
-    arguments = [json.dumps({"model_dir": str(folder), **grid}), str(log)]
-    command = [sys.executable, "-c", SCRIPT, *arguments]
-    total = len(list(Experiment(str(folder), **grid).cells()))
-    rng, seen = random.Random(0), {}
-
-    def lines_of(file):
-        return file.read_text().count("\n") if file.exists() else 0
+    grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(folder)}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(grid), str(log)]
+    total, rng, seen = len(list(Experiment(**grid).cells())), random.Random(0), {}
+    log.touch()
 
     def finished():
         return {p.name: p.read_bytes() for p in (folder / "cells").glob("[!.]*.json")}
 
-    for _ in range(10):
-        before = lines_of(log)
+    for kill in range(11):
+        before = log.stat().st_size
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        # It is killed at some moment after it has done something new, or when it has ended.
-        while process.poll() is None and lines_of(log) <= before:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.03))
-        process.send_signal(signal.SIGKILL)
+        if kill < 10:
+            # It is killed at some moment after it has done something new.
+            while process.poll() is None and log.stat().st_size <= before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.03))
+            process.send_signal(signal.SIGKILL)
+            assert len(finished()) < total  # killed before the end, indeed
         process.wait()
-        now = finished()
-        assert seen.items() <= now.items()  # neither lost nor made again
-        seen = now
-    assert 0 < len(seen) < total  # killed before the end, indeed
-    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    now = finished()
-    assert seen.items() <= now.items()
-    assert len(now) == total
+        assert seen.items() <= finished().items()  # neither lost nor made again
+        seen = finished()
+    assert len(seen) == total and process.returncode == 0
     # Only what was cut off can appear twice in the log: at most one step a kill.
     lines = log.read_text().splitlines()
     assert len(lines) - len(set(lines)) <= 10

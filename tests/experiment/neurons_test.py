@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params, random_plugin
+from tiny import random_params
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import ConfigError, DataError, PluginError
@@ -116,44 +116,16 @@ def test_a_gated_neuron_fires_beyond_the_rms_of_its_own_input():
     shares = count(POOL, NOTHING_LEARNED, rows, config=GATED, params=params)
     for layer in (0, 1):
         mlp = params["encoder"][f"layers_{layer}"]["mlp"]
-
-        def hidden(x, mlp=mlp):
-            return jax.nn.gelu(x @ mlp["wi_0"]["kernel"]) * (x @ mlp["wi_1"]["kernel"])
-
         # RMSNorm makes 2 of the only entry of four; the group of +e0 and -e0 merges to 0.
-        tokens = np.abs(hidden(2 * jnp.asarray([[1, 0, 0, 0], [-1, 0, 0, 0], [0, 1, 0, 0]], "f4")))
-        fires = tokens > np.sqrt(np.mean(tokens**2, axis=-1, keepdims=True))
+        x = 2 * jnp.asarray([[1, 0, 0, 0], [-1, 0, 0, 0], [0, 1, 0, 0]], "f4")
+        hidden = jax.nn.gelu(x @ mlp["wi_0"]["kernel"]) * (x @ mlp["wi_1"]["kernel"])
+        fires = np.abs(hidden) > np.sqrt(np.mean(hidden**2, axis=-1, keepdims=True))
         assert shares.token[layer] == pytest.approx(fires.mean())
         assert shares.share[layer] == pytest.approx(fires[2].mean() / 2)
         both = (fires[0] | fires[1]).mean()
         assert shares.union[layer] == pytest.approx((both + fires[2].mean()) / 2)
-
-
-def test_a_lower_threshold_lets_more_neurons_fire():
-    params, rows = random_params(GATED), batch([2, 5, 7, 6, 0])
-    default, same, lower = (
-        count(None, None, rows, config=GATED, params=params, threshold=threshold).share.mean()
-        for threshold in (None, 1.0, 0.5)
-    )
-    assert lower > default == same > 0
-
-
-@pytest.mark.parametrize("config", [RELU, GATED], ids=lambda config: config.name)
-def test_shares_are_shares_and_a_union_holds_its_members(config):
-    rng, ratio = np.random.default_rng(0), 3
-    plugin = PluginConfig(ratio, bottleneck=3)
-    shares = count(
-        plugin,
-        random_plugin(plugin, config),
-        batch(*rng.integers(2, 8, (16, 9))),
-        config=config,
-        params=random_params(config),
-        threshold=0.8 * config.gated,
-    )
-    assert shares.stack().between(0, 1).all()
-    # All groups are full: what one member fires is in the union, which at most adds them up.
-    for token, union in zip(shares.token, shares.union, strict=True):
-        assert token < union <= ratio * token
+    lower = count(POOL, NOTHING_LEARNED, rows, config=GATED, params=params, threshold=0.5)
+    assert (lower.token > shares.token).all()
 
 
 def test_what_cannot_be_counted_is_refused():

@@ -1,9 +1,9 @@
 """From the scores of cells to rows, tables and remarks."""
 
-import csv
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from variator_jax.experiment import tables
@@ -33,12 +33,8 @@ RECORDS = [
     *_records("mrpc", 1, {"f1": 80.0}, backbone=72.0),
     *_records("mrpc", 0, {"f1": 81.0}, variator=70.0),
 ]
-LATENCY = [
-    {
-        "backbone": "nano", "arm": "variator", "ratio": 4,
-        "milliseconds": 2.0, "spread": 0.1, "speedup": 1.5, "allowed": 1.6,
-    }
-]  # fmt: skip
+LATENCY = [dict(milliseconds=2.0, spread=0.1, speedup=1.5, allowed=1.6)]
+LATENCY[0] |= dict(backbone="nano", arm="variator", ratio=4)
 
 
 def _row(table, task, arm):
@@ -63,24 +59,13 @@ def test_the_mean_over_tasks_counts_only_seeds_that_have_them_all():
     assert MEAN not in set(rows(RECORDS[:4])["task"])
 
 
-def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
-    records = [record | {"majority": None} for record in _records("squad", backbone=60.0)]
-    table = rows(records + _records("sst2", backbone=80.0))
-    majority = tables.quality_table(table, "nano").splitlines()[-1]
-    assert [cell.strip() for cell in majority.split("|")[1:6]] == [
-        "majority class", "", "–", "50.0", "–"
-    ]  # fmt: skip
-
-
 def test_files_hold_the_rows(tmp_path):
     table = rows(RECORDS)
     write_rows(table, tmp_path)
     kept = json.loads((tmp_path / "results.json").read_text())
     assert [row["mean"] for row in kept] == list(table["mean"])
     assert kept[1]["scores"] == {"0": 79.0, "1": 81.0} and kept[1]["speedup"] is None
-    with (tmp_path / "results.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [float(line["gap"]) for line in lines] == list(table["gap"])
+    assert list(pd.read_csv(tmp_path / "results.csv")["gap"]) == list(table["gap"])
 
 
 def _lines(markdown):
@@ -90,23 +75,26 @@ def _lines(markdown):
 def test_tables_show_scores_gaps_costs_and_latency():
     table = rows(RECORDS, LATENCY)
     header, _, teacher, method, majority = _lines(tables.quality_table(table, "nano"))
-    assert header == [
-        "arm", "k", "sst2", "mrpc", "mean", "gap of the mean", "FLOPs saved", "extra parameters",
-    ]  # fmt: skip
+    assert header[:6] == ["arm", "k", "sst2", "mrpc", "mean", "gap of the mean"]
+    assert header[6:] == ["FLOPs saved", "extra parameters"]
     assert teacher[:2] + teacher[-3:] == ["uncompressed", "", "–", "", ""]
-    assert method == [
-        "compression plugin", "4", "80.0 ± 1.4", "70.0", "74.5", "+0.50 ± 0.00", "40.0 %", "1.00 %",
-    ]  # fmt: skip
+    assert method[:4] == ["compression plugin", "4", "80.0 ± 1.4", "70.0"]
+    assert method[4:] == ["74.5", "+0.50 ± 0.00", "40.0 %", "1.00 %"]
     assert majority[2:5] == ["50.0"] * 3
-    assert _lines(tables.details_table(table, "nano"))[2:] == [
-        ["uncompressed", "", "81.0"],
-        ["compression plugin", "4", "81.0"],
-    ]
+    details = _lines(tables.details_table(table, "nano"))
+    assert details[2:] == [["uncompressed", "", "81.0"], ["compression plugin", "4", "81.0"]]
     assert tables.details_table(rows(_records("sst2", backbone=80.0)), "nano") == ""
-    assert _lines(tables.size_table(table))[-1] == [
-        "nano", "0.01 M", "4", "+0.50 ± 0.00", "40.0 %", "1.00 %", "2.00 ms", "1.50x", "94 %",
-    ]  # fmt: skip
-    assert _lines(tables.size_table(rows(RECORDS)))[-1][-3:] == ["–"] * 3
+    sizes = _lines(tables.size_table(table))[-1]
+    assert sizes[:6] == ["nano", "0.01 M", "4", "+0.50 ± 0.00", "40.0 %", "1.00 %"]
+    assert sizes[6:] == ["2.00 ms", "1.50x", "94 %"]
+    assert _lines(tables.size_table(rows(RECORDS)))[-1][6:] == ["–"] * 3
+
+
+def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
+    records = [record | {"majority": None} for record in _records("squad", backbone=60.0)]
+    table = rows(records + _records("sst2", backbone=80.0))
+    majority = _lines(tables.quality_table(table, "nano"))[-1]
+    assert majority[:5] == ["majority class", "", "–", "50.0", "–"]
 
 
 def _remarks(*records):
@@ -149,4 +137,3 @@ def test_tasks_that_are_not_informative_are_named_and_the_others_compared_alone(
 def test_the_standard_error_is_that_of_a_share_of_the_examples():
     *_, last = _remarks(_records("sst2", backbone=80.0))
     assert "standard error of 2.0 on sst2 (400 examples)" in last
-    assert remarks(rows(_records("sst2", backbone=80.0)), "mini") == ""

@@ -9,24 +9,16 @@ from variator_jax.experiment.grid import Experiment
 from variator_jax.experiment.stages import configure, plan
 from variator_jax.train import train
 
-GRID = dict(
-    recipe="experiments/small",
-    backbones=("nano",),
-    tasks=("sst2", "rte"),
-    ratios=(2, 4),
-    seeds=(0, 1),
-    arms=("variator", "no_ffn", "mean_weights", "student"),
-)
+NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2", "rte"))
+ARMS = ("variator", "no_ffn", "mean_weights", "student")
+GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=ARMS)
+FOLDERS = ["TEXT_DIR='texts'", "GLUE_DIR='glue'"]
+BASE = ["BACKBONES=('t5_1_0_base',)", "BACKBONE_PATHS={'t5_1_0_base': 'given'}"]
 GIVEN = {
-    "glue_small": ["TEXT_DIR='texts'", "GLUE_DIR='glue'"],
-    "glue_multitask": ["TEXT_DIR='texts'", "GLUE_DIR='glue'"],
+    "glue_small": FOLDERS,
+    "glue_multitask": FOLDERS,
     "sizes_docs": [],
-    "paper": [
-        "MODEL_DIR='runs/paper'",
-        "BACKBONES=('t5_1_0_base',)",
-        "BACKBONE_PATHS={'t5_1_0_base': 'given'}",
-        "VOCABULARY='spiece.model'",
-    ],
+    "paper": ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE],
 }
 # Of a whole backbone, by recipe.
 OPTIMIZERS = {"experiments/docs": "adafactor", "experiments/paper": "adamw"}
@@ -70,16 +62,11 @@ def test_the_arms_differ_by_what_their_names_mean(tmp_path):
     assert task["INITIAL_PLUGIN_PATH"] == str(plugin)
 
 
-def test_a_backbone_that_is_given_is_not_trained(tmp_path):
-    first, *others = _plan(tmp_path, backbone_paths={"nano": "/given"})
-    assert all(step.kind != "backbone" for step in (first, *others))
-    assert first.macros["INITIAL_CHECKPOINT_PATH"] == "/given"
-
-
-def test_seeds_may_share_a_teacher(tmp_path):
-    steps = _plan(tmp_path, one_teacher=True)
-    teachers = [step for step in steps if step.kind == "finetune"]
-    assert [step.macros["SEED"] for step in teachers] == [0, 0]  # one a task
+def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
+    steps = _plan(tmp_path, backbone_paths={"nano": "/given"}, one_teacher=True)
+    assert steps[0].kind == "finetune" and steps[0].macros["INITIAL_CHECKPOINT_PATH"] == "/given"
+    assert "backbone" not in {step.kind for step in steps}
+    assert [step.macros["SEED"] for step in steps if step.kind == "finetune"] == [0, 0]  # a task
     adapted = [step.macros for step in steps if step.kind == "adapt" and step.macros["SEED"] == 1]
     assert f"{tmp_path}/nano/sst2/seed_0/teacher" in {m["INITIAL_CHECKPOINT_PATH"] for m in adapted}
 

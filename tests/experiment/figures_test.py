@@ -3,10 +3,14 @@
 import pandas as pd
 import pytest
 
-from variator_jax.experiment import figures
-from variator_jax.experiment.arms import ARMS
-from variator_jax.experiment.figure_curves import neuron_figure, size_figure
-from variator_jax.experiment.figures import arms_figure, ratio_figure
+from variator_jax.experiment.figures import (
+    arms_figure,
+    neuron_figure,
+    ratio_figure,
+    save,
+    size_figure,
+)
+from variator_jax.experiment.grid import ARMS
 
 SIZES = {"nano": 1_400_000, "micro": 4_300_000, "mini": 11_900_000}
 
@@ -133,6 +137,6 @@ def test_neurons_against_the_ratio_and_layer_by_layer():
 
 def test_a_figure_is_saved_as_png_and_svg_the_same_each_time(tmp_path):
     for name in ("one.png", "two.png"):
-        figures.save(lambda: size_figure(table()), tmp_path / name)
+        save(lambda: size_figure(table()), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

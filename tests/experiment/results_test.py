@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from variator_jax.experiment import tables
-from variator_jax.experiment.remarks import remarks
 from variator_jax.experiment.results import MEAN, rows, write_rows
 
 
@@ -98,7 +97,9 @@ def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
 
 
 def _remarks(*records):
-    return remarks(rows([record for part in records for record in part]), "nano").splitlines()
+    return tables.remarks(
+        rows([record for part in records for record in part]), "nano"
+    ).splitlines()
 
 
 def test_the_method_is_compared_with_each_rival():

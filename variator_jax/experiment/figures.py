@@ -1,4 +1,4 @@
-"""Figures of quality: against the compression ratio, and of every arm; and what figures share.
+"""The figures of an experiment: quality against ratio, every arm, backbone sizes, neurons.
 
 matplotlib is imported only while something is drawn.
 """
@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 
 from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
-from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
+from variator_jax.experiment.grid import ARMS, METHOD, TEACHER
 from variator_jax.experiment.results import MEAN
 
-DOTS = dict(marker="o", ms=5, capsize=2.5, elinewidth=0.9)
+_DOTS = dict(marker="o", ms=5, capsize=2.5, elinewidth=0.9)
+_HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")
 _ARMS = list(ARMS)  # in the order of legends and lines
 ARM_GROUPS = {
     "ours": _ARMS[1:2],
@@ -51,13 +52,13 @@ def ratio_figure(table: pd.DataFrame, metric: str) -> Any:
             own = rows[rows["arm"] == arm].sort_values("ratio")
             # Each arm a little aside, so that error bars of equal scores stay visible.
             x = own["ratio"] * 2 ** (0.07 * (i - (len(arms) - 1) / 2))
-            look = dict(color=COLOURS[i % len(COLOURS)], lw=2.2 if arm == METHOD else 1.1, **DOTS)
+            look = dict(color=COLOURS[i % len(COLOURS)], lw=2.2 if arm == METHOD else 1.1, **_DOTS)
             panel.errorbar(x, own["mean"], own["std"], label=ARMS[arm].meaning, **look)
         _references(panel, rows)
         panel.margins(y=0.1)
-        ratio_axis(panel, sorted(rows[rows["arm"].isin(arms)]["ratio"].unique()))
+        _ratio_axis(panel, sorted(rows[rows["arm"].isin(arms)]["ratio"].unique()))
     axes[0][0].set_ylabel(f"{metric} (%)")
-    finish(figure, table, table["backbone"].iloc[0])
+    _finish(figure, table, table["backbone"].iloc[0])
     return figure
 
 
@@ -77,7 +78,7 @@ def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
         _references(panel, rows[rows["arm"] == TEACHER], upright=True)
         for colour, (group, members) in zip(COLOURS, ARM_GROUPS.items(), strict=False):
             own = rows[rows["arm"].isin(members)]
-            look = dict(color=colour, ls="", label=group, **DOTS)
+            look = dict(color=colour, ls="", label=group, **_DOTS)
             panel.errorbar(own["mean"], own["arm"].map(heights), xerr=own["std"], **look)
         others = rows[rows["arm"] != TEACHER]
         gaps = {heights[row.arm]: f"{row.gap:+.1f}" for row in others.itertuples()}
@@ -91,8 +92,89 @@ def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
         panel.margins(x=0.12)
         panel.set_xlabel(f"{metric} (%)")
     backbone = table["backbone"].iloc[0]
-    finish(figure, table, f"k = {ratio}; {backbone}; gap: points below the uncompressed")
+    _finish(figure, table, f"k = {ratio}; {backbone}; gap: points below the uncompressed")
     return figure
+
+
+def size_figure(table: pd.DataFrame) -> Any:
+    """The method against backbone size (the paper's Figure 4), a line per ratio.
+
+    Panels: quality gap, encoder FLOPs saved, extra parameters and, if it was measured, the speed-up
+    (hollow and dashed: allowed by the saved FLOPs).
+
+    Args:
+      table: see `results.rows`; drawn is the mean of the tasks, or the only task.
+    """
+    task = MEAN if MEAN in set(table["task"]) else table["task"].iloc[0]
+    rows = table[(table["arm"] == METHOD) & (table["task"] == task)].sort_values("parameters")
+    curves = [
+        ("quality gap (points)", rows["gap"], rows["gap_std"]),
+        ("encoder FLOPs saved (%)", 100 * rows["flops_saved"], None),
+        ("extra parameters (% of backbone)", 100 * rows["extra_parameters_share"], None),
+    ]
+    timed = rows["speedup"].notna().any()
+    if timed:
+        # The spread of the time, carried over to the speed-up to first order.
+        spread = rows["speedup"] * rows["spread"] / (2 * rows["milliseconds"])
+        curves.append(("encoder speed-up (times)", rows["speedup"], spread))
+    figure, axes = _panels(len(curves), 2, 4.3, 3.0)
+    for panel, (label, values, errors) in zip(axes, curves, strict=True):
+        for i, (ratio, own) in enumerate(rows.groupby("ratio")):
+            # Points of several ratios a little aside from one another.
+            x, line = own["parameters"] * 1.03**i, own.index
+            colour, bars = COLOURS[i % len(COLOURS)], None if errors is None else errors[line]
+            panel.errorbar(x, values[line], bars, color=colour, label=f"k = {ratio}", **_DOTS)
+            if timed and panel is axes[-1]:
+                panel.plot(x, own["allowed"], color=colour, **_HOLLOW)
+        panel.set_ylabel(label)
+        _size_axis(panel, rows)
+    axes[0].axhline(0.0, color=GREY, ls="--", lw=1.1, label="uncompressed")
+    if timed:
+        axes[3].axhline(1.0, color=GREY, ls="--", lw=1.1)
+        _explain_hollow(axes[3], "measured (half quartile distance)", "allowed by the saved FLOPs")
+    _finish(figure, rows, _task_title(table, task))
+    return figure
+
+
+def neuron_figure(neurons: pd.DataFrame) -> Any:
+    """Shares of firing FFN neurons (Figure 5): the mean against k, and per layer of each backbone.
+
+    Filled and solid is one FFN input, hollow and dashed all tokens of its group together.
+
+    Args:
+      neurons: rows of `measure.neurons`.
+    """
+    backbones = neurons["backbone"].unique()
+    figure, (first, *others) = _panels(1 + len(backbones), 3, 4.2, 3.2)
+    means = neurons[neurons["layer"] == MEAN]
+    for i, backbone in enumerate(backbones):
+        rows = means[means["backbone"] == backbone]
+        # At ratio 1 an FFN input is one token.
+        one = rows.iloc[[0]].assign(ratio=1, share=rows["token"], union=rows["token"])
+        # From the palette's other end: here a colour is a backbone, in the other panels a ratio.
+        colour = COLOURS[-1 - i % len(COLOURS)]
+        _draw_shares(first, pd.concat([one, rows]), "ratio", backbone, colour)
+    _ratio_axis(first, [1, *sorted(means["ratio"].unique())])
+    first.set_title("mean over layers", fontsize=9)
+    for panel, backbone in zip(others, backbones, strict=True):
+        layers = neurons[(neurons["backbone"] == backbone) & (neurons["layer"] != MEAN)]
+        token = layers.drop_duplicates("layer")
+        panel.plot(token["layer"], 100 * token["token"], "s-", ms=4, color=GREY, label="one token")
+        for i, (ratio, rows) in enumerate(layers.groupby("ratio")):
+            _draw_shares(panel, rows, "layer", f"k = {ratio}", COLOURS[i % len(COLOURS)])
+        panel.set_title(f"{backbone}, layer by layer", fontsize=9)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlabel("encoder layer")
+    for panel in (first, *others):
+        panel.set_ylabel("FFN neurons that fire (%)")
+        panel.set_ylim(bottom=0.0)
+        _explain_hollow(panel, "merged input", "all tokens of its group")
+        box = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        panel.legend(**box, ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+# What the figures share.
 
 
 def _task_panels(
@@ -100,9 +182,9 @@ def _task_panels(
 ) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
     """A figure with a panel for each task, the mean of several last, and the rows of each."""
     tasks = sorted(table["task"].unique(), key=lambda task: task == MEAN)
-    figure, axes = panels(len(tasks), 4, width, height, names)
+    figure, axes = _panels(len(tasks), 4, width, height, names)
     for panel, task in zip(axes, tasks, strict=True):
-        panel.set_title(task_title(table, task), fontsize=9)
+        panel.set_title(_task_title(table, task), fontsize=9)
     return figure, [(p, table[table["task"] == t]) for p, t in zip(axes, tasks, strict=True)]
 
 
@@ -126,10 +208,7 @@ def _heights(arms: set[str]) -> dict[str, float]:
     return heights
 
 
-# What the figures share.
-
-
-def panels(
+def _panels(
     count: int, columns: int, width: float, height: float, names: float = 0.0
 ) -> tuple[Any, list[Any]]:
     """A figure of `count` panels in lines of up to `columns`, each `width` x `height` inches.
@@ -149,12 +228,12 @@ def panels(
     return figure, axes[:count]
 
 
-def task_title(table: pd.DataFrame, task: str) -> str:
+def _task_title(table: pd.DataFrame, task: str) -> str:
     """A task's name, or how many tasks the mean is of."""
     return f"mean of {table['task'].nunique() - 1} tasks" if task == MEAN else task
 
 
-def ratio_axis(axes: Any, ratios: Sequence[int]) -> None:
+def _ratio_axis(axes: Any, ratios: Sequence[int]) -> None:
     """A log2 axis with a tick at each ratio."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
@@ -163,7 +242,7 @@ def ratio_axis(axes: Any, ratios: Sequence[int]) -> None:
     axes.set_xlabel("compression ratio k")
 
 
-def finish(figure: Any, table: pd.DataFrame, heading: str) -> None:
+def _finish(figure: Any, table: pd.DataFrame, heading: str) -> None:
     """A heading above all panels, and below them one legend with each entry once."""
     width, seeds = figure.get_figwidth(), table["seeds"].max()
     bars = f"error bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
@@ -174,3 +253,25 @@ def finish(figure: Any, table: pd.DataFrame, heading: str) -> None:
         entries |= dict(zip(labels, handles, strict=True))
     place = dict(loc="outside lower center", ncols=max(1, int(width / 2.4)))
     figure.legend([*entries.values()], [*entries], **place, frameon=False, fontsize=8)
+
+
+def _draw_shares(axes: Any, rows: pd.DataFrame, x: str, label: str, colour: str) -> None:
+    """A line of merged inputs, and a thin one of their groups' tokens together."""
+    axes.plot(rows[x], 100 * rows["share"], "o-", lw=1.6, ms=4, color=colour, label=label)
+    axes.plot(rows[x], 100 * rows["union"], color=colour, **_HOLLOW)
+
+
+def _explain_hollow(axes: Any, solid: str, dashed: str) -> None:
+    """Legend entries for the two kinds of curve that each colour has in a panel."""
+    axes.plot([], [], "o-", color=GREY, ms=4, lw=1.6, label=solid)
+    axes.plot([], [], color=GREY, label=dashed, **_HOLLOW)
+
+
+def _size_axis(axes: Any, rows: pd.DataFrame) -> None:
+    """A log axis of parameters with a tick at each backbone."""
+    sizes = rows.groupby("backbone", sort=False)["parameters"].first()
+    axes.set_xscale("log")
+    axes.set_xlim(sizes.min() / 1.5, sizes.max() * 1.5)
+    axes.set_xticks(sizes, [f"{name}\n{size / 1e6:,.3g} M" for name, size in sizes.items()])
+    axes.minorticks_off()
+    axes.set_xlabel("backbone (parameters)")

@@ -17,8 +17,7 @@ from variator_jax.backbones.t5 import T5
 from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.evaluation.evaluate import EvalData
-from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
-from variator_jax.experiment.grid import Cell, Experiment
+from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment
 from variator_jax.experiment.neurons import activated_neurons
 from variator_jax.experiment.stages import configure, scoring
 from variator_jax.files import write_json

@@ -75,7 +75,11 @@ def activated_neurons(
     plugin = plugin or PluginConfig(ratio=1)
     # Arrays that remat's layers compute cannot be carried out of them.
     plain = T5(dataclasses.replace(backbone.config, remat=False))
-    count = _counter(plain, plugin, _threshold(plain, threshold))
+    if threshold is None:
+        threshold = 0.0 if "relu" in plain.config.mlp_activations else THRESHOLD
+    if not threshold >= 0:
+        raise ConfigError(f"A firing threshold is 0 or more; found {threshold!r}.")
+    count = _counter(plain, plugin, threshold)
     # (layer, kind) -> sum of shares, number of inputs
     totals: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
     names = ("encoder_input_tokens", "encoder_segment_ids")
@@ -89,14 +93,6 @@ def activated_neurons(
         raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")
     means = pd.Series({key: total / number for key, (total, number) in totals.items()})
     return means.unstack().rename_axis("layer").rename_axis(None, axis=1)
-
-
-def _threshold(backbone: T5, given: float | None) -> float:
-    if given is None:
-        return 0.0 if "relu" in backbone.config.mlp_activations else THRESHOLD
-    if not given >= 0:
-        raise ConfigError(f"A firing threshold is 0 or more; found {given!r}.")
-    return given
 
 
 def _counter(backbone: T5, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:

@@ -59,14 +59,12 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
 
 def _check_training(data: bool) -> None:
     """Makes what the parsed configuration trains with, as far as that costs little."""
-    from variator_jax.train.loop import Schedule
-    from variator_jax.train.optimizers import optimizer
-    from variator_jax.train.settings import DataConfig
+    from variator_jax.train import loop, optimizers, settings
 
-    gin_utils.configured(optimizer)()
-    gin_utils.configured(Schedule)()
+    gin_utils.configured(optimizers.optimizer)()
+    gin_utils.configured(loop.Schedule)()
     if data:
-        gin_utils.configured(DataConfig)()
+        gin_utils.configured(settings.DataConfig)()
 
 
 def _macros_in_use(config: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from variator_jax.bench.hardware import hardware
-from variator_jax.experiment import figure_curves, figures, measure, tables
-from variator_jax.experiment.arms import METHOD
-from variator_jax.experiment.grid import Experiment
-from variator_jax.experiment.remarks import remarks
+from variator_jax.experiment import figures, measure, tables
+from variator_jax.experiment.grid import METHOD, Experiment
+from variator_jax.experiment.measure import Rows
 from variator_jax.experiment.results import rows, write_rows
 from variator_jax.files import write_json
 
+Draw = Callable[[], Any]
 _HOW_TO_READ = (
     "Scores are on a scale of 0 to 100, mean ± standard deviation over seeds; the gap is the "
     "teacher's score less the arm's, seed by seed."
@@ -28,7 +28,7 @@ _ONE_TEACHER = (
 )
 
 
-def report(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> str:
+def report(experiment: Experiment, records: Rows) -> str:
     """Aggregates, measures what is missing, writes everything; returns the Markdown."""
     folder = Path(experiment.model_dir)
     latency, neurons = measure.latencies(experiment), measure.neurons(experiment)
@@ -45,12 +45,10 @@ def report(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> str:
     return f"{text}\nWritten: {folder}/results.md, .csv, .json, {names}"
 
 
-def _plots(
-    experiment: Experiment, table: pd.DataFrame, neurons: Sequence[Mapping[str, Any]]
-) -> dict[str, Callable[[], Any]]:
+def _plots(experiment: Experiment, table: pd.DataFrame, neurons: Rows) -> dict[str, Draw]:
     """File name -> what draws the figure."""
     metric = "score" if table["majority"].isna().any() else "accuracy"
-    plots: dict[str, Callable[[], Any]] = {}
+    plots: dict[str, Draw] = {}
     compressed = METHOD in experiment.arms
     for backbone, own in table.groupby("backbone", sort=False):
         if compressed:
@@ -58,18 +56,13 @@ def _plots(
         for ratio in experiment.arm_ratios:
             plots[f"arms_{backbone}_k{ratio}"] = partial(figures.arms_figure, own, ratio, metric)
     if compressed and len(experiment.backbones) > 1:
-        plots["sizes"] = partial(figure_curves.size_figure, table)
+        plots["sizes"] = partial(figures.size_figure, table)
     if neurons:
-        plots["neurons"] = partial(figure_curves.neuron_figure, pd.DataFrame(neurons))
+        plots["neurons"] = partial(figures.neuron_figure, pd.DataFrame(neurons))
     return plots
 
 
-def _markdown(
-    experiment: Experiment,
-    table: pd.DataFrame,
-    latency: Sequence[Mapping[str, Any]],
-    neurons: Sequence[Mapping[str, Any]],
-) -> str:
+def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neurons: Rows) -> str:
     seeds = ", ".join(map(str, experiment.seeds))
     one_teacher = experiment.one_teacher and len(experiment.seeds) > 1
     sections = [
@@ -79,7 +72,7 @@ def _markdown(
     ]
     for backbone in experiment.backbones:
         sections += [f"## {backbone}", tables.quality_table(table, backbone)]
-        sections += [remarks(table, backbone), tables.details_table(table, backbone)]
+        sections += [tables.remarks(table, backbone), tables.details_table(table, backbone)]
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", tables.size_table(table)]
     if latency:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.experiment.arms import TEACHER
+from variator_jax.experiment.grid import TEACHER
 
 MEAN = "mean"  # the task that stands for all of them
 

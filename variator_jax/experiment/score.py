@@ -75,7 +75,6 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     Returns:
       Its names, `score` (0 to 100), `details`, costs by formula, and when it was made.
     """
-    started = time.monotonic()
     configure(experiment, scoring(experiment, cell))
     data = gin_utils.configured(EvalData)()
     method = gin_utils.configured(PluginConfig)(ratio=cell.ratio)
@@ -101,7 +100,6 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "extra_parameters": extra,
         "extra_parameters_share": extra / parameters,
         "parameters": parameters,
-        "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -111,12 +109,12 @@ def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
     details: Mapping[str, float] = {name: result.score for name, result in results.items()}
     if len(results) == 1:
         details = next(iter(results.values())).details
-    majorities = [result.majority for result in results.values()]
+    majorities = [r.majority for r in results.values() if r.majority is not None]
     return {
         "score": statistics.fmean(result.score for result in results.values()),
         "details": dict(details),
         "examples": sum(result.examples for result in results.values()),
-        "majority": None if None in majorities else statistics.fmean(majorities),
+        "majority": statistics.fmean(majorities) if len(majorities) == len(results) else None,
     }
 
 
@@ -127,10 +125,6 @@ def _load_teacher(folder: str) -> Backbone:
 
 # One function for each way to score. All take an experiment, a cell, its teacher, and the recipe's
 # plugin at the cell's ratio, whose FLOPs are those of the rivals.
-
-
-def _teacher(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    return teacher
 
 
 def _plugin(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
@@ -159,14 +153,11 @@ def _student(experiment: Experiment, cell: Cell, teacher: Scored, method: Plugin
 def _no_ffn(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
     stack, length = teacher.stack, teacher.length
     flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
-    return dataclasses.replace(
-        teacher, flops=flops, intervention=lambda mask: skip_encoder_ffn(stack)
-    )
+    control = dataclasses.replace(teacher, flops=flops)
+    return dataclasses.replace(control, intervention=lambda mask: skip_encoder_ffn(stack))
 
 
-def _similar_tokens(
-    experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig
-) -> Scored:
+def _similar(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
     stack, length = teacher.stack, teacher.length
     ratio = similar_tokens.same_flops_ratio(stack, length, method)
     flops = similar_tokens.similar_tokens_flops(stack, length, ratio)
@@ -194,11 +185,11 @@ class _Truncated(EvalData):
 
 
 _ARMS: dict[str, Callable[[Experiment, Cell, Scored, PluginConfig], Scored]] = {
-    "teacher": _teacher,
+    "teacher": lambda experiment, cell, teacher, method: teacher,
     "plugin": _plugin,
     "student": _student,
     "mean_pool": _mean_pool,
     "no_ffn": _no_ffn,
-    "similar_tokens": _similar_tokens,
+    "similar_tokens": _similar,
     "truncated": _truncated,
 }

@@ -1,6 +1,7 @@
 """The driver: growth of a grid, failures, and kills at random moments."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -18,27 +19,24 @@ ROOT = Path(__file__).parents[2]
 NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2",))
 GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=("variator", "no_ffn", "student"))
 
-# Steps that take a while and leave a trace of each time that they end.
+# A run whose steps take a while and leave a trace of each time that they end.
 SCRIPT = """
 import json, sys, time
-from variator_jax.experiment import drive
-from variator_jax.experiment.grid import Experiment
+import drive_test
+from variator_jax.experiment import drive, grid
 
-def slowly(name):
+def slowly(call, name):
     time.sleep(0.01)
     with open(sys.argv[2], "a") as log:
         log.write(f"{name}\\n")
+    return call
 
-def run_training(experiment, step):
-    slowly(step.name)
-    step.result.parent.mkdir(parents=True)
-    step.result.write_text("{}")
-
-def score_cell(experiment, cell):
-    slowly(cell.name)
-    return {"score": float(len(cell.name)), "made": time.time_ns()}
-
-drive.drive(Experiment(**json.loads(sys.argv[1])), {}, run_training, score_cell)
+drive.drive(
+    grid.Experiment(**json.loads(sys.argv[1])),
+    {},
+    lambda e, step: slowly(drive_test.run_training, step.name)(e, step),
+    lambda e, cell: slowly(drive_test.score, cell.name)(e, cell),
+)
 """
 
 
@@ -46,23 +44,23 @@ def _experiment(folder, **changes):
     return Experiment(str(folder), **(GRID | changes))
 
 
-def _run_training(experiment, step):
+def run_training(experiment, step):
     step.result.parent.mkdir(parents=True)
     step.result.write_text("{}")
 
 
-def _score(experiment, cell):
-    return {"score": 50.0 + cell.seed, "arm": cell.arm.name}
+def score(experiment, cell):
+    return {"score": 50.0 + cell.seed, "made": time.time_ns()}
 
 
 def test_a_grid_may_grow_and_only_what_is_new_is_run(tmp_path, capsys):
-    first = drive.drive(_experiment(tmp_path, seeds=(0,)), {}, _run_training, _score)
+    first = drive.drive(_experiment(tmp_path, seeds=(0,)), {}, run_training, score)
     larger = _experiment(tmp_path)
     assert "score     5 of 10 done" in drive.describe(larger)
     assert "missing: score nano sst2 student k=4 seed 1" in drive.describe(larger)
     scored = []
     both = drive.drive(
-        larger, {}, _run_training, lambda e, cell: scored.append(cell.seed) or _score(e, cell)
+        larger, {}, run_training, lambda e, cell: scored.append(cell.seed) or score(e, cell)
     )
     assert set(scored) == {1} and len(both) == 2 * len(first)
     assert drive.drive(larger, {}, None, None) == both
@@ -71,10 +69,10 @@ def test_a_grid_may_grow_and_only_what_is_new_is_run(tmp_path, capsys):
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
-    drive.drive(_experiment(tmp_path), {}, _run_training, _score)
+    drive.drive(_experiment(tmp_path), {}, run_training, score)
     other = _experiment(tmp_path, recipe="experiments/docs")
     with pytest.raises(ConfigError, match=f"experiments/docs.*BACKBONE_PATHS.*{tmp_path}/nano"):
-        drive.drive(other, {}, _run_training, _score)
+        drive.drive(other, {}, run_training, score)
 
 
 @pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
@@ -85,7 +83,7 @@ def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error
 
     message = str(error) if error else "ended without"
     with pytest.raises(type(error) if error else VariatorError, match=message):
-        drive.drive(_experiment(tmp_path), {}, fail, _score)
+        drive.drive(_experiment(tmp_path), {}, fail, score)
 
 
 def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
@@ -94,13 +92,14 @@ def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
     command = [sys.executable, "-c", SCRIPT, json.dumps(grid), str(log)]
     total, rng, seen = len(list(Experiment(**grid).cells())), random.Random(0), {}
     log.touch()
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
 
     def finished():
         return {p.name: p.read_bytes() for p in (folder / "cells").glob("[!.]*.json")}
 
     for kill in range(11):
         before = log.stat().st_size
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         if kill < 10:
             # It is killed at some moment after it has done something new.
             while process.poll() is None and log.stat().st_size <= before:

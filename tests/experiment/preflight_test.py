@@ -40,31 +40,20 @@ def test_a_macro_may_change_until_a_step_that_reads_it_begins(tmp_path):
         _lock(before)
 
 
-@pytest.mark.parametrize("left_a_checkpoint", [False, True])
-def test_a_failed_step_counts_only_if_it_left_something(tmp_path, left_a_checkpoint):
-    before = _experiment(tmp_path)
-    lock, (step,) = _lock(before), _steps(before, "backbone")
-    lock.begin(step)
-    if left_a_checkpoint:
-        (step.result.parents[1] / "checkpoints" / "10").mkdir(parents=True)
-    lock.withdraw(step)
-    other = _experiment(tmp_path, TEXT_DIR="elsewhere")
-    if left_a_checkpoint:
-        with pytest.raises(ConfigError, match="elsewhere"):
-            _lock(other)
-    else:
-        _lock(other)
-
-
-def test_a_failed_step_whose_configuration_made_others_counts(tmp_path):
-    before = _experiment(tmp_path)
+def test_a_failed_step_counts_only_if_something_was_made_with_its_configuration(tmp_path):
+    before, other = _experiment(tmp_path), _experiment(tmp_path, GLUE_DIR="elsewhere")
     lock, (first, second, *_) = _lock(before), _steps(before, "adapt")
     assert first.config == second.config
     lock.begin(first)
+    lock.withdraw(first)
+    _lock(other)
+    lock.begin(first)
+    (first.result.parents[1] / "checkpoints" / "10").mkdir(parents=True)
+    lock.withdraw(first)
     lock.begin(second)
     lock.withdraw(second)
     with pytest.raises(ConfigError, match="elsewhere"):
-        _lock(_experiment(tmp_path, GLUE_DIR="elsewhere"))
+        _lock(other)
 
 
 def test_a_grid_may_grow_by_seeds_and_arms_in_any_order(tmp_path):

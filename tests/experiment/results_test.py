@@ -36,25 +36,18 @@ LATENCY = [dict(milliseconds=2.0, spread=0.1, speedup=1.5, allowed=1.6)]
 LATENCY[0] |= dict(backbone="nano", arm="variator", ratio=4)
 
 
-def _row(table, task, arm):
-    (row,) = [row for _, row in table.iterrows() if (row["task"], row["arm"]) == (task, arm)]
-    return row
-
-
-def test_means_deviations_and_paired_gaps_are_those_of_a_calculation_by_hand():
-    row = _row(rows(RECORDS, LATENCY), "sst2", "variator")
+def test_rows_are_those_of_a_calculation_by_hand():
+    table = rows(RECORDS, LATENCY).set_index(["task", "arm"])
+    row = table.loc["sst2", "variator"]
     assert (row["seeds"], row["mean"], row["gap"]) == (2, 80.0, 2.0)  # gaps 1 and 3
     assert row["std"] == row["gap_std"] == pytest.approx(math.sqrt(2))
     assert (row["milliseconds"], row["speedup"], row["allowed"]) == (2.0, 1.5, 1.6)
-    assert _row(rows(RECORDS), "mrpc", "backbone")["details"] == {"f1": 81.0}
-
-
-def test_the_mean_over_tasks_counts_only_seeds_that_have_them_all():
-    table = rows(RECORDS)
-    row = _row(table, MEAN, "variator")
+    assert table.loc["mrpc", "backbone"]["details"] == {"f1": 81.0}
+    # The mean over tasks counts only seeds that have them all.
+    row = table.loc[MEAN, "variator"]
     assert (row["seeds"], row["mean"], row["gap"], row["std"]) == (1, 74.5, 0.5, 0.0)
     assert row["examples"] == 800
-    assert _row(table, MEAN, "backbone")["mean"] == pytest.approx((75 + 78) / 2)
+    assert table.loc[MEAN, "backbone"]["mean"] == pytest.approx((75 + 78) / 2)
     assert MEAN not in set(rows(RECORDS[:4])["task"])
 
 

@@ -99,39 +99,37 @@ def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
 def size_figure(table: pd.DataFrame) -> Any:
     """The method against backbone size (the paper's Figure 4), a line per ratio.
 
-    Panels: quality gap, encoder FLOPs saved, extra parameters and, if it was measured, the speed-up
-    (hollow and dashed: allowed by the saved FLOPs).
+    Panels: quality gap, encoder FLOPs saved, extra parameters and the speed-up, empty if it was not
+    measured (hollow and dashed: allowed by the saved FLOPs).
 
     Args:
       table: see `results.rows`; drawn is the mean of the tasks, or the only task.
     """
     task = MEAN if MEAN in set(table["task"]) else table["task"].iloc[0]
     rows = table[(table["arm"] == METHOD) & (table["task"] == task)].sort_values("parameters")
-    curves = [
-        ("quality gap (points)", rows["gap"], rows["gap_std"]),
-        ("encoder FLOPs saved (%)", 100 * rows["flops_saved"], None),
-        ("extra parameters (% of backbone)", 100 * rows["extra_parameters_share"], None),
-    ]
-    timed = rows["speedup"].notna().any()
-    if timed:
-        # The spread of the time, carried over to the speed-up to first order.
-        spread = rows["speedup"] * rows["spread"] / (2 * rows["milliseconds"])
-        curves.append(("encoder speed-up (times)", rows["speedup"], spread))
-    figure, axes = _panels(len(curves), 2, 4.3, 3.0)
-    for panel, (label, values, errors) in zip(axes, curves, strict=True):
+    # The spread of the time, carried over to the speed-up to first order.
+    spread = rows["speedup"] * rows["spread"] / (2 * rows["milliseconds"])
+    rows = rows.assign(speedup_error=spread, exact=0.0)
+    curves = {  # of a panel: column, factor, column of the error bars
+        "quality gap (points)": ("gap", 1, "gap_std"),
+        "encoder FLOPs saved (%)": ("flops_saved", 100, "exact"),
+        "extra parameters (% of backbone)": ("extra_parameters_share", 100, "exact"),
+        "encoder speed-up (times)": ("speedup", 1, "speedup_error"),
+    }
+    figure, axes = _panels(4, 2, 4.3, 3.0)
+    for panel, (label, (column, factor, error)) in zip(axes, curves.items(), strict=True):
         for i, (ratio, own) in enumerate(rows.groupby("ratio")):
             # Points of several ratios a little aside from one another.
-            x, line = own["parameters"] * 1.03**i, own.index
-            colour, bars = COLOURS[i % len(COLOURS)], None if errors is None else errors[line]
-            panel.errorbar(x, values[line], bars, color=colour, label=f"k = {ratio}", **_DOTS)
-            if timed and panel is axes[-1]:
-                panel.plot(x, own["allowed"], color=colour, **_HOLLOW)
+            x, look = own["parameters"] * 1.03**i, dict(color=COLOURS[i % len(COLOURS)])
+            y = factor * own[column]
+            panel.errorbar(x, y, own[error], label=f"k = {ratio}", **look, **_DOTS)
+            if column == "speedup":
+                panel.plot(x, own["allowed"], **look, **_HOLLOW)
         panel.set_ylabel(label)
         _size_axis(panel, rows)
     axes[0].axhline(0.0, color=GREY, ls="--", lw=1.1, label="uncompressed")
-    if timed:
-        axes[3].axhline(1.0, color=GREY, ls="--", lw=1.1)
-        _explain_hollow(axes[3], "measured (half quartile distance)", "allowed by the saved FLOPs")
+    axes[3].axhline(1.0, color=GREY, ls="--", lw=1.1)
+    _explain_hollow(axes[3], "measured (half quartile distance)", "allowed by the saved FLOPs")
     _finish(figure, rows, _task_title(table, task))
     return figure
 
@@ -144,7 +142,7 @@ def neuron_figure(neurons: pd.DataFrame) -> Any:
     Args:
       neurons: rows of `measure.neurons`.
     """
-    backbones = neurons["backbone"].unique()
+    neurons, backbones = neurons.sort_values("ratio"), neurons["backbone"].unique()
     figure, (first, *others) = _panels(1 + len(backbones), 3, 4.2, 3.2)
     means = neurons[neurons["layer"] == MEAN]
     for i, backbone in enumerate(backbones):

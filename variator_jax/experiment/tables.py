@@ -141,6 +141,9 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+# Sentences.
+
+
 def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
     """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
     for _, row in rows[rows["arm"] == METHOD].iterrows():

@@ -59,7 +59,7 @@ def test_tokens_join_their_most_similar_destination_and_share_its_mean(name):
     np.testing.assert_allclose(through([x], np.array([mask]), 2)[0], expected)
 
 
-@pytest.mark.parametrize("ratio, length", [(2, 8), (3, 8), (4, 5), (8, 3), (1, 8)])
+@pytest.mark.parametrize("ratio, length", [(3, 8), (8, 3), (1, 8)])
 def test_the_ffn_sees_a_plugins_number_of_vectors_and_ratio_one_changes_nothing(ratio, length):
     seen, params = [], random_params(NANO.config)
 
@@ -67,14 +67,19 @@ def test_the_ffn_sees_a_plugins_number_of_vectors_and_ratio_one_changes_nothing(
         seen.append(args[0].shape)
         return call(*args, **kwargs)
 
+    @jax.jit
+    def encode_both(rows):
+        # The inner one sees what the outer one passes to the FFN.
+        ffns = {STACK.path("ffn", layer) for layer in range(2)}
+        with merge_similar(ratio, STACK, rows > 0), intercept_modules(ffns.__contains__, note):
+            merged = NANO.encode(params, rows)
+        return merged, NANO.encode(params, rows)
+
     rows = np.random.default_rng(0).integers(2, 64, (2, length)).astype(np.int32)
     rows[1, length // 2 :] = 0
-    # The inner one sees what the outer one passes to the FFN.
-    ffns = {STACK.path("ffn", layer) for layer in range(2)}
-    with merge_similar(ratio, STACK, rows > 0), intercept_modules(ffns.__contains__, note):
-        merged = NANO.encode(params, rows)
+    merged, plain = encode_both(rows)
     assert seen == [(2, -(-length // ratio), NANO.config.embed_dim)] * 2
-    assert np.array_equal(merged, NANO.encode(params, rows)) == (ratio == 1)
+    assert np.array_equal(merged, plain) == (ratio == 1)
 
 
 @given(
@@ -122,9 +127,10 @@ def test_the_same_flops_are_a_plugins_with_no_destination_to_spare(name, length)
     assert groups == length or similar_tokens_flops(stack, length, more) > most
 
 
-@pytest.mark.parametrize("length", [1, 6, 33, 70])
-def test_a_ratio_that_is_not_whole_has_as_many_destinations_all_different(length):
+@pytest.mark.parametrize("length, groups", [(1, 1), (6, 4), (33, 7), (33, 32), (70, 23)])
+def test_a_ratio_that_is_not_whole_has_as_many_destinations_all_different(length, groups):
     x = jnp.asarray(np.random.default_rng(length).normal(size=(1, length, 4)), jnp.float32)
-    for groups in {1, length // 2 + 1, length - length // 7, length}:
-        owners = np.asarray(destinations(x, jnp.ones((1, length), bool), length / groups))
-        assert set(owners[0]) == set(range(groups))
+    owners = jax.jit(destinations, static_argnums=2)(
+        x, jnp.ones((1, length), bool), length / groups
+    )
+    assert set(owners[0].tolist()) == set(range(groups))

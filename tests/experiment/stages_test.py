@@ -5,6 +5,7 @@ import pytest
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation.evaluate import EvalData
+from variator_jax.experiment import stages
 from variator_jax.experiment.grid import Experiment
 from variator_jax.experiment.stages import configure, plan
 from variator_jax.train import train
@@ -87,6 +88,14 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
 def test_wrong_grids_are_refused_by_name(tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
         Experiment(str(tmp_path), **(GRID | wrong))
+
+
+def test_an_interrupted_run_ends_with_the_code_of_its_signal(tmp_path, monkeypatch):
+    interrupted = train.TrainResult(3, True, None)
+    monkeypatch.setattr(stages, "configure", lambda experiment, step: None)
+    monkeypatch.setattr(gin_utils, "configured", lambda function: lambda: interrupted)
+    with pytest.raises(SystemExit, match="143"):
+        stages.run_training(None, _plan(tmp_path)[0])
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -8,20 +8,18 @@ import tiny_runs
 
 from variator_jax import cli
 
-COMMON = f"""
-include 'engine.gin'
-include 'plugins/variator.gin'
-MIXTURE_OR_TASK_NAME = '{tiny_runs.TASK}'
-TASK_FEATURE_LENGTHS = {{'inputs': 18, 'targets': 6}}
-BOTTLENECK = 4
-EVAL_PERIOD = 0
-EVAL_BATCHES = 1
-CHECKPOINT_PERIOD = 100
-"""
-TINY = dict(vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
-TINY |= dict(num_encoder_layers=1, num_decoder_layers=1)
-FILES = {
-    "backbones/tiny": """
+SHAPE = dict(vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+SHAPE |= dict(num_encoder_layers=1, num_decoder_layers=1)
+SETTINGS = dict(
+    MIXTURE_OR_TASK_NAME=tiny_runs.TASK, TASK_FEATURE_LENGTHS={"inputs": 18, "targets": 6},
+    BATCH_SIZE=16, WARMUP_STEPS=0, SCHEDULE="constant", BOTTLENECK=4, EVAL_PERIOD=0, EVAL_BATCHES=1,
+)  # fmt: skip
+RIVALS = ("mean_pool", "similar_tokens", "truncated", "no_ffn", "student")
+GRID = dict(
+    RECIPE="small", BACKBONES=("tiny",), TASKS=("parity",), RATIOS=(2,), ARM_RATIOS=(2,),
+    SEEDS=(0,), ARMS=("variator", "no_adaptation", *RIVALS), LATENCY=(2, 8), SETTINGS=SETTINGS,
+)  # fmt: skip
+BACKBONE = """
 from __gin__ import dynamic_registration
 from variator_jax.backbones.t5 import config
 BACKBONE = @config.get_config()
@@ -29,28 +27,21 @@ config.get_config.name = 'nano'
 config.get_config.dtype = %DTYPE
 config.get_config.dropout_rate = %DROPOUT_RATE
 """
-    + "".join(f"config.get_config.{name} = {value}\n" for name, value in TINY.items()),
-    "small/parity": "TASK_STEPS = 3",
-    "small/score": f"{COMMON}include 'runs/pretrain.gin'\ninclude 'runs/eval.gin'",
-    "grid": """
-include 'experiments/experiment.gin'
-RECIPE = 'small'
-BACKBONES = ('tiny',)
-TASKS = ('parity',)
-RATIOS = (2,)
-ARM_RATIOS = (2,)
-SEEDS = (0,)
-ARMS = (
-    'variator', 'no_adaptation', 'mean_pool', 'similar_tokens', 'truncated', 'no_ffn', 'student'
-)
-LATENCY = (2, 8)
-""",
+STAGE = "include 'engine.gin'\ninclude 'plugins/variator.gin'\ninclude 'runs/{}.gin'\n"
+
+
+def _bindings(values, prefix=""):
+    return "".join(f"{prefix}{name} = {value!r}\n" for name, value in values.items())
+
+
+FILES = {
+    "backbones/tiny": BACKBONE + _bindings(SHAPE, "config.get_config."),
+    "small/parity": "TRAIN_STEPS = 3",
+    "small/score": f"{STAGE.format('pretrain')}include 'runs/eval.gin'",
+    "grid": f"include 'experiments/experiment.gin'\n{_bindings(GRID)}",
 }
-for kind, steps in dict(backbone=2, finetune="%TASK_STEPS", pretrain=2, adapt=2, student=2).items():
-    run = f"include 'runs/{kind}.gin'\nTRAIN_STEPS = {steps}\n"
-    FILES[f"small/{kind}"] = f"{COMMON}{run}WARMUP_STEPS = 0\nSCHEDULE = 'constant'\n"
-for kind in ("score", "backbone", "finetune", "pretrain", "adapt", "student"):
-    FILES[f"small/{kind}"] += "\nBATCH_SIZE = 16"
+for kind in ("backbone", "finetune", "pretrain", "adapt", "student"):
+    FILES[f"small/{kind}"] = f"{STAGE.format(kind)}TRAIN_STEPS = 2"
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +88,13 @@ def test_a_dry_run_shows_what_is_missing(folder, capsys):
 
 def test_a_recipe_that_changed_since_its_numbers_were_made_is_refused(folder, capsys):
     task = folder / "small" / "parity.gin"
-    task.write_text("TASK_STEPS = 4")
+    task.write_text("TRAIN_STEPS = 4")
     try:
         assert _experiment(folder) == 2
     finally:
         task.write_text(FILES["small/parity"])
     message = capsys.readouterr().err
-    assert "TASK_STEPS is '4'" in message and "made with '3'" in message and "MODEL_DIR" in message
+    assert "TRAIN_STEPS is '4'" in message and "made with '3'" in message and "MODEL_DIR" in message
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ GIVEN = {
     "sizes_docs": [],
     "paper": ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE],
 }
-# Of a whole backbone, by recipe.
+# Of runs that train a backbone, by recipe.
 OPTIMIZERS = {"experiments/docs": "adafactor", "experiments/paper": "adamw"}
 
 
@@ -115,6 +115,6 @@ def test_each_kind_of_step_of_a_packaged_experiment_has_all_that_it_needs(name):
         assert gin_utils.macro("TRAINED") == trained.get(step.kind, "backbone")
         assert gin_utils.macro("MODEL_DIR") == str(step.result.parents[1])
         # What stages share does not undo what their own run sets.
-        whole = OPTIMIZERS.get(experiment.recipe, "adamw_relative")
-        expected = whole if step.kind in ("backbone", "finetune") else "adamw"
+        of_backbone = OPTIMIZERS.get(experiment.recipe, "adamw_relative")
+        expected = of_backbone if step.kind in ("backbone", "finetune") else "adamw"
         assert gin_utils.macro("OPTIMIZER") == expected

@@ -49,11 +49,11 @@ def ratio_figure(table: pd.DataFrame, metric: str) -> Any:
     figure, axes = _task_panels(table, 3.5, 2.8)
     for panel, rows in axes:
         for i, arm in enumerate(arms):
-            own = rows[rows["arm"] == arm].sort_values("ratio")
+            line = rows[rows["arm"] == arm].sort_values("ratio")
             # Each arm a little aside, so that error bars of equal scores stay visible.
-            x = own["ratio"] * 2 ** (0.07 * (i - (len(arms) - 1) / 2))
+            x = line["ratio"] * 2 ** (0.07 * (i - (len(arms) - 1) / 2))
             look = dict(color=COLOURS[i % len(COLOURS)], lw=2.2 if arm == METHOD else 1.1, **_DOTS)
-            panel.errorbar(x, own["mean"], own["std"], label=ARMS[arm].meaning, **look)
+            panel.errorbar(x, line["mean"], line["std"], label=ARMS[arm].meaning, **look)
         _references(panel, rows)
         panel.margins(y=0.1)
         _ratio_axis(panel, sorted(rows[rows["arm"].isin(arms)]["ratio"].unique()))
@@ -77,9 +77,11 @@ def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
     for i, (panel, rows) in enumerate(axes):
         _references(panel, rows[rows["arm"] == TEACHER], upright=True)
         for colour, (group, members) in zip(COLOURS, ARM_GROUPS.items(), strict=False):
-            own = rows[rows["arm"].isin(members)]
+            group_rows = rows[rows["arm"].isin(members)]
             look = dict(color=colour, ls="", label=group, **_DOTS)
-            panel.errorbar(own["mean"], own["arm"].map(heights), xerr=own["std"], **look)
+            panel.errorbar(
+                group_rows["mean"], group_rows["arm"].map(heights), xerr=group_rows["std"], **look
+            )
         others = rows[rows["arm"] != TEACHER]
         gaps = {heights[row.arm]: f"{row.gap:+.1f}" for row in others.itertuples()}
         for height, text in {-1.0: "gap", **gaps}.items():
@@ -118,13 +120,13 @@ def size_figure(table: pd.DataFrame) -> Any:
     }
     figure, axes = _panels(4, 2, 4.3, 3.0)
     for panel, (label, (column, factor, error)) in zip(axes, curves.items(), strict=True):
-        for i, (ratio, own) in enumerate(rows.groupby("ratio")):
+        for i, (ratio, line) in enumerate(rows.groupby("ratio")):
             # Points of several ratios a little aside from one another.
-            x, look = own["parameters"] * 1.03**i, dict(color=COLOURS[i % len(COLOURS)])
-            y = factor * own[column]
-            panel.errorbar(x, y, own[error], label=f"k = {ratio}", **look, **_DOTS)
+            x, look = line["parameters"] * 1.03**i, dict(color=COLOURS[i % len(COLOURS)])
+            y = factor * line[column]
+            panel.errorbar(x, y, line[error], label=f"k = {ratio}", **look, **_DOTS)
             if column == "speedup":
-                panel.plot(x, own["allowed"], **look, **_HOLLOW)
+                panel.plot(x, line["allowed"], **look, **_HOLLOW)
         panel.set_ylabel(label)
         _size_axis(panel, rows)
     axes[0].axhline(0.0, color=GREY, ls="--", lw=1.1, label="uncompressed")

@@ -50,8 +50,9 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
             hint = " (of an experiment: in SETTINGS)" if "required, but not set" in reason else ""
             raise ConfigError(f"{step.config}: {reason}{hint}") from None
         # What an arm sets is part of the arm, not of the recipe.
-        ignored = _PER_RUN | _FREE | (step.macros.keys() - experiment.settings.keys())
-        names = sorted(_macros_in_use(gin_utils.resolved_config()) - ignored)
+        settings = experiment.settings
+        arm = {name for name, value in step.macros.items() if value != settings.get(name)}
+        names = sorted(_macros_in_use(gin_utils.resolved_config()) - _PER_RUN - _FREE - arm)
         macros = {name: str(gin_utils.macro(name)) for name in names}
         configs[step.config] = configs.get(step.config, {}) | macros
     return configs

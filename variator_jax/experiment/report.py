@@ -50,11 +50,11 @@ def _plots(experiment: Experiment, table: pd.DataFrame, neurons: Rows) -> dict[s
     metric = "score" if table["majority"].isna().any() else "accuracy"
     plots: dict[str, Draw] = {}
     compressed = METHOD in experiment.arms
-    for backbone, own in table.groupby("backbone", sort=False):
+    for backbone, part in table.groupby("backbone", sort=False):
         if compressed:
-            plots[f"ratios_{backbone}"] = partial(figures.ratio_figure, own, metric)
+            plots[f"ratios_{backbone}"] = partial(figures.ratio_figure, part, metric)
         for ratio in experiment.arm_ratios:
-            plots[f"arms_{backbone}_k{ratio}"] = partial(figures.arms_figure, own, ratio, metric)
+            plots[f"arms_{backbone}_k{ratio}"] = partial(figures.arms_figure, part, ratio, metric)
     if compressed and len(experiment.backbones) > 1:
         plots["sizes"] = partial(figures.size_figure, table)
     if neurons:

@@ -1,8 +1,8 @@
-"""Measured time of one encoder pass at each compression ratio, beside what the saved FLOPs allow.
+"""The time of encoder passes at each compression ratio, against what the saved FLOPs allow.
 
-Ratios are measured in turns, and each round begins with another one, so a slow spell of the machine
-falls on all of them. Weights do not matter to the clock: `random_params` fills a named shape in
-seconds. FLOPs by formula live in `cost`.
+All calls are timed in turns, and each round begins with another one, so that a slow spell of the
+machine affects all of them. Weights do not change the time: `random_params` fills a named shape
+within seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.backbones.t5 import T5, T5Config, Transformer
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup
@@ -36,7 +36,6 @@ class Latency:
       spread: distance between the quartiles, in milliseconds.
       speedup: median of the backbone over this median.
       flops_allowed_speedup: the speed-up if time were proportional to FLOPs.
-      efficiency: the measured share of the allowed speed-up.
     """
 
     ratio: int
@@ -44,7 +43,6 @@ class Latency:
     spread: float
     speedup: float
     flops_allowed_speedup: float
-    efficiency: float
 
 
 def measure_encoder_latency(
@@ -71,13 +69,10 @@ def measure_encoder_latency(
       One row per ratio, in rising order, ratio 1 first.
 
     Raises:
-      ConfigError: for no round, or a plugin filed under another ratio than its own.
+      ConfigError: for no round.
     """
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
-    for ratio, (plugin, _) in plugins.items():
-        if plugin.ratio != ratio:
-            raise ConfigError(f"The plugin given for ratio {ratio} has ratio {plugin.ratio}.")
     tokens = random_tokens(config, batch, length)
     settings = {1: (PluginConfig(ratio=1), None), **plugins}
     calls = {
@@ -86,14 +81,19 @@ def measure_encoder_latency(
     }
     seconds = interleaved_seconds(calls, rounds, clock)
     stack = T5(config).stack()
-    allowed = {r: flops_allowed_speedup(stack, length, p) for r, (p, _) in settings.items()}
-    return _rows(seconds, allowed)
+    backbone = float(np.median(seconds[1]))
+    rows = []
+    for ratio, samples in seconds.items():
+        low, median, high = map(float, np.percentile(samples, (25, 50, 75)))
+        allowed = flops_allowed_speedup(stack, length, settings[ratio][0])
+        rows.append(Latency(ratio, 1e3 * median, 1e3 * (high - low), backbone / median, allowed))
+    return rows
 
 
 def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[..., jax.Array]:
     """Jitted encoder: (backbone params, plugin variables, tokens) -> `[batch, length, embed]`.
 
-    Weights are arguments, never constants of the compiled function. A ratio of 1 runs the backbone.
+    Weights are arguments, never constants of the compiled function. Ratio 1 runs the backbone.
     """
     return jax.jit(SplicedModel(T5(config), plugin).encode)
 
@@ -116,19 +116,17 @@ def interleaved_seconds(
     return seconds
 
 
-def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None) -> Params:
+def random_params(config: T5Config, shapes: Params | None = None) -> Params:
     """Weights of a sensible scale, drawn in seconds at any size.
 
     Leaves repeat one pool of a million normal numbers, divided by the square root of their fan-in:
-    good for the clock and for FLOPs, not for training.
+    good for time and FLOPs, not for training.
 
     Args:
       config: shape of the backbone.
-      seed: of the pool.
       shapes: the tree to fill; by default embeddings and encoder, which is what `encode` reads.
     """
-    shapes = encoder_shapes(config) if shapes is None else shapes
-    pool = np.random.default_rng(seed).standard_normal(2**20, dtype=np.float32)
+    pool = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
         if len(shape.shape) < 2:
@@ -136,35 +134,14 @@ def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None)
         scaled = pool / np.float32(np.sqrt(shape.shape[0]))
         return jnp.asarray(np.resize(scaled, shape.shape), shape.dtype)
 
-    return jax.tree.map(fill, shapes)
+    return jax.tree.map(fill, encoder_shapes(config) if shapes is None else shapes)
 
 
 def encoder_shapes(config: T5Config) -> Params:
     """Shapes and dtypes of the parameters that `encode` reads, without allocating anything."""
-    module = Transformer(config)
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    init = lambda rng, tokens: module.init(rng, tokens, method=Transformer.encode)  # noqa: E731
+    module, tokens = T5(config).module, jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = lambda rng, tokens: module.init(rng, tokens, method="encode")  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0), tokens)["params"]
-
-
-def _rows(seconds: Mapping[int, list[float]], allowed: Mapping[int, float]) -> list[Latency]:
-    backbone = float(np.median(seconds[1]))
-    rows = []
-    for ratio in sorted(seconds):
-        median = float(np.median(seconds[ratio]))
-        spread = float(np.percentile(seconds[ratio], 75) - np.percentile(seconds[ratio], 25))
-        speedup = backbone / median
-        rows.append(
-            Latency(
-                ratio=ratio,
-                milliseconds=1e3 * median,
-                spread=1e3 * spread,
-                speedup=speedup,
-                flops_allowed_speedup=allowed[ratio],
-                efficiency=speedup / allowed[ratio],
-            )
-        )
-    return rows
 
 
 def bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

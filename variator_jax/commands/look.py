@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from variator_jax.bench.arguments import TPUS, check_topology, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
-from variator_jax.bench.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.commands.engine import parse
 from variator_jax.commands.table import command, gin_arguments, path_argument
 from variator_jax.errors import ConfigError
@@ -44,7 +44,7 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
 def _budget(args: argparse.Namespace) -> None:
     if args.topology:
         check_topology(args.topology)
-    memory = None if args.hbm is None else parse_bytes(args.hbm)
+    hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
     if args.topology and args.devices:
@@ -64,7 +64,7 @@ def _budget(args: argparse.Namespace) -> None:
     parse(args, "train", engines.choose(engines.BUILTIN), require=False)
     gin_utils.leave_unset()
     devices = budget.topology_devices(args.topology) if args.topology else None
-    print(gin_utils.configured(budget.budget)(devices=devices, memory=memory))
+    print(gin_utils.configured(budget.budget)(devices=devices, hbm_bytes=hbm_bytes))
 
 
 @command(

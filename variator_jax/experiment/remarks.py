@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from variator_jax.evaluation.tables import TELLING
+from variator_jax.evaluation.report import MIN_MARGIN
 from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
 from variator_jax.experiment.results import MEAN, Row, mean_std
 
@@ -80,12 +80,12 @@ def _weak_tasks(tasks: Sequence[Row]) -> dict[str, str]:
     said: dict[str, list[str]] = {}
     for row in tasks:
         above = None if row.majority is None else row.mean - row.majority
-        if row.arm == TEACHER and above is not None and above < TELLING:
+        if row.arm == TEACHER and above is not None and above < MIN_MARGIN:
             said.setdefault(row.task, []).append(
                 f"the teacher is {above:+.1f} points from always answering the commonest label, so "
                 "differences on it are chance"
             )
-        if row.arm == "no_ffn" and row.gap < TELLING:
+        if row.arm == "no_ffn" and row.gap < MIN_MARGIN:
             said.setdefault(row.task, []).append(
                 f"without any encoder FFN the teacher {_change(row)}, so this task says little "
                 "about plugins"

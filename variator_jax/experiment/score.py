@@ -16,7 +16,8 @@ import jax
 from variator_jax.backbones.t5 import T5, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.evaluation.control import skip_encoder_ffn
-from variator_jax.evaluation.evaluate import EvalData, Runner
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.similar_tokens import (

@@ -21,7 +21,7 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench.collectives import Collective, collectives, loop_trips
-from variator_jax.bench.memory import readable
+from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train.losses import LossConfig

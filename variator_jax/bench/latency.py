@@ -17,13 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.bench.arguments import BenchSettings, Shape
+from variator_jax.bench.results import ENCODER, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
-from variator_jax.plugin import PluginConfig, flops_allowed_speedup
+from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 Params = Any
 Clock = Callable[[], float]
+Call = Callable[[], object]
+Plugins = dict[int, tuple[PluginConfig, Any]]  # ratio -> (settings, plugin variables)
 Key = TypeVar("Key")
+PEAK = "matrix peak"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Latency:
 def measure_encoder_latency(
     config: T5Config,
     params: Params,
-    plugins: Mapping[int, tuple[PluginConfig, Any]],
+    plugins: Plugins,
     batch: int,
     length: int,
     rounds: int = 7,
@@ -74,20 +79,72 @@ def measure_encoder_latency(
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
     tokens = random_tokens(config, batch, length)
-    settings = {1: (PluginConfig(ratio=1), None), **plugins}
-    calls = {
-        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
-        for ratio, (plugin, variables) in sorted(settings.items())
-    }
+    calls = _encoder_calls(config, params, {1: (PluginConfig(ratio=1), None), **plugins}, tokens)
     seconds = interleaved_seconds(calls, rounds, clock)
     stack = T5(config).stack()
     backbone = float(np.median(seconds[1]))
     rows = []
-    for ratio, samples in seconds.items():
+    for ratio, samples in sorted(seconds.items()):
         low, median, high = map(float, np.percentile(samples, (25, 50, 75)))
-        allowed = flops_allowed_speedup(stack, length, settings[ratio][0])
+        plugin = plugins[ratio][0] if ratio > 1 else None
+        allowed = flops_allowed_speedup(stack, length, plugin)
         rows.append(Latency(ratio, 1e3 * median, 1e3 * (high - low), backbone / median, allowed))
     return rows
+
+
+def bench_encoder(
+    config: T5Config,
+    params: Params,
+    shape: Shape,
+    settings: BenchSettings,
+    clock: Clock = time.perf_counter,
+) -> Measurement:
+    """Times `encode` of full rows with fresh plugins, and baselines in the same rounds.
+
+    Args:
+      config: shape and dtype of the backbone.
+      params: its weights, at least those of embeddings and encoder.
+      shape: rows and tokens.
+      settings: ratios, rounds, and whether baselines are timed.
+      clock: seconds, rising.
+    """
+    stack = T5(config).stack()
+    plugins: Plugins = {ratio: (PluginConfig(ratio), None) for ratio in settings.ratios}
+    for ratio, (plugin, _) in plugins.items():
+        if ratio > 1:
+            plugins[ratio] = (plugin, init_plugin(plugin, stack, jax.random.key(0)))
+    tokens = random_tokens(config, shape.batch, shape.length)
+    calls: dict[Any, Call] = {**_encoder_calls(config, params, plugins, tokens)}
+    baselines: dict[str, Call | str] = {}
+    if settings.peer:
+        from variator_jax.bench.baselines import start_baselines
+
+        baselines = start_baselines(config, tokens)
+        calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
+    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds, clock)
+    rows = [
+        Timing(
+            row_name(ratio),
+            seconds[ratio],
+            stack_flops(stack, shape.length, plugin, shape.batch),
+            ratio,
+            flops_allowed_speedup(stack, shape.length, plugin),
+        )
+        for ratio, (plugin, _) in plugins.items()
+    ]
+    for name, call in baselines.items():
+        error = call if isinstance(call, str) else ""
+        rows.append(Timing(name, seconds.get(name, ()), error=error))
+    return Measurement(ENCODER, shape.batch, shape.length, peak, rows)
+
+
+def _encoder_calls(
+    config: T5Config, params: Params, plugins: Plugins, tokens: np.ndarray
+) -> dict[int, Call]:
+    return {
+        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
+        for ratio, (plugin, variables) in plugins.items()
+    }
 
 
 def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[..., jax.Array]:
@@ -154,3 +211,25 @@ def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
     """Random tokens `[batch, length]` int32, none of them padding."""
     rng = np.random.default_rng(0)
     return rng.integers(2, config.vocab_size, (batch, length), dtype=np.int32)
+
+
+def timed_with_peak(
+    calls: Mapping[Any, Call], dtype: str, rounds: int, clock: Clock
+) -> tuple[Timing, dict[Any, list[float]]]:
+    """Times calls in turns with one large matrix product, the best that the device can reach."""
+    size = matrix_size()
+    # Random numbers: processors slow down where bits toggle, and zeros would not.
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+    calls = {PEAK: bound(jax.jit(jnp.dot), a, a), **calls}
+    seconds = interleaved_seconds(calls, rounds, clock)
+    return Timing(f"{PEAK}, {size} x {size}", seconds.pop(PEAK), 2.0 * size**3), seconds
+
+
+def row_name(ratio: int) -> str:
+    """The name of our own encoder or step at a ratio."""
+    return f"k={ratio}" if ratio > 1 else "k=1, the backbone"
+
+
+def matrix_size() -> int:
+    """Rows of the square matrices: a few milliseconds on an accelerator, a tenth second on CPUs."""
+    return 2048 if jax.devices()[0].platform == "cpu" else 8192

@@ -6,6 +6,7 @@ matplotlib is imported only while a figure is drawn.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def bullets(sentences: Iterable[str]) -> str:
     """A list, empty for no sentence."""
     return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def log(text: str) -> None:
+    """A line on the error stream, which leaves standard output to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def readable(count: int) -> str:
+    """Bytes as GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
 
 
 @contextlib.contextmanager

@@ -12,16 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from variator_jax.bench.output import (
-    COLOURS,
-    GREY,
-    NONE,
-    bullets,
-    colours,
-    doubling_axis,
-    figure,
-    markdown_table,
-)
+from variator_jax.bench import output
 
 SCHEMA = 2
 ENCODER, STEP = "encoder", "distillation step"
@@ -119,25 +110,26 @@ class Measurement:
         if not row.seconds:
             return {}
         times = map(float, np.percentile(row.seconds, (50, 25, 75)))
-        found = {name: 1e3 * value for name, value in zip(_TIME, times, strict=True)}
-        if row is not self.peak:
-            found["calls_per_second"] = 1 / row.median
-            found["examples_per_second"] = self.batch / row.median
-            found["tokens_per_second"] = self.batch * self.length / row.median
-            if self.kind == ENCODER:
-                found["speedup"] = self.rows[0].median / row.median
+        figures = {name: 1e3 * value for name, value in zip(_TIME, times, strict=True)}
+        rate = 1 / row.median
         if row.flops is not None:
-            found["tflops"] = row.flops / 1e12
-            found["tflops_per_second"] = row.flops / row.median / 1e12
-            if row is not self.peak and self.peak.flops:
-                peak = self.peak.flops / self.peak.median
-                found["share_of_matrix_peak"] = row.flops / row.median / peak
+            figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}
+        if row is self.peak:
+            return figures
+        figures["calls_per_second"] = rate
+        figures["examples_per_second"] = self.batch * rate
+        figures["tokens_per_second"] = self.batch * self.length * rate
+        if row.flops is not None and self.peak.flops is not None:
+            peak = self.peak.flops / self.peak.median
+            figures["share_of_matrix_peak"] = row.flops * rate / peak
+        if self.kind == ENCODER:
+            figures["speedup"] = self.rows[0].median * rate
         if row.allowed_speedup is not None:
-            found["allowed_speedup"] = row.allowed_speedup
-            found["efficiency"] = found["speedup"] / row.allowed_speedup
+            figures["allowed_speedup"] = row.allowed_speedup
+            figures["efficiency"] = figures["speedup"] / row.allowed_speedup
         if row.peak_bytes is not None:
-            found["peak_gib"] = row.peak_bytes / 2**30
-        return found
+            figures["peak_gib"] = row.peak_bytes / 2**30
+        return figures
 
     def speedup_quartiles(self, row: Timing) -> tuple[float, float]:
         """Quartiles of the speed-up within each round."""
@@ -180,10 +172,10 @@ def bench_markdown(result: BenchResult) -> str:
         sections += [
             f"## {one.kind.capitalize()}, {one.batch} x {one.length} tokens{details}",
             measurement_table(one),
-            bullets(f"{row.name} did not run: {row.error}" for row in one.rows if row.error),
+            output.bullets(f"{row.name} did not run: {row.error}" for row in one.rows if row.error),
         ]
     sections += [_WORDS[kind] for kind in dict.fromkeys(one.kind for one in result.measurements)]
-    sections.append(bullets([f"Rounds: {result.rounds}.", *result.notes]))
+    sections.append(output.bullets([f"Rounds: {result.rounds}.", *result.notes]))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -193,18 +185,21 @@ def measurement_table(one: Measurement) -> str:
     lines = []
     for row in [*one.rows, one.peak]:
         if row.seconds:
-            found = one.figures(row)
-            median, low, high = (found[name] for name in _TIME)
-            cells = [form.format(found[key]) if key in found else NONE for _, key, form in columns]
+            figures = one.figures(row)
+            median, low, high = (figures[name] for name in _TIME)
+            cells = [
+                form.format(figures[key]) if key in figures else output.NONE
+                for _, key, form in columns
+            ]
             lines.append([row.name, f"{median:.2f} ({low:.2f} to {high:.2f})", *cells])
-    return markdown_table([one.kind, "ms", *(header for header, _, _ in columns)], lines)
+    return output.markdown_table([one.kind, "ms", *(header for header, _, _ in columns)], lines)
 
 
 def plot_bench(result: BenchResult, path: Path) -> None:
     """Draws the speed-up of each ratio and the allowed one, a panel per shape, as a PNG."""
     encoders = [one for one in result.measurements if one.kind == ENCODER]
     count = len(encoders)
-    with figure(path, count, (max(6.4, 4.6 * count), 4.6), sharey=True) as (drawing, panels):
+    with output.figure(path, count, (max(6.4, 4.6 * count), 4.6), sharey=True) as (drawing, panels):
         for axes, one in zip(panels, encoders, strict=True):
             _draw(axes, one)
         panels[0].set_ylim(bottom=0)  # Once all are drawn: it ends the scaling that they share.
@@ -216,7 +211,7 @@ def plot_bench(result: BenchResult, path: Path) -> None:
 
 
 def _draw(axes: Any, one: Measurement) -> None:
-    measured_colour, allowed_colour = COLOURS[:2]
+    measured_colour, allowed_colour = output.COLOURS[:2]
     rows = one.ratios
     ratios = [row.ratio or 1 for row in rows]
     measured = [one.figures(row)["speedup"] for row in rows]
@@ -230,8 +225,8 @@ def _draw(axes: Any, one: Measurement) -> None:
     style = {"fmt": "o-", "capsize": 3, "color": measured_colour, "zorder": 3}
     axes.errorbar(ratios, measured, yerr=[below, above], label=label, **style)
     others = [row for row in one.rows if row.ratio is None and row.seconds]
-    for row, colour in zip(others, colours(2 + len(others))[2:], strict=True):
+    for row, colour in zip(others, output.colours(2 + len(others))[2:], strict=True):
         axes.axhline(one.figures(row)["speedup"], color=colour, ls="-.", lw=1.2, label=row.name)
-    axes.axhline(1.0, color=GREY, lw=0.6)
+    axes.axhline(1.0, color=output.GREY, lw=0.6)
     axes.set_title(f"{one.batch} x {one.length} tokens", fontsize=9)
-    doubling_axis(axes, ratios, "compression ratio k (hidden vectors merged into one)")
+    output.doubling_axis(axes, ratios, "compression ratio k (hidden vectors merged into one)")

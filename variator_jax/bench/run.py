@@ -6,15 +6,16 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
+import jax
+
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench.arguments import BenchSettings
-from variator_jax.bench.encoder import bench_encoder, random_weights
 from variator_jax.bench.hardware import hardware
-from variator_jax.bench.latency import encoder_shapes
+from variator_jax.bench.latency import bench_encoder, random_params
+from variator_jax.bench.output import log
 from variator_jax.bench.results import (
     BenchResult,
     Measurement,
@@ -43,7 +44,15 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
         if output is not None:  # Before measuring what could not be kept.
             Path(output).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=output).close()
-        result = measure(settings)
+        try:
+            result = measure(settings)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"The device ran out of memory: {str(error).splitlines()[0]} Take a smaller batch, "
+                "length or backbone, --dtype bfloat16, --remat, or more --microbatches."
+            ) from error
         markdown = bench_markdown(result)
         print(markdown.rstrip())
         if output is not None:
@@ -60,15 +69,15 @@ def measure(settings: BenchSettings) -> BenchResult:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     steps: list[Measurement] = []
     if settings.train:
-        params = random_weights(config, shape_params(config))
+        params = random_params(config, shape_params(config))
         for shape in settings.shapes:
-            _log(f"distillation step of {config.name}, {shape} tokens")
+            log(f"distillation step of {config.name}, {shape} tokens")
             steps.append(bench_steps(config, params, shape, settings))
         del params
-    params = random_weights(config, encoder_shapes(config))
+    params = random_params(config)
     encoders = []
     for shape in settings.shapes:
-        _log(f"encoder of {config.name}, {shape} tokens")
+        log(f"encoder of {config.name}, {shape} tokens")
         encoders.append(bench_encoder(config, params, shape, settings))
     notes = ["Weights are random and plugins untrained; that does not change the time."]
     if settings.peer:
@@ -77,8 +86,10 @@ def measure(settings: BenchSettings) -> BenchResult:
             "gradients; in float32 on a GPU both libraries multiply in TF32."
         )
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES if settings.peer else _PACKAGES[:-2]:
-        versions[package] = _version(package)
+    packages = _PACKAGES if settings.peer else _PACKAGES[:-2]
+    for package in importlib.metadata.distributions():
+        if package.metadata["Name"] in packages:
+            versions[package.metadata["Name"]] = package.version
     return BenchResult(
         config.name,
         settings.dtype,
@@ -94,18 +105,7 @@ def _write(result: BenchResult, markdown: str, folder: Path) -> None:
     write_json(folder / "bench.json", to_json(result))
     (folder / "bench.md").write_text(markdown, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
-        _log("no plot: matplotlib is not installed")
+        log("no plot: matplotlib is not installed")
         return
     plot_bench(result, folder / "bench.png")
-    _log(f"written: {folder}/bench.json, bench.md, bench.png")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    log(f"written: {folder}/bench.json, bench.md, bench.png")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency, random_params
+from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
 from variator_jax.evaluation.control import skip_encoder_ffn
@@ -136,7 +136,7 @@ class Runner:
         known = {task: result.majority for task, result in results.items()}
         self.majority |= {task: score for task, score in known.items() if score is not None}
         name = name or f"ratio {config.ratio if config else 1}"
-        _log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
+        log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
     def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
@@ -210,7 +210,7 @@ def _latencies(
     config: Any, batch: int, length: int, rounds: int, settings: Mapping[int, Settings]
 ) -> dict[int, LatencyEntry]:
     """Ratio -> time of the encoder, with fresh plugins, as weights do not matter."""
-    _log(f"  timing the {config.name} encoder, batch {batch}, length {length}")
+    log(f"  timing the {config.name} encoder, batch {batch}, length {length}")
     stack = T5(config).stack()
     plugins = {
         ratio: (plugin, init_plugin(plugin, stack, jax.random.key(0)))
@@ -224,7 +224,3 @@ def _latencies(
         figures = dataclasses.asdict(row)
         entries[figures.pop("ratio")] = LatencyEntry(config.name, batch, length, **figures)
     return entries
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5
+from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, DataError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData
@@ -97,7 +97,7 @@ def infer(
     done = {task for task, path in paths.items() if finished(path, identity | {"task": task})}
     for task, path in paths.items():
         if task in done:
-            _log(f"  {task}: finished before, {path}")
+            log(f"  {task}: finished before, {path}")
             continue
         try:
             _write_task(task, path, data, answer, identity | {"task": task})
@@ -140,7 +140,7 @@ def _write_task(
 ) -> None:
     draft = Draft(path, identity, data.batch_size)
     if draft.lines:
-        _log(f"  {task}: continues after {draft.lines} examples")
+        log(f"  {task}: continues after {draft.lines} examples")
     decode = _features(task)["targets"].vocabulary.decode
     for number, (inputs, batch) in enumerate(data.examples(task, draft.lines), start=1):
         rows = answer(_fill(batch, data.batch_size))[: len(inputs)].tolist()
@@ -150,11 +150,11 @@ def _write_task(
             answers = [{"score": score} for score in rows]
         draft.append({"inputs": i} | a for i, a in zip(inputs, answers, strict=True))
         if number % _LOG_PERIOD == 0:
-            _log(f"  {task}: {draft.lines} examples")
+            log(f"  {task}: {draft.lines} examples")
     if not draft.lines:
         raise DataError(f"task {task!r} has no examples in the split {data.split!r}")
     draft.publish()
-    _log(f"  {task}: {draft.lines} examples, wrote {path}")
+    log(f"  {task}: {draft.lines} examples, wrote {path}")
 
 
 def _answer(
@@ -222,7 +222,3 @@ def _output_folder(path: str | os.PathLike) -> pathlib.Path:
             "local or mounted folders only."
         )
     return pathlib.Path(path)
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -24,40 +24,41 @@ sys.meta_path.insert(0, Block())
 IMPORT_CORE = """
 import importlib, pkgutil
 import variator_jax, variator_jax.cli, variator_jax.gin_utils
-from variator_jax import backbone, checkpoints, distill, evaluation, plugin
+from variator_jax import backbones, bench, evaluation, plugin, store, train
 
-for package in (backbone, checkpoints, distill, evaluation, plugin):
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+for package in (backbones, bench, evaluation, plugin, store, train):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
+assert not sys.modules.keys() & {"matplotlib", "torch", "transformers"}
 """
 
 RUN_CORE = """
 import jax, jax.numpy as jnp, optax
-from variator_jax.backbones.t5 import T5Config, Transformer, init_params
+from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 from variator_jax.train.step import init_state, make_train_step
-from variator_jax.backbones.t5.cost import flops_saved
-from variator_jax.plugin import PluginConfig, init_plugin, splice
+from variator_jax.plugin import PluginConfig, flops_saved, init_plugin, splice
 
 config = T5Config("tiny", vocab_size=32, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16,
                   num_encoder_layers=1, num_decoder_layers=1)
-module, params = Transformer(config), init_params(config, jax.random.key(0))
+backbone, params = T5(config), init_params(config, jax.random.key(0))
 settings = PluginConfig(ratio=2, bottleneck=4)
-plugin = init_plugin(settings, config.num_encoder_layers, config.embed_dim, jax.random.key(1))
+plugin = init_plugin(settings, backbone.stack(), jax.random.key(1))
 tokens = jnp.arange(2, 12, dtype=jnp.int32).reshape(2, 5)
 batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens,
          "decoder_target_tokens": tokens, "decoder_loss_weights": jnp.ones_like(tokens)}
 
 with splice(settings, plugin, tokens > 0):
-    logits = module.apply({"params": params}, tokens, tokens)
+    logits = backbone.apply(params, batch).logits
 assert logits.shape == (2, 5, 32) and bool(jnp.isfinite(logits).all())
 
 optimizer = optax.adamw(1e-3)
-step = jax.jit(make_train_step(Distillation(module, settings, LossConfig()), optimizer))
+step = jax.jit(make_train_step(Distillation(backbone, settings, LossConfig()), optimizer))
 state, metrics = step(init_state(plugin.params, optimizer), (params, plugin.output_scales), batch)
 assert int(state.step) == 1 and float(metrics["loss"]) > 0
-assert 0 < flops_saved(T5Config("wide", 32, 512, 8, 64, 2048, 2, 2), 256, 4) < 1
+wide = T5(T5Config("wide", 32, 512, 8, 64, 2048, 2, 2)).stack()
+assert 0 < flops_saved(wide, 256, PluginConfig(4)) < 1
 print("done")
 """
 

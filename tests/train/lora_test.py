@@ -18,8 +18,8 @@ from variator_jax.backbones.lora import init_lora
 from variator_jax.backbones.t5 import Transformer
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.evaluation import infer as infer_module
-from variator_jax.evaluation.evaluate import EvalData, evaluate
-from variator_jax.evaluation.infer_data import InferData
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.mesh import make_mesh
 from variator_jax.store.folders import fingerprint
 from variator_jax.train import optimizers
@@ -180,7 +180,7 @@ def test_both_are_evaluated_together_and_not_apart(work, tmp_path):
 def test_inference_runs_the_merged_weights(work, tmp_path, monkeypatch):
     met = []
 
-    def answer(mode, backbone, plugin, length):
+    def answer(mode, backbone, plugin, length, mesh):
         met.append((backbone, plugin))
         return lambda batch: batch["encoder_input_tokens"].sum(axis=-1)
 
@@ -189,7 +189,7 @@ def test_inference_runs_the_merged_weights(work, tmp_path, monkeypatch):
     def run(lora, plugin):
         infer_module.infer(
             output_dir=str(tmp_path),
-            data=InferData(tiny_runs.TASK, LENGTHS, 64),
+            data=EvalData(tiny_runs.TASK, LENGTHS, 64),
             initial_checkpoint_path=str(work / "backbone"),
             plugin_path=plugin,
             initial_lora_path=lora,

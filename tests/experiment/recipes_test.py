@@ -4,7 +4,7 @@ import pytest
 
 from variator_jax import gin_utils
 from variator_jax.commands import engines
-from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import EvalData
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import gin_arguments, plan
 from variator_jax.train import train

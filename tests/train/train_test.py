@@ -17,8 +17,7 @@ from variator_jax.backbones.t5 import get_config
 from variator_jax.data.sources import text_to_text_task
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.errors import CheckpointError, ConfigError, TrainingError
-from variator_jax.evaluation.data import EvalData
-from variator_jax.evaluation.evaluate import evaluate
+from variator_jax.evaluation.evaluate import EvalData, evaluate
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, load_plugin, save_backbone
 from variator_jax.train import optimizers, train

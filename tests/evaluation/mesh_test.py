@@ -15,7 +15,7 @@ from tiny import random_params, random_plugin
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
-from variator_jax.evaluation.loading import load_placed
+from variator_jax.evaluation.loading import load_for
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone, save_plugin
 
@@ -56,12 +56,13 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
     flags = f"{tiny_runs.QUICK} --xla_force_host_platform_device_count=4"
     paths = os.pathsep.join([str(tiny_runs.ROOT), *filter(None, sys.path)])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    child = subprocess.run(
-        [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    mesh = json.loads(child.stdout.splitlines()[-1])
-    one = results(folder)
+    program = [sys.executable, __file__, str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, env=environment, text=True, **pipes) as child:
+        one = results(folder)
+        out, err = child.communicate()
+    assert child.returncode == 0, err[-3000:]
+    mesh = json.loads(out.splitlines()[-1])
     assert len(one["scores"]) == 64 and np.std(one["scores"]) > 0.1
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-5)
     np.testing.assert_allclose(mesh["quality"], one["quality"], rtol=1e-5)
@@ -72,7 +73,7 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    backbone, _ = load_placed(where, None, DATA.batch_size, MESH)
+    backbone, _ = load_for(DATA, str(where), None, MESH)
     kernel = backbone.params["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     shard = kernel.addressable_shards[0].data.shape
     assert jax.device_count() == 4

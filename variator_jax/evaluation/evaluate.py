@@ -21,16 +21,15 @@ from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
 from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.data import Batch, EvalData
-from variator_jax.evaluation.loading import load_placed
+from variator_jax.evaluation.loading import features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import LatencyEntry, Report, ratio_entry
-from variator_jax.mesh import place_everywhere, place_parameters
+from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 from variator_jax.store import Backbone, load_plugin
 from variator_jax.train.jobs import run_part
-from variator_jax.train.settings import check_vocabulary, task_vocabulary
 
 Settings = tuple[PluginConfig, PluginVariables | None]
 
@@ -62,24 +61,19 @@ def evaluate(
     """
     started = time.monotonic()
     shapes = [_latency_shape(fields) for fields in latency_shapes]
-    backbone, mesh = load_placed(
-        initial_checkpoint_path, initial_lora_path, data.batch_size, mesh_shape
-    )
-    paths = [plugin_paths] if isinstance(plugin_paths, str) else plugin_paths
-    settings = _settings(paths, backbone)
-    for task in data.tasks():
-        vocabulary = task_vocabulary(task)
-        check_vocabulary(task, vocabulary, backbone.config, backbone.vocabulary_fingerprint)
+    backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
+    config, length = backbone.config, data.feature_lengths["inputs"]
+    settings = _settings(plugin_paths, backbone)
     runner = Runner(backbone, data, mesh)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
-    skip = functools.partial(skip_encoder_ffn, T5(backbone.config).stack())
+    skip = functools.partial(skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
     latencies = [_latencies(*shape, settings) for shape in shapes]
     rows = [
         ratio_entry(
-            backbone.config,
+            config,
             plugin,
-            data.feature_lengths["inputs"],
+            length,
             _scores(results[ratio]),
             runner.identical(plugin, variables),
             [entries[ratio] for entries in latencies],
@@ -87,17 +81,9 @@ def evaluate(
         )
         for ratio, (plugin, variables) in settings.items()
     ]
-    report = Report(
-        BackboneEntry(
-            backbone.config.name, backbone_parameters(backbone.config), backbone.fingerprint
-        ),
-        hardware(),
-        {"evaluate": time.monotonic() - started},
-        runner.majority,
-        rows,
-        _scores(control),
-        data.feature_lengths["inputs"],
-    )
+    owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
+    seconds = {"evaluate": time.monotonic() - started}
+    report = Report(owner, hardware(), seconds, runner.majority, rows, _scores(control), length)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
@@ -108,11 +94,9 @@ class Runner:
     """Scores every task of one backbone, with any plugin in place."""
 
     def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
-        """On a mesh the backbone's arrays are in their places already (`load_placed`)."""
+        """On a mesh the backbone's arrays are in their places already (`load_for`)."""
         self._network, self._mesh, self._data = T5(backbone.config), mesh, data
-        self._params = backbone.params
-        if mesh is None:
-            self._params = place_parameters(backbone.params, backbone.config, None)
+        self._params = backbone.params if mesh else jax.device_put(backbone.params)
         self.majority: dict[str, float] = {}
 
     def results(
@@ -154,11 +138,11 @@ class Runner:
     def _result(
         self, task: str, model: SplicedModel, variables: PluginVariables | None
     ) -> evaluator.TaskResult:
-        from variator_jax.data.batches import accepted_answers, task_or_mixture
+        from variator_jax.data.batches import accepted_answers
         from variator_jax.data.spec import get_spec, prefix_ids, verbalizer_ids
 
         spec, batches = get_spec(task), self._data.batches(task)
-        vocabulary = task_or_mixture(task).output_features["targets"].vocabulary
+        vocabulary = features(task)["targets"].vocabulary
 
         def bind(scorer: scorers.Scorer) -> Callable[[Batch], Any]:
             return functools.partial(scorer, self._params, variables)
@@ -183,10 +167,10 @@ def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
     return {task: result.score for task, result in results.items()}
 
 
-def _settings(paths: Sequence[str], backbone: Backbone) -> dict[int, Settings]:
+def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Settings]:
     """Ratio -> plugin, in rising order; the backbone itself first."""
     settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)}
-    for path in paths:
+    for path in [paths] if isinstance(paths, str) else paths:
         plugin = load_plugin(run_part(path, "plugin"), backbone)
         ratio = plugin.config.ratio
         if ratio in settings:

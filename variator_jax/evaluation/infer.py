@@ -19,15 +19,14 @@ from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, DataError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData
-from variator_jax.evaluation.loading import load_placed
+from variator_jax.evaluation.loading import features, load_for
 from variator_jax.evaluation.result_files import Draft, finished
-from variator_jax.mesh import place_everywhere, place_parameters
+from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, kinds, load_plugin, t5x
 from variator_jax.store.folders import fingerprint
 from variator_jax.store.t5x_run import load_t5x_plugin
 from variator_jax.train.jobs import run_part
-from variator_jax.train.settings import check_vocabulary
 
 MODES = ("predict", "score")
 _LOG_PERIOD = 100  # batches
@@ -81,19 +80,13 @@ def infer(
         )
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
-    paths = {task: folder / f"{task}-{mode}.jsonl-00000-of-00001" for task in data.tasks()}
-    backbone, mesh = load_placed(
-        initial_checkpoint_path, initial_lora_path, data.batch_size, mesh_shape
-    )
+    backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
-    for task in paths:
-        for feature in _features(task).values():
-            trained_with = backbone.vocabulary_fingerprint
-            check_vocabulary(task, feature.vocabulary, backbone.config, trained_with)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)
+    paths = {task: folder / f"{task}-{mode}.jsonl-00000-of-00001" for task in data.tasks()}
     done = {task for task, path in paths.items() if finished(path, identity | {"task": task})}
     for task, path in paths.items():
         if task in done:
@@ -104,12 +97,6 @@ def infer(
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
     return list(paths.values())
-
-
-def _features(task: str) -> Any:
-    from variator_jax.data.batches import task_or_mixture
-
-    return task_or_mixture(task).output_features
 
 
 def _plugin(
@@ -141,7 +128,7 @@ def _write_task(
     draft = Draft(path, identity, data.batch_size)
     if draft.lines:
         log(f"  {task}: continues after {draft.lines} examples")
-    decode = _features(task)["targets"].vocabulary.decode
+    decode = features(task)["targets"].vocabulary.decode
     for number, (inputs, batch) in enumerate(data.examples(task, draft.lines), start=1):
         rows = answer(_fill(batch, data.batch_size))[: len(inputs)].tolist()
         if identity["mode"] == "predict":
@@ -163,8 +150,6 @@ def _answer(
     """The compiled model, with its arrays bound; compiled once, as all batches have one shape."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
     params = backbone.params
-    if mesh is None:
-        params = place_parameters(params, backbone.config, None)
     variables = place_everywhere(plugin.variables if plugin else None, mesh)
     if mode == "predict":
         generate = scorers.generator(model, length, mesh)

@@ -67,29 +67,14 @@ def test_it_prints_amounts_whether_it_fits_and_what_a_cpus_compiler_is_worth(fou
     assert "it does not fit" in str(large) and "3.00 MiB in 2" in str(large)
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there and does not report its memory."""
+def test_the_mesh_is_chosen_for_devices_of_the_named_memory(monkeypatch):
+    def make_mesh(config, rows, shape, devices, bytes_per_weight, hbm_bytes):
+        raise LookupError(rows, shape, bytes_per_weight, hbm_bytes)
 
-    platform: str = "gpu"
-    device_kind: str = "a device"
-
-    def memory_stats(self):
-        return None
-
-
-@pytest.mark.parametrize(("hbm", "expected"), [(None, (4, 1, 1)), (4 * WEIGHTS, (2, 2, 1))])
-def test_the_mesh_is_that_of_devices_of_the_named_memory(monkeypatch, hbm, expected):
-    class Planned(Exception):
-        """Carries the mesh that would be compiled for."""
-
-    def planned(*given):
-        raise Planned(given[-1].devices.shape)
-
-    monkeypatch.setattr(budget, "step_shapes", planned)
-    with pytest.raises(Planned) as raised:
-        measured(8, backbone_dtype=None, devices=[Device()] * 4, hbm_bytes=hbm)
-    assert raised.value.args == (expected,)
+    monkeypatch.setattr(budget.meshes, "make_mesh", make_mesh)
+    with pytest.raises(LookupError) as raised:
+        measured(8, num_microbatches=2, hbm_bytes=1234)
+    assert raised.value.args == (4, None, 2, 1234)
 
 
 def test_amounts_of_memory():

@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from imports_test import BLOCK, ROOT
 
 from variator_jax import cli
 from variator_jax.backbones.t5 import get_config, shape_params
@@ -18,23 +18,12 @@ from variator_jax.bench import arguments, latency, run, train_step
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
-BARE = """
-import sys
-
-BLOCKED = {"airio", "clu", "gin", "matplotlib", "seqio", "t5", "t5x", "tensorflow",
-           "tensorflow_datasets", "tensorflow_text", "torch", "transformers"}
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Block())
+BARE = f"""
+{BLOCK}
+BLOCKED |= {{"gin", "matplotlib", "torch", "transformers"}}
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in BLOCKED else find(name, *rest)
-
 from variator_jax import cli
 from variator_jax.bench import latency
 latency.matrix_size = lambda: 32

@@ -72,9 +72,9 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
 
 
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    backbone, _ = load_for(DATA, str(where), None, MESH)
+    run_folder = Path(sys.argv[1])
+    backbone, _ = load_for(DATA, str(run_folder), None, MESH)
     kernel = backbone.params["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     shard = kernel.addressable_shards[0].data.shape
     assert jax.device_count() == 4
-    print(json.dumps(results(where, MESH) | {"kernel": shard}))
+    print(json.dumps(results(run_folder, MESH) | {"kernel": shard}))

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # `%name = TYPE kind(` or `kind-start(`; TYPE is one array, or a tuple of some with comments in it.
@@ -36,7 +35,7 @@ def collectives(text: str, trips: int = 1) -> dict[str, Collective]:
       text: the module's.
       trips: how often an outermost loop runs whose text does not have it (on TPUs none has).
     """
-    runs = _runs(list(_calls(text)), trips)
+    runs, _ = _runs(text, trips)
     total: dict[str, Collective] = {}
     for computation, line in _lines(text):
         if match := _LINE.search(line):
@@ -54,10 +53,8 @@ def loop_trips(text: str, trips: int) -> int:
       text: the module's.
       trips: of a loop whose text does not have it; a loop that runs more often is another one.
     """
-    calls = list(_calls(text))
-    runs = _runs(calls, trips)
-    counts = [runs[call.callee] for call in calls if call.how == "body"]
-    return max((count for count in counts if count <= trips), default=1)
+    runs, bodies = _runs(text, trips)
+    return max((runs[body] for body in bodies if runs[body] <= trips), default=1)
 
 
 def _result_bytes(match: re.Match[str]) -> int:
@@ -81,28 +78,20 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
         yield name, line
 
 
-class _Call(NamedTuple):
-    caller: str
-    callee: str
-    how: str
-    trips: int | None  # None for a loop whose text does not have it
-
-
-def _calls(text: str) -> Iterator[_Call]:
-    for caller, line in _lines(text):
-        for how, callees in _CALLS.findall(line):
-            known = _TRIPS.search(line)
-            trips = 1 if how != "body" else int(known[1]) if known else None
-            for callee in re.findall(r"%([\w.-]+)", callees):
-                yield _Call(caller, callee, how, trips)
-
-
-def _runs(calls: list[_Call], trips: int) -> dict[str, int]:
-    """How often each computation runs that is called at all."""
+def _runs(text: str, trips: int) -> tuple[dict[str, int], set[str]]:
+    """How often each computation runs that is called at all, and which are bodies of loops."""
     runs: dict[str, int] = {}
-    for call in reversed(calls):  # Callers stand last, so theirs is known when it is needed.
-        around = runs.get(call.caller, 1)
-        unknown = trips if around == 1 else 1
-        times = unknown if call.trips is None else call.trips
-        runs[call.callee] = runs.get(call.callee, 0) + around * times
-    return runs
+    bodies: set[str] = set()
+    # Callers stand last, so theirs is known when it is needed.
+    for caller, line in reversed(list(_lines(text))):
+        around = runs.get(caller, 1)
+        for how, callees in _CALLS.findall(line):
+            names = re.findall(r"%([\w.-]+)", callees)
+            times = 1
+            if how == "body":
+                bodies.update(names)
+                known = _TRIPS.search(line)
+                times = int(known[1]) if known else trips if around == 1 else 1
+            for callee in names:
+                runs[callee] = runs.get(callee, 0) + around * times
+    return runs, bodies

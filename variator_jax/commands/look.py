@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from variator_jax.bench.arguments import TPUS, check_topology, parse_bytes
+from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.commands.engine import parse
 from variator_jax.commands.table import command, gin_arguments, path_argument
@@ -42,8 +42,6 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     _budget_arguments,
 )
 def _budget(args: argparse.Namespace) -> None:
-    if args.topology:
-        check_topology(args.topology)
     hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices {args.devices}: expected 1 or more.")

@@ -37,9 +37,14 @@ def backbone(tmp_path_factory, vocabulary):
 
 def _evaluated(task, backbone, folder, targets):
     data = EvalData(task, {"inputs": 48, "targets": targets}, batch_size=4)
-    evaluate(model_dir=str(folder), data=data, initial_checkpoint_path=backbone)
+    timed = [("nano", 1, 8, 2)]
+    evaluate(
+        model_dir=str(folder), data=data, initial_checkpoint_path=backbone, latency_shapes=timed
+    )
     report = read_report(folder / "report.json")
     assert "## Further scores" in (folder / "report.md").read_text()
+    [row] = report.at(1).latency
+    assert (row.shape, row.speedup) == ("nano, batch 1, length 8", 1.0) and row.milliseconds > 0
     return report, report.at(1).details[task]
 
 

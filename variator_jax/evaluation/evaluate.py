@@ -206,5 +206,6 @@ def _latencies(
     entries = {}
     for row in measured:
         figures = dataclasses.asdict(row)
-        entries[figures.pop("ratio")] = LatencyEntry(config.name, batch, length, **figures)
+        ratio = figures.pop("ratio")
+        entries[ratio] = LatencyEntry(config.name, batch, length, **figures)
     return entries

@@ -35,11 +35,12 @@ print("heavy:", sorted(sys.modules.keys() & {"jax", "flax", "numpy", "optax"}))
 
 CORE = """
 import importlib, pkgutil
-from variator_jax import backbones, evaluation, model, plugin, store, train
+from variator_jax import backbones, bench, evaluation, model, plugin, store, train
 
-for package in (backbones, evaluation, plugin, store, train):
+for package in (backbones, bench, evaluation, plugin, store, train):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
+assert not sys.modules.keys() & {"matplotlib", "torch", "transformers"}
 """
 
 TRAIN = """

@@ -14,9 +14,9 @@ from variator_jax import LoraConfig, cli, load_backbone, load_lora, load_plugin,
 from variator_jax.backbones.lora import init_lora
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.evaluation.evaluate import EvalData, evaluate
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
-from variator_jax.evaluation.infer_data import InferData
 from variator_jax.mesh import make_mesh
 from variator_jax.train.jobs import LoraTraining, lora_job
 from variator_jax.train.objectives import TaskTraining
@@ -166,7 +166,7 @@ def test_inference_runs_the_merged_weights(work, tmp_path):
     def run(output, **paths):
         infer(
             output_dir=str(tmp_path / output),
-            data=InferData(tiny_runs.TASK, LENGTHS, 64),
+            data=EvalData(tiny_runs.TASK, LENGTHS, 64),
             mode="score",
             **paths,
         )

@@ -16,7 +16,8 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.evaluation.evaluate import EvalData, evaluate
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.plugin import PluginConfig, stack_flops
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.train import jobs

@@ -18,7 +18,8 @@ from tiny import TINY, random_params, random_plugin
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import CheckpointError, ConfigError, PluginError
-from variator_jax.evaluation.evaluate import EvalData, evaluate
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.plugin import Ffn, PluginConfig
 from variator_jax.store import load_backbone, load_plugin, save_backbone
 from variator_jax.train import train

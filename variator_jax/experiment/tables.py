@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.evaluation.tables import TELLING
+from variator_jax.evaluation.report import MIN_MARGIN
 from variator_jax.experiment.grid import ARMS, METHOD, TEACHER
 from variator_jax.experiment.results import MEAN
 
@@ -172,12 +172,12 @@ def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
         reasons = []
         for _, row in rows.iterrows():
             above = row["mean"] - row["majority"]
-            if row["arm"] == TEACHER and above < TELLING:
+            if row["arm"] == TEACHER and above < MIN_MARGIN:
                 reasons.append(
                     f"the teacher is {above:+.1f} points from the majority class, so differences "
                     "on it are chance"
                 )
-            if row["arm"] == "no_ffn" and row["gap"] < TELLING:
+            if row["arm"] == "no_ffn" and row["gap"] < MIN_MARGIN:
                 reasons.append(
                     f"without any encoder FFN the teacher {_change(row)}, so this task is not "
                     "informative about plugins"

@@ -14,7 +14,7 @@ import numpy as np
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError, DataError
-from variator_jax.evaluation.scorers import Batch
+from variator_jax.evaluation.data import Batch
 from variator_jax.plugin import PluginConfig, stack_flops
 
 _INPUTS = "encoder_input_tokens"

@@ -29,9 +29,11 @@ CORE = [
 # unpack a second distribution over the same files; uninstalling either would break the other.
 TRAIN = [
     "matplotlib>=3.11",
+    "pandas>=3.1",
     "sentencepiece>=0.2.3",
     "seqio>=0.0.20",
     "tensorflow-datasets>=4.9.10",
+    "tabulate>=0.10",  # pandas.DataFrame.to_markdown
     "tensorboard>=2.20",
     "tqdm>=4.70",
 ]

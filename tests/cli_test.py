@@ -196,9 +196,9 @@ def test_inspect_prints_the_resolved_configuration(variator, calls):
 
 
 def test_inspect_describes_a_folder(variator, monkeypatch):
-    from variator_jax.store import inspect
+    from variator_jax.commands import describe
 
-    monkeypatch.setattr(inspect, "describe", lambda path, verify: f"{path} {verify}")
+    monkeypatch.setattr(describe, "describe", lambda path, verify: f"{path} {verify}")
     assert variator("inspect", "runs/x") == (0, "runs/x False\n", "")
     assert variator("inspect", "runs/x", "--verify") == (0, "runs/x True\n", "")
 

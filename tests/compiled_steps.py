@@ -1,6 +1,6 @@
 """The compiled distillation step of the built-in engine, on several devices and without weights.
 
-As a script it compiles the steps that it is asked for and prints what their modules tell, as JSON.
+As a script it compiles the steps that it is asked for and prints what their modules need, as JSON.
 """
 
 import json
@@ -52,9 +52,7 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
         )
 
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
-    fresh = jax.eval_shape(
-        lambda: init_plugin(plugin, T5(config).stack(), jax.random.key(0))
-    )
+    fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(config).stack(), jax.random.key(0)))
     state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
     state, fresh = lie(state, everywhere), lie(fresh, everywhere)
     shardings = meshes.parameter_shardings(config, mesh)
@@ -73,7 +71,7 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
 
 
 def measure(config, mesh_shape, batch=8, length=24, targets=6):
-    """What the compiled module of one step tells."""
+    """Collectives, FLOPs and memory of the compiled module of one step."""
     compiled, plugin = compile_step(
         T5Config(**config), PluginConfig(4, bottleneck=8), mesh_shape, batch, length, targets
     )

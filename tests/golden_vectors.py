@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.store.hf import params_from_state_dict
+from variator_jax.store.arrays import unflatten
+from variator_jax.store.hugging_face_names import is_transposed, path_of
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -41,7 +42,12 @@ def config(version, **overrides):
 def backbone(arrays, version, **overrides):
     """The config and our parameter tree of a golden file's backbone."""
     golden_config = config(version, **overrides)
-    return golden_config, params_from_state_dict(under(arrays, "backbone/"), golden_config)
+    leaves = {path_of(name): array for name, array in under(arrays, "backbone/").items()}
+    leaves.pop(None, None)
+    if golden_config.logits_via_embedding:
+        leaves.pop("decoder/logits_dense/kernel", None)
+    transposed = {k: v.T if is_transposed(k) else v for k, v in leaves.items()}
+    return golden_config, unflatten({k: np.ascontiguousarray(v) for k, v in transposed.items()})
 
 
 def relative_error(found, expected):

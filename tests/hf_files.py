@@ -6,7 +6,7 @@ import numpy as np
 import safetensors.numpy
 import small_t5
 
-from variator_jax.store import hf
+from variator_jax.store import hugging_face_names as hf
 
 VOCABULARY = b"any SentencePiece model"
 

@@ -35,16 +35,17 @@ print("heavy:", sorted(sys.modules.keys() & {"jax", "flax", "numpy", "optax"}))
 
 CORE = """
 import importlib, pkgutil
-from variator_jax import backbones, evaluation, model, plugin, store, train
+from variator_jax import backbones, bench, evaluation, model, plugin, store, train
 
-for package in (backbones, evaluation, plugin, store, train):
+for package in (backbones, bench, evaluation, plugin, store, train):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
+assert not sys.modules.keys() & {"matplotlib", "torch", "transformers"}
 """
 
 TRAIN = """
 import jax, optax, tiny_model
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 from variator_jax.train.step import init_state, make_train_step
@@ -52,8 +53,8 @@ from variator_jax.train.step import init_state, make_train_step
 plugin = tiny_model.make_plugin(2)
 batch = {"encoder_input_tokens": tiny_model.TOKENS, "decoder_input_tokens": tiny_model.DECODER,
          "decoder_target_tokens": tiny_model.DECODER, "decoder_loss_weights": tiny_model.DECODER}
-module, optimizer = Transformer(tiny_model.SHAPE), optax.adamw(1e-3)
-objective = Distillation(module, plugin.config, LossConfig())
+network, optimizer = T5(tiny_model.SHAPE), optax.adamw(1e-3)
+objective = Distillation(network, plugin.config, LossConfig())
 step, state = make_train_step(objective, optimizer), init_state(plugin.variables.params, optimizer)
 state, metrics = jax.jit(step)(state, (tiny_model.PARAMS, plugin.variables.output_scales), batch)
 assert int(state.step) == 1 and float(metrics["loss"]) > 0
@@ -118,7 +119,7 @@ def test_modules_import_each_other_in_no_circle():
 
 
 # Imports against the direction of the folders, still to be turned around.
-UPWARD = {("store", "evaluation"), ("evaluation", "bench")}
+UPWARD = {("evaluation", "bench")}
 
 
 def test_folders_import_each_other_in_no_circle():

@@ -1,5 +1,6 @@
 """The library's four lines: any backbone, any plugins, every ratio, ids and texts."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -15,8 +16,9 @@ from tiny_model import BACKBONE, DECODER, ENCODER, PARAMS, PLUGINS, SHAPE, TOKEN
 
 import variator_jax
 from variator_jax import VariatorError, VariatorModel, load_backbone, load_plugins
-from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5 import T5, Transformer
 from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
+from variator_jax.model import LENGTH_BUCKETS, SplicedModel
 from variator_jax.plugin import PluginConfig, splice
 from variator_jax.store import Plugin, save_backbone, save_plugin, save_plugins
 
@@ -26,54 +28,138 @@ def model():
     return VariatorModel(BACKBONE, PLUGINS)
 
 
-def _by_hand(ratio, method, *tokens):
-    @jax.jit
-    def run(params, variables, *tokens):
-        with splice(PLUGINS[ratio].config, variables, tokens[0] > 0):
-            return Transformer(SHAPE).apply({"params": params}, *tokens, method=method)
+_EVENTS = []  # JAX calls its listeners for good
 
-    return run(PARAMS, PLUGINS[ratio].variables, *tokens)
+
+def _listen(event, seconds, **kwargs):
+    if "compile" in event or "trac" in event:
+        _EVENTS.append(event)
+
+
+@pytest.fixture
+def compilations():
+    """The traces and compilations of JAX since the fixture was made, of any function."""
+    jax.monitoring.register_event_duration_secs_listener(_listen)
+    _EVENTS.clear()
+    return _EVENTS
+
+
+def _by_hand(ratio, *tokens):
+    """Encoder, or logits where decoder tokens are given, of the network itself."""
+    method = "encode" if len(tokens) == 1 else "__call__"
+    plugin = PLUGINS.get(ratio)
+
+    @jax.jit
+    def run(variables, *tokens):
+        config = plugin.config if plugin else PluginConfig(1)
+        with splice(config, variables, tokens[0] > 0):
+            return Transformer(SHAPE).apply({"params": PARAMS}, *tokens, method=method)
+
+    return np.asarray(run(plugin and plugin.variables, *tokens))
+
+
+def _padded(tokens):
+    """To the bucket of these lengths."""
+    return np.pad(tokens, ((0, 0), (0, LENGTH_BUCKETS[0] - tokens.shape[1])))
+
+
+class TestSplicedModel:
+    def test_hidden_states_have_names_and_an_encoder_alone_has_no_logits(self):
+        batch = {"encoder_input_tokens": TOKENS, "decoder_input_tokens": DECODER}
+        outputs = SplicedModel(T5(SHAPE)).apply(PARAMS, None, batch)
+        shapes = {name: states.shape for name, states in outputs.hidden.items()}
+        assert shapes == {"encoder": (2, 6, SHAPE.embed_dim), "decoder": (2, 3, SHAPE.embed_dim)}
+        alone = SplicedModel(T5(ENCODER.config))
+        assert list(alone.apply(ENCODER.params, None, batch).hidden) == ["encoder"]
+        with pytest.raises(VariatorError, match="without a decoder has no logits"):
+            alone.logits(ENCODER.params, None, batch)
+
+    def test_an_intervention_runs_around_the_backbone_in_place_of_a_plugin(self):
+        seen = []
+
+        @contextlib.contextmanager
+        def intervention(valid):
+            seen.append(np.asarray(valid))
+            yield
+
+        SplicedModel(T5(SHAPE), None, intervention).encode(PARAMS, None, TOKENS)
+        np.testing.assert_array_equal(seen[0], TOKENS > 0)
+        with pytest.raises(VariatorError, match="a plugin or an intervention"):
+            SplicedModel(T5(SHAPE), PluginConfig(2), intervention)
+
+
+class TestBuckets:
+    @pytest.mark.parametrize("ratio", [1, 4])
+    def test_results_are_the_networks_bit_by_bit_within_a_bucket(self, model, ratio):
+        found = model.encode(TOKENS, ratio)
+        assert found.shape == (2, 6, SHAPE.embed_dim)
+        np.testing.assert_array_equal(found, _by_hand(ratio, _padded(TOKENS))[:, :6])
+        valid = TOKENS > 0
+        np.testing.assert_allclose(found[valid], _by_hand(ratio, TOKENS)[valid], atol=1e-5)
+        logits = model.logits(TOKENS, DECODER, ratio)
+        assert logits.shape == (2, 3, SHAPE.vocab_size) and logits.dtype == jnp.float32
+        padded = _by_hand(ratio, _padded(TOKENS), _padded(DECODER))[:, :3]
+        np.testing.assert_array_equal(logits, padded)
+
+    def test_rows_are_padded_to_a_power_of_two(self, model):
+        three = np.concatenate([TOKENS, TOKENS[:1]])
+        found = model.encode(three, ratio=4)
+        assert found.shape == (3, 6, SHAPE.embed_dim)
+        four = np.pad(_padded(three), ((0, 1), (0, 0)))
+        np.testing.assert_array_equal(found, _by_hand(4, four)[:3, :6])
+
+    def test_ratio_1_is_the_default_and_ratios_differ(self, model):
+        states = [np.asarray(model.encode(TOKENS, ratio=r))[TOKENS > 0] for r in (1, 2, 4)]
+        np.testing.assert_array_equal(model.encode(TOKENS)[TOKENS > 0], states[0])
+        for one, other in zip(states, states[1:], strict=False):
+            assert np.abs(one - other).max() > 1e-3
+
+    def test_without_buckets_and_with_pooled_padding_the_shape_is_exact(self):
+        exact = VariatorModel(BACKBONE, PLUGINS[4], buckets=None)
+        np.testing.assert_array_equal(exact.encode(TOKENS, ratio=4), _by_hand(4, TOKENS))
+        settings = dataclasses.replace(PLUGINS[4].config, pool_padding=True)
+        pooled = dataclasses.replace(PLUGINS[4], config=settings)
+        found = VariatorModel(BACKBONE, pooled).encode(TOKENS, ratio=4)
+        again = VariatorModel(BACKBONE, pooled, buckets=None).encode(TOKENS, ratio=4)
+        np.testing.assert_array_equal(found, again)
+
+    def test_longer_inputs_take_the_next_bucket_or_multiples_of_the_last(self):
+        model = VariatorModel(BACKBONE, buckets=(4, 8))
+        lengths = [(3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (17, 24)]
+        for length, bucket in lengths:
+            batch = model._bucketed(1, {"tokens": np.ones((1, length), np.int32)})
+            assert batch["tokens"].shape == (1, bucket)
+
+    @pytest.mark.parametrize("buckets", [(), (0, 8), (8, 4), (4, 4)])
+    def test_buckets_are_rising_lengths(self, buckets):
+        with pytest.raises(VariatorError, match="rising lengths"):
+            VariatorModel(BACKBONE, buckets=buckets)
+
+    @pytest.mark.parametrize("method", ["encode", "logits", "generate"])
+    def test_another_length_in_the_same_bucket_compiles_nothing(self, method, compilations):
+        model = VariatorModel(BACKBONE, PLUGINS[4])
+        arguments = {"logits": (DECODER,), "encode": (), "generate": ()}[method]
+        getattr(model, method)(TOKENS, *arguments, ratio=4)
+        assert compilations
+        compilations.clear()
+        for tokens in (TOKENS[:, :4], _padded(TOKENS), np.concatenate([TOKENS, TOKENS], 1)):
+            getattr(model, method)(tokens, *arguments, ratio=4)
+        assert not compilations
+        getattr(model, method)(np.pad(TOKENS, ((0, 0), (0, 11))), *arguments, ratio=4)
+        assert compilations  # another bucket
 
 
 class TestRatios:
-    def test_ratio_1_is_the_backbone_bit_by_bit_and_the_default(self, model):
-        apply = jax.jit(lambda *tokens: Transformer(SHAPE).apply({"params": PARAMS}, *tokens))
-        encode = jax.jit(
-            lambda tokens: Transformer(SHAPE).apply({"params": PARAMS}, tokens, method="encode")
-        )
-        np.testing.assert_array_equal(model.encode(TOKENS), encode(TOKENS))
-        np.testing.assert_array_equal(model.encode(TOKENS, ratio=1), encode(TOKENS))
-        np.testing.assert_array_equal(model.logits(TOKENS, DECODER), apply(TOKENS, DECODER))
-
-    def test_other_ratios_are_the_splice(self, model):
-        encoded = model.encode(TOKENS, ratio=4)
-        assert encoded.shape == (2, 6, SHAPE.embed_dim)
-        np.testing.assert_array_equal(encoded, _by_hand(4, "encode", TOKENS))
-        logits = model.logits(TOKENS, DECODER, ratio=2)
-        assert logits.shape == (2, 3, SHAPE.vocab_size) and logits.dtype == jnp.float32
-        np.testing.assert_array_equal(logits, _by_hand(2, "__call__", TOKENS, DECODER))
-        for one, other in ((1, 2), (2, 4)):
-            states = [np.asarray(model.encode(TOKENS, ratio=r))[TOKENS > 0] for r in (one, other)]
-            assert np.abs(states[0] - states[1]).max() > 1e-3
-
     @pytest.mark.parametrize("ratio", [3, 0, -1, True, 4.0, "4", None])
     def test_a_ratio_that_is_not_loaded_is_refused_with_the_loaded_ones(self, model, ratio):
         with pytest.raises(VariatorError, match="is not loaded.*of ratio: 2, 4; 1 is"):
             model.encode(TOKENS, ratio=ratio)
 
-    def test_the_ratios_are_told(self, model):
+    def test_the_ratios_are_listed(self, model):
         assert model.ratios == (1, 2, 4)
         assert VariatorModel(BACKBONE).ratios == (1,)
         with pytest.raises(VariatorError, match="of ratio: none"):
             VariatorModel(BACKBONE).encode(TOKENS, ratio=4)
-
-    def test_each_ratio_and_shape_is_compiled_once(self):
-        model = VariatorModel(BACKBONE, PLUGINS)
-        for _ in range(3):
-            for tokens in (TOKENS, TOKENS[:, :4]):
-                model.encode(tokens, ratio=2)
-        assert model._encode[2]._cache_size() == 2
-        assert model._encode[4]._cache_size() == 0
 
     def test_the_weights_are_put_on_the_device_once(self, model):
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model._params))
@@ -98,7 +184,7 @@ class TestPlugins:
         settings = PluginConfig(4, bottleneck=4)
         for field, value, words in (
             ("embed_dim", 16, "has shape"),
-            ("num_encoder_layers", 2, "has no use for"),
+            ("num_encoder_layers", 2, "has unexpected"),
         ):
             variables = random_plugin(settings, dataclasses.replace(SHAPE, **{field: value}))
             with pytest.raises(VariatorError, match=words):
@@ -166,8 +252,8 @@ class TestGenerate:
     @pytest.mark.parametrize("beams", [1, 2])
     def test_it_is_the_search_over_the_spliced_encoding(self, model, beams):
         found = model.generate(TOKENS, ratio=4, max_length=5, num_beams=beams)
-        encoded = _by_hand(4, "encode", TOKENS)
-        arguments = (Transformer(SHAPE), PARAMS, encoded, jnp.asarray(TOKENS), 5)
+        encoded = _by_hand(4, _padded(TOKENS))
+        arguments = (Transformer(SHAPE), PARAMS, encoded, jnp.asarray(_padded(TOKENS)), 5)
         search = greedy_decode if beams == 1 else beam_decode
         expected = search(*arguments, *([] if beams == 1 else [beams])).tokens
         assert isinstance(found, np.ndarray) and found.shape == (2, 5) and found.dtype == np.int32
@@ -192,7 +278,7 @@ class TestGenerate:
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):
-        from variator_jax.store.hf_folder import save_hf
+        from variator_jax.store.hugging_face import save_hf
         from variator_jax.store.t5x import save_t5x
 
         folder = tmp_path_factory.mktemp("places")
@@ -221,7 +307,7 @@ class TestAnyBackbone:
         plugins = variator_jax.load_plugins(places / "run")
         model = variator_jax.VariatorModel(backbone, plugins)
         encoded = model.encode(TOKENS, ratio=4)
-        np.testing.assert_array_equal(encoded, _by_hand(4, "encode", TOKENS))
+        np.testing.assert_array_equal(encoded, _by_hand(4, _padded(TOKENS))[:, :6])
 
     def test_a_dtype_is_what_weights_are_cast_to(self, places):
         backbone = load_backbone(places / "hf", dtype="bfloat16")
@@ -241,7 +327,7 @@ class TestAnyBackbone:
         ):
             with pytest.raises(VariatorError, match=words):
                 load_backbone(path)
-        with pytest.raises(VariatorError, match="is no plugin"):
+        with pytest.raises(VariatorError, match="is not a plugin"):
             load_plugins(places / "hf")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from variator_jax.backbones.t5 import T5Config, shape_params
-from variator_jax.store import Backbone, folders
+from variator_jax.store import Backbone, arrays
 
 GATED = T5Config(
     name="t5_1_1_custom",
@@ -39,7 +39,7 @@ def backbone(config: T5Config, dtype="float32", vocabulary_file: pathlib.Path | 
     params = traverse_util.unflatten_dict(leaves, sep="/")
     compute = "bfloat16" if dtype == "bfloat16" else "float32"
     config = dataclasses.replace(config, param_dtype=dtype, dtype=compute)
-    return Backbone(config, params, folders.fingerprint(params), vocabulary_file)
+    return Backbone(config, params, arrays.fingerprint(params), vocabulary_file)
 
 
 @functools.cache

@@ -48,6 +48,14 @@ def packed(array):
     return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
 
 
+def held(folder, path, array):
+    """Every array inside the msgpack file; a scalar as Flax writes numpy's."""
+    if array.ndim:
+        return packed(array)
+    content = msgpack.packb(((), array.dtype.name, array.tobytes()), use_bin_type=True)
+    return msgpack.ExtType(3, content)
+
+
 def chunked(array, size=7):
     """An array that msgpack could not hold in one piece, as Flax writes it."""
     pieces = [array.reshape(-1)[i : i + size] for i in range(0, array.size, size)]

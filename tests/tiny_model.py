@@ -8,7 +8,7 @@ from tiny import random_params, random_plugin
 
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 
 SHAPE = config("1_1", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
 PARAMS = random_params(SHAPE)
@@ -25,8 +25,8 @@ ENCODER = Backbone(
 def make_plugin(ratio, owner=BACKBONE):
     settings = PluginConfig(ratio, bottleneck=4)
     variables = random_plugin(settings, owner.config, seed=ratio)
-    said = {"name": owner.config.name, "fingerprint": owner.fingerprint}
-    return Plugin(settings, variables, {"backbone": said, "vocabulary_fingerprint": None})
+    owned = {"name": owner.config.name, "fingerprint": owner.fingerprint}
+    return Plugin(settings, variables, {"backbone": owned, "vocabulary_fingerprint": None})
 
 
 PLUGINS = {ratio: make_plugin(ratio) for ratio in (2, 4)}

@@ -4,26 +4,28 @@ As a script it carries out the cases that `start` hands it, one after the other 
 the imports take longer than the runs. It prints one line of JSON for each.
 """
 
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import seqio
+from tiny import TINY, random_plugin
 
 from variator_jax import distributed
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import get_config, init_params
+from variator_jax.backbones.t5 import init_params
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import VariatorError
+from variator_jax.model import VariatorModel
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import load_backbone, save_backbone
+from variator_jax.store import Plugin, load_backbone, save_backbone
 from variator_jax.train import jobs, optimizers, train
 from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
@@ -31,14 +33,7 @@ from variator_jax.train.step import init_state, placed_state
 
 ROOT = Path(__file__).parents[1]
 TASK = "tiny_runs_parity"
-TINY = get_config(
-    "nano", vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
-    num_encoder_layers=2, num_decoder_layers=1,
-)  # fmt: skip
 DATA = DataConfig(TASK, {"inputs": 18, "targets": 6}, 8, eval_batches=0)
-STREAMED = dataclasses.replace(DATA, packed=True, pack_multiple=4, data_shards=2)
-# LLVM's own optimisation takes most of the time to compile, and nothing here is large.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def _examples(split):
@@ -52,8 +47,8 @@ if TASK not in seqio.TaskRegistry.names():
     register_spec(TaskSpec(TASK, "classification", ("odd", "even")))
 
 
-def run(model_dir, steps=6, *, checkpoint_period=100, learning_rate=1e-2, **settings):
-    """One run of `train`; a row of the log for each step."""
+def config(model_dir="", steps=6, *, checkpoint_period=100, learning_rate=1e-2, **settings):
+    """Settings of a plugin run; a row of the log for each step."""
     adamw = optimizers.optimizer("adamw", learning_rate, "constant", weight_decay=0.1)
     fields = {
         "model_dir": str(model_dir),
@@ -63,7 +58,18 @@ def run(model_dir, steps=6, *, checkpoint_period=100, learning_rate=1e-2, **sett
         "backbone": TINY,
         "plugin": PluginConfig(4, bottleneck=4),
     }
-    return train.train(TrainConfig(**fields | settings))
+    return TrainConfig(**fields | settings)
+
+
+def run(model_dir, steps=6, **settings):
+    """One run of `train`."""
+    return train.train(config(model_dir, steps, **settings))
+
+
+def rows(model_dir, kind="train"):
+    """The rows of a run's log."""
+    logged = map(json.loads, (Path(model_dir) / "log.jsonl").read_text().splitlines())
+    return [row for row in logged if row["kind"] == kind]
 
 
 def save_tiny_backbone(folder):
@@ -84,7 +90,7 @@ def start(cases, devices, place=None):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
-        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     program = [sys.executable, __file__, json.dumps([place, cases])]
     pipe = subprocess.PIPE
@@ -98,51 +104,37 @@ def finish(process, code=0):
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
 
 
-def _train(model_dir, happening=None, streamed=False, **settings):
+def _train(model_dir, happening=None, **settings):
     """A run; `[signal's name, step, process]` happens when that process fetches that batch."""
     real = DataConfig.train
-    filled = set()
 
     def stream(self, first, rows=None):
         for number, batch in enumerate(real(self, first, rows), start=first):
-            filled.add(int(batch["encoder_input_tokens"].any(axis=1).sum()))
             if happening and happening[1:] == [number, jax.process_index()]:
+                time.sleep(2)  # until earlier checkpoints are on disk
                 os.kill(os.getpid(), getattr(signal, happening[0]))
             yield batch
 
     DataConfig.train = stream
     try:
-        result = run(model_dir, data=STREAMED if streamed else DATA, **settings)
+        result = run(model_dir, **settings)
     finally:
         DataConfig.train = real
-    return {"step": result.step, "interrupted": result.interrupted, "rows_read": sorted(filled)}
+    return {"step": result.step, "interrupted": result.interrupted}
 
 
-def _shards(backbone, mesh_shape):
-    """For each weight, restored from a folder, its shape and those of its parts on devices."""
+def _placement(backbone, mesh_shape):
+    """For each weight of a folder: its shape, and those of its parts and of its moments' parts."""
     mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
-    restored = jobs.load_initial_backbone(str(backbone), TINY, DATA, mesh)
-    assert all(map(np.array_equal, *map(jax.tree.leaves, (restored.params, _host(backbone)))))
-    return {path: [leaf.shape, _parts(leaf)] for path, leaf in _flat(restored.params)}
-
-
-def _moments(backbone, mesh_shape):
-    """Where the weights of a backbone that is trained lie, and AdamW's moments of them."""
-    mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
+    job = jobs.backbone_job(config(trained="backbone", initial_checkpoint_path=str(backbone)), mesh)
+    params, _ = job.start()
+    host = load_backbone(jobs.backbone_folder(str(backbone))).params
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (params, host))))
     optimizer = optimizers.optimizer("adamw", 1e-2, "constant")
-    schedule, path = Schedule(1), str(backbone)
-    config = TrainConfig("", DATA, schedule, optimizer, TINY, initial_checkpoint_path=path)
-    params, _ = jobs.backbone_job(config, mesh).start()
     state = placed_state(init_state(params, optimizer), mesh)
-    moments, weights = (
-        {path: _parts(leaf) for path, leaf in _flat(tree)}
-        for tree in (state.opt_state, state.params)
-    )
-    return {"moments": moments, "weights": weights}
-
-
-def _host(backbone):
-    return load_backbone(jobs.backbone_folder(str(backbone))).params
+    moments = _parts(state.opt_state)
+    shapes = {path: leaf.shape for path, leaf in _flat(params)}
+    return {"shapes": shapes, "weights": _parts(state.params), "moments": moments}
 
 
 def _flat(tree):
@@ -150,13 +142,29 @@ def _flat(tree):
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _parts(leaf):
-    return sorted({shard.data.shape for shard in leaf.addressable_shards})
+def _parts(tree):
+    return {
+        path: sorted({shard.data.shape for shard in leaf.addressable_shards})
+        for path, leaf in _flat(tree)
+    }
+
+
+def _model(backbone, mesh_shape):
+    """Encodings, logits and answers of `VariatorModel`, on a mesh or on one device."""
+    loaded, settings = load_backbone(jobs.backbone_folder(str(backbone))), PluginConfig(4)
+    mesh = meshes.make_mesh(TINY, 4, mesh_shape) if mesh_shape else None
+    model = VariatorModel(loaded, Plugin(settings, random_plugin(settings, TINY)), mesh)
+    tokens = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0], [9, 1, 0, 0, 0, 0]], np.int32)
+    return {
+        "encoded": [np.asarray(model.encode(tokens, ratio)).tolist() for ratio in (1, 4)],
+        "logits": np.asarray(model.logits(tokens, tokens, ratio=4)).tolist(),
+        "generated": np.asarray(model.generate(tokens, ratio=4, max_length=4)).tolist(),
+    }
 
 
 def _main():
     place, cases = json.loads(sys.argv[1])
-    kinds = {"train": _train, "shards": _shards, "moments": _moments}
+    kinds = {"train": _train, "placement": _placement, "model": _model}
     if place:
         distributed.initialize(*place)
     try:

@@ -1,10 +1,9 @@
-"""Writes files as torch.save and pickle.dump do, without torch, and pickles that mean harm.
+"""Writes files as torch.save does, without torch, and pickles that mean harm.
 
 The pickles are put together word by word, for Python's own pickler only writes names that it can
 import.
 """
 
-import io
 import pickle
 import struct
 import zipfile
@@ -111,25 +110,4 @@ def save_legacy(path, state):
     path.write_bytes(legacy(content, state))
 
 
-def save_plain_torch(path, state):
-    """pickle.dump of a dict of torch tensors: each storage is a torch file within the file."""
-    load = Name("torch.storage", "_load_from_bytes")
-    content = {}
-    for name, array in state.items():
-        inner = legacy(Id((*_storage("0", array), None)), {"0": array})
-        content[name] = _tensor(Call(load, inner), array)
-    path.write_bytes(dumps(content))
-
-
-def save_plain_numpy(path, state, protocol=4):
-    stream = io.BytesIO()
-    pickle.dump(dict(state), stream, protocol)
-    path.write_bytes(stream.getvalue())
-
-
-WRITERS = {
-    "zip": save_zip,
-    "legacy": save_legacy,
-    "plain torch": save_plain_torch,
-    "plain numpy": save_plain_numpy,
-}
+WRITERS = {"zip": save_zip, "legacy": save_legacy}

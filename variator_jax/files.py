@@ -1,27 +1,122 @@
-"""Writing one file at once or not at all. Whole folders are `checkpoints.folders`' business."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
+import tempfile
+import time
 import uuid
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from variator_jax.errors import CheckpointError, VariatorError
+
+_ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Puts `content` where `path` says, making its folder; who reads finds the old or the new file.
+    """Writes a file atomically, with its folder; readers see the old or the new content.
 
-    Whoever is killed meanwhile leaves a draft beside it, whose name begins with a dot.
+    A killed writer leaves a draft beside it, whose name begins with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with draft.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
+    draft.write_bytes(content)
+    _flush(draft)
     os.replace(draft, path)
 
 
 def write_json(path: Path, content: object) -> None:
     """Writes `content` as JSON, as `write_file` does."""
     write_file(path, f"{json.dumps(content, indent=2)}\n".encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    path: str | os.PathLike, replaces: Collection[str] = (), holds: str = ""
+) -> Iterator[Path]:
+    """Yields a draft that becomes `path` on success; on failure `path` stays as it was.
+
+    The old folder is moved aside before the draft takes its place. A writer killed between the two
+    renames leaves it as `.NAME.old`, and the next writer puts it back first.
+
+    Args:
+      path: the folder to write; a link is followed.
+      replaces: an existing folder is replaced only if it is empty or holds one of these files.
+      holds: regular expression of the other files that such a folder may hold, as paths in it.
+
+    Raises:
+      CheckpointError: if `path` is a file or another kind of folder, or cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    old = target.with_name(f".{target.name[:100]}.old")
+    with wrap_errors(f"{path} cannot be written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean_up(target, old)
+        _check_replaceable(target, replaces, holds)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.draft-", dir=target.parent))
+        try:
+            draft.chmod(0o755)  # mkdtemp's 0700 would hide a shared folder from others
+            yield draft
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(draft, target)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _clean_up(target: Path, old: Path) -> None:
+    """Completes what a killed writer left behind."""
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+    for draft in target.parent.glob(f".{target.name[:100]}.draft-*"):
+        if time.time() - draft.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_replaceable(target: Path, replaces: Collection[str], holds: str) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"{target} is a file; it cannot become a folder.")
+    names = sorted(item.name for item in target.iterdir())
+    if names and not set(names) & set(replaces):
+        raise CheckpointError(
+            f"{target} holds other things ({', '.join(names[:3])}); name a new folder."
+        )
+    for item in target.rglob("*"):
+        name = item.relative_to(target).as_posix()
+        known = name in replaces or re.fullmatch(holds, name)
+        if not known and (item.is_symlink() or not item.is_dir()):
+            raise CheckpointError(
+                f"{target} holds {name} too, which would be lost; move it or name a new folder."
+            )
+
+
+@contextlib.contextmanager
+def wrap_errors(what: str) -> Iterator[None]:
+    """Turns the error of a library or of the system into a CheckpointError: "WHAT: its message"."""
+    try:
+        yield
+    except VariatorError:
+        raise
+    except Exception as error:
+        text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        if isinstance(error, LookupError):  # whose message is the key alone
+            text = f"{type(error).__name__} {text}"
+        reason = text.splitlines()[0].partition(" [source locations")[0]
+        raise CheckpointError(f"{what}: {reason[:300]}.") from error

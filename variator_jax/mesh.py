@@ -1,8 +1,8 @@
-"""The device mesh: choosing its shape, and which device holds what.
+"""The device mesh: its shape, and which device holds what.
 
-T5's own axis names are T5X's. A mesh has the axes `data` (copies of everything), `fsdp` (weights
-cut along their width, gathered when used) and `model` (heads and feed-forward units split). Batches
-are cut along `data` and `fsdp`. Nothing here knows what a step computes.
+Logical axis names are T5X's. A mesh has the axes `data` (copies of everything), `fsdp` (weights cut
+along their width, gathered when used) and `model` (heads and feed-forward units split). Batches are
+cut along `data` and `fsdp`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,13 +21,14 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from variator_jax.backbones.t5 import T5Config, Transformer, shape_params
+from variator_jax.backbones.t5 import T5Config, Transformer
+from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
-# Weights: logical axis -> mesh axis. A plugin's are not named: it is small, and lies everywhere.
+# Weights: logical axis -> mesh axis. A plugin is small and replicated, so its axes have no rule.
 PARAMETER_RULES: Mapping[str, str] = {
     "vocab": "model",
     "mlp": "model",
@@ -36,8 +36,8 @@ PARAMETER_RULES: Mapping[str, str] = {
     "joined_kv": "model",
     "embed": "fsdp",
 }
-# Activations, and weights while they are used; what is not named is not cut. `embed` is whole: a
-# weight that lies in parts is gathered for its product, and the batch's rows stay where they are.
+# Activations, and weights while they are used. `embed` is not cut: a weight in parts is gathered
+# for its product, and the batch's rows stay where they are.
 ACTIVATION_RULES = (
     ("batch", BATCH_AXES),
     ("vocab", "model"),
@@ -51,17 +51,23 @@ ACTIVATION_RULES = (
 
 def parameter_shardings(config: T5Config, mesh: Mesh) -> dict:
     """A backbone's tree of `NamedSharding`, by the logical axes of its parameters."""
-    axes = flax_partitioning.get_axis_names(_logical_axes(config))
 
     def sharding(names: PartitionSpec) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(PARAMETER_RULES.get(name) for name in names)))
 
     is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return dict(flax.core.unfreeze(jax.tree.map(sharding, axes, is_leaf=is_leaf)))
+    return dict(jax.tree.map(sharding, _logical_axes(config), is_leaf=is_leaf))
+
+
+@functools.lru_cache(maxsize=16)
+def _logical_axes(config: T5Config) -> dict:
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+    return dict(flax.core.unfreeze(flax_partitioning.get_axis_names(shapes["params_axes"])))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device: the plugin, its optimizer's state, metrics."""
+    """A copy on every device: the plugin, its optimizer's state, metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -71,43 +77,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Which rows of a batch lie on this process's devices, rising."""
-    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (part,) in parts for row in range(batch_size)[part]})
+    """The rows of a batch that this process's devices hold, rising."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in slices for row in range(batch_size)[part]})
+
+
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Distributes an array that every process has in full; each process keeps its own part."""
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays over the whole mesh, of a batch of which every process has all rows.
+    """Arrays over all devices, of a batch of which every process has all rows.
 
-    Each process keeps those of its own devices. The rows of a batch thus depend on the seed alone,
-    and not on how many processes there are.
+    The rows of a batch thus depend on the seed alone, and not on the number of processes.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, functools.partial(_rows, array))
-        for name, array in batch.items()
-    }
+    return {name: place(array, sharding) for name, array in batch.items()}
 
 
 def global_microbatches(
     batch: Mapping[str, np.ndarray], mesh: Mesh, count: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """The microbatches of a batch, one after the other: every so many-th row, as in the step.
-
-    Each has its part on every device, of rows that lie there in the whole batch, too.
-    """
+    """The microbatches of a batch: strided rows as in the step, so each is on all devices."""
     for first in range(count):
         yield global_batch({name: array[first::count] for name, array in batch.items()}, mesh)
 
 
-def place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process has whole where `sharding` says; each keeps its part."""
-    host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, functools.partial(_rows, host))
-
-
 def mesh_or_none(config: T5Config, batch_size: int, shape: Sequence[int] | None) -> Mesh | None:
-    """The mesh on which a trained backbone runs; None where there is one device only.
+    """The mesh on which a trained backbone runs; None for a single device.
 
     Raises:
       ConfigError: as `make_mesh`.
@@ -119,14 +118,14 @@ def mesh_or_none(config: T5Config, batch_size: int, shape: Sequence[int] | None)
 
 
 def place_parameters(params: dict, config: T5Config, mesh: Mesh | None) -> dict:
-    """A backbone's parameters where the mesh wants them; on the first device without a mesh."""
+    """A backbone's parameters on the mesh; on the first device without a mesh."""
     if mesh is None:
         return jax.device_put(params)
     return jax.tree.map(place, params, parameter_shardings(config, mesh))
 
 
 def place_everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    """A small tree, such as a plugin's arrays, whole on every device."""
+    """A small tree, such as a plugin's arrays, copied to every device."""
     if mesh is None:
         return jax.device_put(tree)
     return jax.tree.map(lambda leaf: place(leaf, replicated(mesh)), tree)
@@ -164,30 +163,26 @@ def compile_on(
 
 
 def gather(array: jax.Array) -> np.ndarray:
-    """The whole of an array, in every process's memory."""
+    """The full array in every process's memory."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def from_first(array: np.ndarray) -> np.ndarray:
-    """What process 0 has, in every process: all call this at once, with arrays of one shape.
+    """Process 0's array, in every process; all call this with arrays of one shape.
 
-    Of at most 32 bits a number, for JAX cuts wider ones.
+    Numbers have at most 32 bits, because JAX cuts wider ones.
     """
     if jax.process_count() == 1:
         return array
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
-
-
-def _rows(array: np.ndarray, index: Any) -> np.ndarray:
-    return array[index]
 
 
 @contextlib.contextmanager
@@ -196,16 +191,6 @@ def activations(mesh: Mesh) -> Iterator[None]:
     # Not `with mesh`: Flax looks for the mesh that `set_mesh` sets, and without it pins nothing.
     with jax.set_mesh(mesh), flax_partitioning.axis_rules(ACTIVATION_RULES):
         yield
-
-
-@functools.lru_cache(maxsize=16)
-def _shapes(config: T5Config) -> Any:
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
-
-
-def _logical_axes(config: T5Config) -> Any:
-    return _shapes(config)["params_axes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +216,7 @@ def make_mesh(
     shape: Sequence[int] | None = None,
     devices: Sequence[Any] | None = None,
     bytes_per_weight: int = 4,
-    room: int | None = None,
+    hbm_bytes: int | None = None,
 ) -> Mesh:
     """The mesh of a run.
 
@@ -239,41 +224,42 @@ def make_mesh(
       config: the backbone, whose heads, units and width must divide.
       batch_size: rows of a batch or microbatch, which must divide among `data` and `fsdp`.
       shape: `(data, fsdp, model)`; None chooses by the number of devices and the backbone's size.
-        Of several processes all must ask at once then, for they choose by what process 0 finds.
+        All processes must then call this together, because they use the memory of process 0.
       devices: by default all.
       bytes_per_weight: of the backbone in memory, for the choice.
-      room: bytes of memory of a device, for the choice; by default what the devices tell.
+      hbm_bytes: memory of a device, for the choice; None asks the devices.
 
     Raises:
       ConfigError: for a mesh that is not possible, with the nearest that are.
     """
-    found = list(devices if devices is not None else jax.devices())
+    available = list(devices if devices is not None else jax.devices())
     if shape is None:
-        room = _room(found) if room is None else room
-        chosen = default_shape(config, batch_size, len(found), room, bytes_per_weight)
+        memory = _device_memory(available) if hbm_bytes is None else hbm_bytes
+        chosen = default_shape(config, batch_size, len(available), memory, bytes_per_weight)
     else:
-        chosen = _given(shape)
-        check_shape(chosen, config, batch_size, len(found))
-    return Mesh(_laid_out(chosen, found), AXES)
+        chosen = _parse_shape(shape)
+        check_shape(chosen, config, batch_size, len(available))
+    return Mesh(_device_grid(chosen, available), AXES)
 
 
 def default_shape(
     config: T5Config,
     batch_size: int,
     num_devices: int,
-    room: int | None = None,
+    hbm_bytes: int | None = None,
     bytes_per_weight: int = 4,
 ) -> MeshShape:
-    """The mesh with the least talk whose weights leave half of a device's memory to activations.
+    """Picks the mesh with the least communication that keeps weights under half of device memory.
 
-    Data parallelism talks least, and FSDP less than model parallelism: a plugin's gradients are
-    small, gathered weights are not, and activations are exchanged in every layer.
+    Data parallelism communicates least, and FSDP less than model parallelism: a plugin's gradients
+    are small, gathered weights are not, and activations are exchanged in every layer. Where nothing
+    fits, it is the mesh that cuts the weights most.
 
     Args:
       config: the backbone.
       batch_size: rows of a batch.
       num_devices: how many there are.
-      room: bytes of memory of a device; None where it is not known, as on CPUs.
+      hbm_bytes: memory of a device; None where it is not known, as on CPUs.
       bytes_per_weight: of the backbone in memory.
 
     Raises:
@@ -285,15 +271,15 @@ def default_shape(
             f"No mesh of {num_devices} devices is possible for backbone {config.name!r} and a "
             f"batch of {batch_size}: take a batch that is a multiple of {num_devices}."
         )
-    weights = _parameters(config) * bytes_per_weight
-
-    def cost(shape: MeshShape) -> tuple[bool, int, int]:
-        crowded = room is not None and weights / (shape.fsdp * shape.model) > room / 2
-        return crowded, shape.model, shape.fsdp
-
-    # Where nothing fits, the one that spreads the weights most.
-    best = min(shapes, key=cost)
-    return best if not cost(best)[0] else max(shapes, key=lambda s: (s.fsdp * s.model, s.fsdp))
+    weights = backbone_parameters(config) * bytes_per_weight
+    fitting = [
+        shape
+        for shape in shapes
+        if hbm_bytes is None or weights / (shape.fsdp * shape.model) <= hbm_bytes / 2
+    ]
+    if not fitting:
+        return max(shapes, key=lambda shape: (shape.fsdp * shape.model, shape.fsdp))
+    return min(fitting, key=lambda shape: (shape.model, shape.fsdp))
 
 
 def possible_shapes(config: T5Config, batch_size: int, num_devices: int) -> list[MeshShape]:
@@ -301,7 +287,8 @@ def possible_shapes(config: T5Config, batch_size: int, num_devices: int) -> list
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
     shapes = (
         MeshShape(num_devices // (fsdp * model), fsdp, model)
-        for fsdp, model in itertools.product(divisors, repeat=2)
+        for fsdp in divisors
+        for model in divisors
         if num_devices % (fsdp * model) == 0
     )
     return [shape for shape in shapes if not _obstacle(shape, config, batch_size)]
@@ -313,55 +300,47 @@ def check_shape(shape: MeshShape, config: T5Config, batch_size: int, num_devices
     Raises:
       ConfigError: with the reason and the nearest meshes that are.
     """
+    reason, advice = _obstacle(shape, config, batch_size), ""
     if shape.size != num_devices:
         reason = f"has {shape.size} devices, and there are {num_devices}"
-    else:
-        reason = _obstacle(shape, config, batch_size)
+        advice = f" `variator budget --devices {shape.size}` checks a mesh without the devices."
     if not reason:
         return
 
     def distance(other: MeshShape) -> float:
         pairs = zip(dataclasses.astuple(shape), dataclasses.astuple(other), strict=True)
-        return sum(abs(math.log(max(a, 1)) - math.log(b)) for a, b in pairs)
+        return sum(abs(math.log(max(a, 1) / b)) for a, b in pairs)
 
-    near = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
-    instead = "; ".join(map(str, near)) or f"none, with a batch of {batch_size}"
-    message = f"MESH_SHAPE {shape} {reason}. Possible: {instead}."
-    if shape.size != num_devices:
-        message += f" `variator budget --devices {shape.size}` checks a mesh without the devices."
-    raise ConfigError(message)
+    nearest = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
+    possible = "; ".join(map(str, nearest)) or f"none, with a batch of {batch_size}"
+    raise ConfigError(f"MESH_SHAPE {shape} {reason}. Possible: {possible}.{advice}")
 
 
 def describe(mesh: Mesh, config: T5Config, bytes_per_weight: int) -> str:
-    """One line: the mesh, and what the backbone takes on each device."""
+    """One line: the mesh, and the backbone's bytes on each device."""
     shape = MeshShape(*mesh.devices.shape)
-    each = _parameters(config) * bytes_per_weight / (shape.fsdp * shape.model)
-    kind = mesh.devices.flat[0].device_kind
+    per_device = backbone_parameters(config) * bytes_per_weight / (shape.fsdp * shape.model)
     return (
-        f"mesh {shape} of {kind}, {jax.process_count()} process(es); "
-        f"backbone: {each / 2**20:,.1f} MiB a device"
+        f"mesh {shape} of {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es); "
+        f"backbone: {per_device / 2**20:,.1f} MiB a device"
     )
 
 
 def _obstacle(shape: MeshShape, config: T5Config, batch_size: int) -> str:
     """Why a mesh is not possible; empty if it is."""
-    rows = shape.data * shape.fsdp
-    parts = (
-        (batch_size, rows, f"cannot share {batch_size} rows of a (micro)batch"),
-        (config.num_heads, shape.model, f"cannot split {config.num_heads} heads"),
-        (config.mlp_dim, shape.model, f"cannot split {config.mlp_dim} feed-forward units"),
-        (
-            config.encoder_mlp,
-            shape.model,
-            f"cannot split {config.encoder_mlp} units of the encoder",
-        ),
-        (config.vocab_size, shape.model, f"cannot split {config.vocab_size} embeddings"),
-        (config.embed_dim, shape.fsdp, f"cannot cut a width of {config.embed_dim}"),
+    divisions = (
+        (batch_size, shape.data * shape.fsdp, "share {} rows of a (micro)batch"),
+        (config.num_heads, shape.model, "split {} heads"),
+        (config.mlp_dim, shape.model, "split {} feed-forward units"),
+        (config.encoder_mlp, shape.model, "split {} units of the encoder"),
+        (config.vocab_size, shape.model, "split {} embeddings"),
+        (config.embed_dim, shape.fsdp, "cut a width of {}"),
     )
-    return next((reason for whole, part, reason in parts if whole % part), "")
+    reasons = (f"cannot {text.format(size)}" for size, parts, text in divisions if size % parts)
+    return next(reasons, "")
 
 
-def _given(shape: Sequence[int]) -> MeshShape:
+def _parse_shape(shape: Sequence[int]) -> MeshShape:
     numbers = list(shape) if not isinstance(shape, str) else []
     if len(numbers) == 2:  # T5X's form: no fsdp
         numbers.insert(1, 1)
@@ -373,46 +352,38 @@ def _given(shape: Sequence[int]) -> MeshShape:
     return MeshShape(*numbers)
 
 
-def _laid_out(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
+def _device_grid(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
     """`[data, fsdp, model]` of devices: neighbours on an axis are near, most of all on `model`."""
     extents = dataclasses.astuple(shape)
-    if _is_torus(devices):
-        # JAX's order goes host by host there, and an axis is to go along the links.
+    if _is_tpu_box(devices):
+        # JAX's order goes host by host there, and an axis should follow the links.
         return mesh_utils.create_device_mesh(extents, devices, allow_split_physical_axes=True)
     # In JAX's order neighbours are near each other: devices of a host, then hosts of a slice.
     return np.asarray(devices).reshape(extents)
 
 
-def _is_torus(devices: Sequence[Any]) -> bool:
-    """Whether these are the chips of one box of TPUs, each a device; JAX knows how to cut that.
+def _is_tpu_box(devices: Sequence[Any]) -> bool:
+    """Whether these are the chips of one box of TPUs, one device each, which JAX can arrange.
 
-    Not so, and left in JAX's order: parts of a slice, several slices, chips of two devices.
+    False for parts of a slice, several slices, and chips of two devices.
     """
     if any(getattr(device, "platform", "") != "tpu" for device in devices):
         return False
-    places = {tuple(device.coords) for device in devices}
-    extents = [max(along) - min(along) + 1 for along in zip(*places, strict=True)]
-    return len(places) == len(devices) == math.prod(extents)
+    coordinates = {tuple(device.coords) for device in devices}
+    extents = [max(along) - min(along) + 1 for along in zip(*coordinates, strict=True)]
+    return len(coordinates) == len(devices) == math.prod(extents)
 
 
-def _room(devices: Sequence[Any]) -> int | None:
-    """Bytes of memory of a device, where it tells; in every process what process 0 finds.
+def _device_memory(devices: Sequence[Any]) -> int | None:
+    """Bytes of memory of a device, in whole MiB; None if unknown. All processes get process 0's.
 
-    A process can ask its own devices only, and what they tell differs by some bytes: processes
-    that chose by their own numbers could choose different meshes, and wait for ever.
+    A process can ask its own devices only, and their numbers differ by some bytes: processes that
+    chose by their own numbers could choose different meshes and wait for each other for ever.
     """
-    own = (d for d in devices if getattr(d, "process_index", 0) == jax.process_index())
-    room = _memory(next(own, None)) or 0
-    return int(from_first(np.asarray(room // 2**20, np.int32))) * 2**20 or None
-
-
-def _memory(device: Any) -> int | None:
+    local = (d for d in devices if getattr(d, "process_index", 0) == jax.process_index())
     try:
-        stats = device.memory_stats()
-    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-        return None
-    return stats.get("bytes_limit") if stats else None
-
-
-def _parameters(config: T5Config) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shape_params(config)))
+        stats = next(local).memory_stats()
+    except (AttributeError, NotImplementedError, StopIteration, jax.errors.JaxRuntimeError):
+        stats = None
+    mebibytes = ((stats or {}).get("bytes_limit") or 0) // 2**20
+    return int(from_first(np.asarray(mebibytes, np.int32))) * 2**20 or None

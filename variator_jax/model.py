@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,8 +24,8 @@ from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.decoding import START_TOKEN
 from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
-from variator_jax.store.backbone_folder import Backbone
 from variator_jax.store.plugin_folder import Plugin, check_belongs, check_shapes
+from variator_jax.store.source import Backbone
 from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
@@ -107,17 +107,15 @@ class SplicedModel:
         encoded = self.encode(params, variables, tokens)
         return self.backbone.generate(params, encoded, tokens, max_length, num_beams)
 
-    @contextlib.contextmanager
-    def _spliced(self, variables: PluginVariables | None, batch: Batch) -> Iterator[None]:
+    def _spliced(
+        self, variables: PluginVariables | None, batch: Batch
+    ) -> AbstractContextManager[None]:
         mask = self.backbone.masks(batch)["encoder"]
         if self.intervention is not None:
-            with self.intervention(mask.valid):
-                yield
-        elif self.plugin is not None:
-            with splice(self.plugin, variables, mask, stack=self.backbone.stack("encoder")):
-                yield
-        else:
-            yield
+            return self.intervention(mask.valid)
+        if self.plugin is None:
+            return contextlib.nullcontext()
+        return splice(self.plugin, variables, mask, stack=self.backbone.stack("encoder"))
 
 
 class VariatorModel:
@@ -149,7 +147,7 @@ class VariatorModel:
 
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
-          ConfigError: for buckets that are no rising positive numbers.
+          ConfigError: for buckets that are not rising positive numbers.
           PluginError: if two plugins have the same ratio.
         """
         self.backbone = backbone
@@ -166,15 +164,9 @@ class VariatorModel:
             for ratio, plugin in self.plugins.items()
         }
         settings = {1: PluginConfig(ratio=1)} | {r: p.config for r, p in self.plugins.items()}
-        models = {
-            ratio: SplicedModel(T5(backbone.config), plugin) for ratio, plugin in settings.items()
-        }
-        compiled = functools.partial(meshes.compile_on, mesh)
-        self._encode = {ratio: compiled(_encode(model)) for ratio, model in models.items()}
-        self._logits = {ratio: compiled(model.logits) for ratio, model in models.items()}
-        self._generate = {
-            ratio: compiled(_generate(model), static=("max_length", "num_beams"))
-            for ratio, model in models.items()
+        self._methods = {
+            ratio: _compile(SplicedModel(T5(backbone.config), plugin), mesh)
+            for ratio, plugin in settings.items()
         }
 
     @property
@@ -191,14 +183,12 @@ class VariatorModel:
           ratio: the compression ratio; 1 is the backbone itself, bit by bit.
 
         Raises:
-          ConfigError: for inputs that are no tokens of this backbone.
+          ConfigError: for inputs that are not tokens of this backbone.
           PluginError: for a ratio that is not loaded.
         """
         tokens = self._tokens(token_ids)
         # [batch bucket, length bucket, embed]
-        encoded = self._encode[self._known(ratio)](
-            self._params, self._variables[ratio], self._bucketed(ratio, encoder_input_tokens=tokens)
-        )
+        encoded = self._run("encode", ratio, {"encoder_input_tokens": tokens})
         return _cut(encoded, *tokens.shape)
 
     def logits(self, token_ids: Inputs, decoder_token_ids: Inputs, ratio: int = 1) -> jax.Array:
@@ -216,7 +206,6 @@ class VariatorModel:
           PluginError: for a ratio that is not loaded.
         """
         self._check_decoder("logits")
-        call = self._logits[self._known(ratio)]
         tokens = self._tokens(token_ids)
         decoder = self._tokens(decoder_token_ids, "decoder_token_ids")
         if _texts(decoder_token_ids) is not None:
@@ -225,9 +214,9 @@ class VariatorModel:
             raise ConfigError(
                 f"token_ids has {len(tokens)} rows, decoder_token_ids has {len(decoder)}."
             )
-        batch = self._bucketed(ratio, encoder_input_tokens=tokens, decoder_input_tokens=decoder)
+        batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": decoder}
         # [batch bucket, target bucket, vocab]
-        return _cut(call(self._params, self._variables[ratio], batch), *decoder.shape)
+        return _cut(self._run("logits", ratio, batch), *decoder.shape)
 
     def generate(
         self, token_ids: Inputs, ratio: int = 1, max_length: int = 64, num_beams: int = 1
@@ -249,18 +238,13 @@ class VariatorModel:
           PluginError: for a ratio that is not loaded.
         """
         self._check_decoder("generate")
-        for name, value in (("max_length", max_length), ("num_beams", num_beams)):
+        lengths = {"max_length": max_length, "num_beams": num_beams}
+        for name, value in lengths.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is a positive whole number; found {value!r}.")
         tokens = self._tokens(token_ids)
         # [batch bucket, max_length]
-        generated = self._generate[self._known(ratio)](
-            self._params,
-            self._variables[ratio],
-            self._bucketed(ratio, encoder_input_tokens=tokens),
-            max_length=max_length,
-            num_beams=num_beams,
-        )
+        generated = self._run("generate", ratio, {"encoder_input_tokens": tokens}, **lengths)
         generated = np.asarray(generated)[: len(tokens)]
         if _texts(token_ids) is None:
             return generated
@@ -297,14 +281,16 @@ class VariatorModel:
         rows = inputs if texts is None else [self.tokenizer.encode(text) for text in texts]
         return token_array(what, rows, self.backbone.config.vocab_size)
 
-    def _known(self, ratio: int) -> int:
-        if type(ratio) is not int or ratio not in self._variables:
+    def _run(self, method: str, ratio: int, batch: Batch, **lengths: int) -> jax.Array:
+        """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
+        if type(ratio) is not int or ratio not in self._methods:
             loaded = ", ".join(map(str, self.plugins)) or "none"
             raise PluginError(
                 f"Compression ratio {ratio!r} is not loaded. Loaded are plugins of ratio: "
                 f"{loaded}; 1 is the backbone itself."
             )
-        return ratio
+        padded = self._bucketed(ratio, batch)
+        return self._methods[ratio][method](self._params, self._variables[ratio], padded, **lengths)
 
     def _check_decoder(self, what: str) -> None:
         if not self.backbone.config.has_decoder:
@@ -313,7 +299,7 @@ class VariatorModel:
                 f"encode, but has no {what}."
             )
 
-    def _bucketed(self, ratio: int, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    def _bucketed(self, ratio: int, arrays: Batch) -> Batch:
         """`[batch, length]` arrays, filled up with 0 to the buckets of both."""
         pooled = ratio > 1 and self.plugins[ratio].config.pool_padding
         if self._buckets is None or pooled:
@@ -327,20 +313,23 @@ class VariatorModel:
         return padded
 
 
-def _encode(model: SplicedModel) -> Callable[..., jax.Array]:
+def _compile(model: SplicedModel, mesh: Mesh | None) -> dict[str, Callable[..., Any]]:
+    """Its methods by name, each compiled when it is first called: `(params, variables, batch)`."""
+
     def encode(params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
         return model.encode(params, variables, batch["encoder_input_tokens"])
 
-    return encode
-
-
-def _generate(model: SplicedModel) -> Callable[..., jax.Array]:
     def generate(
         params: dict, variables: PluginVariables | None, batch: Batch, **lengths: int
     ) -> jax.Array:
         return model.generate(params, variables, batch["encoder_input_tokens"], **lengths)
 
-    return generate
+    lengths = ("max_length", "num_beams")
+    return {
+        "encode": meshes.compile_on(mesh, encode),
+        "logits": meshes.compile_on(mesh, model.logits),
+        "generate": meshes.compile_on(mesh, generate, static=lengths),
+    }
 
 
 def _bucket(length: int, buckets: Sequence[int]) -> int:
@@ -368,9 +357,9 @@ def _texts(inputs: Inputs) -> list[str] | None:
     if isinstance(inputs, str):
         return [inputs]
     if isinstance(inputs, (list, tuple)) and any(isinstance(item, str) for item in inputs):
-        strangers = [item for item in inputs if not isinstance(item, str)]
-        if strangers:
-            raise ConfigError(f"Texts are mixed with a {type(strangers[0]).__name__}.")
+        others = [type(item).__name__ for item in inputs if not isinstance(item, str)]
+        if others:
+            raise ConfigError(f"Texts are mixed with a {others[0]}.")
         return list(inputs)
     return None
 
@@ -389,9 +378,9 @@ def _by_ratio(
                     f"The plugin given for ratio {ratio} is one of ratio {plugin.config.ratio}."
                 )
         plugins = plugins.values()
-    found: dict[int, Plugin] = {}
+    by_ratio: dict[int, Plugin] = {}
     for plugin in plugins:
-        if plugin.config.ratio in found:
+        if plugin.config.ratio in by_ratio:
             raise PluginError(f"Two plugins of ratio {plugin.config.ratio} were given.")
-        found[plugin.config.ratio] = plugin
-    return {ratio: found[ratio] for ratio in sorted(found) if ratio > 1}
+        by_ratio[plugin.config.ratio] = plugin
+    return {ratio: by_ratio[ratio] for ratio in sorted(by_ratio) if ratio > 1}

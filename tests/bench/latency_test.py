@@ -1,24 +1,26 @@
+"""The clock, what it times, and the names of machines."""
+
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from variator_jax.backbones.t5 import Transformer, get_config, shape_params
-from variator_jax.backbones.t5.cost import flops_allowed_speedup
-from variator_jax.bench import latency
+from variator_jax.backbones.t5 import T5, get_config, shape_params
+from variator_jax.bench import hardware, latency
+from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
-from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 CONFIG = get_config("nano", num_encoder_layers=1)
+STACK = T5(CONFIG).stack()
 
 
 def plugin(ratio):
     config = PluginConfig(ratio, bottleneck=8)
-    return config, init_plugin(
-        config, CONFIG.num_encoder_layers, CONFIG.embed_dim, jax.random.key(0)
-    )
+    return config, init_plugin(config, STACK, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +28,13 @@ def params():
     return latency.random_params(CONFIG)
 
 
-def test_random_params_are_the_encoders_part_of_the_tree(params):
-    whole = shape_params(CONFIG)
+def test_random_params_are_the_encoders_part_of_the_tree_and_give_varied_outputs(params):
+    expected = shape_params(CONFIG)
     assert set(params) == {"encoder", "token_embedder"}
     for name in params:
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params[name])
-        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), whole[name])
-
-
-def test_random_params_run_to_finite_varied_outputs(params):
-    tokens = jnp.arange(2, 18).reshape(2, 8)
-    encoded = Transformer(CONFIG).apply({"params": params}, tokens, method="encode")
+        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected[name])
+    encoded = T5(CONFIG).encode(params, jnp.arange(2, 18).reshape(2, 8))
     assert np.isfinite(encoded).all() and np.std(encoded) > 0.1
 
 
@@ -51,46 +49,62 @@ def test_rounds_rotate_and_every_call_is_timed_once_a_round():
     assert seconds == {key: [1.0] * 4 for key in calls}
 
 
-def test_rows_hold_medians_spread_and_speedups():
+def test_rows_hold_medians_spreads_and_speedups(params, monkeypatch):
     seconds = {1: [0.4, 0.4, 0.9], 4: [0.1, 0.2, 0.3]}
-    one, four = latency._rows(seconds, {1: 1.0, 4: 2.5})
-    assert (one.ratio, one.milliseconds, one.speedup, one.efficiency) == (1, 400.0, 1.0, 1.0)
-    assert four.milliseconds == pytest.approx(200.0)
-    assert four.spread == pytest.approx(100.0)
-    assert four.speedup == pytest.approx(2.0)
-    assert four.efficiency == pytest.approx(0.8)
+    monkeypatch.setattr(latency, "interleaved_seconds", lambda calls, *_: seconds)
+    plugins = {4: plugin(4)}
+    one, four = latency.measure_encoder_latency(CONFIG, params, plugins, 2, 16)
+    assert (one.ratio, one.milliseconds, one.speedup) == (1, 400.0, 1.0)
+    found = (four.ratio, four.milliseconds, four.spread, four.speedup)
+    assert found == pytest.approx((4, 200.0, 100.0, 2.0))
+    assert four.flops_allowed_speedup == flops_allowed_speedup(STACK, 16, plugin(4)[0])
+    with pytest.raises(ConfigError, match="at least one round"):
+        latency.measure_encoder_latency(CONFIG, params, {}, 1, 8, rounds=0)
 
 
-def test_a_measurement_of_a_real_encoder(params):
-    rows = latency.measure_encoder_latency(
-        CONFIG, params, {4: plugin(4), 2: plugin(2)}, batch=2, length=16, rounds=2
-    )
-    assert [row.ratio for row in rows] == [1, 2, 4]
-    for row in rows:
-        settings = PluginConfig(row.ratio, bottleneck=8)
-        allowed = flops_allowed_speedup(CONFIG, 16, row.ratio, settings)
-        assert row.milliseconds > 0 and row.flops_allowed_speedup == allowed
-        assert row.efficiency == pytest.approx(row.speedup / allowed)
-
-
-def test_weights_are_arguments_not_constants(params):
-    config, variables = plugin(2)
-    tokens = jnp.ones((1, 8), jnp.int32)
-    traced = latency.encoder_call(CONFIG, config).trace(params, variables, tokens).jaxpr
-    smallest_kernel = CONFIG.embed_dim * CONFIG.mlp_dim
-    assert all(np.size(constant) < smallest_kernel for constant in traced.consts)
-
-
-def test_the_encoder_call_runs_the_plugin(params):
+def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
     config, variables = plugin(2)
     tokens = jnp.arange(2, 18).reshape(2, 8)
     plain = latency.encoder_call(CONFIG, PluginConfig(1))(params, None, tokens)
-    compressed = latency.encoder_call(CONFIG, config)(params, variables, tokens)
+    call = latency.encoder_call(CONFIG, config)
+    compressed = call(params, variables, tokens)
     assert plain.shape == compressed.shape and not np.allclose(plain, compressed)
+    constants = call.trace(params, variables, tokens).jaxpr.consts
+    assert all(np.size(constant) < CONFIG.embed_dim * CONFIG.mlp_dim for constant in constants)
 
 
-def test_a_plugin_under_the_wrong_ratio_and_no_rounds_are_told(params):
-    with pytest.raises(ConfigError, match="given for ratio 4 has ratio 2"):
-        latency.measure_encoder_latency(CONFIG, params, {4: plugin(2)}, 1, 8)
-    with pytest.raises(ConfigError, match="at least one round"):
-        latency.measure_encoder_latency(CONFIG, params, {}, 1, 8, rounds=0)
+def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch):
+    from variator_jax.bench import baselines
+
+    calls, log = [], []
+
+    def start(config, tokens):
+        calls.append((config, tokens.shape))
+        return {"a": lambda: log.append("a"), "b": "no such thing"}
+
+    monkeypatch.setattr(latency, "matrix_size", lambda: 32)
+    monkeypatch.setattr(baselines, "start_baselines", start)
+    ticks = itertools.count()
+    settings = BenchSettings(ratios=(4,), rounds=3, peer=True)
+    clock = lambda: float(next(ticks))  # noqa: E731
+    result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings, clock)
+    one, four, a, b = result.rows
+    assert all(row.seconds == [1.0] * 3 for row in (one, four, a, result.peak))
+    assert (one.ratio, four.ratio, a.ratio) == (1, 4, None)
+    assert four.flops == stack_flops(STACK, 16, PluginConfig(4), batch=2)
+    assert four.allowed_speedup == flops_allowed_speedup(STACK, 16, PluginConfig(4))
+    assert result.peak.name == "matrix peak, 32 x 32" and result.peak.flops == 2 * 32**3
+    assert calls == [(CONFIG, (2, 16))] and len(log) == 2 + 3  # to warm up, and one a round
+    assert (a.name, b.name, b.seconds, b.error) == ("a", "b", (), "no such thing")
+
+
+def test_machines_are_named_by_kind_and_number(monkeypatch, tmp_path):
+    assert f"jax {jax.__version__}" in hardware.hardware()
+    cpuinfo = tmp_path / "cpuinfo"
+    assert len(hardware._cpu_model(cpuinfo)) > len("CPU ")
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Imaginary C2\nmodel name\t: Other\n")
+    assert hardware._cpu_model(cpuinfo) == "CPU Imaginary C2"
+    for platform, name in (("gpu", "2 x Imaginary G1 (gpu), jax"), ("cpu", "JAX as 2 devices")):
+        device = types.SimpleNamespace(platform=platform, device_kind="Imaginary G1")
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device] * 2)
+        assert name in hardware.hardware()

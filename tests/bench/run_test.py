@@ -1,108 +1,147 @@
-"""The whole command, on a machine that has neither TensorFlow nor gin, torch or matplotlib."""
+"""The command: its arguments, and a whole run where TensorFlow, gin and torch are missing."""
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from imports_test import BLOCK, ROOT
 
 from variator_jax import cli
-from variator_jax.bench import encoder, results, run, train_step
+from variator_jax.backbones.t5 import get_config, shape_params
+from variator_jax.bench import arguments, latency, run, train_step
+from variator_jax.bench.arguments import BenchSettings, Shape
+from variator_jax.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
-
-BARE = """
-import sys
-
-BLOCKED = {"airio", "clu", "matplotlib", "seqio", "t5", "t5x", "tensorflow",
-           "tensorflow_datasets", "tensorflow_text", "torch", "transformers"}
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Block())
+BARE = f"""
+{BLOCK}
+BLOCKED |= {{"matplotlib", "torch", "transformers"}}
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in BLOCKED else find(name, *rest)
-
 from variator_jax import cli
-from variator_jax.bench import encoder, train_step
-encoder.matrix_size = train_step.matrix_size = lambda: 32
+from variator_jax.bench import latency
+latency.matrix_size = lambda: 32
 sys.exit(cli.main(sys.argv[1:]))
 """
-ARGUMENTS = "bench --backbone nano --shape 2x8 --ratios 2 --rounds 2 --targets 4 --train --peer"
+COMMAND = "bench --backbone nano --shape 2x8 --ratios 2 --rounds 2 --targets 4 --train --peer"
 
 
 def test_it_runs_where_only_jax_and_its_kin_are(tmp_path):
-    program = [sys.executable, "-c", BARE, *ARGUMENTS.split(), "--output", str(tmp_path / "out")]
+    program = [sys.executable, "-c", BARE, *COMMAND.split(), "--output", str(tmp_path / "out")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md"}
     assert "no plot: matplotlib is not installed" in result.stderr
-    found = results.from_json(json.loads((tmp_path / "out/bench.json").read_text()))
-    assert [row.ratio for row in found.encoder[0].ratios] == [1, 2]
-    assert [row.ratio for row in found.steps[0].rows] == [2]
-    # Both peers are missing, and both are named with the reason.
-    assert [peer.seconds for peer in found.encoder[0].peers] == [(), ()]
+    content = json.loads((tmp_path / "out/bench.json").read_text())
+    encoders, steps = content["measurements"]
+    assert [row["ratio"] for row in encoders["rows"]] == [1, 2, None, None]
+    assert [row["ratio"] for row in steps["rows"]] == [2]
+    # Both baselines are missing, and both are named with the reason.
     assert result.stdout.count("did not run: ModuleNotFoundError: No module named 'torch'") == 2
     assert (tmp_path / "out/bench.md").read_text().rstrip() == result.stdout.rstrip()
 
 
-def test_the_command_hands_everything_over(monkeypatch):
-    handed = []
-    monkeypatch.setattr(run, "run", lambda settings, output: handed.append((settings, output)))
-    assert cli.main([*ARGUMENTS.split(), "--output", "there"]) == 0
-    ((settings, output),) = handed
-    assert output == "there" and settings.peer and settings.step.targets == 4
-
-
-def test_a_file_in_the_place_of_the_folder_is_told_before_measuring(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
-    (tmp_path / "file").write_text("")
-    assert cli.main(["bench", "--output", str(tmp_path / "file")]) == 2
-    assert "is a file; it is the folder to write into" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_made_is_told_before_measuring(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
-    (tmp_path / "file").write_text("")
-    assert cli.main(["bench", "--output", str(tmp_path / "file" / "below")]) == 2
-    error = capsys.readouterr().err
-    assert "below cannot be written" in error and error.count("\n") == 1
-
-
-def test_a_folder_that_takes_no_file_is_told_before_measuring(tmp_path, monkeypatch, capsys):
-    def refuse(**where):
-        raise PermissionError(13, "Permission denied", where["dir"])
-
-    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
-    monkeypatch.setattr(run.tempfile, "TemporaryFile", refuse)
-    assert cli.main(["bench", "--output", str(tmp_path)]) == 2
-    assert "cannot be written: [Errno 13] Permission denied" in capsys.readouterr().err
-
-
-def test_a_disk_that_fills_up_while_measuring_is_told_in_one_line(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run, "measure", lambda settings: None)
-    monkeypatch.setattr(run, "bench_markdown", lambda result: "the table")
-    monkeypatch.setattr(run, "_write", refuse)
-    assert cli.main(["bench", "--output", str(tmp_path)]) == 2
-    out, error = capsys.readouterr()
-    assert out == "the table\n" and "No space left on device" in error and error.count("\n") == 1
-
-
 def test_steps_are_measured_before_encoders(monkeypatch):
     order = []
-    monkeypatch.setattr(train_step, "random_whole", lambda config: None)
-    monkeypatch.setattr(encoder, "random_encoder", lambda config: None)
-    monkeypatch.setattr(train_step, "bench_steps", lambda *a: order.append("step"))
-    monkeypatch.setattr(encoder, "bench_encoder", lambda *a: order.append("encoder"))
-    run.measure(run.BenchSettings("nano", ratios=(2,), step=train_step.StepSettings()))
+    monkeypatch.setattr(run, "random_params", lambda *_: None)
+    monkeypatch.setattr(run, "bench_steps", lambda *_: order.append("step"))
+    monkeypatch.setattr(run, "bench_encoder", lambda *_: order.append("encoder"))
+    run.measure(BenchSettings("nano", ratios=(2,), train=True))
     assert order == ["step", "encoder"]
+
+
+def test_a_step_is_timed_with_its_flops_and_memory(monkeypatch):
+    config = get_config("nano", num_encoder_layers=1)
+    params = latency.random_params(config, shape_params(config))
+    before = jax.tree.map(np.array, params)
+    monkeypatch.setattr(latency, "matrix_size", lambda: 32)
+    settings = BenchSettings(
+        ratios=(2, 4), rounds=2, train=True, targets=4, microbatches=2, remat=True
+    )
+    marks = iter([60, 70, 70, 70])  # of the device: the second step does not raise its mark
+    monkeypatch.setattr(train_step, "device_peak", lambda device: next(marks))
+    result = train_step.bench_steps(config, params, Shape(4, 16), settings)
+    two, row = result.rows
+    assert (two.ratio, two.peak_bytes) == (2, 70)
+    assert row.ratio == 4 and len(row.seconds) == len(result.peak.seconds) == 2
+    assert np.isfinite(row.loss) and row.loss > 0 and row.flops > 0
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["encoder"]))
+    assert row.peak_bytes > weights  # by the compiler's analysis
+    assert result.details == {"targets": 4, "microbatches": 2, "remat": True}
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+def test_a_device_that_runs_out_of_memory_is_reported_with_advice(monkeypatch):
+    def measure(error):
+        raise jax.errors.JaxRuntimeError(error)
+
+    monkeypatch.setattr(run, "measure", measure)
+    with pytest.raises(ConfigError, match="RESOURCE_EXHAUSTED: Out of memory.* smaller batch"):
+        run.run("RESOURCE_EXHAUSTED: Out of memory allocating")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run.run("INTERNAL: something else")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert cli.main(["bench", "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert f"{output} cannot be written into" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ("", {}),
+        ("--ratios 8,2 --rounds 3 --peer", {"ratios": (1, 2, 8), "rounds": 3, "peer": True}),
+        (
+            "--batch 2 --length 96 --dtype bfloat16",
+            {"shapes": (Shape(2, 96),), "dtype": "bfloat16"},
+        ),
+        (
+            "--shape 4x256 --shape 1x512 --shape 4x256",
+            {"shapes": (Shape(4, 256), Shape(1, 512))},
+        ),
+        ("--train --remat --microbatches 2", {"train": True, "remat": True, "microbatches": 2}),
+        ("--train --remat dots --targets 8", {"train": True, "remat": "dots", "targets": 8}),
+    ],
+)
+def test_settings(command, expected):
+    parser = argparse.ArgumentParser()
+    arguments.add_arguments(parser)
+    settings = arguments.settings_of(parser.parse_args(command.split()))
+    assert settings == BenchSettings(**expected)
+    assert settings.config.dtype == settings.config.param_dtype == settings.dtype
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("--backbone t5_1_0_bse", "Did you mean 't5_1_0_base'"),
+        ("--backbone runs/nano", "No backbone is named 'runs/nano'"),
+        ("--dtype bfloat61", "choose from .*bfloat16"),
+        ("--shape 4*256", "rows x tokens, such as 4x256"),
+        ("--shape 0x256", "expected a positive number, found '0'"),
+        ("--shape 4x256 --batch 4", "one or the other"),
+        ("--ratios 1,four", "expected a positive number, found 'four'"),
+        ("--ratios 1 --train", "2 or more among --ratios"),
+        ("--rounds 0", "expected a positive number"),
+        ("--remat", "--remat belongs to the distillation step: add --train"),
+        ("--backbone nano --ratios 2 --train --batch 2 --microbatches 3", "does not divide into 3"),
+    ],
+)
+def test_refusals_are_one_line(command, message, capsys):
+    assert cli.main(["bench", *command.split()]) == 2
+    *_, error = capsys.readouterr().err.splitlines()  # perhaps behind what was measured first
+    assert re.search(f"^variator: error: .*{message}", error), error

@@ -1,6 +1,7 @@
-"""The driver: order, progress, growth of a grid, and kills at random moments."""
+"""The driver: growth of a grid, failures, and kills at random moments."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,193 +13,104 @@ import pytest
 
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment import drive
-from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.stages import plan
-
-ROOT = Path(__file__).parents[2]
-GRID = dict(
-    recipe="experiments/small",
-    backbones=("nano",),
-    tasks=("sst2", "rte"),
-    ratios=(2, 4),
-    seeds=(0, 1),
-    arms=("variator", "no_ffn", "mean_weights", "student"),
-)
-
-# Stages and cells that take a while and leave a trace of each time that they end.
-SCRIPT = """
-import json, pathlib, sys, time
-from variator_jax.experiment import drive
 from variator_jax.experiment.grid import Experiment
 
-def slowly(kind, name):
+ROOT = Path(__file__).parents[2]
+NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2",))
+GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=("variator", "no_ffn", "student"))
+
+# A run whose steps take a while and leave a trace of each time that they end.
+SCRIPT = """
+import json, sys, time
+import drive_test
+from variator_jax.experiment import drive, grid
+
+def slowly(call, name):
     time.sleep(0.01)
     with open(sys.argv[2], "a") as log:
-        log.write(f"{kind} {name}\\n")
+        log.write(f"{name}\\n")
+    return call
 
-def run_stage(command):
-    (folder,) = [a.partition("=")[2] for a in command if a.startswith("--gin.MODEL_DIR=")]
-    kind = [a for a in command if a.startswith("--gin_file=experiments/small/")][0]
-    part = "plugin" if "pretrain" in kind or "adapt" in kind else "backbone"
-    slowly("stage", folder)
-    file = pathlib.Path(folder, part, f"{part}.json")
-    file.parent.mkdir(parents=True)
-    file.write_text("{}")
-    return 0
-
-def score_cell(experiment, cell):
-    slowly("cell", cell.name)
-    return {"score": float(len(cell.name)), "made": time.time_ns()}
-
-drive.drive(Experiment(**json.loads(sys.argv[1])), run_stage, score_cell)
+drive.drive(
+    grid.Experiment(**json.loads(sys.argv[1])),
+    {},
+    lambda e, step: slowly(drive_test.run_training, step.name)(e, step),
+    lambda e, cell: slowly(drive_test.score, cell.name)(e, cell),
+)
 """
 
 
-def _run_stage(command):
-    (folder,) = [a.partition("=")[2] for a in command if a.startswith("--gin.MODEL_DIR=")]
-    kind = next(a for a in command if a.startswith("--gin_file=experiments/small/"))
-    part = "plugin" if "pretrain" in kind or "adapt" in kind else "backbone"
-    (Path(folder) / part).mkdir(parents=True)
-    (Path(folder) / part / f"{part}.json").write_text("{}")
-    return 0
+def _experiment(folder, **changes):
+    return Experiment(str(folder), **(GRID | changes))
 
 
-def _score(experiment, cell):
-    return {"score": 50.0 + cell.seed, "arm": cell.arm.name}
+def run_training(experiment, step):
+    step.result.parent.mkdir(parents=True)
+    step.result.write_text("{}")
 
 
-def test_every_stage_comes_before_the_cell_that_needs_it_and_only_once(tmp_path):
-    steps = list(plan(Experiment(str(tmp_path), **GRID)))
-    results = [step.result for step in steps if not isinstance(step, Cell)]
-    assert len(results) == len(set(results))
-    kinds = [step.kind for step in steps if not isinstance(step, Cell)]
-    # A backbone; 2 teachers a seed; plugins of 2 ratios and one ablation a seed; per task and seed
-    # 3 adaptations and a student.
-    assert [kinds.count(k) for k in ("backbone", "finetune", "pretrain", "adapt", "student")] == [
-        1, 4, 6, 12, 4,
-    ]  # fmt: skip
-    assert sum(isinstance(step, Cell) for step in steps) == 4 * (1 + 2 + 1 + 1 + 1)
-    before = set()
-    for step in steps:
-        if isinstance(step, Cell):
-            continue
-        for argument in step.command:
-            name, _, path = argument.partition("=")
-            if name in ("--gin.INITIAL_CHECKPOINT_PATH", "--gin.INITIAL_PLUGIN_PATH"):
-                assert path in before
-        before.add(str(step.result.parents[1]))
+def score(experiment, cell):
+    return {"score": 50.0 + cell.seed, "made": time.time_ns()}
 
 
-def test_the_arms_differ_by_what_their_names_say(tmp_path):
-    arms = ("mean_weights", "no_decompression", "loss_task", "no_pretraining")
-    grid = GRID | {"arms": arms, "tasks": ("sst2",), "seeds": (3,)}
-    commands = {
-        (step.kind, step.result.parents[1].name): step.command
-        for step in plan(Experiment(str(tmp_path), **grid))
-        if not isinstance(step, Cell)
-    }
-    mean = commands["adapt", "mean_weights_k4"]
-    assert "--gin.COMPRESSION=mean" in mean and "--gin.SEED=3" in mean
-    assert "--gin.COMPRESSION=mean" in commands["pretrain", "mean_weights_k4_seed_3"]
-    assert "--gin.DECOMPRESSION=repeat" in commands["adapt", "no_decompression_k4"]
-    assert "--gin.INITIAL_PLUGIN_PATH=None" in commands["adapt", "no_pretraining_k4"]
-    task = commands["adapt", "loss_task_k4"]
-    assert "--gin.TASK_LOSS=1.0" in task and "--gin.ENCODER_HIDDEN_LOSS=0.0" in task
-    plugin = tmp_path / "nano" / "plugins" / "variator_k4_seed_3"
-    assert f"--gin.INITIAL_PLUGIN_PATH={plugin}" in task
-
-
-def test_a_backbone_that_is_given_is_not_trained(tmp_path):
-    grid = GRID | {"backbone_paths": {"nano": "/given"}}
-    stages = [s for s in plan(Experiment(str(tmp_path), **grid)) if not isinstance(s, Cell)]
-    assert all(stage.kind != "backbone" for stage in stages)
-    assert "--gin.INITIAL_CHECKPOINT_PATH=/given" in stages[0].command
-
-
-def test_seeds_may_share_a_teacher(tmp_path):
-    grid = GRID | {"one_teacher": True}
-    stages = [s for s in plan(Experiment(str(tmp_path), **grid)) if not isinstance(s, Cell)]
-    teachers = [s for s in stages if s.kind == "finetune"]
-    assert len(teachers) == len(GRID["tasks"])
-    assert all("--gin.SEED=0" in stage.command for stage in teachers)
-    adapted = [s for s in stages if s.kind == "adapt" and "seed_1" in str(s.result)]
-    assert adapted and all("--gin.SEED=1" in stage.command for stage in adapted)
-    shared = f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path}/nano/sst2/seed_0/teacher"
-    assert any(shared in stage.command for stage in adapted)
-
-
-def test_a_grid_may_grow_and_only_what_is_new_is_run(tmp_path):
-    small = Experiment(str(tmp_path), **(GRID | {"seeds": (0,)}))
-    first = drive.drive(small, _run_stage, _score)
-    ran = []
-    larger = Experiment(str(tmp_path), **GRID)
-    both = drive.drive(larger, _run_stage, lambda e, cell: ran.append(cell.seed) or _score(e, cell))
-    assert set(ran) == {1} and len(both) == 2 * len(first)
-    assert drive.drive(larger, None, None) == both
-    assert "cell      24 of 24 done" in drive.describe(larger)
+def test_a_grid_may_grow_and_only_what_is_new_is_run(tmp_path, capsys):
+    first = drive.drive(_experiment(tmp_path, seeds=(0,)), {}, run_training, score)
+    larger = _experiment(tmp_path)
+    assert "score     5 of 10 done" in drive.describe(larger)
+    assert "missing: score nano sst2 student k=4 seed 1" in drive.describe(larger)
+    scored = []
+    both = drive.drive(
+        larger, {}, run_training, lambda e, cell: scored.append(cell.seed) or score(e, cell)
+    )
+    assert set(scored) == {1} and len(both) == 2 * len(first)
+    assert drive.drive(larger, {}, None, None) == both
+    assert "missing" not in drive.describe(larger)
+    assert "[3/12] score nano sst2 backbone seed 0" in capsys.readouterr().err
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
-    drive.drive(Experiment(str(tmp_path), **GRID), _run_stage, _score)
-    other = Experiment(str(tmp_path), **(GRID | {"recipe": "experiments/docs"}))
+    drive.drive(_experiment(tmp_path), {}, run_training, score)
+    other = _experiment(tmp_path, recipe="experiments/docs")
     with pytest.raises(ConfigError, match=f"experiments/docs.*BACKBONE_PATHS.*{tmp_path}/nano"):
-        drive.drive(other, _run_stage, _score)
+        drive.drive(other, {}, run_training, score)
 
 
-def test_a_failed_stage_ends_the_experiment_with_its_code(tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        drive.drive(Experiment(str(tmp_path), **GRID), lambda command: 2, _score)
-    assert ended.value.code == 2
-    with pytest.raises(VariatorError, match="ended without"):
-        drive.drive(Experiment(str(tmp_path), **GRID), lambda command: 0, _score)
+@pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
+def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error):
+    def fail(experiment, step):
+        if error:
+            raise error
 
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"arms": ("variatr",)}, "no arm 'variatr'.* Did you mean 'variator'"),
-        ({"ratios": (1, 2)}, r"whole numbers from 2; found \[1\]"),
-        ({"tasks": "sst2"}, "TASKS is a tuple"),
-        ({"seeds": ()}, "SEEDS is empty"),
-        ({"ratios": (2, 2)}, "twice"),
-        ({"backbone_paths": {"mini": "x"}}, r"\['mini'\], which BACKBONES does not"),
-        ({"tasks": ("../x",)}, "names of files"),
-    ],
-)
-def test_wrong_grids_are_refused_by_name(tmp_path, wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        Experiment(str(tmp_path), **(GRID | wrong))
+    message = str(error) if error else "ended without"
+    with pytest.raises(type(error) if error else VariatorError, match=message):
+        drive.drive(_experiment(tmp_path), {}, fail, score)
 
 
 def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
     log, folder = tmp_path / "log", tmp_path / "experiment"
-    arguments = [json.dumps({"model_dir": str(folder), **GRID}), str(log)]
-    command = [sys.executable, "-c", SCRIPT, *arguments]
-    experiment, rng, seen = Experiment(str(folder), **GRID), random.Random(0), {}
-
-    def lines_of(file):
-        return file.read_text().count("\n") if file.exists() else 0
+    grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(folder)}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(grid), str(log)]
+    total, rng, seen = len(list(Experiment(**grid).cells())), random.Random(0), {}
+    log.touch()
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
 
     def finished():
         return {p.name: p.read_bytes() for p in (folder / "cells").glob("[!.]*.json")}
 
-    for _ in range(10):
-        before = lines_of(log)
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        # It is killed at some moment after it has done something new, or when it has ended.
-        while process.poll() is None and lines_of(log) <= before:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.06))
-        process.send_signal(signal.SIGKILL)
+    for kill in range(11):
+        before = log.stat().st_size
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        if kill < 10:
+            # It is killed at some moment after it has done something new.
+            while process.poll() is None and log.stat().st_size <= before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.03))
+            process.send_signal(signal.SIGKILL)
+            assert len(finished()) < total  # killed before the end, indeed
         process.wait()
-        now = finished()
-        assert seen.items() <= now.items()  # neither lost nor made again
-        seen = now
-    assert 0 < len(seen) < len(list(experiment.cells()))  # killed in the midst of it, indeed
-    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    now = finished()
-    assert seen.items() <= now.items()
-    assert len(now) == len(list(experiment.cells()))
+        assert seen.items() <= finished().items()  # neither lost nor made again
+        seen = finished()
+    assert len(seen) == total and process.returncode == 0
     # Only what was cut off can appear twice in the log: at most one step a kill.
     lines = log.read_text().splitlines()
     assert len(lines) - len(set(lines)) <= 10

@@ -1,94 +1,133 @@
-import csv
+"""From the scores of cells to rows, tables and remarks."""
+
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from variator_jax.experiment import tables
-from variator_jax.experiment.results import MEAN, mean_std, rows, write_rows
+from variator_jax.experiment.results import MEAN, rows, write_rows
 
 
-def _record(task, arm, ratio, seed, score, **details):
-    return {
-        "backbone": "nano",
-        "task": task,
-        "arm": arm,
-        "ratio": ratio,
-        "seed": seed,
-        "score": score,
-        "details": details,
-        "examples": 100,
-        "majority": 50.0,
-        "flops_saved": 0.0 if ratio == 1 else 0.4,
-        "extra_parameters": 0 if ratio == 1 else 100,
-        "extra_parameters_share": 0.0 if ratio == 1 else 0.01,
-        "parameters": 10_000,
-    }
+def _records(task, seed=0, details=(), **scores):
+    """A cell of one seed for each arm; at ratio 4 unless it is the teacher or has no FFN."""
+    records = []
+    for arm, score in scores.items():
+        ratio = 1 if arm in ("backbone", "no_ffn") else 4
+        record = {
+            "backbone": "nano", "task": task, "arm": arm, "ratio": ratio, "seed": seed,
+            "score": score, "details": dict(details), "examples": 400, "majority": 50.0,
+            "parameters": 10_000,
+        }  # fmt: skip
+        costs = ("flops_saved", 0.4), ("extra_parameters", 100), ("extra_parameters_share", 0.01)
+        records.append(record | {name: value * (ratio > 1) for name, value in costs})
+    return records
 
 
 RECORDS = [
-    _record("sst2", "backbone", 1, 0, 80.0),
-    _record("sst2", "backbone", 1, 1, 84.0),
-    _record("sst2", "variator", 4, 0, 79.0),
-    _record("sst2", "variator", 4, 1, 81.0),
-    _record("mrpc", "backbone", 1, 0, 70.0, f1=82.0),
-    _record("mrpc", "backbone", 1, 1, 72.0, f1=80.0),
-    _record("mrpc", "variator", 4, 0, 70.0, f1=81.0),
+    *_records("sst2", 0, backbone=80.0, variator=79.0),
+    *_records("sst2", 1, backbone=84.0, variator=81.0),
+    *_records("mrpc", 0, {"f1": 82.0}, backbone=70.0),
+    *_records("mrpc", 1, {"f1": 80.0}, backbone=72.0),
+    *_records("mrpc", 0, {"f1": 81.0}, variator=70.0),
 ]
-LATENCY = [
-    {
-        "backbone": "nano", "arm": "variator", "ratio": 4,
-        "milliseconds": 2.0, "spread": 0.1, "speedup": 1.5, "allowed": 1.6,
-    }
-]  # fmt: skip
+LATENCY = [dict(milliseconds=2.0, spread=0.1, speedup=1.5, allowed=1.6)]
+LATENCY[0] |= dict(backbone="nano", arm="variator", ratio=4)
 
 
-def _row(found, task, arm):
-    (row,) = [row for row in found if (row.task, row.arm) == (task, arm)]
-    return row
-
-
-def test_means_deviations_and_paired_gaps_are_those_of_a_calculation_by_hand():
-    row = _row(rows(RECORDS, LATENCY), "sst2", "variator")
-    assert (row.seeds, row.mean, row.gap) == (2, 80.0, 2.0)  # gaps 1 and 3
-    assert row.std == pytest.approx(math.sqrt(2)) and row.gap_std == pytest.approx(math.sqrt(2))
-    assert (row.milliseconds, row.speedup, row.allowed) == (2.0, 1.5, 1.6)
-    assert _row(rows(RECORDS), "mrpc", "backbone").details == {"f1": 81.0}
-
-
-def test_the_mean_over_tasks_counts_only_seeds_that_have_them_all():
-    found = rows(RECORDS)
-    row = _row(found, MEAN, "variator")
-    assert (row.seeds, row.mean, row.gap, row.std) == (1, 74.5, 0.5, 0.0)
-    assert row.examples == 200
-    assert _row(found, MEAN, "backbone").mean == pytest.approx((75 + 78) / 2)
-    one_task = [record for record in RECORDS if record["task"] == "sst2"]
-    assert MEAN not in {row.task for row in rows(one_task)}
-
-
-def test_one_seed_has_no_deviation():
-    assert mean_std([3.0]) == (3.0, 0.0)
+def test_rows_are_those_of_a_calculation_by_hand():
+    table = rows(RECORDS, LATENCY).set_index(["task", "arm"])
+    row = table.loc["sst2", "variator"]
+    assert (row["seeds"], row["mean"], row["gap"]) == (2, 80.0, 2.0)  # gaps 1 and 3
+    assert row["std"] == row["gap_std"] == pytest.approx(math.sqrt(2))
+    assert (row["milliseconds"], row["speedup"], row["allowed"]) == (2.0, 1.5, 1.6)
+    assert table.loc["mrpc", "backbone"]["details"] == {"f1": 81.0}
+    # The mean over tasks counts only seeds that have them all.
+    row = table.loc[MEAN, "variator"]
+    assert (row["seeds"], row["mean"], row["gap"], row["std"]) == (1, 74.5, 0.5, 0.0)
+    assert row["examples"] == 800
+    assert table.loc[MEAN, "backbone"]["mean"] == pytest.approx((75 + 78) / 2)
+    assert MEAN not in set(rows(RECORDS[:4])["task"])
 
 
 def test_files_hold_the_rows(tmp_path):
-    found = rows(RECORDS, LATENCY)
-    write_rows(found, tmp_path)
+    table = rows(RECORDS)
+    write_rows(table, tmp_path)
     kept = json.loads((tmp_path / "results.json").read_text())
-    assert [row["mean"] for row in kept] == [row.mean for row in found]
-    with (tmp_path / "results.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [float(line["gap"]) for line in lines] == [row.gap for row in found]
+    assert [row["mean"] for row in kept] == list(table["mean"])
+    assert kept[1]["scores"] == {"0": 79.0, "1": 81.0} and kept[1]["speedup"] is None
+    assert list(pd.read_csv(tmp_path / "results.csv")["gap"]) == list(table["gap"])
 
 
-def test_tables_show_scores_gaps_costs_and_clock():
-    found = rows(RECORDS, LATENCY)
-    quality = tables.quality_table(found, "nano").splitlines()
-    assert quality[0] == (
-        "| arm | k | sst2 | mrpc | mean | gap of the mean | FLOPs saved | extra parameters |"
+def _lines(markdown):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines()]
+
+
+def test_tables_show_scores_gaps_costs_and_latency():
+    table = rows(RECORDS, LATENCY)
+    header, _, teacher, method, majority = _lines(tables.quality_table(table, "nano"))
+    assert header[:6] == ["arm", "k", "sst2", "mrpc", "mean", "gap of the mean"]
+    assert header[6:] == ["FLOPs saved", "extra parameters"]
+    assert teacher[:2] + teacher[-3:] == ["uncompressed", "", "–", "", ""]
+    assert method[:4] == ["compression plugin", "4", "80.0 ± 1.4", "70.0"]
+    assert method[4:] == ["74.5", "+0.50 ± 0.00", "40.0 %", "1.00 %"]
+    assert majority[2:5] == ["50.0"] * 3
+    details = _lines(tables.details_table(table, "nano"))
+    assert details[2:] == [["uncompressed", "", "81.0"], ["compression plugin", "4", "81.0"]]
+    assert tables.details_table(rows(_records("sst2", backbone=80.0)), "nano") == ""
+    sizes = _lines(tables.size_table(table))[-1]
+    assert sizes[:6] == ["nano", "0.01 M", "4", "+0.50 ± 0.00", "40.0 %", "1.00 %"]
+    assert sizes[6:] == ["2.00 ms", "1.50x", "94 %"]
+    assert _lines(tables.size_table(rows(RECORDS)))[-1][6:] == ["–"] * 3
+
+
+def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
+    records = [record | {"majority": None} for record in _records("squad", backbone=60.0)]
+    table = rows(records + _records("sst2", backbone=80.0))
+    majority = _lines(tables.quality_table(table, "nano"))[-1]
+    assert majority[:5] == ["majority class", "", "–", "50.0", "–"]
+
+
+def _remarks(*records):
+    return tables.remarks(
+        rows([record for part in records for record in part]), "nano"
+    ).splitlines()
+
+
+def test_the_method_is_compared_with_each_rival():
+    scores = {"backbone": 80.0, "variator": 79.0, "mean_pool": 60.0, "no_pretraining": 79.5}
+    first, *_ = _remarks(_records("sst2", **scores))
+    assert first == (
+        "- k = 4: the plugin loses 1.00 ± 0.00 points; it is above *mean-pooling, untrained* "
+        "(+19.0 ± 0.0); it is **below** *without plugin pre-training* (-0.5 ± 0.0)."
     )
-    (method,) = [line for line in quality if line.startswith("| compression plugin | 4 |")]
-    assert "| 4 | 80.0 ± 1.4 | 70.0 | 74.5 | +0.50 ± 0.00 | 40.0 % | 1.00 % |" in method
-    assert "| – | – |" not in quality[2]
-    assert "| 82.0 |" not in tables.details_table(found, "nano")
-    assert "| 81.0 |" in tables.details_table(found, "nano")
-    assert "| nano | 0.01 M | 4 | +0.50 ± 0.00 | 40.0 % | 1.00 % |" in tables.size_table(found)
+
+
+def test_a_difference_below_its_deviation_over_seeds_is_level():
+    first, *_ = _remarks(
+        _records("sst2", 0, backbone=80.0, variator=79.0, student=78.0),
+        _records("sst2", 1, backbone=80.0, variator=77.0, student=77.5),
+    )  # +1.0 and -0.5
+    assert "it is **level with** *smaller student, distilled* (+0.2 ± 1.1)" in first
+
+
+def test_tasks_that_are_not_informative_are_named_and_the_others_compared_alone():
+    informative = _records("sst2", backbone=80.0, variator=79.0, mean_pool=70.0)
+    lines = _remarks(
+        _records("rte", backbone=51.0, variator=48.0, mean_pool=50.0, no_ffn=50.5), informative
+    )
+    assert lines[0].startswith("- k = 4: the plugin loses 2.00 ± 0.00 points")  # of the mean
+    assert "(+3.5 ± 0.0)" in lines[0]
+    assert lines[1].startswith("- rte: the teacher is +1.0 points from the majority class")
+    assert "; without any encoder FFN the teacher loses 0.50" in lines[1]
+    assert lines[2] == (
+        "- On sst2 alone, k = 4: the plugin loses 1.00 ± 0.00 points; it is above "
+        "*mean-pooling, untrained* (+9.0 ± 0.0)."
+    )
+    assert not [line for line in _remarks(informative) if "alone" in line or "sst2:" in line]
+
+
+def test_the_standard_error_is_that_of_a_share_of_the_examples():
+    *_, last = _remarks(_records("sst2", backbone=80.0))
+    assert "standard error of 2.0 on sst2 (400 examples)" in last

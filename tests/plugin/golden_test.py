@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from golden_vectors import backbone, load, relative_error, under
 
-from variator_jax.backbones.t5 import Transformer
-from variator_jax.plugin import PluginVariables, splice
+from variator_jax.backbones.t5 import T5
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import PluginVariables
 from variator_jax.plugin.groups import to_groups
 from variator_jax.plugin.sites.ffn import compress, decompress
 from variator_jax.store.official import plugin_from_state_dict
@@ -34,18 +35,11 @@ def test_compression_and_decompression_match_the_official_layer(name):
 
 
 def _run(config, params, plugin_config, plugin, inputs):
-    def forward():
-        return Transformer(config).apply(
-            {"params": params},
-            inputs["input_ids"],
-            inputs["decoder_input_ids"],
-            method="forward",
-        )
-
-    if plugin is None:
-        return forward()
-    with splice(plugin_config, plugin, inputs["input_ids"] > 0):
-        return forward()
+    batch = {
+        "encoder_input_tokens": jnp.asarray(inputs["input_ids"]),
+        "decoder_input_tokens": jnp.asarray(inputs["decoder_input_ids"]),
+    }
+    return SplicedModel(T5(config), plugin_config).apply(params, plugin, batch)
 
 
 def _official_loss(student, teacher, inputs):
@@ -77,8 +71,8 @@ def test_t5_student_losses_and_gradients_match_the_official_model(version, batch
         encoder, decoder = _official_loss(student, teacher, inputs)
         return encoder + decoder, (student, encoder, decoder)
 
-    teacher = _run(config, params, None, None, inputs)
-    grads, (student, encoder, decoder) = jax.grad(loss_fn, has_aux=True)(plugin.params)
+    teacher = jax.jit(lambda: _run(config, params, None, None, inputs))()
+    grads, (student, encoder, decoder) = jax.jit(jax.grad(loss_fn, has_aux=True))(plugin.params)
     for name, run in [("teacher", teacher), ("student", student)]:
         hidden = {"enc": run.hidden["encoder"], "dec": run.hidden["decoder"]}
         for part, found in [*hidden.items(), ("logits", run.logits)]:
@@ -104,7 +98,7 @@ def test_the_official_scale_is_an_output_scale_of_100():
     # The official norm's epsilon of 1e-6 acts on a residual stream 1/100 as large: 1e-6 * 100^2.
     config, params = backbone(golden, "1_0", layer_norm_epsilon=1e-2)
     plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin_official/"))
-    student = _run(config, params, plugin_config, plugin, golden)
+    student = jax.jit(lambda: _run(config, params, plugin_config, plugin, golden))()
     assert relative_error(student.hidden["encoder"], golden["student.enc"]) < TOLERANCE
     assert relative_error(student.hidden["decoder"], golden["student.dec"]) < TOLERANCE
     assert relative_error(student.logits, golden["student.logits"]) < TOLERANCE

@@ -13,7 +13,7 @@ from variator_jax import load_plugins, save_plugin, save_plugins
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
-from variator_jax.store.folders import fingerprint
+from variator_jax.store.arrays import fingerprint
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
 PARAMS = random_params(SHAPE)
@@ -73,14 +73,14 @@ def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
     _assert_equal(load_plugins(str(tmp_path / "run" / "plugin")), (4,))
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds no plugin .yet."):
+    with pytest.raises(CheckpointError, match="holds no plugin before the run ended"):
         load_plugins(tmp_path / "young")
 
 
 def test_two_plugins_of_one_ratio_are_refused_with_both_names(tmp_path):
     _save(tmp_path / "set" / "adapted_4", 4)
     _save(tmp_path / "set" / "plugin_4" / "plugin", 4)
-    with pytest.raises(CheckpointError, match="ratio 4: adapted_4 and plugin_4/plugin"):
+    with pytest.raises(CheckpointError, match="ratio 4: plugin_4.plugin and adapted_4"):
         load_plugins(tmp_path / "set")
 
 
@@ -125,12 +125,12 @@ def test_a_member_that_is_damaged_or_gone_or_new_is_told(tmp_path):
 
     save_plugins(folder, PLUGINS, BACKBONE)
     (folder / "ratio_4" / "plugin.safetensors").unlink()
-    fails("ratio_4/plugin.safetensors is missing")
+    fails("ratio_4/plugin.safetensors cannot be read")
     (folder / "ratio_4" / "plugin.json").unlink()
-    fails("names ratio_4, but there is no plugin in it")
+    fails("plugins.json and the plugins in its folder differ in ratio_4")
     save_plugins(folder, PLUGINS, BACKBONE)
     _save(folder / "ratio_8", 16)
-    fails("holds the plugin ratio_8, which plugins.json does not name")
+    fails("plugins.json and the plugins in its folder differ in ratio_8")
     (folder / "plugins.json").unlink()
     fails("two plugins of ratio 16: ratio_8 and ratio_16")
 

@@ -1,8 +1,11 @@
 """T5X's checkpoints in both layouts and all forms of the tree, written by other means than ours."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -11,9 +14,14 @@ import t5x_files
 
 from variator_jax.errors import CheckpointError
 from variator_jax.store import load_backbone
-from variator_jax.store.t5x import load_t5x, save_t5x
+from variator_jax.store.arrays import unflatten
+from variator_jax.store.source import collect
+from variator_jax.store.t5x import open_t5x, save_t5x
 
-FORMS = ("t5", "unscanned", "scanned")
+WRITERS = {"legacy": t5x_files.write_legacy, "orbax": t5x_files.write_orbax}
+SAMPLES = Path(__file__).parents[3] / "shared" / "t5x_checkpoints"
+QUERY = "encoder/layers_1/attention/query/kernel"
+NORM = "encoder/encoder_norm/scale"
 
 
 def tree_of(config, form="t5", dtype="float32"):
@@ -21,36 +29,42 @@ def tree_of(config, form="t5", dtype="float32"):
     return backbone, t5x_files.t5x_tree(config, backbone.params, form)
 
 
+@pytest.fixture
+def tree():
+    return tree_of(small_t5.GATED)[1]
+
+
+def refused(folder, words):
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_backbone(folder)
+    assert str(folder) in str(error.value)
+
+
 class TestRead:
     @pytest.mark.parametrize("family", small_t5.CONFIGS)
-    @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("layout", ["legacy", "orbax"])
+    @pytest.mark.parametrize("form", ["t5", "unscanned", "scanned"])
+    @pytest.mark.parametrize("layout", WRITERS)
     def test_every_form_in_both_layouts(self, family, form, layout, tmp_path):
         expected, tree = tree_of(small_t5.CONFIGS[family], form)
-        write = t5x_files.write_legacy if layout == "legacy" else t5x_files.write_orbax
-        loaded = load_t5x(write(tmp_path / "checkpoint_5", tree))
+        loaded = load_backbone(WRITERS[layout](tmp_path / "checkpoint_5", tree))
         small_t5.assert_same(loaded.params, expected.params)
         assert loaded.fingerprint == expected.fingerprint
         assert loaded.config == dataclasses.replace(expected.config, name=loaded.config.name)
 
     def test_bfloat16_and_casting(self, tmp_path):
         expected, tree = tree_of(small_t5.GATED, dtype="bfloat16")
-        loaded = load_t5x(t5x_files.write_legacy(tmp_path / "checkpoint_5", tree))
+        loaded = load_backbone(t5x_files.write_legacy(tmp_path / "checkpoint_5", tree))
         small_t5.assert_same(loaded.params, expected.params)
         assert loaded.config.param_dtype == loaded.config.dtype == "bfloat16"
-        wide = load_t5x(tmp_path / "checkpoint_5", "float32")
+        wide = load_backbone(tmp_path / "checkpoint_5", "float32")
         assert wide.config.param_dtype == "float32" and wide.fingerprint == loaded.fingerprint
-        kernel = wide.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
-        assert kernel.dtype == np.float32
-        assert np.array_equal(
-            kernel.astype(jnp.bfloat16),
-            expected.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"],
-        )
+        kernels = (x.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"] for x in (wide, expected))
+        assert np.array_equal(next(kernels).astype(jnp.bfloat16), next(kernels))
 
     @pytest.mark.parametrize(
         "store",
         [
-            lambda folder, path, array: t5x_files.packed(array),
+            t5x_files.held,
             lambda folder, path, array: t5x_files.chunked(array),
             lambda *a: t5x_files.beside(*a, driver="gfile"),
             lambda *a: t5x_files.beside(*a, driver="gcs"),
@@ -67,40 +81,30 @@ class TestRead:
     def test_every_way_in_which_old_files_keep_a_leaf(self, store, version, tmp_path):
         expected, tree = tree_of(small_t5.PLAIN)
         folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree, store, version)
-        small_t5.assert_same(load_t5x(folder).params, expected.params)
+        small_t5.assert_same(load_backbone(folder).params, expected.params)
 
-    def test_orbax_without_ocdbt(self, tmp_path):
-        expected, tree = tree_of(small_t5.GATED)
+    def test_orbax_without_ocdbt(self, tree, tmp_path):
         folder = t5x_files.write_orbax(tmp_path / "checkpoint_5", tree, ocdbt=False)
         assert not list(folder.rglob("manifest.ocdbt"))
-        small_t5.assert_same(load_t5x(folder).params, expected.params)
+        expected = small_t5.backbone(small_t5.GATED)
+        small_t5.assert_same(load_backbone(folder).params, expected.params)
 
-    def test_where_a_checkpoint_may_lie(self, tmp_path):
-        expected, tree = tree_of(small_t5.GATED)
+    def test_where_a_checkpoint_may_be(self, tree, tmp_path):
+        expected = small_t5.backbone(small_t5.GATED)
         old = t5x_files.write_legacy(tmp_path / "run" / "checkpoint_9", tree)
         new = t5x_files.write_orbax(tmp_path / "run" / "checkpoint_10", tree)
-        for path in (
-            old / "checkpoint",
-            f"file://{old}",
-            f"file://{new}/",
-            new / "state",
-            tmp_path / "run",
-        ):
-            assert load_t5x(path).fingerprint == expected.fingerprint
-        assert load_backbone(f"file://{old}").fingerprint == expected.fingerprint
-        assert load_backbone(tmp_path / "run").fingerprint == expected.fingerprint
+        for path in (f"file://{old}", f"file://{new}/", new / "state", tmp_path / "run"):
+            assert load_backbone(path).fingerprint == expected.fingerprint
         (new / "state" / "manifest.ocdbt").unlink()  # the run's latest is 10, not 9
         with pytest.raises(CheckpointError, match="checkpoint_10"):
-            load_t5x(tmp_path / "run")
+            load_backbone(tmp_path / "run")
 
-    def test_a_config_of_the_users_own(self, tmp_path):
-        expected, tree = tree_of(small_t5.GATED)
+    def test_a_config_of_the_users_own(self, tree, tmp_path):
         folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
-        silu = dataclasses.replace(expected.config, mlp_activations=("silu", "linear"))
-        assert load_t5x(folder, config=silu).config == silu
-        wide = dataclasses.replace(expected.config, embed_dim=32)
+        silu = dataclasses.replace(small_t5.GATED, mlp_activations=("silu", "linear"))
+        assert collect(open_t5x(folder, silu)).config == silu
         with pytest.raises(CheckpointError, match="has shape"):
-            load_t5x(folder, config=wide)
+            open_t5x(folder, dataclasses.replace(small_t5.GATED, embed_dim=32))
 
     @pytest.mark.parametrize("form", ["unscanned", "scanned"])
     def test_biases_that_differ_between_layers_are_refused_by_layer(self, form, tmp_path):
@@ -110,36 +114,22 @@ class TestRead:
         else:
             tree["decoder/layers_1/relpos_bias/rel_embedding"] = np.ones((3, 32), np.float32)
         t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
-        with pytest.raises(
-            CheckpointError, match="bias of decoder layer 1 .*differs from.*layer 0"
-        ):
-            load_t5x(tmp_path / "checkpoint_5")
+        refused(tmp_path / "checkpoint_5", "bias decoder/layers_1.* differs from decoder/layers_0")
 
 
 class TestWrite:
     @pytest.mark.parametrize("family", small_t5.CONFIGS)
-    @pytest.mark.parametrize("scan", [False, True])
-    def test_orbax_restores_the_very_tree_of_t5x(self, family, scan, tmp_path):
-        config = small_t5.CONFIGS[family]
-        backbone, tree = tree_of(config, "scanned" if scan else "t5")
-        folder = save_t5x(tmp_path / "checkpoint_7", backbone, scan=scan)
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_orbax_restores_the_very_tree_of_t5x(self, family, dtype, tmp_path):
+        backbone, tree = tree_of(small_t5.CONFIGS[family], dtype=dtype)
+        folder = save_t5x(tmp_path / "checkpoint_7", backbone)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder / "state")
-        small_t5.assert_same(restored["target"], dict(_nested(tree)))
+        small_t5.assert_same(restored["target"], unflatten(tree))
         assert restored["state"]["step"] == 7 and restored["state"]["step"].dtype == np.int32
-
-    @pytest.mark.parametrize("family", small_t5.CONFIGS)
-    @pytest.mark.parametrize("scan", [False, True])
-    @pytest.mark.parametrize("layout", ["legacy", "orbax"])
-    def test_round_trips_are_the_same_bits(self, family, scan, layout, tmp_path):
-        _, tree = tree_of(small_t5.CONFIGS[family], "scanned" if scan else "t5", "bfloat16")
-        write = t5x_files.write_legacy if layout == "legacy" else t5x_files.write_orbax
-        loaded = load_t5x(write(tmp_path / "theirs" / "checkpoint_5", tree))
-        folder = save_t5x(tmp_path / "ours", loaded, scan=scan, step=5)
-        assert folder == tmp_path / "ours" / "checkpoint_5"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            small_t5.assert_same(checkpointer.restore(folder / "state")["target"], _nested(tree))
-        small_t5.assert_same(load_t5x(folder).params, loaded.params)
+        for file in ("_CHECKPOINT_METADATA", "commit_success.txt", "state/commit_success.txt"):
+            assert (folder / file).is_file()  # by which T5X's Orbax knows a finished checkpoint
+        small_t5.assert_same(load_backbone(folder).params, backbone.params)
 
     @pytest.mark.parametrize(
         ("family", "setting", "value"),
@@ -156,23 +146,158 @@ class TestWrite:
         assert list(tmp_path.iterdir()) == []
 
     def test_an_encoder_alone_has_no_logits_to_lose(self, tmp_path):
-        config = dataclasses.replace(small_t5.ENCODER, logits_via_embedding=True)
-        save_t5x(tmp_path, small_t5.backbone(config))
-
-    def test_targets_that_are_refused(self, tmp_path):
-        backbone, _ = tree_of(small_t5.ENCODER)
-        folder = save_t5x(tmp_path, backbone)
-        assert folder == tmp_path / "checkpoint_0"
-        with pytest.raises(CheckpointError, match="exists already"):
-            save_t5x(folder, backbone)
-        with pytest.raises(CheckpointError, match="another step"):
-            save_t5x(tmp_path / "checkpoint_3", backbone, step=4)
-        with pytest.raises(CheckpointError, match="local folders only"):
-            save_t5x("gs://bucket/checkpoint_3", backbone)
-        assert [x.name for x in tmp_path.iterdir()] == ["checkpoint_0"]
+        backbone = small_t5.backbone(
+            dataclasses.replace(small_t5.ENCODER, logits_via_embedding=True)
+        )
+        assert save_t5x(tmp_path, backbone) == tmp_path / "checkpoint_0"
+        with pytest.raises(CheckpointError, match="checkpoint_0 cannot be written.*exists"):
+            save_t5x(tmp_path, backbone)
 
 
-def _nested(tree):
-    from flax import traverse_util
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="checkpoints that T5X wrote are not at hand")
+class TestSamples:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_every_leaf_equals_its_reference(self, dtype):
+        params = load_backbone(SAMPLES / "legacy" / dtype / "checkpoint_1000000").params
+        loaded = small_t5.flat(params)
+        with np.load(SAMPLES / "legacy" / "reference_f32.npz") as reference:
+            expected = {
+                x.removeprefix("target/"): reference[x] for x in reference if "target/" in x
+            }
+        assert loaded.keys() == expected.keys()
+        for path, array in loaded.items():
+            assert array.dtype.name == dtype
+            # float32 exactly, bfloat16 to its rounding.
+            assert np.array_equal(array, expected[path].astype(array.dtype)), path
 
-    return traverse_util.unflatten_dict(tree, sep="/")
+    def test_todays_layout_loads_and_goes_back(self, tmp_path):
+        loaded = load_backbone(SAMPLES / "orbax")
+        assert loaded.config.num_encoder_layers == 2 and loaded.config.embed_dim == 16
+        small_t5.assert_same(load_backbone(save_t5x(tmp_path, loaded)).params, loaded.params)
+
+
+LAYER = {"layers_1/": "layers_7/"}
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({QUERY: None}, f"is missing {QUERY}"),
+            ({QUERY: np.ones((3, 3), np.float32)}, r"shape \(3, 3\)"),
+            ({QUERY: np.ones((16, 12), np.int32)}, "dtype int32"),
+            ({QUERY: np.full((16, 12), np.nan, np.float32)}, f"{QUERY}.*NaN"),
+            ({QUERY: np.full((16, 12), np.nan, jnp.bfloat16)}, f"{QUERY}.*NaN"),
+            (
+                {"encoder/layers_1/more/kernel": np.ones(3)},
+                "unexpected encoder/layers_1/more/kernel",
+            ),
+            ({"token_embedder/embedding": None}, "not a T5.*token_embedder/embedding"),
+            ({"encoder/relpos_bias/rel_embedding": np.ones((5, 32))}, "5 heads"),
+        ],
+    )
+    def test_leaves(self, tree, tmp_path, changes, words):
+        changed = {path: array for path, array in {**tree, **changes}.items() if array is not None}
+        folder = tmp_path / "checkpoint_5"
+        t5x_files.write_legacy(folder, changed, lambda _, __, array: t5x_files.packed(array))
+        refused(folder, words)
+
+    def test_a_gap_between_layers(self, tree, tmp_path):
+        gap = {path.replace("layers_1/", "layers_7/"): array for path, array in tree.items()}
+        t5x_files.write_legacy(tmp_path / "checkpoint_5", gap)
+        refused(tmp_path / "checkpoint_5", "is missing encoder/layers_1")
+
+    def test_msgpack_files(self, tree, tmp_path):
+        folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
+        file = folder / "checkpoint"
+        data = file.read_bytes()
+        for cut in (0, 1, 100, len(data) - 1):
+            file.write_bytes(data[:cut])
+            refused(folder, "checkpoint is damaged")
+        content = msgpack.unpackb(data, strict_map_key=False)
+        node = content["optimizer"]["target"]["encoder"]["encoder_norm"]
+        good = node["scale"]
+        for value, words in (
+            ({**good, "kvstore": {**good["kvstore"], "path": "../../etc/"}}, "outside"),
+            ({**good, "kvstore": {**good["kvstore"], "path": "/etc/"}}, "outside"),
+            ({**good, "kvstore": [1]}, "damaged"),
+            ({**good, "metadata": {"shape": [17]}}, f"{NORM} is described as"),
+            ({**good, "dtype": "bfloat16"}, f"{NORM} is described as"),
+            ({**good, "driver": "json"}, "outside"),
+            (3, "damaged"),
+            (msgpack.ExtType(1, b"\x93"), "damaged"),
+            (msgpack.ExtType(1, msgpack.packb(((16,), "object", b""))), "damaged"),
+            (msgpack.ExtType(1, msgpack.packb(((16,), "float32", b"abc"))), "damaged"),
+            ({"__msgpack_chunked_array__": True, "shape": {"0": 16}}, "damaged"),
+        ):
+            node["scale"] = value
+            file.write_bytes(msgpack.packb(content, strict_types=False))
+            refused(folder, words)
+        file.write_text('model_checkpoint_path: "model.ckpt-1"')
+        refused(folder, "a TensorFlow checkpoint")
+        file.write_bytes(msgpack.packb({"version": 3}))
+        refused(folder, "damaged")
+
+    def test_missing_and_damaged_arrays(self, tree, tmp_path):
+        folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
+        inner = folder / "target.encoder.layers_0.mlp.wo.kernel"
+        chunk = next(x for x in inner.iterdir() if x.name != ".zarray")
+        data, described = chunk.read_bytes(), (inner / ".zarray").read_text()
+        chunk.unlink()  # zarr itself would read zeros
+        refused(folder, "layers_0.mlp.wo.kernel.*missing")
+        chunk.write_bytes(data[: len(data) // 2] + b"x" + data[len(data) // 2 + 1 :])
+        refused(folder, "layers_0.mlp.wo.kernel")
+        chunk.write_bytes(data)
+        for old, new in (('"<f4"', '">f4"'), ('"C"', '"F"'), ("24", "20"), ("{", "[")):
+            (inner / ".zarray").write_text(described.replace(old, new, 1))
+            refused(folder, "layers_0.mlp.wo.kernel")
+        (inner / ".zarray").unlink()
+        refused(folder, "layers_0.mlp.wo.kernel")
+        for path, words in (
+            (f"file://{tmp_path}", "not a T5X checkpoint"),
+            ("nonsense://bucket/checkpoint_5", "cannot be"),
+        ):
+            with pytest.raises(CheckpointError, match=words):
+                load_backbone(path)
+
+    def test_orbax_files(self, tree, tmp_path):
+        folder = t5x_files.write_orbax(tmp_path / "checkpoint_5", tree)
+        file, manifest = folder / "state" / "_METADATA", folder / "state" / "manifest.ocdbt"
+        text = file.read_text()
+        for changed, words in (
+            (text[:-9], "_METADATA does not describe"),
+            ("[]", "_METADATA does not describe"),
+            (json.dumps({"tree_metadata": {"x": {}}}), "_METADATA does not describe"),
+            (text.replace('"target"', '"params"'), "no 'target'.*'params'"),
+            (text.replace('"key": "wo"', '"key": "wu"', 1), "wu.kernel"),
+        ):
+            file.write_text(changed)
+            refused(folder, words)
+        file.write_text(text)
+        data = bytearray(manifest.read_bytes())
+        data[len(data) // 2] ^= 1
+        manifest.write_bytes(data)
+        refused(folder, "cannot be read")
+        manifest.unlink()
+        refused(folder, "manifest.ocdbt is missing")
+
+    def test_random_damage_never_ends_in_a_librarys_traceback(self, tree, tmp_path):
+        """Bytes of every file but the numbers; what loads all the same is what was saved."""
+        rng, count = np.random.default_rng(0), 0
+        expected = small_t5.backbone(small_t5.GATED).params
+        for layout, write in WRITERS.items():
+            folder = write(tmp_path / layout / "checkpoint_5", tree)
+            names = ("checkpoint", ".zarray", "_METADATA", "manifest.ocdbt")
+            files = sorted(x for x in folder.rglob("*") if x.name in names)
+            for _ in range(25):
+                file = files[rng.integers(len(files))]
+                data = file.read_bytes()
+                changed = bytearray(data)
+                changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+                file.write_bytes(changed)
+                try:
+                    small_t5.assert_same(load_backbone(folder).params, expected)
+                except CheckpointError:
+                    count += 1
+                file.write_bytes(data)
+        assert count > 10

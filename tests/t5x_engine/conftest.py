@@ -14,7 +14,7 @@ import t5x_runs
 
 from variator_jax.backbones.t5 import get_config, init_params
 from variator_jax.commands import engines
-from variator_jax.store import Backbone, folders, t5x
+from variator_jax.store import Backbone, arrays, t5x
 
 HERE = Path(__file__).parent
 
@@ -85,7 +85,7 @@ def backbone(shape):
     params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 and x.shape[0] != 384 else x, params)
     # A zero with a sign, for bits that a step must not touch.
     params["encoder"]["encoder_norm"]["scale"][0] = -0.0
-    return Backbone(shape, params, folders.fingerprint(params), None, None)
+    return Backbone(shape, params, arrays.fingerprint(params), None, None)
 
 
 @pytest.fixture(scope="session")

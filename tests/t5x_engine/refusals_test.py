@@ -13,8 +13,8 @@ from variator_jax.commands import engines
 from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import folders, save_backbone, save_plugin
-from variator_jax.store.hf_folder import save_hf
+from variator_jax.store import arrays, save_backbone, save_plugin
+from variator_jax.store.hugging_face import save_hf
 
 QUERY = "encoder/layers_1/attention/query/kernel"
 
@@ -107,7 +107,7 @@ class TestPlugins:
 
         changed = jax.tree.map(lambda leaf: -leaf, backbone.params)
         other = dataclasses.replace(
-            backbone, params=changed, fingerprint=folders.fingerprint(changed)
+            backbone, params=changed, fingerprint=arrays.fingerprint(changed)
         )
         folder = self.folder(tmp_path, other)
         made = model(

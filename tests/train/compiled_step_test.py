@@ -1,23 +1,22 @@
-"""What the compiled step says of itself: what is sent between devices, what is computed and kept.
+"""The compiled step: what is sent between devices, what is computed, and what is kept.
 
-One process with four devices compiles all steps, and this one reads what it found.
+One process with four devices compiles all steps; this one reads its results.
 """
 
 import json
-import math
+import os
 import sys
 
 import compiled_steps
 import pytest
 import t5x_runs
-import tiny_runs
 
 BATCH, LENGTH, TARGETS = 8, 24, 6
 CONFIG = {
     "name": "tiny", "vocab_size": 352, "embed_dim": 32, "num_heads": 4, "head_dim": 8,
     "mlp_dim": 80, "num_encoder_layers": 2, "num_decoder_layers": 1,
 }  # fmt: skip
-MESHES = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 4, 1), (1, 2, 2), (2, 1, 2)]
+MESHES = [(1, 1, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2)]
 # Deep and wide, so that what is kept for the backward pass outweighs all else.
 DEEP = CONFIG | {
     "embed_dim": 64, "num_heads": 2, "head_dim": 32, "mlp_dim": 256, "num_encoder_layers": 6,
@@ -25,7 +24,7 @@ DEEP = CONFIG | {
 }  # fmt: skip
 # As accelerators do, order the operations by the memory they need, and not by what could run at
 # the same time.
-FLAGS = f"{tiny_runs.QUICK} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+FLAGS = f"{os.environ['XLA_FLAGS']} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 REMAT = [False, "dots", True]
 
 
@@ -64,12 +63,10 @@ def test_the_reader_finds_collectives_and_their_results():
     ]
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (4, 1, 1)])
-def test_copies_exchange_the_plugin_s_gradients_and_nothing_else(found, mesh):
+def test_copies_exchange_the_plugin_s_gradients_and_nothing_else(found, mesh=(4, 1, 1)):
     step = found[0][mesh]
     assert {kind for kind, _ in step["collectives"]} == {"all-reduce"}
     sent = sum(size for _, size in arrays(step, "all-reduce"))
-    print(f"{mesh}: {sent} bytes all-reduced, plugin of {step['plugin']} bytes")
     assert step["plugin"] <= sent <= 1.1 * step["plugin"] + 1024
 
 
@@ -77,7 +74,7 @@ def test_one_device_exchanges_nothing(found):
     assert found[0][(1, 1, 1)]["collectives"] == []
 
 
-@pytest.mark.parametrize("mesh", [(1, 4, 1), (1, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize("mesh", [(1, 2, 2), (2, 1, 2)])
 def test_no_activation_is_gathered_over_the_batch(found, mesh):
     """The batch is cut into parts of 2 or 4 rows, and nothing has 8 rows anywhere."""
     step = found[0][mesh]
@@ -91,8 +88,7 @@ def test_no_activation_is_gathered_over_the_batch(found, mesh):
     assert bool(rows) == (mesh[2] > 1)
 
 
-@pytest.mark.parametrize("mesh", [(1, 4, 1), (1, 2, 2)])
-def test_each_weight_is_gathered_once_at_most_and_no_gradient_of_it_is_sent(found, mesh):
+def test_each_weight_is_gathered_once_at_most_and_no_gradient_of_it_is_sent(found, mesh=(1, 2, 2)):
     step = found[0][mesh]
     embed, heads, mlp, vocab = (
         CONFIG[n] for n in ("embed_dim", "num_heads", "mlp_dim", "vocab_size")
@@ -115,18 +111,12 @@ def test_a_step_gives_back_a_plugin_and_its_moments(found, mesh):
 
 
 def test_copies_share_the_work(found):
-    steps, _ = found
-    alone = steps[(1, 1, 1)]["flops"]
-    for mesh in ((2, 1, 1), (4, 1, 1)):
-        share = steps[mesh]["flops"] * math.prod(mesh) / alone
-        print(f"{mesh}: {steps[mesh]['flops']:.0f} FLOPs a device, {share:.3f} of an equal share")
-        assert share == pytest.approx(1, abs=0.03)
+    alone, four = (found[0][mesh]["flops"] for mesh in ((1, 1, 1), (4, 1, 1)))
+    assert four == pytest.approx(alone / 4, rel=0.03)
 
 
 def test_rematerialisation_saves_memory_and_costs_work(found):
     _, steps = found
-    for remat, step in steps.items():
-        print(f"remat={remat}: {step['temporary']} bytes, {step['flops']:.0f} FLOPs")
     everything, dots, nothing = (steps[remat] for remat in REMAT)
     # Which of the two keeps less hangs on the order that XLA finds; on CPUs it is often 'dots'.
     assert max(nothing["temporary"], dots["temporary"]) < 0.75 * everything["temporary"]

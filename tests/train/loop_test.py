@@ -1,19 +1,117 @@
-"""The loop and the device: how far the host runs ahead, and what SIGTERM then still waits for."""
+"""The loop with a fake step: when it saves and stops, and how far the host runs ahead."""
 
 import itertools
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from variator_jax.errors import ConfigError, TrainingError
 from variator_jax.train.checkpointing import Checkpoints
 from variator_jax.train.logs import RunLog
 from variator_jax.train.loop import Schedule, fit
 from variator_jax.train.step import TrainState
 
-SIZE, TOLD_AT = 400, 5
+BATCH = {"encoder_input_tokens": np.ones((1, 2))}
+
+
+def _step(state, batch, loss=1.0, grad_norm=1.0):
+    metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)}
+    params = {"w": state.params["w"] + batch["encoder_input_tokens"].sum()}
+    return state.replace(step=state.step + 1, params=params), metrics
+
+
+def _fit(folder, step=_step, batches=None, schedule=None, evaluate=None, start=0, size=2):
+    """The loop's result, and the steps whose checkpoints it left."""
+    schedule = schedule or Schedule(8, 8, 0, 2)
+    checkpoints, log = Checkpoints(folder, 2, {}), RunLog(folder, schedule.train_steps)
+    state = TrainState(jnp.int32(0), {"w": jnp.full((size, size), 1e-3)}, ())
+    if start:
+        state = checkpoints.restore(state)
+    batches = batches or (lambda start: itertools.repeat(BATCH))
+    try:
+        result = fit(state, step, batches, schedule, checkpoints, log, evaluate)
+    finally:
+        checkpoints.close()
+        log.close()
+        names = (path.name for path in (folder / "checkpoints").iterdir())
+        saved.append(sorted(int(name) for name in names if name.isdigit()))
+    return result
+
+
+saved = []  # by `_fit`, also where the loop raised
+
+
+def _terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("moment", ["batch", "evaluation"])
+def test_sigterm_at_any_moment_saves_and_stops_and_the_same_command_continues(tmp_path, moment):
+    pending = [moment]
+
+    def terminate(now):
+        if pending == [now]:
+            pending.clear()
+            _terminate()
+
+    def batches(start):
+        for number in itertools.count(start):
+            if number == 3:
+                terminate("batch")
+            yield {"encoder_input_tokens": np.full((1, 2), number)}
+
+    def evaluate(state):
+        terminate("evaluation")
+        return {"loss": 1.0}
+
+    arguments = (_step, batches, Schedule(8, 8, 3, 100), evaluate)
+    state, stopped = _fit(tmp_path / "cut", *arguments)
+    assert stopped and 3 <= int(state.step) < 8 and saved[-1] == [int(state.step)]
+    ended, stopped = _fit(tmp_path / "cut", *arguments, start=1)
+    whole, _ = _fit(tmp_path / "whole", *arguments)
+    assert int(ended.step) == int(whole.step) == 8 and not stopped
+    np.testing.assert_array_equal(ended.params["w"], whole.params["w"])
+
+
+def test_a_run_that_is_stopped_after_its_last_step_returns_so(tmp_path):
+    """Else a driver of several runs, such as the quickstart, would start the next one."""
+
+    def evaluate(state):
+        _terminate()
+        return {"loss": 1.0}
+
+    state, stopped = _fit(tmp_path, schedule=Schedule(2, 2, 0, 2), evaluate=evaluate)
+    assert stopped and int(state.step) == 2 and saved[-1] == [2]
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"loss": np.nan}, "loss of step 4 is nan"),
+        ({"grad_norm": np.inf}, "gradient norm of step 4 is inf"),
+    ],
+)
+def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad, message):
+    def step(state, batch):
+        return _step(state, batch, **(bad if int(state.step) == 3 else {}))
+
+    with pytest.raises(TrainingError, match=message):
+        _fit(tmp_path, step)
+    assert saved[-1] == [2]
+
+
+def test_logs_evaluations_and_checkpoints_have_their_periods(tmp_path):
+    _fit(tmp_path, schedule=Schedule(7, 2, 3, 4), evaluate=lambda state: {"loss": 0.5})
+    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = {k: [r["step"] for r in rows if r["kind"] == k] for k in ("train", "eval")}
+    assert found == {"train": [2, 4, 6, 7], "eval": [3, 6, 7]} and saved[-1] == [4, 7]
 
 
 @jax.jit
@@ -23,59 +121,46 @@ def _slow(w):
     return w
 
 
-def test_a_run_that_is_told_to_stop_after_its_last_step_says_so(tmp_path):
-    """Else a driver of several runs, such as the quickstart, would go on with the next one."""
-
-    def step(state, batch):
-        return state.replace(step=state.step + 1), {
-            "loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)
-        }  # fmt: skip
-
-    def evaluate(state):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"loss": 1.0}
-
-    checkpoints, log = Checkpoints(tmp_path, 1, {}), RunLog(tmp_path, 2)
-    batch = {"encoder_input_tokens": np.ones((1, 2))}
-    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, ())
-    found, stopped = fit(
-        state,
-        step,
-        lambda start: itertools.repeat(batch),
-        Schedule(2, 2, 0, 2),
-        checkpoints,
-        log,
-        evaluate,
-    )
-    checkpoints.close()
-    log.close()
-    assert stopped and int(found.step) == 2 and (tmp_path / "checkpoints" / "2").is_dir()
-
-
-def test_a_run_that_is_told_to_stop_has_few_steps_left_to_carry_out(tmp_path):
+def test_a_run_that_is_stopped_has_few_steps_left_to_carry_out(tmp_path):
     """As each step's metrics become ready; the host must not have handed out all others by then."""
-    handed_out, ready = [], []
+    handed_out, ahead = [], []
 
     def step(state, batch):
         w = _slow(state.params["w"])
-        number = len(handed_out)
-        if number == TOLD_AT:
-            os.kill(os.getpid(), signal.SIGTERM)
-        ready.append(sum(m.is_ready() for m in handed_out))
+        if len(handed_out) == 5:
+            _terminate()
+        ahead.append(sum(not metrics.is_ready() for metrics in handed_out))
         handed_out.append(w[0, 0])
-        return state.replace(step=state.step + 1, params={"w": w}), {
-            "loss": w[0, 0], "grad_norm": jnp.float32(1.0)
-        }  # fmt: skip
+        metrics = {"loss": w[0, 0], "grad_norm": jnp.float32(1.0)}
+        return state.replace(step=state.step + 1, params={"w": w}), metrics
 
-    state = TrainState(jnp.int32(0), {"w": jnp.full((SIZE, SIZE), 1e-3)}, ())
-    checkpoints, log = Checkpoints(tmp_path, 1, {}), RunLog(tmp_path, 50)
-    batch = {"encoder_input_tokens": np.ones((1, 2))}
-    schedule = Schedule(50, 50, 0, 50)
-    found, stopped = fit(
-        state, step, lambda start: itertools.repeat(batch), schedule, checkpoints, log
-    )
-    checkpoints.close()
-    log.close()
-    assert stopped and TOLD_AT < int(found.step) <= TOLD_AT + 2
-    ahead = [number - done for number, done in enumerate(ready)]
-    assert max(ahead) <= 2
+    state, stopped = _fit(tmp_path, step, schedule=Schedule(50, 50, 0, 50), size=400)
+    assert stopped and 5 < int(state.step) <= 7 and max(ahead) <= 2
+
+
+@pytest.mark.parametrize("field", ["train_steps", "log_period", "checkpoint_period"])
+def test_periods_are_positive(field):
+    with pytest.raises(ConfigError, match=field.upper()):
+        Schedule(**({"train_steps": 1} | {field: 0}))
+    with pytest.raises(ConfigError, match="EVAL_PERIOD"):
+        Schedule(1, eval_period=-1)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None
+from variator_jax.train.logs import RunLog
+
+log = RunLog(sys.argv[1], 4)
+log.write("train", 3, {"loss": 0.5})
+log.close()
+assert sys.modules["tensorflow"] is None
+"""
+
+
+def test_tensorboard_events_need_no_tensorflow(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, tmp_path], check=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 0.5)]

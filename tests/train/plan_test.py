@@ -1,4 +1,4 @@
-"""What a run is told to need: what the mesh cuts is counted in parts, all else whole."""
+"""The dry run's budget: what the mesh cuts is counted in parts, all else whole."""
 
 import dataclasses
 
@@ -8,14 +8,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import get_config, shape_params
+from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train import plan as planning
 
-TINY = get_config(
-    "nano", vocab_size=384, embed_dim=64, num_heads=4, head_dim=16, mlp_dim=128,
-    num_encoder_layers=2, num_decoder_layers=1,
-)  # fmt: skip
+TINY = get_config("nano", vocab_size=384, num_encoder_layers=2)
 PLUGIN = PluginConfig(4, bottleneck=8)
 
 
@@ -75,8 +72,7 @@ def test_factored_moments_are_not_their_weights_and_lie_everywhere(plan):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 4, 1)])
 def test_a_plugin_lies_whole_on_every_device(plan, mesh):
-    layers, width = TINY.num_encoder_layers, TINY.embed_dim
-    fresh = jax.eval_shape(lambda: init_plugin(PLUGIN, layers, width, jax.random.key(0)))
+    fresh = jax.eval_shape(lambda: init_plugin(PLUGIN, T5(TINY).stack(), jax.random.key(0)))
     parts, trained = plan(mesh, backbone_dtype="bfloat16"), 4 * size(fresh.params)
     assert parts["plugin"].bytes == 4 * size(dataclasses.astuple(fresh))
     assert parts["gradients"].bytes == trained
@@ -86,9 +82,10 @@ def test_a_plugin_lies_whole_on_every_device(plan, mesh):
 
 
 @pytest.mark.parametrize(
-    ("trained", "told"), [("plugin", True), ("student", True), ("backbone", False), ("lora", False)]
+    ("trained", "named"),
+    [("plugin", True), ("student", True), ("backbone", False), ("lora", False)],
 )
-def test_a_run_without_a_plugin_is_told_nothing_of_one(trained, told):
+def test_a_run_without_a_plugin_does_not_mention_one(trained, named):
     text = str(
         planning.plan(
             backbone=TINY,
@@ -99,4 +96,4 @@ def test_a_run_without_a_plugin_is_told_nothing_of_one(trained, told):
             mesh_shape=(1, 1, 1),
         )
     )
-    assert ("plugin of ratio 4" in text) == ("% saved, so at most" in text) == told
+    assert ("plugin of ratio 4" in text) == ("% saved, so at most" in text) == named

@@ -1,24 +1,27 @@
 """One step: what moves, what stays, what it costs; and the losses' treatment of padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_vectors import config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY
 
-from variator_jax.backbones.t5 import Transformer, init_params
+from variator_jax.backbones.t5 import T5, init_params
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train.losses import LossConfig, cross_entropy, hidden_mse, logits_kl
 from variator_jax.train.objectives import Distillation, TaskTraining
 from variator_jax.train.step import init_state, make_eval_step, make_train_step, mean_loss
 
-SHAPE = config("1_1")
-MODULE = Transformer(SHAPE)
+NETWORK = T5(TINY)
+BACKBONE = init_params(TINY, jax.random.key(0))
 PLUGIN = PluginConfig(4, bottleneck=8)
+SGD = optax.sgd(0.1)
 ALL_LOSSES = LossConfig(1.0, 1.0, 0.5, 0.5, temperature=2.0)
 
 
@@ -38,21 +41,26 @@ def _batch(rows=4, seed=0):
     }
 
 
+@functools.cache
 def _distillation(optimizer, losses=ALL_LOSSES, num_microbatches=1):
-    backbone = init_params(SHAPE, jax.random.key(0))
-    plugin = init_plugin(PLUGIN, 3, 32, jax.random.key(1))
-    objective = Distillation(MODULE, PLUGIN, losses)
+    plugin = init_plugin(PLUGIN, NETWORK.stack(), jax.random.key(1))
+    objective = Distillation(NETWORK, PLUGIN, losses)
     state = init_state(plugin.params, optimizer)
     step = jax.jit(make_train_step(objective, optimizer, num_microbatches))
-    return state, (backbone, plugin.output_scales), step, objective
+    return state, (BACKBONE, plugin.output_scales), step, objective
 
 
-def test_the_plugin_moves_and_the_backbone_stays_bit_identical():
-    optimizer = optax.adamw(1e-3, weight_decay=0.1)
-    state, frozen, step, _ = _distillation(optimizer)
+def test_the_plugin_moves_lowers_its_loss_and_the_backbone_stays_bit_identical():
+    state, frozen, step, _ = _distillation(optax.adamw(1e-2, weight_decay=0.1))
+    # The optimizer's state has the plugin's size: two moments and a counter.
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * size + 1
     before, backbone = jax.device_get((state.params, frozen))
-    for seed in range(5):
-        state, _ = step(state, frozen, _batch(seed=seed))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, frozen, _batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.95 * losses[0]
     for old, new in zip(jax.tree.leaves(backbone), jax.tree.leaves(frozen), strict=True):
         np.testing.assert_array_equal(old, new)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True):
@@ -60,18 +68,10 @@ def test_the_plugin_moves_and_the_backbone_stays_bit_identical():
     assert step._cache_size() == 1  # one trace for all steps
 
 
-def test_optimizer_state_has_the_plugins_size():
-    state, frozen, _, _ = _distillation(optax.adam(1e-3))
-    size = sum(x.size for x in jax.tree.leaves(state.params))
-    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * size + 1
-    assert size < sum(x.size for x in jax.tree.leaves(frozen[0])) / 4
-
-
-@pytest.mark.parametrize("num_microbatches", [2, 4])
-def test_microbatches_give_the_update_of_the_whole_batch(num_microbatches):
+def test_microbatches_give_the_update_of_the_whole_batch():
     results = []
-    for pieces in (1, num_microbatches):
-        state, frozen, step, _ = _distillation(optax.sgd(0.1), num_microbatches=pieces)
+    for pieces in (1, 4):
+        state, frozen, step, _ = _distillation(SGD, num_microbatches=pieces)
         state, metrics = step(state, frozen, _batch())
         results.append((state.params, metrics))
     for whole, cut in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
@@ -79,13 +79,13 @@ def test_microbatches_give_the_update_of_the_whole_batch(num_microbatches):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    state, frozen, step, _ = _distillation(optax.sgd(0.1), num_microbatches=3)
+    state, frozen, step, _ = _distillation(SGD, num_microbatches=3)
     with pytest.raises(ConfigError, match="4 does not divide into 3"):
         step(state, frozen, _batch())
 
 
 def test_padding_the_batch_changes_neither_loss_nor_gradient():
-    state, frozen, step, _ = _distillation(optax.sgd(0.1))
+    state, frozen, step, _ = _distillation(SGD)
     batch = _batch()
     padded = {name: np.pad(array, ((0, 0), (0, 7))) for name, array in batch.items()}
     _, plain = step(state, frozen, batch)
@@ -95,10 +95,10 @@ def test_padding_the_batch_changes_neither_loss_nor_gradient():
 
 
 def test_evaluation_adds_up_over_batches_of_any_size():
-    state, frozen, _, objective = _distillation(optax.sgd(0.1))
+    state, frozen, _, objective = _distillation(SGD)
     evaluate = jax.jit(make_eval_step(objective))
     whole = _batch()
-    parts = [{k: v[:1] for k, v in whole.items()}, {k: v[1:] for k, v in whole.items()}]
+    parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
 
     def total(batches):
         results = [evaluate(state.params, frozen, batch) for batch in batches]
@@ -108,27 +108,18 @@ def test_evaluation_adds_up_over_batches_of_any_size():
         np.testing.assert_allclose(value, total(parts)[name], rtol=1e-4)
 
 
-def test_distillation_lowers_its_loss():
-    state, frozen, step, _ = _distillation(optax.adam(1e-2), LossConfig())
-    losses = []
-    for _ in range(30):
-        state, metrics = step(state, frozen, _batch())
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.7 * losses[0]
-
-
 def test_a_backbone_is_trained_by_the_same_step():
-    backbone = init_params(SHAPE, jax.random.key(0))
-    objective, optimizer = TaskTraining(MODULE), optax.adam(1e-2)
-    state = init_state(backbone, optimizer)
+    objective, optimizer = TaskTraining(NETWORK), optax.adam(1e-2)
+    state = init_state(BACKBONE, optimizer)
     step = jax.jit(make_train_step(objective, optimizer))
-    first = None
+    losses = []
     for _ in range(20):
         state, metrics = step(state, None, _batch())
-        first = first if first is not None else float(metrics["loss"])
-    assert float(metrics["loss"]) < 0.5 * first
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999), scale=st.floats(0.1, 10))
 def test_losses_ignore_what_is_masked(seed, scale):
     rng = np.random.default_rng(seed)

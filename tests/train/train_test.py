@@ -1,304 +1,218 @@
-"""Whole runs of the built-in engine: exact resume, SIGTERM, a loss that is not finite, refusals."""
+"""Whole runs of the built-in engine: what they write, exact resume, refusals, and their report."""
 
 import dataclasses
-import itertools
 import json
-import os
-import signal
+import shutil
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import seqio
+import tiny_runs
+from small_t5 import assert_same
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY, random_params, random_plugin
 
-from variator_jax.backbones.t5 import get_config
-from variator_jax.data.spec import TaskSpec, register_spec
-from variator_jax.data.tasks import text_to_text_task
-from variator_jax.errors import CheckpointError, ConfigError, TrainingError
-from variator_jax.evaluation.evaluate import EvalData, evaluate
-from variator_jax.plugin import PluginConfig
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.errors import CheckpointError, ConfigError, PluginError
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
+from variator_jax.plugin import Ffn, PluginConfig
 from variator_jax.store import load_backbone, load_plugin, save_backbone
-from variator_jax.train import optimizers, train
-from variator_jax.train.checkpointing import Checkpoints
-from variator_jax.train.logs import RunLog
-from variator_jax.train.loop import Schedule, fit
+from variator_jax.train import train
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation, TaskTraining
+from variator_jax.train.settings import check_trainable
 from variator_jax.train.step import TrainState
 
-TASK = "train_test_parity"
-TINY = get_config(
-    "nano", vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
-    num_encoder_layers=2, num_decoder_layers=1,
-)  # fmt: skip
+EVALUATED = dataclasses.replace(tiny_runs.DATA, eval_batches=1)
 
 
-def _examples(split):
-    rng = np.random.default_rng(["train", "validation"].index(split))
-    texts = ["".join(rng.choice(list("ab"), rng.integers(3, 12))) for _ in range(64)]
-    return [{"inputs": t, "targets": "even" if t.count("a") % 2 == 0 else "odd"} for t in texts]
-
-
-if TASK not in seqio.TaskRegistry.names():
-    text_to_text_task(TASK, _examples, ("train", "validation"), seqio.ByteVocabulary(extra_ids=0))
-    register_spec(TaskSpec(TASK, "classification", ("odd", "even")))
-
-
-def _run(model_dir, steps=6, *, learning_rate=1e-2, checkpoint_period=2, eval_period=0, **kwargs):
-    return train.train(
-        **{
-            "model_dir": str(model_dir),
-            "data": train.DataConfig(TASK, {"inputs": 16, "targets": 6}, 4, eval_batches=1),
-            "schedule": Schedule(steps, 2, eval_period, checkpoint_period),
-            "optimizer": optimizers.optimizer(
-                learning_rate=learning_rate, schedule_name="constant", clip_norm=None
-            ),
-            "backbone": TINY,
-            "plugin": PluginConfig(2, bottleneck=4),
-        }
-        | kwargs
-    )
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    _run(folder, trained="backbone")
-    return folder
-
-
-def _logged_steps(folder, kind="train"):
-    rows = [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
-    return [row["step"] for row in rows if row["kind"] == kind]
-
-
-def _assert_equal(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_plugin_run_leaves_its_backbone_alone_and_its_folder_is_a_plugins_size(
-    backbone, tmp_path
+def test_a_plugin_run_leaves_its_backbone_alone_and_its_checkpoint_is_a_plugins_size(
+    backbone_run, plugin_run
 ):
-    before = load_backbone(backbone / "backbone")
-    result = _run(tmp_path / "run", initial_checkpoint_path=str(backbone))
-    assert (result.step, result.interrupted) == (6, False)
-    _assert_equal(before.params, load_backbone(backbone / "backbone").params)
-    plugin = load_plugin(result.exported, before)
-    assert plugin.config == PluginConfig(2, bottleneck=4)
+    backbone = load_backbone(backbone_run / "backbone")
+    plugin = load_plugin(plugin_run / "plugin", backbone)
+    assert plugin.config == PluginConfig(4, bottleneck=4)
     # Parameters, Adam's two moments, and a few counters: three plugins, no backbone.
-    saved = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / "6" / "default")
+    saved = ocp.StandardCheckpointer().restore(plugin_run / "checkpoints" / "6" / "default")
     trained = sum(x.size for x in jax.tree.leaves(plugin.variables.params))
     assert 3 * trained <= sum(np.size(x) for x in jax.tree.leaves(saved)) <= 3 * trained + 5
-    identity = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert identity["backbone"] == before.fingerprint
-    assert _logged_steps(tmp_path / "run") == [2, 4, 6]
-    assert _logged_steps(tmp_path / "run", "eval") == [6]
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    identity = json.loads((plugin_run / "run.json").read_text())
+    assert identity["backbone"] == backbone.fingerprint
+    losses = {row["step"]: row["loss"] for row in tiny_runs.rows(plugin_run)}
+    assert list(losses) == [1, 2, 3, 4, 5, 6] and losses[6] < losses[1]
+    assert [row["step"] for row in tiny_runs.rows(plugin_run, "eval")] == [6]
+    events = EventAccumulator(str(plugin_run / "tensorboard")).Reload()
+    assert {e.step: e.value for e in events.Scalars("train/loss")} == pytest.approx(losses)
+    assert len(events.Scalars("eval/loss")) == 1
 
 
 @pytest.mark.parametrize("trained", ["plugin", "backbone"])
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
-    backbone, tmp_path, trained
+    backbone_run, plugin_run, tmp_path, trained
 ):
-    kwargs = {"trained": trained, "initial_checkpoint_path": str(backbone)}
-    _run(tmp_path / "whole", 6, **kwargs)
-    _run(tmp_path / "cut", 4, **kwargs)  # leaves a checkpoint of step 4
-    result = _run(tmp_path / "cut", 6, **kwargs)
-    assert result.step == 6
-    assert _logged_steps(tmp_path / "cut") == [2, 4, 6]  # none was done twice
-    load = load_plugin if trained == "plugin" else load_backbone
-    whole, cut = (load(tmp_path / name / trained) for name in ("whole", "cut"))
-    arrays = (lambda x: x.variables) if trained == "plugin" else (lambda x: x.params)
-    _assert_equal(arrays(whole), arrays(cut))
+    whole, cut = {"plugin": plugin_run, "backbone": backbone_run}[trained], tmp_path / "cut"
+    path = str(backbone_run) if trained == "plugin" else None
+    shutil.copytree(whole, cut)
+    for later in (trained, "checkpoints/6"):
+        shutil.rmtree(cut / later)
+    result = tiny_runs.run(cut, trained=trained, initial_checkpoint_path=path, data=EVALUATED)
+    assert (result.step, result.exported) == (6, cut / trained)
+    assert [row["step"] for row in tiny_runs.rows(cut)] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    if trained == "plugin":
+        before, after = (load_plugin(run / trained).variables for run in (whole, cut))
+        assert_same(before.params, after.params)
+        assert_same(before.output_scales, after.output_scales)
+    else:
+        assert_same(*(load_backbone(run / trained).params for run in (whole, cut)))
 
 
-@pytest.mark.parametrize("moment", ["train", "validation"])
-def test_sigterm_at_any_moment_saves_and_stops(backbone, tmp_path, monkeypatch, moment):
-    kwargs = {"initial_checkpoint_path": str(backbone), "checkpoint_period": 100, "eval_period": 3}
-    real_train, real_validation = train.DataConfig.train, train.DataConfig.validation
-
-    def stream(self, start, rows=None):
-        for number, batch in enumerate(real_train(self, start, rows), start=start):
-            if number == 3 and moment == "train":
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    def validation(self):
-        if moment == "validation":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real_validation(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train.DataConfig, "train", stream)
-        patched.setattr(train.DataConfig, "validation", validation)
-        result = _run(tmp_path / "cut", **kwargs)
-    assert result.interrupted and result.exported is None and 3 <= result.step < 6
-    saved = [int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir() if p.name.isdigit()]
-    assert saved == [result.step]
-    assert _run(tmp_path / "cut", **kwargs).step == 6
-    _run(tmp_path / "whole", **kwargs)
-    _assert_equal(
-        load_plugin(tmp_path / "cut" / "plugin").variables,
-        load_plugin(tmp_path / "whole" / "plugin").variables,
-    )
+def test_a_folder_is_never_continued_as_another_run(backbone_run, plugin_run, tmp_path):
+    other = {"initial_checkpoint_path": str(backbone_run), "plugin": PluginConfig(2, bottleneck=4)}
+    with pytest.raises(CheckpointError, match="holds another run: its plugin is .*'ratio': 4"):
+        tiny_runs.run(plugin_run, data=EVALUATED, **other)
+    # As version 0.1 wrote it.
+    fields = {"ratio": 2, "bottleneck": 4, "layers": None, "compression": "learned"}
+    old = {"trained": "plugin", "ratio": 2, "plugin": fields, "backbone": "sha256:0"}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match="run of variator_jax 0.1.*another MODEL_DIR"):
+        tiny_runs.run(tmp_path, **other)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match="run.json is not readable JSON"):
+        tiny_runs.run(tmp_path, **other)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-    backbone, tmp_path
-):
-    kwargs = {"initial_checkpoint_path": str(backbone), "trained": "backbone"}
-    _run(tmp_path, 2, **kwargs)
-    with pytest.raises(TrainingError, match="loss of step 4 is nan"):
-        _run(tmp_path, 8, learning_rate=float("nan"), checkpoint_period=100, **kwargs)
-    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
-    assert max(saved) == 2
-
-
-def test_a_folder_is_never_continued_as_another_run(backbone, tmp_path):
-    _run(tmp_path, initial_checkpoint_path=str(backbone))
-    with pytest.raises(CheckpointError, match="ratio is 2, this one's is 4"):
-        _run(tmp_path, initial_checkpoint_path=str(backbone), plugin=PluginConfig(4, bottleneck=4))
-
-
-def test_a_backbone_stored_in_bfloat16_is_fine_tuned_in_float32_and_keeps_its_epsilon(
-    backbone, tmp_path
-):
-    whole = load_backbone(backbone / "backbone")
-    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), whole.params)
+def test_a_backbone_stored_in_bfloat16_is_fine_tuned_in_float32_and_keeps_its_epsilon(tmp_path):
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), random_params(TINY))
     stored = dataclasses.replace(TINY, param_dtype="bfloat16", layer_norm_epsilon=1e-5)
     save_backbone(tmp_path / "half", stored, half)
-    _run(tmp_path / "run", 2, trained="backbone", initial_checkpoint_path=str(tmp_path / "half"))
+    path = str(tmp_path / "half")
+    tiny_runs.run(tmp_path / "run", 1, trained="backbone", initial_checkpoint_path=path)
     tuned = load_backbone(tmp_path / "run" / "backbone")
     assert {x.dtype.name for x in jax.tree.leaves(tuned.params)} == {"float32"}
     assert tuned.config.layer_norm_epsilon == 1e-5
 
 
-def test_adaptation_starts_from_the_pretrained_plugin(backbone, tmp_path):
-    kwargs = {"initial_checkpoint_path": str(backbone)}
-    _run(tmp_path / "pre", **kwargs)
-    _run(
-        tmp_path / "adapted", 1, learning_rate=0.0,
-        initial_plugin_path=str(tmp_path / "pre"), **kwargs,
-    )  # fmt: skip
-    _assert_equal(
-        load_plugin(tmp_path / "pre" / "plugin").variables,
-        load_plugin(tmp_path / "adapted" / "plugin").variables,
-    )
+def test_adaptation_starts_from_the_pretrained_plugin(backbone_run, plugin_run, tmp_path):
+    paths = {
+        "initial_checkpoint_path": str(backbone_run),
+        "initial_plugin_path": str(plugin_run),
+    }
+    tiny_runs.run(tmp_path / "adapted", 1, learning_rate=0.0, **paths)
+    before, after = (load_plugin(run / "plugin") for run in (plugin_run, tmp_path / "adapted"))
+    assert_same(before.variables.params, after.variables.params)
     with pytest.raises(CheckpointError, match="this run asks for"):
-        _run(
-            tmp_path / "other", 1, plugin=PluginConfig(4, bottleneck=4),
-            initial_plugin_path=str(tmp_path / "pre"), **kwargs,
-        )  # fmt: skip
+        tiny_runs.run(tmp_path / "other", 1, plugin=PluginConfig(2, bottleneck=4), **paths)
 
 
-def test_a_plugin_run_needs_a_backbone_of_the_right_shape_and_vocabulary(backbone, tmp_path):
-    with pytest.raises(ConfigError, match="INITIAL_CHECKPOINT_PATH"):
-        _run(tmp_path)
-    with pytest.raises(ConfigError, match="must divide BATCH_SIZE"):
-        _run(tmp_path, num_microbatches=3)
-    with pytest.raises(ConfigError, match="not a local folder"):
-        _run("gs://bucket/run", trained="backbone")
-    with pytest.raises(CheckpointError, match="holds no backbone"):
-        _run(tmp_path, initial_checkpoint_path=str(tmp_path))
-    other = get_config("nano", vocab_size=384)
-    with pytest.raises(CheckpointError, match="another shape"):
-        _run(tmp_path, initial_checkpoint_path=str(backbone), backbone=other)
-    with pytest.raises(ConfigError, match="only 100 embeddings"):
-        _run(tmp_path, trained="backbone", backbone=get_config("nano", vocab_size=100))
-    with pytest.raises(ConfigError, match="2 or more"):
-        _run(tmp_path, initial_checkpoint_path=str(backbone), plugin=PluginConfig(1))
-    nothing = PluginConfig(2, compression="mean", decompression="repeat")
-    with pytest.raises(ConfigError, match="nothing to train"):
-        _run(tmp_path, initial_checkpoint_path=str(backbone), plugin=nothing)
+UNTRAINED = {"compression": "mean", "decompression": "repeat"}
 
 
-def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_never_saved(tmp_path):
-    def step(state, batch):
-        bad = int(state.step) == 3
-        metrics = {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(np.inf if bad else 1.0)}
-        return state.replace(step=state.step + 1), metrics
-
-    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, ())
-    checkpoints, log = Checkpoints(tmp_path, 5, {}), RunLog(tmp_path, 8)
-    batch = {"encoder_input_tokens": np.ones((1, 2))}
-    with pytest.raises(TrainingError, match="gradient norm of step 4 is inf"):
-        fit(
-            state,
-            step,
-            lambda start: itertools.repeat(batch),
-            Schedule(8, 8, 0, 2),
-            checkpoints,
-            log,
-        )
-    checkpoints.close()
-    log.close()
-    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
-    assert max(saved) == 2
-
-
-def test_held_out_loss_is_measured_on_the_same_batches_without_dropout(backbone, tmp_path):
-    dropped = dataclasses.replace(TINY, dropout_rate=0.5)
-    _run(
-        tmp_path, 6, trained="backbone", backbone=dropped, learning_rate=0.0, eval_period=2,
-        initial_checkpoint_path=str(backbone),
-    )  # fmt: skip
-    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert len({row["loss"] for row in rows if row["kind"] == "eval"}) == 1
-    assert len({row["loss"] for row in rows if row["kind"] == "train"}) == 3
-
-
-def test_held_out_loss_is_measured_in_microbatches_where_a_step_has_them(
-    backbone, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        ({"initial_checkpoint_path": None}, ConfigError, "set INITIAL_CHECKPOINT_PATH"),
+        ({"initial_checkpoint_path": "/none"}, CheckpointError, "holds no backbone"),
+        ({"num_microbatches": 3}, ConfigError, "must divide BATCH_SIZE"),
+        ({"model_dir": "gs://bucket/run"}, ConfigError, "not a local folder"),
+        ({"model_dir": 7}, ConfigError, "must be a path, in quotes"),
+        ({"trained": "plugins"}, ConfigError, "Did you mean 'plugin'"),
+        ({"backbone": get_config("nano", vocab_size=384)}, CheckpointError, "another shape"),
+        (
+            {"trained": "backbone", "backbone": get_config("nano", vocab_size=100)},
+            ConfigError,
+            "only 100 embeddings",
+        ),
+        ({"plugin": None}, ConfigError, "2 or more; set RATIO"),
+        ({"plugin": PluginConfig(1)}, ConfigError, "2 or more; set RATIO"),
+        ({"plugin": PluginConfig(2, **UNTRAINED)}, ConfigError, "nothing to train"),
+        (
+            {"plugin": PluginConfig(sites=(Ffn(2, (0,), **UNTRAINED), Ffn(4, (1,), **UNTRAINED)))},
+            ConfigError,
+            "nothing to train",
+        ),
+        ({"plugin": PluginConfig(2, layers=(7,))}, PluginError, r"layers \[7\]"),
+        (
+            {"plugin": PluginConfig(2, sites=r"decoder/layers_(\d+)/mlp")},
+            PluginError,
+            "decoder/layers_0/mlp.* in a causal stack",
+        ),
+        (
+            {"data": dataclasses.replace(EVALUATED, packed=True, pack_multiple=3)},
+            ConfigError,
+            "start on multiples of the ratio 4: set PACK_MULTIPLE",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(
+    backbone_run, tmp_path, settings, error, message
 ):
-    rows, real = [], train.make_eval_step
+    fields = {"model_dir": tmp_path, "initial_checkpoint_path": str(backbone_run)} | settings
+    model_dir = fields.pop("model_dir")
+    with pytest.raises(error, match=message):
+        train.train(dataclasses.replace(tiny_runs.config(**fields), model_dir=model_dir))
 
-    def make_eval_step(objective):
-        def step(params, frozen, batch):
+
+def test_one_site_with_parameters_can_be_trained():
+    plugin = PluginConfig(sites=(Ffn(2, (0,), **UNTRAINED), Ffn(4, (1,))))
+    assert check_trainable(plugin, T5(TINY).stack()) is plugin
+
+
+@pytest.mark.parametrize("objective", ["task", "distillation"])
+def test_held_out_loss_is_that_of_the_whole_batch_without_dropout(objective):
+    """Measured in microbatches where a step has them, for a whole batch may not fit."""
+    params, mesh, rows = random_params(TINY), meshes.make_mesh(TINY, 8, (1, 1, 1)), []
+    dropped = T5(dataclasses.replace(TINY, dropout_rate=0.5))
+    frozen = None
+    if objective == "distillation":
+        config = PluginConfig(4, bottleneck=4)
+        plugin = random_plugin(config, TINY)
+        made, frozen = Distillation(dropped, config, LossConfig()), (params, plugin.output_scales)
+        params = plugin.params
+    else:
+        made = TaskTraining(dropped)
+
+    class Counting:
+        coefficients, weights = made.coefficients, staticmethod(made.weights)
+
+        def terms(self, trained, frozen, batch, rng):
             rows.append(batch["encoder_input_tokens"].shape[0])
-            return real(objective)(params, frozen, batch)
+            return made.terms(trained, frozen, batch, rng)
 
-        return step
-
-    monkeypatch.setattr(train, "make_eval_step", make_eval_step)
-    held_out = []
-    for count in (1, 2):
-        folder = tmp_path / str(count)
-        _run(folder, 1, num_microbatches=count, initial_checkpoint_path=str(backbone))
-        logged = [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
-        held_out += [row["loss"] for row in logged if row["kind"] == "eval"]
-    assert rows == [4, 2]
-    assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
+    state = TrainState(jnp.int32(0), params, ())
+    job = types.SimpleNamespace(objective=Counting())
+    once, cut = (train._evaluation(job, frozen, EVALUATED, mesh, n)(state) for n in (1, 4))
+    assert rows == [8, 2]
+    assert cut == pytest.approx(once, rel=1e-5)
+    assert train._evaluation(job, frozen, tiny_runs.DATA, mesh, 1) is None  # no EVAL_BATCHES
 
 
-@pytest.mark.parametrize("field", ["train_steps", "log_period", "checkpoint_period"])
-def test_periods_are_positive(field):
-    with pytest.raises(ConfigError, match=field.upper()):
-        Schedule(**({"train_steps": 1} | {field: 0}))
-
-
-def test_evaluation_reports_every_ratio_and_the_control(backbone, tmp_path):
-    _run(tmp_path / "run", initial_checkpoint_path=str(backbone))
+def test_evaluation_reports_every_ratio_and_the_control(backbone_run, plugin_run, tmp_path):
+    lengths = tiny_runs.DATA.feature_lengths
+    paths = {"plugin_paths": [str(plugin_run)]}
     report = evaluate(
         model_dir=str(tmp_path / "report"),
-        data=EvalData(TASK, {"inputs": 16, "targets": 6}, batch_size=24),
-        initial_checkpoint_path=str(backbone),
-        plugin_paths=[str(tmp_path / "run")],
+        data=EvalData(tiny_runs.TASK, lengths, batch_size=24),
+        initial_checkpoint_path=str(backbone_run),
         latency_shapes=[("nano", 2, 16)],
+        **paths,
     )
-    assert [entry.ratio for entry in report.ratios] == [1, 2]
+    assert [entry.ratio for entry in report.ratios] == [1, 4]
     assert [entry.identical_to_backbone for entry in report.ratios] == [True, False]
-    assert set(report.control_no_ffn) == set(report.majority) == {TASK}
+    assert set(report.control_no_ffn) == set(report.majority) == {tiny_runs.TASK}
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     assert written["ratios"][1]["latency"][0]["config"] == "nano"
-    assert {f.name for f in (tmp_path / "report").iterdir()} == {
-        "report.json", "report.md", "report.png",
-    }  # fmt: skip
-    _run(tmp_path / "stranger", trained="backbone", seed=1)
+    names = {file.name for file in (tmp_path / "report").iterdir()}
+    assert names == {"report.json", "report.md", "report.png"}
+    save_backbone(tmp_path / "stranger", TINY, random_params(TINY))
     with pytest.raises(CheckpointError, match="belongs to backbone"):
         evaluate(
             model_dir=str(tmp_path / "report"),
-            data=EvalData(TASK, {"inputs": 16, "targets": 6}),
+            data=EvalData(tiny_runs.TASK, lengths),
             initial_checkpoint_path=str(tmp_path / "stranger"),
-            plugin_paths=[str(tmp_path / "run")],
+            **paths,
         )

@@ -1,6 +1,6 @@
 """What a frozen backbone offers to plugins, training and serving: interfaces, no code of a family.
 
-A new family of backbones is one folder beside this file whose classes have these methods.
+A new family of backbones is one folder next to this file whose classes have these methods.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 
@@ -120,7 +121,7 @@ class FfnStack:
         return {}
 
     def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
-        """The first argument that is an array `[batch, length, embed]`."""
+        """The first argument that is an array `[batch, length, embed]` of floats."""
         return ([*args, *kwargs.values()])[_stream_index(args, kwargs)]
 
     def with_stream(
@@ -142,10 +143,14 @@ _PARTS = {"layer": "", "ffn": "mlp", "attention": "attention"}
 
 def _stream_index(args: tuple, kwargs: dict) -> int:
     values = [*args, *kwargs.values()]
-    indices = [i for i, value in enumerate(values) if getattr(value, "ndim", 0) == 3]
+    indices = [
+        i
+        for i, value in enumerate(values)
+        if getattr(value, "ndim", 0) == 3 and jnp.issubdtype(value.dtype, jnp.floating)
+    ]
     if not indices:
         raise TypeError(
-            "The module was called without an array [batch, length, embed]; found arguments of "
+            "The module was called without floats [batch, length, embed]; found arguments of "
             f"types {[type(value).__name__ for value in values]}."
         )
     return indices[0]

@@ -1,7 +1,7 @@
 """LoRA: a weight W of a frozen backbone becomes W + alpha/rank * A @ B, and A and B are trained.
 
 The settings, the arrays and the merge, as pure functions over T5X's parameter tree. How A and B are
-trained is in `distill/lora.py`; folders of them are `checkpoints/lora_folder.py`'s business.
+trained is in `train/jobs.py`, folders of them are in `store/lora.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LoraConfig:
                 re.compile(site)
             except (re.error, TypeError) as error:
                 raise ConfigError(
-                    f"The site {site!r} of a LoRA is no regular expression: {error}."
+                    f"The site {site!r} of a LoRA is not a regular expression: {error}."
                 ) from error
 
     @property
@@ -82,7 +82,7 @@ def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tup
       ConfigError: for a site that matches no weight, or something else than a matrix.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    found: dict[str, tuple[int, int]] = {}
+    weights: dict[str, tuple[int, int]] = {}
     for site in config.sites:
         matched = [path for path in sorted(flat) if re.fullmatch(site, path)]
         if not matched:
@@ -97,8 +97,8 @@ def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tup
                     f"The site {site!r} of a LoRA matches {path} of shape {shape}; it changes "
                     "matrices only."
                 )
-            found[path] = (shape[0], shape[1])
-    return dict(sorted(found.items()))
+            weights[path] = (shape[0], shape[1])
+    return dict(sorted(weights.items()))
 
 
 def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> dict:
@@ -126,11 +126,6 @@ def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> 
         )
         leaves[f"{path}/b"] = jnp.zeros((config.rank, out), jnp.float32)
     return traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def lora_parameters(config: LoraConfig, params: Mapping[str, Any]) -> int:
-    """How many numbers are trained: `rank * (in + out)` for each weight."""
-    return sum(config.rank * sum(shape) for shape in lora_weights(config, params).values())
 
 
 def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
@@ -198,6 +193,6 @@ def check_fits(path: str, found: Sequence[int] | None, expected: Sequence[int]) 
 
 
 def _kinds(paths: Mapping[str, Any]) -> list[str]:
-    """The paths of all matrices, the layers of a stack told as one."""
+    """The paths of all matrices, with one path for all layers of a stack."""
     matrices = (path for path, leaf in paths.items() if len(leaf.shape) == 2)
     return sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})

@@ -1,41 +1,111 @@
-"""The arguments of `variator bench`. Nothing heavy is imported until they are turned into settings.
+"""The arguments of `variator bench` and `variator budget`, and the settings that they stand for.
 
-What a user may leave out has its default here only, so that `--help` can print it.
+Nothing heavy is imported before a backbone is named. Defaults stand here only, for `--help`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 from variator_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from variator_jax.bench.settings import BenchSettings, StepSettings
+    from variator_jax.backbones.t5 import T5Config
 
+DTYPES = ("float32", "bfloat16", "float16")
+# What libtpu 0.0.42 compiles for; others are left to the libtpu that is installed.
+TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+_UNITS = {"B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 _STEP_ONLY = ("targets", "microbatches", "remat")
 
 
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Rows and tokens a row of an encoder input."""
+
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.length}"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSettings:
+    """What to measure.
+
+    Attributes:
+      backbone: the name of a shape, such as 't5_1_0_base'.
+      shapes: encoder inputs, without padding.
+      ratios: compression ratios; 1, the backbone itself, is always measured.
+      dtype: of weights, activations and the matrix peak. A plugin that is trained is float32.
+      rounds: how often each call is timed.
+      peer: whether to time Hugging Face's encoder, too.
+      train: whether to time the distillation step, too.
+      targets: tokens of a target of the step.
+      microbatches: passes that the step cuts its batch into.
+      remat: what a layer keeps for the backward pass (`T5Config.remat`).
+    """
+
+    backbone: str = "t5_1_0_base"
+    shapes: tuple[Shape, ...] = (Shape(4, 256),)
+    ratios: tuple[int, ...] = (1, 2, 4, 8)
+    dtype: str = "float32"
+    rounds: int = 11
+    peer: bool = False
+    train: bool = False
+    targets: int = 48
+    microbatches: int = 1
+    remat: bool | str = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", tuple(dict.fromkeys(self.shapes)))
+        object.__setattr__(self, "ratios", tuple(sorted({1, *self.ratios})))
+        if self.train and self.ratios == (1,):
+            raise ConfigError("--train needs a compression ratio of 2 or more among --ratios.")
+
+    @property
+    def config(self) -> T5Config:
+        """The backbone's shape, all of it in `dtype`.
+
+        Raises:
+          ConfigError: for an unknown name, with the nearest known ones.
+        """
+        from variator_jax.backbones.t5 import get_config
+
+        return get_config(self.backbone, dtype=self.dtype, param_dtype=self.dtype)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds them all."""
+    """Adds those of `variator bench`."""
     add = parser.add_argument
     add("--backbone", default="t5_1_0_base", help="a named shape (default: %(default)s)")
-    add("--batch", type=int, help="rows of the encoder's input (default: 4)")
-    add("--length", type=int, help="tokens of a row, without padding (default: 256)")
+    add("--batch", type=_positive, help="rows of the encoder's input (default: 4)")
+    add("--length", type=_positive, help="tokens of a row, without padding (default: 256)")
     add(
         "--shape",
         action="append",
         default=[],
+        type=_shape,
         metavar="4x256",
         help="rows x tokens instead of --batch and --length; repeatable",
     )
-    add("--ratios", default="1,2,4,8", metavar="1,2,4,8", help="compression ratios")
-    add("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
-    add("--rounds", type=int, default=11, help="how often each is timed (default: %(default)s)")
+    add(
+        "--ratios",
+        default="1,2,4,8",
+        type=lambda text: tuple(map(_positive, text.split(","))),
+        metavar="1,2,4,8",
+        help="compression ratios",
+    )
+    add("--dtype", default="float32", choices=DTYPES, help="(default: %(default)s)")
+    add("--rounds", type=_positive, default=11, help="how often each is timed (%(default)s)")
     add("--peer", action="store_true", help="also time Hugging Face's encoder in torch")
     add("--train", action="store_true", help="also time the distillation step")
-    add("--targets", type=int, help="with --train: tokens of a target (default: 48)")
-    add("--microbatches", type=int, help="with --train: parts of a batch (default: 1)")
+    add("--targets", type=_positive, help="with --train: tokens of a target (default: 48)")
+    add("--microbatches", type=_positive, help="with --train: parts of a batch (default: 1)")
     add(
         "--remat",
         nargs="?",
@@ -51,35 +121,42 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     """What the parsed arguments ask for.
 
     Raises:
-      ConfigError: for what cannot be measured, or arguments that contradict each other.
+      ConfigError: for arguments that contradict each other, or an unknown backbone.
     """
-    from variator_jax.bench.settings import BenchSettings, Shape, parse_ratios, parse_shape
-
-    if args.shape and (args.batch is not None or args.length is not None):
-        raise ConfigError("--shape already says --batch and --length; give one or the other.")
-    shapes = [parse_shape(text) for text in args.shape]
-    if not shapes:
-        batch = 4 if args.batch is None else args.batch
-        shapes = [Shape(batch, 256 if args.length is None else args.length)]
-    return BenchSettings(
-        backbone=args.backbone,
-        shapes=shapes,
-        ratios=parse_ratios(args.ratios),
-        dtype=args.dtype,
-        rounds=args.rounds,
-        peer=args.peer,
-        step=_step(args),
-    )
+    if args.shape and (args.batch or args.length):
+        raise ConfigError("--shape already sets --batch and --length; give one or the other.")
+    step = {name: getattr(args, name) for name in _STEP_ONLY if getattr(args, name) is not None}
+    if step.get("remat") == "all":
+        step["remat"] = True
+    if step and not args.train:
+        raise ConfigError(f"--{next(iter(step))} belongs to the distillation step: add --train.")
+    same = {name: getattr(args, name) for name in ("backbone", "ratios", "dtype", "rounds", "peer")}
+    shapes = args.shape or [Shape(args.batch or 4, args.length or 256)]
+    settings = BenchSettings(**same, shapes=tuple(shapes), train=args.train, **step)
+    settings.config  # noqa: B018 - refuses an unknown backbone before anything is measured.
+    return settings
 
 
-def _step(args: argparse.Namespace) -> StepSettings | None:
-    from variator_jax.bench.settings import StepSettings
+def parse_bytes(text: str) -> int:
+    """Bytes of '80GiB' or '80GB'.
 
-    given = {name: getattr(args, name) for name in _STEP_ONLY if getattr(args, name) is not None}
-    if not args.train:
-        if given:
-            raise ConfigError(f"--{next(iter(given))} is of the distillation step: add --train.")
-        return None
-    if given.get("remat") == "all":
-        given["remat"] = True
-    return StepSettings(**given)
+    Raises:
+      ConfigError: for anything else, also a number without a unit: 80 are rarely bytes.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"{text!r} is not an amount of memory; write 80GiB or 80GB.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\s*[1-9]\d{0,8}\s*", text):
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> Shape:
+    batch, times, length = text.partition("x")
+    if not times:
+        raise argparse.ArgumentTypeError(f"expected rows x tokens, such as 4x256, found {text!r}")
+    return Shape(_positive(batch), _positive(length))

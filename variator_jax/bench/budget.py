@@ -3,7 +3,7 @@
 No weights are made and no data are read. The step is compiled for the devices that are there, for
 as many pretended CPU devices, or, where the package libtpu is installed, for a TPU slice that is
 not there. What is in memory before a step is known exactly; what a step needs on top is what that
-compiler says.
+compiler reports.
 """
 
 from __future__ import annotations
@@ -21,69 +21,57 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench.collectives import Collective, collectives, loop_trips
+from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
-from variator_jax.train.step import TrainState, jit_train_step, make_train_step
+from variator_jax.train.step import TrainState, init_state, jit_train_step, make_train_step
 
-
-@dataclasses.dataclass(frozen=True)
-class StepCost:
-    """One device's share of a compiled step.
-
-    Attributes:
-      arguments: bytes of backbone, plugin, optimizer state and batch.
-      temporary: bytes that the step needs on top, as its compiler says.
-      flops: of its matrix products and all else that the compiler counts, in all microbatches.
-      collectives: what is exchanged, by kind, in all microbatches.
-    """
-
-    arguments: int
-    temporary: int
-    flops: float
-    collectives: Mapping[str, Collective]
+_CPU_NOTE = (
+    "The compiler for CPUs undoes rematerialisation and keeps float32 copies of bfloat16 weights, "
+    "so its temporary memory is far above an accelerator's: install libtpu and give --topology, "
+    "or run this where the accelerator is."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """A step's cost on a mesh, and the memory that it has to fit in."""
+    """A compiled step's cost on each device of a mesh, and the memory that it has to fit in.
+
+    Attributes:
+      mesh: its shape.
+      compiler: the kind of device that it was compiled for.
+      arguments: bytes of backbone, plugin, optimizer state and batch.
+      temporary: bytes that the step needs on top.
+      flops: of its matrix products and all else that the compiler counts, in all microbatches.
+      collectives: what is exchanged, by kind, in all microbatches.
+      hbm_bytes: memory of a device; None where it was not named.
+    """
 
     mesh: str
     compiler: str
-    cost: StepCost
-    memory: int | None = None
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether it fits; None where no memory was named."""
-        if self.memory is None:
-            return None
-        return self.cost.arguments + self.cost.temporary <= self.memory
+    arguments: int
+    temporary: int
+    flops: float
+    collectives: Mapping[str, Collective]
+    hbm_bytes: int | None = None
 
     def __str__(self) -> str:
-        cost = self.cost
+        together = self.arguments + self.temporary
         rows = [
             f"mesh {self.mesh}, compiled for {self.compiler}; of each device:",
-            f"  weights, plugin, optimizer, batch {_readable(cost.arguments):>13}",
-            f"  a step's temporary memory         {_readable(cost.temporary):>13}",
-            f"  together                          {_readable(cost.arguments + cost.temporary):>13}",
-            f"  FLOPs of a step                   {cost.flops:>9.3g}",
-            *(
-                f"  {kind:<33} {found.bytes / 2**20:>9.2f} MiB in {found.count}"
-                for kind, found in sorted(cost.collectives.items())
-            ),
+            f"  weights, plugin, optimizer, batch {readable(self.arguments):>13}",
+            f"  a step's temporary memory         {readable(self.temporary):>13}",
+            f"  together                          {readable(together):>13}",
+            f"  FLOPs of a step                   {self.flops:>9.3g}",
         ]
-        if self.memory is not None:
-            verdict = "fits" if self.fits else "does not fit"
-            rows.append(f"it {verdict} in {_readable(self.memory)}")
-        if self.compiler == "cpu":
-            rows.append(
-                "The compiler for CPUs undoes rematerialisation and keeps float32 copies of "
-                "bfloat16 weights, so its temporary memory is far above an accelerator's: install "
-                "libtpu and give --topology, or run this where the accelerator is."
-            )
-        return "\n".join(rows)
+        for kind, moved in sorted(self.collectives.items()):
+            rows.append(f"  {kind:<33} {moved.bytes / 2**20:>9.2f} MiB in {moved.count}")
+        if self.hbm_bytes is not None:
+            verdict = "fits" if together <= self.hbm_bytes else "does not fit"
+            rows.append(f"it {verdict} in {readable(self.hbm_bytes)}")
+        return "\n".join(rows + [_CPU_NOTE] * (self.compiler == "cpu"))
 
 
 def budget(
@@ -99,9 +87,9 @@ def budget(
     backbone_dtype: str | None = None,
     remat: bool | str = False,
     devices: Sequence[Any] | None = None,
-    memory: int | None = None,
+    hbm_bytes: int | None = None,
 ) -> Budget:
-    """Compiles the step of a plugin run and says what it takes.
+    """Compiles the step of a plugin run and returns what it takes.
 
     Args:
       backbone: shape of the backbone.
@@ -115,46 +103,53 @@ def budget(
       backbone_dtype: what the frozen weights are kept in.
       remat: what a layer keeps for the backward pass.
       devices: to compile for; by default those that are there.
-      memory: bytes of a device.
+      hbm_bytes: memory of a device.
 
     Raises:
       ConfigError: for a mesh that is not possible.
     """
     config = dataclasses.replace(backbone, remat=remat)
-    found = list(devices if devices is not None else jax.devices())
+    devices = list(devices if devices is not None else jax.devices())
     weight = jnp.dtype(backbone_dtype or config.param_dtype)
     rows = batch_size // num_microbatches
-    mesh = meshes.make_mesh(config, rows, mesh_shape, found, weight.itemsize, memory)
-    step = make_train_step(
-        Distillation(T5(config), plugin, loss or LossConfig()), optimizer, num_microbatches
-    )
-    shapes = _arguments(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
-    with meshes.activations(mesh):
-        compiled = jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
-    shape = meshes.MeshShape(*mesh.devices.shape)
-    return Budget(str(shape), found[0].device_kind, step_cost(compiled, num_microbatches), memory)
-
-
-def step_cost(compiled: jax.stages.Compiled, num_microbatches: int = 1) -> StepCost:
-    """What a compiled step takes on each device.
-
-    XLA counts the FLOPs of a loop's body once, however often it runs. What is outside of the
-    microbatches' loop, the update of a plugin, is nothing next to them, so all is multiplied.
-    """
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    text = compiled.as_text() or ""
-    flops = float((cost[0] if isinstance(cost, list) else cost or {}).get("flops", 0.0))
-    return StepCost(
+    mesh = meshes.make_mesh(config, rows, mesh_shape, devices, weight.itemsize, hbm_bytes)
+    objective = Distillation(T5(config), plugin, loss or LossConfig())
+    shapes = step_shapes(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
+    compiled = compile_step(objective, optimizer, num_microbatches, shapes, mesh)
+    memory = compiled.memory_analysis()
+    return Budget(
+        str(meshes.MeshShape(*mesh.devices.shape)),
+        devices[0].device_kind,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        flops * loop_trips(text, num_microbatches),
-        collectives(text, num_microbatches),
+        compiled_flops(compiled, num_microbatches),
+        collectives(compiled.as_text() or "", num_microbatches),
+        hbm_bytes,
     )
 
 
-def _readable(count: int) -> str:
-    """Bytes as GiB, or MiB below one."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+def compile_step(
+    objective: Distillation,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    shapes: tuple[TrainState, Any, Any],
+    mesh: Mesh,
+) -> jax.stages.Compiled:
+    """The distillation step, compiled for `step_shapes`."""
+    step = make_train_step(objective, optimizer, num_microbatches)
+    with meshes.activations(mesh):
+        return jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
+
+
+def compiled_flops(compiled: jax.stages.Compiled, num_microbatches: int = 1) -> float:
+    """FLOPs of a compiled step, as its compiler counts them, in all microbatches.
+
+    XLA counts a loop's body once, however often it runs. What is outside of the microbatches' loop,
+    the update of a plugin, is negligible, so all is multiplied.
+    """
+    cost: Any = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost or {}
+    return float(cost.get("flops", 0.0)) * loop_trips(compiled.as_text() or "", num_microbatches)
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -177,7 +172,7 @@ def topology_devices(name: str) -> list[Any]:
     return list(slice_.devices)
 
 
-def _arguments(
+def step_shapes(
     config: T5Config,
     plugin: PluginConfig,
     optimizer: optax.GradientTransformation,
@@ -186,33 +181,29 @@ def _arguments(
     weight: Any,
     mesh: Mesh,
 ) -> tuple[TrainState, tuple[Any, Any], dict[str, Any]]:
-    """The shapes, dtypes and places of a step's arguments."""
-    everywhere = meshes.replicated(mesh)
+    """Shapes, dtypes and places of a step's arguments: state, (weights, output scales), batch."""
 
-    def at(sharding: Any) -> Any:
-        return lambda x, dtype=None: jax.ShapeDtypeStruct(
-            x.shape, dtype or x.dtype, sharding=sharding
+    def placed(tree: Any, sharding: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
     weights = jax.tree.map(
-        lambda x, sharding: at(sharding)(x, weight),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, weight, sharding=sharding),
         shape_params(config),
         meshes.parameter_shardings(config, mesh),
     )
     stack = T5(config).stack()
     fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
-    state = jax.eval_shape(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        fresh.params,
-    )
-    rows = meshes.batch_sharding(mesh)
-    columns = {"encoder_input_tokens": lengths["inputs"]} | {
-        name: lengths["targets"]
-        for name in ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
-    }
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
+    columns = {"encoder_input_tokens": lengths["inputs"]}
+    if config.has_decoder:
+        names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+        columns |= dict.fromkeys(names, lengths["targets"])
     batch = {
-        name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=rows)
+        name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         for name, length in columns.items()
     }
-    scales = jax.tree.map(at(everywhere), fresh.output_scales)
-    return jax.tree.map(at(everywhere), state), (weights, scales), batch
+    everywhere = meshes.replicated(mesh)
+    frozen = (weights, placed(fresh.output_scales, everywhere))
+    return placed(state, everywhere), frozen, placed(batch, meshes.batch_sharding(mesh))

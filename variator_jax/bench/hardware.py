@@ -19,7 +19,8 @@ def hardware() -> str:
     """
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        name = f"{_cpu_model(_CPUINFO)}, {_plural(usable_cores(), 'core')}"
+        cores = usable_cores()
+        name = f"{_cpu_model(_CPUINFO)}, {cores} {'core' if cores == 1 else 'cores'}"
         if len(devices) > 1:
             name += f" shown to JAX as {len(devices)} devices"
     else:
@@ -31,12 +32,10 @@ def hardware() -> str:
 
 def _cpu_model(cpuinfo: Path) -> str:
     """The first model name in `cpuinfo`, or what the platform module knows."""
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip().lower() == "model name" and value.strip():
-                return f"CPU {value.strip()}"
-    return f"CPU {platform.processor() or platform.machine() or 'of unknown model'}"
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    known = [name for name in names if name] or [platform.processor(), platform.machine()]
+    return f"CPU {next(filter(None, known), 'of unknown model')}"
 
 
 def usable_cores() -> int:
@@ -44,7 +43,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

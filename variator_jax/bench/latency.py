@@ -1,8 +1,8 @@
-"""Measured time of one encoder pass at each compression ratio, beside what the saved FLOPs allow.
+"""The time of encoder passes at each compression ratio, against what the saved FLOPs allow.
 
-Ratios are measured in turns, and each round begins with another one, so a slow spell of the machine
-falls on all of them. Weights do not matter to the clock: `random_params` fills a named shape in
-seconds. FLOPs by formula live in `cost`.
+All calls are timed in turns, and each round begins with another one, so that a slow spell of the
+machine affects all of them. Weights do not change the time: `random_params` fills a named shape
+within seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.backbones.t5 import T5, T5Config, Transformer
+from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.bench.arguments import BenchSettings, Shape
+from variator_jax.bench.results import ENCODER, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
-from variator_jax.plugin import PluginConfig, flops_allowed_speedup
+from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 Params = Any
 Clock = Callable[[], float]
+Call = Callable[[], object]
+Plugins = dict[int, tuple[PluginConfig, Any]]  # ratio -> (settings, plugin variables)
 Key = TypeVar("Key")
+PEAK = "matrix peak"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,6 @@ class Latency:
       spread: distance between the quartiles, in milliseconds.
       speedup: median of the backbone over this median.
       flops_allowed_speedup: the speed-up if time were proportional to FLOPs.
-      efficiency: the measured share of the allowed speed-up.
     """
 
     ratio: int
@@ -44,13 +48,12 @@ class Latency:
     spread: float
     speedup: float
     flops_allowed_speedup: float
-    efficiency: float
 
 
 def measure_encoder_latency(
     config: T5Config,
     params: Params,
-    plugins: Mapping[int, tuple[PluginConfig, Any]],
+    plugins: Plugins,
     batch: int,
     length: int,
     rounds: int = 7,
@@ -71,29 +74,83 @@ def measure_encoder_latency(
       One row per ratio, in rising order, ratio 1 first.
 
     Raises:
-      ConfigError: for no round, or a plugin filed under another ratio than its own.
+      ConfigError: for no round.
     """
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
-    for ratio, (plugin, _) in plugins.items():
-        if plugin.ratio != ratio:
-            raise ConfigError(f"The plugin given for ratio {ratio} has ratio {plugin.ratio}.")
     tokens = random_tokens(config, batch, length)
-    settings = {1: (PluginConfig(ratio=1), None), **plugins}
-    calls = {
-        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
-        for ratio, (plugin, variables) in sorted(settings.items())
-    }
+    calls = _encoder_calls(config, params, {1: (PluginConfig(ratio=1), None), **plugins}, tokens)
     seconds = interleaved_seconds(calls, rounds, clock)
     stack = T5(config).stack()
-    allowed = {r: flops_allowed_speedup(stack, length, p) for r, (p, _) in settings.items()}
-    return _rows(seconds, allowed)
+    backbone = float(np.median(seconds[1]))
+    rows = []
+    for ratio, samples in sorted(seconds.items()):
+        low, median, high = map(float, np.percentile(samples, (25, 50, 75)))
+        plugin = plugins[ratio][0] if ratio > 1 else None
+        allowed = flops_allowed_speedup(stack, length, plugin)
+        rows.append(Latency(ratio, 1e3 * median, 1e3 * (high - low), backbone / median, allowed))
+    return rows
+
+
+def bench_encoder(
+    config: T5Config,
+    params: Params,
+    shape: Shape,
+    settings: BenchSettings,
+    clock: Clock = time.perf_counter,
+) -> Measurement:
+    """Times `encode` of full rows with fresh plugins, and baselines in the same rounds.
+
+    Args:
+      config: shape and dtype of the backbone.
+      params: its weights, at least those of embeddings and encoder.
+      shape: rows and tokens.
+      settings: ratios, rounds, and whether baselines are timed.
+      clock: seconds, rising.
+    """
+    stack = T5(config).stack()
+    plugins: Plugins = {ratio: (PluginConfig(ratio), None) for ratio in settings.ratios}
+    for ratio, (plugin, _) in plugins.items():
+        if ratio > 1:
+            plugins[ratio] = (plugin, init_plugin(plugin, stack, jax.random.key(0)))
+    tokens = random_tokens(config, shape.batch, shape.length)
+    calls: dict[Any, Call] = {**_encoder_calls(config, params, plugins, tokens)}
+    baselines: dict[str, Call | str] = {}
+    if settings.peer:
+        from variator_jax.bench.baselines import start_baselines
+
+        baselines = start_baselines(config, tokens)
+        calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
+    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds, clock)
+    rows = [
+        Timing(
+            row_name(ratio),
+            seconds[ratio],
+            stack_flops(stack, shape.length, plugin, shape.batch),
+            ratio,
+            flops_allowed_speedup(stack, shape.length, plugin),
+        )
+        for ratio, (plugin, _) in plugins.items()
+    ]
+    for name, call in baselines.items():
+        error = call if isinstance(call, str) else ""
+        rows.append(Timing(name, seconds.get(name, ()), error=error))
+    return Measurement(ENCODER, shape.batch, shape.length, peak, rows)
+
+
+def _encoder_calls(
+    config: T5Config, params: Params, plugins: Plugins, tokens: np.ndarray
+) -> dict[int, Call]:
+    return {
+        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
+        for ratio, (plugin, variables) in plugins.items()
+    }
 
 
 def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[..., jax.Array]:
     """Jitted encoder: (backbone params, plugin variables, tokens) -> `[batch, length, embed]`.
 
-    Weights are arguments, never constants of the compiled function. A ratio of 1 runs the backbone.
+    Weights are arguments, never constants of the compiled function. Ratio 1 runs the backbone.
     """
     return jax.jit(SplicedModel(T5(config), plugin).encode)
 
@@ -116,19 +173,17 @@ def interleaved_seconds(
     return seconds
 
 
-def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None) -> Params:
+def random_params(config: T5Config, shapes: Params | None = None) -> Params:
     """Weights of a sensible scale, drawn in seconds at any size.
 
     Leaves repeat one pool of a million normal numbers, divided by the square root of their fan-in:
-    good for the clock and for FLOPs, not for training.
+    good for time and FLOPs, not for training.
 
     Args:
       config: shape of the backbone.
-      seed: of the pool.
       shapes: the tree to fill; by default embeddings and encoder, which is what `encode` reads.
     """
-    shapes = encoder_shapes(config) if shapes is None else shapes
-    pool = np.random.default_rng(seed).standard_normal(2**20, dtype=np.float32)
+    pool = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
         if len(shape.shape) < 2:
@@ -136,35 +191,14 @@ def random_params(config: T5Config, seed: int = 0, shapes: Params | None = None)
         scaled = pool / np.float32(np.sqrt(shape.shape[0]))
         return jnp.asarray(np.resize(scaled, shape.shape), shape.dtype)
 
-    return jax.tree.map(fill, shapes)
+    return jax.tree.map(fill, encoder_shapes(config) if shapes is None else shapes)
 
 
 def encoder_shapes(config: T5Config) -> Params:
     """Shapes and dtypes of the parameters that `encode` reads, without allocating anything."""
-    module = Transformer(config)
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    init = lambda rng, tokens: module.init(rng, tokens, method=Transformer.encode)  # noqa: E731
+    module, tokens = T5(config).module, jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = lambda rng, tokens: module.init(rng, tokens, method="encode")  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0), tokens)["params"]
-
-
-def _rows(seconds: Mapping[int, list[float]], allowed: Mapping[int, float]) -> list[Latency]:
-    backbone = float(np.median(seconds[1]))
-    rows = []
-    for ratio in sorted(seconds):
-        median = float(np.median(seconds[ratio]))
-        spread = float(np.percentile(seconds[ratio], 75) - np.percentile(seconds[ratio], 25))
-        speedup = backbone / median
-        rows.append(
-            Latency(
-                ratio=ratio,
-                milliseconds=1e3 * median,
-                spread=1e3 * spread,
-                speedup=speedup,
-                flops_allowed_speedup=allowed[ratio],
-                efficiency=speedup / allowed[ratio],
-            )
-        )
-    return rows
 
 
 def bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -177,3 +211,25 @@ def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
     """Random tokens `[batch, length]` int32, none of them padding."""
     rng = np.random.default_rng(0)
     return rng.integers(2, config.vocab_size, (batch, length), dtype=np.int32)
+
+
+def timed_with_peak(
+    calls: Mapping[Any, Call], dtype: str, rounds: int, clock: Clock
+) -> tuple[Timing, dict[Any, list[float]]]:
+    """Times calls in turns with one large matrix product, the best that the device can reach."""
+    size = matrix_size()
+    # Random numbers: processors slow down where bits toggle, and zeros would not.
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+    calls = {PEAK: bound(jax.jit(jnp.dot), a, a), **calls}
+    seconds = interleaved_seconds(calls, rounds, clock)
+    return Timing(f"{PEAK}, {size} x {size}", seconds.pop(PEAK), 2.0 * size**3), seconds
+
+
+def row_name(ratio: int) -> str:
+    """The name of our own encoder or step at a ratio."""
+    return f"k={ratio}" if ratio > 1 else "k=1, the backbone"
+
+
+def matrix_size() -> int:
+    """Rows of the square matrices: a few milliseconds on an accelerator, a tenth second on CPUs."""
+    return 2048 if jax.devices()[0].platform == "cpu" else 8192

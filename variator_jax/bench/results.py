@@ -1,164 +1,140 @@
-"""What a benchmark measured: samples and formulas as fields, every figure computed from them.
+"""What a benchmark measured, as data, and how it is written: JSON, Markdown and a plot.
 
-The JSON holds the figures too, for readers without this library; reading it back computes them
-anew, so the two cannot disagree. Times are seconds, sizes bytes.
+Fields are samples and counts; every figure is computed from them. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from variator_jax.errors import DataError
+from variator_jax.bench import output
 
-SCHEMA = 1
-Seconds = Sequence[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixPeak:
-    """The product of two square matrices of `size`, timed in the same rounds as all else."""
-
-    size: int
-    seconds: Seconds
-
-    @property
-    def flops_per_second(self) -> float:
-        """At the median."""
-        return 2.0 * self.size**3 / median(self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class RatioRow:
-    """One encoder pass at one compression ratio; `flops` and `allowed_speedup` are by formula."""
-
-    ratio: int
-    flops: int
-    allowed_speedup: float
-    seconds: Seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class PeerRow:
-    """The same pass by another library, or the reason why it could not run."""
-
-    name: str
-    seconds: Seconds = ()
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderResult:
-    """One shape of input at every ratio, ratio 1 first."""
-
-    batch: int
-    length: int
-    peak: MatrixPeak
-    ratios: Sequence[RatioRow]
-    peers: Sequence[PeerRow] = ()
-
-    @property
-    def backbone(self) -> RatioRow:
-        """Ratio 1."""
-        return next(row for row in self.ratios if row.ratio == 1)
-
-    def speedup(self, row: RatioRow | PeerRow) -> float:
-        """Median of the backbone over the median of this row."""
-        return median(self.backbone.seconds) / median(row.seconds)
-
-    def speedup_quartiles(self, row: RatioRow) -> tuple[float, float]:
-        """Quartiles of the speed-up within each round."""
-        return quartiles(np.divide(self.backbone.seconds, row.seconds))
-
-    def efficiency(self, row: RatioRow) -> float:
-        """The share of the speed-up that the saved FLOPs allow."""
-        return self.speedup(row) / row.allowed_speedup
-
-    def figures(self, row: RatioRow) -> dict[str, float]:
-        """All figures of a row by name."""
-        rate = row.flops / median(row.seconds)
-        low, high = self.speedup_quartiles(row)
-        return {
-            **times(row.seconds),
-            "tokens_per_second": self.batch * self.length / median(row.seconds),
-            "speedup": self.speedup(row),
-            "speedup_first_quartile": low,
-            "speedup_third_quartile": high,
-            "efficiency": self.efficiency(row),
-            "tflops_per_second": rate / 1e12,
-            "share_of_matrix_peak": rate / self.peak.flops_per_second,
-        }
-
-    def peer_figures(self, row: PeerRow) -> dict[str, float]:
-        """The same for a peer that ran; `speedup` is over our uncompressed backbone."""
-        if not row.seconds:
-            return {}
-        tokens = self.batch * self.length / median(row.seconds)
-        return {
-            **times(row.seconds),
-            "tokens_per_second": tokens,
-            "speedup": self.speedup(row),
-        }
+SCHEMA = 2
+ENCODER, STEP = "encoder", "distillation step"
+_TIME = ("milliseconds", "first_quartile_milliseconds", "third_quartile_milliseconds")
+# Columns behind name and time: header, figure, format.
+_COLUMNS = {
+    ENCODER: (
+        ("tokens/s", "tokens_per_second", "{:,.0f}"),
+        ("speed-up", "speedup", "{:.2f}"),
+        ("FLOPs allow", "allowed_speedup", "{:.2f}"),
+        ("efficiency", "efficiency", "{:.2f}"),
+        ("TFLOP/s", "tflops_per_second", "{:.3g}"),
+        ("share of peak", "share_of_matrix_peak", "{:.0%}"),
+    ),
+    STEP: (
+        ("steps/s", "calls_per_second", "{:.3g}"),
+        ("examples/s", "examples_per_second", "{:.3g}"),
+        ("TFLOP a step", "tflops", "{:.3g}"),
+        ("TFLOP/s", "tflops_per_second", "{:.3g}"),
+        ("share of peak", "share_of_matrix_peak", "{:.0%}"),
+        ("peak memory, GiB", "peak_gib", "{:.2f}"),
+    ),
+}
+_WORDS = {
+    ENCODER: "Medians over interleaved rounds, in brackets the quartiles; rows without padding. "
+    "*FLOPs allow* is the speed-up if time were proportional to FLOPs, *efficiency* the measured "
+    "share of it. *Share of peak* is over the matrix peak, the median of one product of two square "
+    "matrices in the same dtype and the same rounds. A baseline's speed-up is over our "
+    "uncompressed encoder. FLOPs are by formula: matrix products only, a multiply-add counted as "
+    "2. An efficiency or a share above 100 % is noise, or a device that runs other products "
+    "faster; quartiles of fewer than 5 rounds mean little (--rounds).",
+    STEP: "FLOPs of a step are those that the compiler counts, with what rematerialisation runs "
+    "twice. *Peak memory* is the device's own highest mark where it keeps one and this step raised "
+    "it, else the compiler's analysis.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class StepRow:
-    """One distillation step at one compression ratio.
+class Timing:
+    """One call, timed in each round.
 
     Attributes:
-      ratio: of the student.
-      teacher_flops: the teacher's forward pass, by formula.
-      student_flops: the student's forward pass.
-      backward_flops: through the student's activations and to the plugin's weights only.
-      seconds: of each step.
-      compiled_bytes: arguments, results and temporary arrays of the compiled step.
-      peak_bytes: the most memory in use, see `peak_source`.
-      peak_source: 'device' where the device told its highest mark and this step had raised it,
-        else 'compiled', the compiler's analysis.
-      loss: of the last step; to see that it was finite.
+      name: 'k=4', a baseline's name, or the matrix product's.
+      seconds: of each round; empty where the call could not run.
+      flops: of a call; None where they are not known.
+      ratio: compression ratio; None of a baseline or the matrix product.
+      allowed_speedup: if time were proportional to FLOPs.
+      error: why the call could not run.
+      peak_bytes: the most memory in use during a step.
+      loss: of the last step.
     """
 
-    ratio: int
-    teacher_flops: int
-    student_flops: int
-    backward_flops: int
-    seconds: Seconds
-    compiled_bytes: int
-    peak_bytes: int
-    peak_source: str
-    loss: float
+    name: str
+    seconds: Sequence[float] = ()
+    flops: float | None = None
+    ratio: int | None = None
+    allowed_speedup: float | None = None
+    error: str = ""
+    peak_bytes: int | None = None
+    loss: float | None = None
 
     @property
-    def flops(self) -> int:
-        """Model FLOPs of a step; what rematerialisation runs twice counts once."""
-        return self.teacher_flops + self.student_flops + self.backward_flops
+    def median(self) -> float:
+        """Seconds."""
+        return float(np.median(self.seconds))
 
 
 @dataclasses.dataclass(frozen=True)
-class StepResult:
-    """The distillation steps at one shape of input."""
+class Measurement:
+    """Calls timed in the same rounds on one shape of input.
 
+    Attributes:
+      kind: 'encoder' or 'distillation step'.
+      batch: rows.
+      length: tokens of a row.
+      peak: the product of two large square matrices.
+      rows: what was timed; of an encoder ratio 1 first.
+      details: further settings of a step.
+    """
+
+    kind: str
     batch: int
     length: int
-    targets: int
-    microbatches: int
-    remat: bool | str
-    peak: MatrixPeak
-    rows: Sequence[StepRow]
+    peak: Timing
+    rows: Sequence[Timing]
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def figures(self, row: StepRow) -> dict[str, float]:
-        """All figures of a row by name."""
-        rate = row.flops / median(row.seconds)
-        return {
-            **times(row.seconds),
-            "steps_per_second": 1.0 / median(row.seconds),
-            "examples_per_second": self.batch / median(row.seconds),
-            "tflops_per_second": rate / 1e12,
-            "model_flops_utilisation": rate / self.peak.flops_per_second,
-        }
+    @property
+    def ratios(self) -> list[Timing]:
+        """Rows of our own encoder."""
+        return [row for row in self.rows if row.ratio is not None]
+
+    def figures(self, row: Timing) -> dict[str, float]:
+        """All figures of a row by name; none of a row that did not run."""
+        if not row.seconds:
+            return {}
+        times = map(float, np.percentile(row.seconds, (50, 25, 75)))
+        figures = {name: 1e3 * value for name, value in zip(_TIME, times, strict=True)}
+        rate = 1 / row.median
+        if row.flops is not None:
+            figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}
+        if row is self.peak:
+            return figures
+        figures["calls_per_second"] = rate
+        figures["examples_per_second"] = self.batch * rate
+        figures["tokens_per_second"] = self.batch * self.length * rate
+        if row.flops is not None and self.peak.flops is not None:
+            peak = self.peak.flops / self.peak.median
+            figures["share_of_matrix_peak"] = row.flops * rate / peak
+        if self.kind == ENCODER:
+            figures["speedup"] = self.rows[0].median * rate
+        if row.allowed_speedup is not None:
+            figures["allowed_speedup"] = row.allowed_speedup
+            figures["efficiency"] = figures["speedup"] / row.allowed_speedup
+        if row.peak_bytes is not None:
+            figures["peak_gib"] = row.peak_bytes / 2**30
+        return figures
+
+    def speedup_quartiles(self, row: Timing) -> tuple[float, float]:
+        """Quartiles of the speed-up within each round."""
+        low, high = np.percentile(np.divide(self.rows[0].seconds, row.seconds), (25, 75))
+        return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,85 +146,87 @@ class BenchResult:
     rounds: int
     hardware: str
     versions: Mapping[str, str]
-    encoder: Sequence[EncoderResult]
-    steps: Sequence[StepResult] = ()
+    measurements: Sequence[Measurement]
     notes: Sequence[str] = ()
-
-
-def median(seconds: Seconds) -> float:
-    """The median as a plain number."""
-    return float(np.median(seconds))
-
-
-def quartiles(values: Any) -> tuple[float, float]:
-    """The first and the third."""
-    low, high = np.percentile(values, [25, 75])
-    return float(low), float(high)
-
-
-def times(seconds: Seconds) -> dict[str, float]:
-    """Median and quartiles in milliseconds."""
-    low, high = quartiles(seconds)
-    return {
-        "milliseconds": 1e3 * median(seconds),
-        "first_quartile_milliseconds": 1e3 * low,
-        "third_quartile_milliseconds": 1e3 * high,
-    }
 
 
 def to_json(result: BenchResult) -> dict[str, Any]:
     """Plain values; each measured row carries its figures."""
     content = {"schema": SCHEMA, **dataclasses.asdict(result)}
-    for one, plain in zip(result.encoder, content["encoder"], strict=True):
-        plain["peak"]["tflops_per_second"] = one.peak.flops_per_second / 1e12
-        for row, out in zip(one.ratios, plain["ratios"], strict=True):
+    for one, plain in zip(result.measurements, content["measurements"], strict=True):
+        rows = zip([one.peak, *one.rows], [plain["peak"], *plain["rows"]], strict=True)
+        for row, out in rows:
             out["figures"] = one.figures(row)
-        for peer, out in zip(one.peers, plain["peers"], strict=True):
-            out["figures"] = one.peer_figures(peer)
-    for step, plain in zip(result.steps, content["steps"], strict=True):
-        plain["peak"]["tflops_per_second"] = step.peak.flops_per_second / 1e12
-        for step_row, out in zip(step.rows, plain["rows"], strict=True):
-            out["figures"] = step.figures(step_row)
     return content
 
 
-def from_json(content: Mapping[str, Any]) -> BenchResult:
-    """The inverse of `to_json`.
-
-    Raises:
-      DataError: for another schema.
-    """
-    if content.get("schema") != SCHEMA:
-        raise DataError(
-            f"This benchmark has schema {content.get('schema')!r}; this version reads {SCHEMA}."
-        )
-    encoder = [
-        EncoderResult(
-            **{
-                **one,
-                "peak": _read(MatrixPeak, one["peak"]),
-                "ratios": tuple(_read(RatioRow, row) for row in one["ratios"]),
-                "peers": tuple(_read(PeerRow, row) for row in one["peers"]),
-            }
-        )
-        for one in content["encoder"]
+def bench_markdown(result: BenchResult) -> str:
+    """The whole `bench.md`, which is also what the command prints."""
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    sections = [
+        f"# {result.backbone} in {result.dtype}",
+        f"Hardware: {result.hardware}, one device used.  \nSoftware: {versions}.",
     ]
-    steps = [
-        StepResult(
-            **{
-                **one,
-                "peak": _read(MatrixPeak, one["peak"]),
-                "rows": tuple(_read(StepRow, row) for row in one["rows"]),
-            }
-        )
-        for one in content["steps"]
-    ]
-    parts = {"encoder": tuple(encoder), "steps": tuple(steps), "notes": tuple(content["notes"])}
-    return BenchResult(**{k: v for k, v in content.items() if k != "schema"} | parts)
+    for one in result.measurements:
+        details = "".join(f", {name} {value}" for name, value in one.details.items())
+        sections += [
+            f"## {one.kind.capitalize()}, {one.batch} x {one.length} tokens{details}",
+            measurement_table(one),
+            output.bullets(f"{row.name} did not run: {row.error}" for row in one.rows if row.error),
+        ]
+    sections += [_WORDS[kind] for kind in dict.fromkeys(one.kind for one in result.measurements)]
+    sections.append(output.bullets([f"Rounds: {result.rounds}.", *result.notes]))
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _read(kind: Any, content: Mapping[str, Any]) -> Any:
-    """A row without the figures, which are computed."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    kept = {name: value for name, value in content.items() if name in names}
-    return kind(**{**kept, "seconds": tuple(kept["seconds"])})
+def measurement_table(one: Measurement) -> str:
+    """One line per row that ran, and one for the matrix peak."""
+    columns = _COLUMNS[one.kind]
+    lines = []
+    for row in [*one.rows, one.peak]:
+        if row.seconds:
+            figures = one.figures(row)
+            median, low, high = (figures[name] for name in _TIME)
+            cells = [
+                form.format(figures[key]) if key in figures else output.NONE
+                for _, key, form in columns
+            ]
+            lines.append([row.name, f"{median:.2f} ({low:.2f} to {high:.2f})", *cells])
+    return output.markdown_table([one.kind, "ms", *(header for header, _, _ in columns)], lines)
+
+
+def plot_bench(result: BenchResult, path: Path) -> None:
+    """Draws the speed-up of each ratio and the allowed one, a panel per shape, as a PNG."""
+    encoders = [one for one in result.measurements if one.kind == ENCODER]
+    count = len(encoders)
+    with output.figure(path, count, (max(6.4, 4.6 * count), 4.6), sharey=True) as (drawing, panels):
+        for axes, one in zip(panels, encoders, strict=True):
+            _draw(axes, one)
+        panels[0].set_ylim(bottom=0)  # Once all are drawn: it ends the scaling that they share.
+        panels[0].set_ylabel("speed-up over the uncompressed encoder (times)")
+        lines, labels = panels[0].get_legend_handles_labels()
+        drawing.legend(lines, labels, loc="outside lower center", ncols=2, frameon=False)
+        title = f"{result.backbone} encoder in {result.dtype} on {result.hardware}"
+        drawing.suptitle(title, fontsize=9)
+
+
+def _draw(axes: Any, one: Measurement) -> None:
+    measured_colour, allowed_colour = output.COLOURS[:2]
+    rows = one.ratios
+    ratios = [row.ratio or 1 for row in rows]
+    measured = [one.figures(row)["speedup"] for row in rows]
+    allowed = [row.allowed_speedup for row in rows]
+    # The quartiles of the rounds' own speed-ups may lie on one side of the ratio of medians.
+    quartiles = [one.speedup_quartiles(row) for row in rows]
+    below = [max(m - low, 0.0) for m, (low, _) in zip(measured, quartiles, strict=True)]
+    above = [max(high - m, 0.0) for m, (_, high) in zip(measured, quartiles, strict=True)]
+    axes.plot(ratios, allowed, "--", color=allowed_colour, label="allowed by the saved FLOPs")
+    label = "measured, quartiles of the rounds"
+    style = {"fmt": "o-", "capsize": 3, "color": measured_colour, "zorder": 3}
+    axes.errorbar(ratios, measured, yerr=[below, above], label=label, **style)
+    others = [row for row in one.rows if row.ratio is None and row.seconds]
+    for row, colour in zip(others, output.colours(2 + len(others))[2:], strict=True):
+        axes.axhline(one.figures(row)["speedup"], color=colour, ls="-.", lw=1.2, label=row.name)
+    axes.axhline(1.0, color=output.GREY, lw=0.6)
+    axes.set_title(f"{one.batch} x {one.length} tokens", fontsize=9)
+    output.doubling_axis(axes, ratios, "compression ratio k (hidden vectors merged into one)")

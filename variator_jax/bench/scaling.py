@@ -1,24 +1,23 @@
-"""How the distillation step scales over devices that are not there: FLOPs, bytes and exchanges.
+"""How the distillation step scales over devices that are not there: FLOPs, bytes, collectives.
 
     python -m variator_jax.bench.scaling --output runs/scaling
     python -m variator_jax.bench.scaling --output runs/scaling --counted runs/scaling/scaling.json
 
 The step is compiled for as many pretended devices, at two depths, and what each layer adds is added
-for the rest: every layer of a stack is the same, so FLOPs and exchanged bytes grow by equal parts.
-Times are predicted from these figures and stated speeds; nothing here measures a clock. The second
-form predicts from figures that were counted before, in a moment and without compiling anything.
+for the other layers: every layer of a stack is the same, so FLOPs and exchanged bytes grow by equal
+parts. Times are predicted from these figures and stated speeds; nothing here is timed. The second
+form predicts from figures that were counted before, without compiling anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from variator_jax.errors import ConfigError
 
@@ -60,7 +59,7 @@ MACHINES = (
     Machine("H200 nodes of 8", 989e12, 450e9, 200e9, 8, 141e9),
 )
 UTILISATION = 0.5  # of the peak, that the products are taken to reach
-# Of a device's memory, that weights and all else that lies there may fill: the activations of XL
+# Of a device's memory, that weights and all else that is kept there may fill: the activations of XL
 # need as much again (docs/scaling.md), those of XXL half as much.
 FILLED = 0.5
 
@@ -97,45 +96,43 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     import jax
 
     from variator_jax.backbones.t5 import get_config
-    from variator_jax.bench import budget
+    from variator_jax.bench.budget import budget
+    from variator_jax.bench.collectives import Collective
     from variator_jax.plugin import PluginConfig
     from variator_jax.train import optimizers
 
     config = get_config(backbone, dtype="bfloat16")
-    compiled = functools.partial(
-        budget.budget,
-        plugin=PluginConfig(RATIO),
-        optimizer=optimizers.optimizer(schedule_name="constant"),
-        feature_lengths={"inputs": INPUTS, "targets": TARGETS},
-        batch_size=ROWS * devices,
-        mesh_shape=mesh,
-        backbone_dtype="bfloat16",
-        remat=True,
-        devices=jax.devices()[:devices],
-    )
     shallow, deep = (
-        compiled(
-            backbone=dataclasses.replace(config, num_encoder_layers=n, num_decoder_layers=n)
-        ).cost
+        budget(
+            backbone=dataclasses.replace(config, num_encoder_layers=n, num_decoder_layers=n),
+            plugin=PluginConfig(RATIO),
+            optimizer=optimizers.optimizer(schedule_name="constant"),
+            feature_lengths={"inputs": INPUTS, "targets": TARGETS},
+            batch_size=ROWS * devices,
+            mesh_shape=mesh,
+            backbone_dtype="bfloat16",
+            remat=True,
+            devices=jax.devices()[:devices],
+        )
         for n in _DEPTHS
     )
-    layers = config.num_encoder_layers
+    steps = (config.num_encoder_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
 
-    def whole(a: float, b: float) -> float:
-        return a + (b - a) * (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+    def extended(a: float, b: float) -> float:
+        return a + (b - a) * steps
 
-    def moved(cost: budget.StepCost, kind: str) -> int:
-        found = cost.collectives.get(kind)
-        return found.bytes if found else 0
-
-    kinds = {*shallow.collectives, *deep.collectives}
+    none = Collective(0, 0)
+    moved = {
+        kind: [one.collectives.get(kind, none).bytes for one in (shallow, deep)]
+        for kind in sorted({*shallow.collectives, *deep.collectives})
+    }
     return Row(
         backbone,
         devices,
         mesh,
-        round(whole(shallow.arguments, deep.arguments)),
-        whole(shallow.flops, deep.flops),
-        {kind: round(whole(moved(shallow, kind), moved(deep, kind))) for kind in sorted(kinds)},
+        round(extended(shallow.arguments, deep.arguments)),
+        extended(shallow.flops, deep.flops),
+        {kind: round(extended(*sizes)) for kind, sizes in moved.items()},
     )
 
 
@@ -146,73 +143,56 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line a mesh."""
+    from variator_jax.bench.output import markdown_table
+
     head = ["backbone", "devices", "data x fsdp x model", "weights etc. GiB", "TFLOP", "exchanged"]
     head += [f"{machine.name}: s, efficiency" for machine in MACHINES]
-    lines = [" | ".join(head), " | ".join(["-"] + ["-:"] * (len(head) - 1))]
+    lines = []
     for row in rows:
         exchanged = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in row.collectives.items())
-        cells = [
-            row.backbone,
-            str(row.devices),
-            " x ".join(map(str, row.mesh)),
-            f"{row.arguments / 2**30:.2f}",
-            f"{row.flops / 1e12:.1f}",
-            exchanged or "nothing",
-        ]
+        cells = [row.backbone, str(row.devices), " x ".join(map(str, row.mesh))]
+        cells += [f"{row.arguments / 2**30:.2f}", f"{row.flops / 1e12:.1f}", exchanged or "nothing"]
         for machine in MACHINES:
-            seconds = sum(row.seconds(machine))
             crowded = "" if row.arguments < FILLED * machine.memory else " (too large)"
+            seconds = sum(row.seconds(machine))
             cells.append(f"{seconds:.2f}, {row.efficiency(machine):.0%}{crowded}")
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
+        lines.append(cells)
+    return markdown_table(head, lines) + "\n"
 
 
-def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """Predicted efficiency by number of devices, one panel a backbone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from variator_jax.bench.output import doubling_axis, figure
 
     names = list(dict.fromkeys(row.backbone for row in rows))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.6), sharey=True)
-    for axis, name in zip(axes if len(names) > 1 else [axes], names, strict=True):
-        for index, machine in enumerate(MACHINES):
-            for style, kind, column in (("-", "data", 0), ("--", "fsdp", 1)):
-                chosen = [r for r in rows if r.backbone == name and r.mesh[column] == r.devices]
-                axis.plot(
-                    [r.devices for r in chosen],
-                    [r.efficiency(machine) for r in chosen],
-                    style,
-                    color=f"C{index}",
-                    marker="o",
-                    markersize=3,
-                    label=f"{machine.name}, {kind}",
-                )
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted({r.devices for r in rows}), sorted({r.devices for r in rows}))
-        axis.set_xlabel("devices, 32 rows of 512 tokens each")
-        axis.set_title(name)
-        axis.grid(alpha=0.3)
-    first = axes[0] if len(names) > 1 else axes
-    first.set_ylabel("predicted share of time computing")
-    first.set_ylim(0, 1.02)
-    first.legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    with figure(path, len(names), (5 * len(names), 3.6), sharey=True) as (_, panels):
+        for axes, name in zip(panels, names, strict=True):
+            for index, machine in enumerate(MACHINES):
+                for style, kind, column in (("-", "data", 0), ("--", "fsdp", 1)):
+                    chosen = [r for r in rows if r.backbone == name and r.mesh[column] == r.devices]
+                    counts = [r.devices for r in chosen]
+                    values = [r.efficiency(machine) for r in chosen]
+                    options = {"color": f"C{index}", "marker": "o", "markersize": 3}
+                    axes.plot(counts, values, style, label=f"{machine.name}, {kind}", **options)
+            label = f"devices, {ROWS} rows of {INPUTS} tokens each"
+            doubling_axis(axes, sorted({row.devices for row in rows}), label)
+            axes.set_title(name)
+        panels[0].set_ylabel("predicted share of time computing")
+        panels[0].set_ylim(0, 1.02)
+        panels[0].legend(fontsize=7, loc="lower left")
 
 
-def read_rows(path: pathlib.Path, sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
+def read_rows(path: Path, sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
     """The rows of these backbones and numbers of devices in a scaling.json.
 
     Raises:
-      ConfigError: if the file is not there or is no such file, or has none of them.
+      ConfigError: if the file is absent or of another kind, or has none of them.
     """
     try:
         content = json.loads(path.read_text(encoding="utf8"))
         rows = [Row(**{**row, "mesh": tuple(row["mesh"])}) for row in content]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"--counted {path} is no scaling.json: {error}") from error
+        raise ConfigError(f"--counted {path} is not a scaling.json: {error}") from error
     chosen = [row for row in rows if row.backbone in sizes and row.devices in devices]
     if not chosen:
         raise ConfigError(f"--counted {path} has no row of {sizes} on {devices} devices.")
@@ -235,27 +215,23 @@ def _measure_all(sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes scaling.json, scaling.md and scaling.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="a folder")
-    parser.add_argument("--counted", help="scaling.json of before: predict from it, count nothing")
+    parser.add_argument("--output", required=True, type=Path, help="a folder")
+    parser.add_argument("--counted", type=Path, help="an earlier scaling.json to predict from")
     parser.add_argument("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
     args = parser.parse_args(argv)
-    counts = [int(n) for n in args.devices.split(",")]
+    devices = [int(n) for n in args.devices.split(",")]
     sizes = args.sizes.split(",")
     try:
-        rows = (
-            read_rows(pathlib.Path(args.counted), sizes, counts)
-            if args.counted
-            else _measure_all(sizes, counts)
-        )
+        read = read_rows(args.counted, sizes, devices) if args.counted else None
     except ConfigError as error:
         parser.error(str(error))
-    folder = pathlib.Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = [dataclasses.asdict(row) for row in rows]
-    (folder / "scaling.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")
-    (folder / "scaling.md").write_text(table(rows), encoding="utf8")
-    plot(rows, folder / "scaling.png")
+    rows = _measure_all(sizes, devices) if read is None else read
+    args.output.mkdir(parents=True, exist_ok=True)
+    content = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
+    (args.output / "scaling.json").write_text(content + "\n", encoding="utf8")
+    (args.output / "scaling.md").write_text(table(rows), encoding="utf8")
+    plot(rows, args.output / "scaling.png")
     print(table(rows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from variator_jax import gin_utils
-from variator_jax.commands import engines, registry
+from variator_jax.commands import engines
 from variator_jax.commands.registry import command, gin_arguments
 from variator_jax.errors import ConfigError
 
@@ -26,19 +26,19 @@ def _experiment(args: argparse.Namespace) -> None:
     variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
         --gin.GLUE_DIR=glue --gin.SEEDS="(0,)" --dry_run
     """
-    from variator_jax.experiment import claim, drive, grid, recipe
+    from variator_jax.experiment import drive, grid, preflight
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
     engines.parse(args, engines.choose(engines.BUILTIN))
     experiment = gin_utils.configured(grid.Experiment)(search_paths=args.gin_search_paths)
     if args.dry_run:
-        claim.Claim(experiment, recipe.recipe_configs(experiment))
+        preflight.ExperimentLock(experiment, preflight.preflight(experiment))
         print(drive.describe(experiment))
         return
-    from variator_jax.experiment import report, score
+    from variator_jax.experiment import report, score, stages
 
     engines.use_tfds_folder(args.tfds_data_dir)
-    configs = recipe.recipe_configs(experiment, data=True)
-    records = drive.drive(experiment, registry.run, score.score_cell, configs)
+    configs = preflight.preflight(experiment, data=True)
+    records = drive.drive(experiment, configs, stages.run_training, score.score_cell)
     print(report.report(experiment, records))

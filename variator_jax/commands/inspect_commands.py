@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from variator_jax import gin_utils
+from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
-from variator_jax.bench.budget_arguments import TPUS, check_topology, parse_bytes
 from variator_jax.commands import engines
 from variator_jax.commands.registry import command, gin_arguments
 from variator_jax.errors import ConfigError
@@ -33,9 +33,7 @@ def _budget(args: argparse.Namespace) -> None:
     variator budget --gin_file=variator_xxl.gin --topology v5e:4x4 --hbm 16GiB \
         --gin.REMAT=True --gin.BATCH_SIZE=128
     """
-    if args.topology:
-        check_topology(args.topology)
-    memory = None if args.hbm is None else parse_bytes(args.hbm)
+    hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
     if args.topology and args.devices:
@@ -53,7 +51,7 @@ def _budget(args: argparse.Namespace) -> None:
     engines.parse(args, engines.choose(engines.BUILTIN), require=False)
     gin_utils.leave_unset()
     devices = budget.topology_devices(args.topology) if args.topology else None
-    print(gin_utils.configured(budget.budget)(devices=devices, memory=memory))
+    print(gin_utils.configured(budget.budget)(devices=devices, hbm_bytes=hbm_bytes))
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +70,9 @@ def _inspect(args: argparse.Namespace) -> None:
     if bool(args.path) == bool(args.gin_file):
         raise ConfigError("inspect takes a folder or --gin_file=FILE, one of the two.")
     if args.path:
-        from variator_jax.store import inspect
+        from variator_jax.commands.describe import describe
 
-        print(inspect.describe(args.path, verify=args.verify))
+        print(describe(args.path, verify=args.verify))
     else:
         engines.parse(args, engines.announce(args.engine), preflight=False)
         print(gin_utils.resolved_config())

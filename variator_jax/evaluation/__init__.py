@@ -1,6 +1,7 @@
 """How good a compressed backbone is and what it costs.
 
-`cost` is pure arithmetic, `evaluator` and `latency` run a model, `report` writes the result down as
-JSON, a Markdown table and a plot. Nothing here imports TensorFlow or seqio, and matplotlib is
-imported only while a plot is drawn. The metrics lie beside the tasks, in `data.metrics`.
+`evaluate` and `infer` are the commands; `scorers` and `evaluator` run tasks, `schema`, `targets`,
+`report` and `plots` write the result down as JSON, Markdown and a plot. No TensorFlow and no seqio
+before a task is asked for, and matplotlib only while a plot is drawn. Metrics
+are in `data.metrics`.
 """

@@ -21,8 +21,8 @@ from variator_jax.plugin import intercept_modules
 def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
     """While active, every FFN of the stack returns zeros like its input.
 
-    Enter it INSIDE the function that is jitted. A function that was compiled before would run as it
-    was compiled; that is noticed here, because then no FFN is called.
+    Enter it inside the function that is jitted: one that was compiled before runs as it was
+    compiled.
 
     Raises:
       PluginError: on leaving, if no FFN was skipped.

@@ -1,93 +1,37 @@
-"""`variator eval`: one backbone at several compression ratios, and the report on quality and cost.
-
-Puts data, scorers, latency and report together; what each of them does lives in `evaluation/`.
-"""
+"""`variator eval`: quality and cost of one backbone at several compression ratios."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.bench import latency
 from variator_jax.bench.hardware import hardware
+from variator_jax.bench.latency import measure_encoder_latency, random_params
+from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
 from variator_jax.evaluation.control import skip_encoder_ffn
-from variator_jax.evaluation.report import write_report
+from variator_jax.evaluation.data import Batch, EvalData
+from variator_jax.evaluation.loading import features, load_for
+from variator_jax.evaluation.report import report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
-from variator_jax.evaluation.schema import LatencyEntry, Report, latency_entry, ratio_entry
-from variator_jax.evaluation.tables import report_markdown
-from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_parameters
+from variator_jax.evaluation.schema import LatencyEntry, Report, ratio_entry
+from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
-from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
-from variator_jax.train.settings import check_vocabulary, task_vocabulary
+from variator_jax.store import Backbone, load_plugin
+from variator_jax.train.jobs import run_part
 
-_TOKENS = "encoder_input_tokens"
 Settings = tuple[PluginConfig, PluginVariables | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class LatencyShape:
-    """An encoder to time: `batch` rows of `length` tokens on the named backbone, random weights."""
-
-    config: str
-    batch: int
-    length: int
-    rounds: int = 7
-
-    @classmethod
-    def of(cls, fields: Sequence[Any]) -> LatencyShape:
-        """From `(backbone name, batch, length)`, with an optional number of rounds."""
-        if isinstance(fields, str) or not 3 <= len(fields) <= 4:
-            raise ConfigError(
-                f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
-                "('t5_1_0_base', 4, 256)."
-            )
-        get_config(fields[0])
-        return cls(*fields)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalData:
-    """The tasks to score, and how their examples are batched."""
-
-    task: str  # a task, or a mixture whose tasks are scored one by one
-    feature_lengths: Mapping[str, int]
-    batch_size: int = 64
-    split: str = "validation"
-
-    def tasks(self) -> list[str]:
-        """Names of the single tasks."""
-        from variator_jax.data.batches import task_or_mixture
-
-        return [task.name for task in getattr(task_or_mixture(self.task), "tasks", ())] or [
-            self.task
-        ]
-
-    def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
-        """One pass over a task, the last batch filled up with empty rows."""
-        from variator_jax.data.batches import batches
-
-        return batches(
-            task,
-            self.split,
-            self.batch_size,
-            self.feature_lengths,
-            shuffle=False,
-            repeat=False,
-            pad_last=True,
-        )
 
 
 def evaluate(
@@ -108,54 +52,38 @@ def evaluate(
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
       plugin_paths: plugin folders or run folders, one a ratio.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
-      latency_shapes: `(backbone name, batch, length)` to time; any size, weights do not matter.
+      latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds;
+        any size, as weights do not matter.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Raises:
       VariatorError: if a plugin belongs to another backbone, or two have the same ratio.
     """
     started = time.monotonic()
-    backbone = load_backbone(backbone_folder(initial_checkpoint_path), lora=initial_lora_path)
-    paths = [plugin_paths] if isinstance(plugin_paths, str) else plugin_paths
-    plugins = _load_plugins(paths, backbone)
-    shapes = [LatencyShape.of(fields) for fields in latency_shapes]
-    for task in data.tasks():
-        vocabulary = task_vocabulary(task)
-        check_vocabulary(task, vocabulary, backbone.config, backbone.vocabulary_fingerprint)
-    settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)} | {
-        ratio: (plugin.config, plugin.variables) for ratio, plugin in sorted(plugins.items())
-    }
-    runner = Runner(backbone, data, mesh_or_none(backbone.config, data.batch_size, mesh_shape))
-    stack = T5(backbone.config).stack()
+    shapes = [_latency_shape(fields) for fields in latency_shapes]
+    backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
+    config, length = backbone.config, data.feature_lengths["inputs"]
+    settings = _settings(plugin_paths, backbone)
+    runner = Runner(backbone, data, mesh)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
-    control = runner.results(
-        None, None, lambda mask: skip_encoder_ffn(stack), "control without encoder FFNs"
-    )
-    identical = {ratio: runner.identical(*setting) for ratio, setting in settings.items()}
-    times = _latencies(shapes, settings)
-    length = data.feature_lengths["inputs"]
-    report = Report(
-        backbone=BackboneEntry(
-            backbone.config.name, backbone_parameters(backbone.config), backbone.fingerprint
-        ),
-        hardware=hardware(),
-        seconds={"evaluate": time.monotonic() - started},
-        majority=runner.majority,
-        ratios=[
-            ratio_entry(
-                backbone.config,
-                config,
-                length,
-                _scores(results[ratio]),
-                identical[ratio],
-                times[ratio],
-                {task: result.details for task, result in results[ratio].items()},
-            )
-            for ratio, (config, _) in settings.items()
-        ],
-        control_no_ffn=_scores(control),
-        encoder_length=length,
-    )
+    skip = functools.partial(skip_encoder_ffn, T5(config).stack())
+    control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
+    latencies = [_latencies(*shape, settings) for shape in shapes]
+    rows = [
+        ratio_entry(
+            config,
+            plugin,
+            length,
+            _scores(results[ratio]),
+            runner.identical(plugin, variables),
+            [entries[ratio] for entries in latencies],
+            {task: dict(result.details) for task, result in results[ratio].items()},
+        )
+        for ratio, (plugin, variables) in settings.items()
+    ]
+    owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
+    seconds = {"evaluate": time.monotonic() - started}
+    report = Report(owner, hardware(), seconds, runner.majority, rows, _scores(control), length)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
@@ -166,9 +94,9 @@ class Runner:
     """Scores every task of one backbone, with any plugin in place."""
 
     def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
-        self._network, self._mesh = T5(backbone.config), mesh
-        self._params = place_parameters(backbone.params, backbone.config, mesh)
-        self._data = data
+        """On a mesh the backbone's arrays are in their places already (`load_for`)."""
+        self._network, self._mesh, self._data = T5(backbone.config), mesh, data
+        self._params = backbone.params if mesh else jax.device_put(backbone.params)
         self.majority: dict[str, float] = {}
 
     def results(
@@ -178,7 +106,7 @@ class Runner:
         intervention: Intervention | None = None,
         name: str | None = None,
     ) -> dict[str, evaluator.TaskResult]:
-        """Task -> result. Fills `majority` in on the way, which no plugin changes.
+        """Task -> result. Also fills in `majority`, which no plugin changes.
 
         Args:
           config: the plugin's settings, None for the backbone itself.
@@ -186,116 +114,98 @@ class Runner:
           intervention: a control or baseline in place of a plugin.
           name: what to call it on the screen; by default the ratio.
         """
-        from variator_jax.data.spec import get_spec
-
         model = SplicedModel(self._network, config, intervention)
         placed = place_everywhere(variables, self._mesh)
-        results = {}
-        for task in self._data.tasks():
-            spec = get_spec(task)
-            functions = self._functions(spec, model, placed)
-            result = evaluator.evaluate_task(spec, self._data.batches(task), **functions)
-            results[task] = result
-            if result.majority is not None:
-                self.majority[task] = result.majority
+        results = {task: self._result(task, model, placed) for task in self._data.tasks()}
+        known = {task: result.majority for task, result in results.items()}
+        self.majority |= {task: score for task, score in known.items() if score is not None}
         name = name or f"ratio {config.ratio if config else 1}"
-        _say(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
+        log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
     def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        calls = [
-            compile_on(self._mesh, _encoder(SplicedModel(self._network, plugin)))
-            for plugin in (None, config)
-        ]
-        arrays = (None, place_everywhere(variables, self._mesh))
-        bare, spliced = (
-            functools.partial(call, self._params, plugin)
-            for call, plugin in zip(calls, arrays, strict=True)
-        )
-        batches = (next(iter(self._data.batches(task))) for task in self._data.tasks())
-        tokens = ({_TOKENS: batch[_TOKENS]} for batch in batches)
-        return evaluator.bit_identical(bare, spliced, tokens)
+        bare = scorers.encoder(SplicedModel(self._network), self._mesh)
+        spliced = scorers.encoder(SplicedModel(self._network, config), self._mesh)
+        placed = place_everywhere(variables, self._mesh)
+        for task in self._data.tasks():
+            batch = next(iter(self._data.batches(task)))
+            expected = np.asarray(bare(self._params, None, batch))
+            if expected.tobytes() != np.asarray(spliced(self._params, placed, batch)).tobytes():
+                return False
+        return True
 
-    def _functions(
-        self, spec: Any, model: SplicedModel, variables: PluginVariables | None
-    ) -> dict[str, Any]:
-        from variator_jax.data.batches import accepted_answers, task_or_mixture
+    def _result(
+        self, task: str, model: SplicedModel, variables: PluginVariables | None
+    ) -> evaluator.TaskResult:
+        from variator_jax.data.batches import accepted_answers
+        from variator_jax.data.spec import get_spec, prefix_ids, verbalizer_ids
 
-        vocabulary = task_or_mixture(spec.name).output_features["targets"].vocabulary
-        if spec.kind == "generation":
-            generate = compile_on(self._mesh, self._generate(model))
-            return {
-                "generate": lambda batch: generate(
-                    self._params, variables, {_TOKENS: batch[_TOKENS]}
-                ),
-                "decode": vocabulary.decode,
-                "references": accepted_answers(spec.name, self._data.split)
-                if spec.many_answers
-                else None,
-            }
+        spec, batches = get_spec(task), self._data.batches(task)
+        vocabulary = features(task)["targets"].vocabulary
+
+        def bind(scorer: scorers.Scorer) -> Callable[[Batch], Any]:
+            return functools.partial(scorer, self._params, variables)
+
         if spec.kind == "classification":
-            label_ids = evaluator.verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
-            position = len(evaluator.prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
-            scorer = scorers.label_scorer(model, label_ids, position, self._mesh)
-            bound = functools.partial(scorer, self._params, variables)
-            return {"score_batch": bound, "label_ids": label_ids, "label_position": position}
-        scorer = scorers.target_scorer(model, self._mesh)
-        return {"score_batch": functools.partial(scorer, self._params, variables)}
-
-    def _generate(self, model: SplicedModel) -> Callable[..., jax.Array]:
-        length = self._data.feature_lengths["targets"]
-
-        def generate(params: dict, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            return model.generate(params, variables, batch[_TOKENS], length)
-
-        return generate
-
-
-def _encoder(model: SplicedModel) -> Callable[..., jax.Array]:
-    return lambda params, variables, batch: model.encode(params, variables, batch[_TOKENS])
+            labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
+            position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
+            score = bind(scorers.label_scorer(model, labels, position, self._mesh))
+            return evaluator.evaluate_classification(spec, batches, score, labels, position)
+        if spec.kind == "generation":
+            length = self._data.feature_lengths["targets"]
+            generate = bind(scorers.generator(model, length, self._mesh))
+            answers = accepted_answers(task, self._data.split) if spec.many_answers else None
+            return evaluator.evaluate_generation(
+                spec, batches, generate, vocabulary.decode, answers
+            )
+        score = bind(scorers.target_scorer(model, self._mesh))
+        return evaluator.evaluate_span_corruption(spec, batches, score)
 
 
 def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
     return {task: result.score for task, result in results.items()}
 
 
-def _load_plugins(paths: Sequence[str], backbone: Backbone) -> dict[int, Plugin]:
-    plugins: dict[int, Plugin] = {}
-    for path in paths:
+def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Settings]:
+    """Ratio -> plugin, in rising order; the backbone itself first."""
+    settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)}
+    for path in [paths] if isinstance(paths, str) else paths:
         plugin = load_plugin(run_part(path, "plugin"), backbone)
         ratio = plugin.config.ratio
-        if ratio in plugins:
+        if ratio in settings:
             raise ConfigError(f"PLUGIN_PATHS names two plugins of ratio {ratio}; give one a ratio.")
-        plugins[ratio] = plugin
-    return plugins
+        settings[ratio] = plugin.config, plugin.variables
+    return dict(sorted(settings.items()))
+
+
+def _latency_shape(fields: Sequence[Any]) -> tuple[Any, int, int, int]:
+    """Backbone's shape, rows, tokens, rounds."""
+    if isinstance(fields, str) or not 3 <= len(fields) <= 4:
+        raise ConfigError(
+            f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
+            "('t5_1_0_base', 4, 256)."
+        )
+    name, batch, length, *rounds = fields
+    return get_config(name), batch, length, rounds[0] if rounds else 7
 
 
 def _latencies(
-    shapes: Sequence[LatencyShape], settings: Mapping[int, Settings]
-) -> dict[int, list[LatencyEntry]]:
-    rows: dict[int, list[LatencyEntry]] = {ratio: [] for ratio in settings}
-    for shape in shapes:
-        config = get_config(shape.config)
-        # Plugins are trained per backbone; for the clock, fresh ones of the same kind serve.
-        plugins = {
-            ratio: (plugin, _fresh(plugin, config))
-            for ratio, (plugin, _) in settings.items()
-            if ratio > 1
-        }
-        _say(f"  timing the {shape.config} encoder, batch {shape.batch}, length {shape.length}")
-        params = latency.random_params(config)
-        measured = latency.measure_encoder_latency(
-            config, params, plugins, shape.batch, shape.length, shape.rounds
-        )
-        for row in measured:
-            rows[row.ratio].append(latency_entry(shape.config, shape.batch, shape.length, row))
-    return rows
-
-
-def _fresh(plugin: PluginConfig, config: Any) -> PluginVariables:
-    return init_plugin(plugin, T5(config).stack(), jax.random.key(0))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    config: Any, batch: int, length: int, rounds: int, settings: Mapping[int, Settings]
+) -> dict[int, LatencyEntry]:
+    """Ratio -> time of the encoder, with fresh plugins, as weights do not matter."""
+    log(f"  timing the {config.name} encoder, batch {batch}, length {length}")
+    stack = T5(config).stack()
+    plugins = {
+        ratio: (plugin, init_plugin(plugin, stack, jax.random.key(0)))
+        for ratio, (plugin, _) in settings.items()
+        if ratio > 1
+    }
+    params = random_params(config)
+    measured = measure_encoder_latency(config, params, plugins, batch, length, rounds)
+    entries = {}
+    for row in measured:
+        figures = dataclasses.asdict(row)
+        ratio = figures.pop("ratio")
+        entries[ratio] = LatencyEntry(config.name, batch, length, **figures)
+    return entries

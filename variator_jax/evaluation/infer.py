@@ -1,7 +1,6 @@
-"""`variator infer`: the answers of a backbone, with a plugin or without, to whole tasks.
+"""`variator infer`: the answers of a backbone, with a plugin or without, to all of a task.
 
-The interface and the files are those of T5X's `infer.py`, for one ratio a run. How a file comes to
-be whole lives in `result_files.py`; what the answers are worth is `evaluate.py`'s business.
+The interface and the files are those of T5X's `infer.py`, for one ratio a run.
 """
 
 from __future__ import annotations
@@ -9,38 +8,37 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5
+from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, DataError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
-from variator_jax.evaluation.infer_data import Batch, InferData
-from variator_jax.evaluation.result_files import finished, writing
-from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_parameters
+from variator_jax.evaluation.data import Batch, EvalData
+from variator_jax.evaluation.loading import features, load_for
+from variator_jax.evaluation.result_files import Draft, finished
+from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
-from variator_jax.store import Backbone, Plugin, kinds, load_backbone, load_plugin, t5x
-from variator_jax.store.folders import fingerprint
+from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
+from variator_jax.store.arrays import fingerprint
 from variator_jax.store.t5x_run import load_t5x_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
-from variator_jax.train.settings import check_vocabulary
+from variator_jax.train.jobs import run_part
 
 MODES = ("predict", "score")
-_SAY_EVERY = 100  # batches
+_LOG_PERIOD = 100  # batches
 
-# A whole batch -> an answer a row: token ids [batch, length], or scores [batch].
+# A full batch -> an answer a row: token ids [batch, length], or scores [batch].
 Answer = Callable[[Batch], np.ndarray]
 
 
 def infer(
     *,
     output_dir: str,
-    data: InferData,
+    data: EvalData,
     initial_checkpoint_path: str,
     plugin_path: str | None = None,
     initial_lora_path: str | None = None,
@@ -53,7 +51,7 @@ def infer(
     A file is named `<task>-<mode>.jsonl-00000-of-00001`, as T5X names it, and holds an object a
     line in the task's own order: `{"inputs": {...}, "prediction": text}` or
     `{"inputs": {...}, "score": number}`. A finished file is not computed again, and a run that was
-    stopped goes on where it was.
+    stopped continues.
 
     Args:
       output_dir: a local folder.
@@ -82,29 +80,23 @@ def infer(
         )
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
-    tasks = data.tasks()
-    backbone = load_backbone(backbone_folder(initial_checkpoint_path), lora=initial_lora_path)
-    if not backbone.config.num_decoder_layers:
+    backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
+    if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
-    for task in tasks:
-        for feature in task.output_features.values():
-            known = backbone.vocabulary_fingerprint
-            check_vocabulary(task.name, feature.vocabulary, backbone.config, known)
-    mesh = mesh_or_none(backbone.config, data.batch_size, mesh_shape)
-    answer = _answer(mode, backbone, plugin, data.feature_lengths["targets"], mesh)
+    answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)
-    paths = [folder / f"{task.name}-{mode}.jsonl-00000-of-00001" for task in tasks]
-    done = [
-        finished(path, identity | {"task": task.name})
-        for task, path in zip(tasks, paths, strict=True)
-    ]
-    for task, path, is_done in zip(tasks, paths, done, strict=True):
-        if is_done:
-            _say(f"  {task.name}: finished before, {path}")
-        else:
-            _write_task(task, path, data, answer, identity | {"task": task.name})
-    return paths
+    paths = {task: folder / f"{task}-{mode}.jsonl-00000-of-00001" for task in data.tasks()}
+    done = {task for task, path in paths.items() if finished(path, identity | {"task": task})}
+    for task, path in paths.items():
+        if task in done:
+            log(f"  {task}: finished before, {path}")
+            continue
+        try:
+            _write_task(task, path, data, answer, identity | {"task": task})
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return list(paths.values())
 
 
 def _plugin(
@@ -114,10 +106,10 @@ def _plugin(
     if ratio == 1:
         return None
     if path is not None:
-        found = load_plugin(run_part(path, "plugin"), backbone)
-    elif kinds.kind_of(checkpoint) == kinds.T5X and t5x.open_checkpoint(checkpoint).plugin:
-        # Beside a LoRA it is not the checkpoint's own backbone any more, and refused.
-        found = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
+        plugin = load_plugin(run_part(path, "plugin"), backbone)
+    elif formats.kind_of(checkpoint) == formats.T5X and t5x.open_checkpoint(checkpoint).plugin:
+        # With a LoRA merged in, the backbone is not the checkpoint's own, and is refused.
+        plugin = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
     elif ratio is None:
         return None
     else:
@@ -125,32 +117,31 @@ def _plugin(
             f"RATIO is {ratio}, but there is no plugin: name its folder in PLUGIN_PATH, or set "
             "RATIO = 1 for the backbone alone."
         )
-    if ratio not in (None, found.config.ratio):
-        raise ConfigError(f"RATIO is {ratio}, and the plugin's ratio is {found.config.ratio}.")
-    return found
+    if ratio not in (None, plugin.config.ratio):
+        raise ConfigError(f"RATIO is {ratio}, and the plugin's ratio is {plugin.config.ratio}.")
+    return plugin
 
 
 def _write_task(
-    task: Any, path: pathlib.Path, data: InferData, answer: Answer, identity: dict[str, Any]
+    task: str, path: pathlib.Path, data: EvalData, answer: Answer, identity: dict[str, Any]
 ) -> None:
-    with writing(path, identity, data.batch_size) as file:
-        count = file.lines
-        if count:
-            _say(f"  {task.name}: going on after {count} examples")
-        for number, (inputs, batch) in enumerate(data.batches(task, count), start=1):
-            rows = answer(_fill(batch, data.batch_size))[: len(inputs)].tolist()
-            if identity["mode"] == "predict":
-                decode = task.output_features["targets"].vocabulary.decode
-                found = [{"prediction": decode(ids)} for ids in rows]
-            else:
-                found = [{"score": score} for score in rows]
-            file.append({"inputs": i} | f for i, f in zip(inputs, found, strict=True))
-            count += len(inputs)
-            if number % _SAY_EVERY == 0:
-                _say(f"  {task.name}: {count} examples")
-        if not count:
-            raise DataError(f"task {task.name!r} has no examples in the split {data.split!r}")
-    _say(f"  {task.name}: {count} examples, wrote {path}")
+    draft = Draft(path, identity, data.batch_size)
+    if draft.lines:
+        log(f"  {task}: continues after {draft.lines} examples")
+    decode = features(task)["targets"].vocabulary.decode
+    for number, (inputs, batch) in enumerate(data.examples(task, draft.lines), start=1):
+        rows = answer(_fill(batch, data.batch_size))[: len(inputs)].tolist()
+        if identity["mode"] == "predict":
+            answers = [{"prediction": decode(ids)} for ids in rows]
+        else:
+            answers = [{"score": score} for score in rows]
+        draft.append({"inputs": i} | a for i, a in zip(inputs, answers, strict=True))
+        if number % _LOG_PERIOD == 0:
+            log(f"  {task}: {draft.lines} examples")
+    if not draft.lines:
+        raise DataError(f"task {task!r} has no examples in the split {data.split!r}")
+    draft.publish()
+    log(f"  {task}: {draft.lines} examples, wrote {path}")
 
 
 def _answer(
@@ -158,17 +149,11 @@ def _answer(
 ) -> Answer:
     """The compiled model, with its arrays bound; compiled once, as all batches have one shape."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
-    params = place_parameters(backbone.params, backbone.config, mesh)
+    params = backbone.params
     variables = place_everywhere(plugin.variables if plugin else None, mesh)
     if mode == "predict":
-
-        def generate(params: dict, variables: Any, batch: Batch) -> jax.Array:
-            return model.generate(params, variables, batch["encoder_input_tokens"], int(length))
-
-        predict = compile_on(mesh, generate)
-        return lambda batch: np.asarray(
-            predict(params, variables, {"encoder_input_tokens": batch["encoder_input_tokens"]})
-        )
+        generate = scorers.generator(model, length, mesh)
+        return lambda batch: np.asarray(generate(params, variables, batch))
     scorer = scorers.target_scorer(model, mesh)
 
     def score(batch: Batch) -> np.ndarray:
@@ -194,7 +179,7 @@ def _fill(batch: Batch, size: int) -> Batch:
 
 
 def _identity(
-    mode: str, backbone: Backbone, plugin: Plugin | None, data: InferData
+    mode: str, backbone: Backbone, plugin: Plugin | None, data: EvalData
 ) -> dict[str, Any]:
     """What decides the results, in JSON's types; the batch size does not."""
     settings = None
@@ -222,7 +207,3 @@ def _output_folder(path: str | os.PathLike) -> pathlib.Path:
             "local or mounted folders only."
         )
     return pathlib.Path(path)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

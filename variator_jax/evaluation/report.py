@@ -1,49 +1,60 @@
 """Writes a report into a folder, as `report.json`, `report.md` and `report.png`, and reads it back.
 
-What a report holds is said in `schema`, what it promises in `targets`, how it looks in `tables` and
-`plots`.
+What a report holds is defined in `schema`, what it promises in `targets`, the plot in `plots`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import Any
 
+from variator_jax.bench.output import NONE, bullets, markdown_table
 from variator_jax.errors import DataError
 from variator_jax.evaluation.plots import plot_report
-from variator_jax.evaluation.schema import Backbone, LatencyEntry, RatioEntry, Report
-from variator_jax.evaluation.tables import report_markdown
+from variator_jax.evaluation.schema import Backbone, LatencyEntry, RatioEntry, Report, Scores
 from variator_jax.evaluation.targets import Targets, targets_missed
+from variator_jax.files import write_json
+
+#: Points above the majority class that a backbone needs on a task for it to be informative.
+MIN_MARGIN = 2.0
+_HEADLINES = ("accuracy", "token_f1")  # these are the scores of the first table
+_QUALITY = (
+    "Scores are on a scale of 0 to 100; in brackets the difference to the uncompressed backbone. "
+    "Encoder FLOPs are by formula, for one row of {length} tokens. Shares of parameters are of the "
+    "whole backbone. The row *no encoder FFN* is the backbone with its encoder FFNs skipped, "
+    "*majority* always answers the majority class."
+)
+_LATENCY = (
+    "Medians over interleaved rounds, rows without padding, on {hardware}. *FLOPs allow* is the "
+    "speed-up if time were proportional to FLOPs."
+)
 
 
 def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> list[str]:
     """Writes the three files, making the folder if needed, and returns the promised figures missed.
 
-    Without `targets` nothing was promised, and nothing is said about it.
+    Without `targets` nothing was promised.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
     """
-    _check(report)
+    if not report.ratios:
+        raise DataError("A report needs at least one ratio.")
+    content = dataclasses.asdict(report)
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"The report has a figure that is not finite: {content}") from error
+    missed = targets_missed(report, targets) if targets else []
+    if targets:
+        content["targets_missed"] = missed
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(to_json(report, targets), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "report.md").write_text(report_markdown(report, targets), encoding="utf-8")
     plot_report(report, folder / "report.png")
-    # Last and in one move, for whoever takes its presence to mean that the report is complete.
-    draft = folder / "report.json.partial"
-    draft.write_text(content + "\n", encoding="utf-8")
-    draft.replace(folder / "report.json")
-    return targets_missed(report, targets) if targets else []
-
-
-def to_json(report: Report, targets: Targets | None = None) -> dict[str, Any]:
-    """The report's fields as plain JSON values, and under `targets_missed` the figures missed."""
-    missed = {"targets_missed": targets_missed(report, targets)} if targets else {}
-    return {**dataclasses.asdict(report), **missed}
+    write_json(folder / "report.json", content)  # last: its presence means that all is complete
+    return missed
 
 
 def read_report(path: Path | str) -> Report:
@@ -52,37 +63,132 @@ def read_report(path: Path | str) -> Report:
     Raises:
       DataError: if the file is absent, not JSON, or lacks a field.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"There is no report at {path}.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         content.pop("targets_missed", None)
         content["backbone"] = Backbone(**content["backbone"])
-        content["ratios"] = tuple(_ratio_entry(entry) for entry in content["ratios"])
+        rows = []
+        for entry in content["ratios"]:
+            latency = tuple(LatencyEntry(**row) for row in entry.pop("latency", ()))
+            sites = tuple(entry.pop("sites", ()))
+            rows.append(RatioEntry(**entry, latency=latency, sites=sites))
+        content["ratios"] = tuple(rows)
         content["notes"] = tuple(content.get("notes", ()))
         return Report(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a report of this library: {error}") from error
 
 
-def _ratio_entry(content: dict[str, Any]) -> RatioEntry:
-    latency = tuple(LatencyEntry(**row) for row in content.get("latency", ()))
-    return RatioEntry(**{**content, "latency": latency})
+def report_markdown(report: Report, targets: Targets | None = None) -> str:
+    """The whole `report.md`: quality and cost, latencies, promised figures missed, notes."""
+    backbone, details = report.backbone, details_table(report)
+    ratios = ", ".join(str(entry.ratio) for entry in report.ratios)
+    sections = [
+        f"# {backbone.name} at compression ratios {ratios}",
+        f"Backbone `{backbone.name}`, {backbone.parameters:,} parameters, fingerprint "
+        f"`{backbone.fingerprint}`.  \nHardware: {report.hardware}.",
+        quality_table(report),
+        _QUALITY.format(length=report.encoder_length),
+    ]
+    if details:
+        sections += ["## Further scores", details]
+    if any(entry.latency for entry in report.ratios):
+        words = _LATENCY.format(hardware=report.hardware)
+        sections += ["## Encoder latency", words, latency_table(report)]
+    if targets:
+        missed = bullets(targets_missed(report, targets))
+        sections += ["## Promised figures", missed or "All promised figures were reached."]
+    seconds = [(stage, f"{value:.1f}") for stage, value in report.seconds.items()]
+    sections += [
+        bullets([*report.notes, *_weak_tasks(report)]),
+        "## Time taken",
+        markdown_table(("stage", "seconds"), seconds),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _check(report: Report) -> None:
-    if not report.ratios:
-        raise DataError("A report needs at least one ratio.")
-    for path, value in _numbers("", dataclasses.asdict(report)):
-        if not math.isfinite(value):
-            raise DataError(f"The report's figure {path} is {value}; a finite number was expected.")
+def quality_table(report: Report) -> str:
+    """Per ratio: quality per task, FLOPs, extra parameters, and the first latency measured."""
+    header = ["k", *report.tasks, "mean of classification"]
+    header += ["encoder GFLOP", "saved", "extra parameters", "share"]
+    timed = next((entry.latency[0] for entry in report.ratios if entry.latency), None)
+    if timed:
+        header += [f"latency, {timed.shape}", "speed-up"]
+
+    def line(name: str, scores: Scores, reference: Scores, costs: list[str]) -> list[str]:
+        cells = [_score(scores.get(task), reference.get(task)) for task in report.tasks]
+        cells.append(_score(report.mean(scores), report.mean(reference)))
+        missing = len(header) - 1 - len(cells) - len(costs)
+        return [name, *cells, *costs, *[NONE] * missing]
+
+    lines = []
+    for entry in report.ratios:
+        costs = [
+            f"{entry.encoder_flops / 1e9:.3f}",
+            f"{entry.flops_saved:.1%}",
+            f"{entry.extra_parameters:,}",
+            f"{entry.extra_parameters_share:.2%}",
+        ]
+        for row in entry.latency:
+            if timed and row.shape == timed.shape:
+                costs += [f"{row.milliseconds:.2f} ms", f"{row.speedup:.2f}"]
+        lines.append(line(str(entry.ratio), entry.quality, report.reference, costs))
+    if report.control_no_ffn:
+        lines.append(line("no encoder FFN", report.control_no_ffn, report.reference, []))
+    lines.append(line("majority", report.majority, {}, []))
+    return markdown_table(header, lines)
 
 
-def _numbers(path: str, value: Any) -> list[tuple[str, float]]:
-    """All numbers of a nested value with their dotted paths."""
-    if isinstance(value, dict):
-        return [item for key in value for item in _numbers(f"{path}.{key}".lstrip("."), value[key])]
-    if isinstance(value, (list, tuple)):
-        return [item for i, each in enumerate(value) for item in _numbers(f"{path}[{i}]", each)]
-    return [(path, value)] if isinstance(value, (int, float)) else []
+def details_table(report: Report) -> str:
+    """Further scores of each task, one row each and one column per ratio; empty without any."""
+    lines = [
+        [task, name, *(_score(e.details.get(task, {}).get(name), None) for e in report.ratios)]
+        for task, scores in report.ratios[0].details.items()
+        for name in scores
+        if name not in _HEADLINES
+    ]
+    header = ["task", "score", *(f"k={entry.ratio}" for entry in report.ratios)]
+    return markdown_table(header, lines) if lines else ""
+
+
+def latency_table(report: Report) -> str:
+    """Every latency: shape, ratio, time, speed-up, and what share of the allowed one that is."""
+    header = ["shape", "batch", "length", "k", "encoder ms (quartile distance)", "speed-up"]
+    header += ["FLOPs allow", "reached"]
+    measured = [(row.shape, entry.ratio, row) for entry in report.ratios for row in entry.latency]
+    shapes = list(dict.fromkeys(shape for shape, _, _ in measured))
+    lines = [
+        (
+            row.config,
+            str(row.batch),
+            str(row.length),
+            str(ratio),
+            f"{row.milliseconds:.2f} ({row.spread:.2f})",
+            f"{row.speedup:.2f}",
+            f"{row.flops_allowed_speedup:.2f}",
+            f"{row.speedup / row.flops_allowed_speedup:.0%}",
+        )
+        for _, ratio, row in sorted(measured, key=lambda item: (shapes.index(item[0]), item[1]))
+    ]
+    return markdown_table(header, lines)
+
+
+def _weak_tasks(report: Report) -> list[str]:
+    """A sentence for each task on which the backbone is hardly above the majority class."""
+    margins = {
+        task: report.reference[task] - majority
+        for task, majority in report.majority.items()
+        if task in report.reference
+    }
+    return [
+        f"{task}: the uncompressed backbone is {margin:+.1f} points from always answering the "
+        "majority class, so this task says nothing about plugins."
+        for task, margin in margins.items()
+        if margin < MIN_MARGIN
+    ]
+
+
+def _score(score: float | None, reference: float | None) -> str:
+    if score is None:
+        return NONE
+    return f"{score:.1f}" if reference is None else f"{score:.1f} ({score - reference:+.1f})"

@@ -1,7 +1,7 @@
 """The report as data: frozen dataclasses whose fields are the keys of `report.json`.
 
 Qualities are on a scale of 0 to 100, shares are fractions of 1, times are in the unit that the
-field is named after. Filling it in needs the model; reading and writing it needs nothing.
+field is named after.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.bench.latency import Latency
 from variator_jax.plugin import PluginConfig, flops_saved, plugin_parameters, stack_flops
 
 Scores = Mapping[str, float]
@@ -38,6 +37,11 @@ class LatencyEntry:
     flops_allowed_speedup: float
     spread: float = 0.0
 
+    @property
+    def shape(self) -> str:
+        """Backbone, rows and tokens in words."""
+        return f"{self.config}, batch {self.batch}, length {self.length}"
+
 
 @dataclasses.dataclass(frozen=True)
 class RatioEntry:
@@ -46,13 +50,15 @@ class RatioEntry:
     Attributes:
       ratio: compression ratio k.
       quality: task -> score.
-      identical_to_backbone: whether the scores agree with the backbone's bit by bit.
+      identical_to_backbone: whether the hidden states equal the backbone's bit by bit.
       encoder_flops: by formula, one row of the report's `encoder_length` tokens.
       flops_saved: share of the backbone's encoder FLOPs.
       extra_parameters: the plugin's trained weights.
       extra_parameters_share: the same over the backbone's parameters.
       latency: one entry per shape that was measured.
-      details: task -> further scores by name, such as SQuAD's exact match beside its token F1.
+      details: task -> further scores by name, such as SQuAD's exact match.
+      plugin: a name such as 'ffn_x4'; empty for the backbone itself.
+      sites: kinds of the plugin's sites.
     """
 
     ratio: int
@@ -64,6 +70,8 @@ class RatioEntry:
     extra_parameters_share: float
     latency: Sequence[LatencyEntry] = ()
     details: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
+    plugin: str = ""
+    sites: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Report:
       backbone: what was compressed.
       hardware: the machine that latencies were measured on.
       seconds: stage -> wall-clock seconds.
-      majority: classification task -> score of always answering the commonest label.
+      majority: classification task -> score of always answering the majority class.
       ratios: in rising order, the uncompressed backbone (ratio 1) first.
       control_no_ffn: task -> score of the backbone with its encoder FFNs skipped.
       encoder_length: tokens of the row that `encoder_flops` counts.
@@ -99,6 +107,18 @@ class Report:
         """The entry of a ratio, None if it was not evaluated."""
         return next((entry for entry in self.ratios if entry.ratio == ratio), None)
 
+    @property
+    def reference(self) -> Scores:
+        """Scores of the uncompressed backbone, empty if it was not evaluated."""
+        entry = self.at(1)
+        return entry.quality if entry else {}
+
+    def mean(self, scores: Scores) -> float | None:
+        """Mean of the classification tasks, those with a majority score; None if any lacks."""
+        if not self.majority or any(task not in scores for task in self.majority):
+            return None
+        return sum(scores[task] for task in self.majority) / len(self.majority)
+
 
 def ratio_entry(
     config: T5Config,
@@ -112,6 +132,7 @@ def ratio_entry(
     """An entry whose FLOPs and parameters are computed from the shapes."""
     stack = T5(config).stack()
     extra = plugin_parameters(plugin, stack)
+    sites = tuple(dict.fromkeys(site["kind"] for site in plugin.to_json()["sites"]))
     return RatioEntry(
         ratio=plugin.ratio,
         quality=dict(quality),
@@ -121,18 +142,7 @@ def ratio_entry(
         extra_parameters=extra,
         extra_parameters_share=extra / backbone_parameters(config),
         latency=tuple(latency),
-        details={task: dict(scores) for task, scores in (details or {}).items()},
-    )
-
-
-def latency_entry(config: str, batch: int, length: int, row: Latency) -> LatencyEntry:
-    """A measured row with the shape it was measured at."""
-    return LatencyEntry(
-        config=config,
-        batch=batch,
-        length=length,
-        milliseconds=row.milliseconds,
-        speedup=row.speedup,
-        flops_allowed_speedup=row.flops_allowed_speedup,
-        spread=row.spread,
+        details=details or {},
+        plugin=f"{'_'.join(sites)}_x{plugin.ratio}" if sites else "",
+        sites=sites,
     )

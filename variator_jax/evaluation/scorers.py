@@ -1,8 +1,7 @@
-"""Compiled functions that score a batch, one for each model and input shape.
+"""Compiled functions that score or answer a batch, one for each model and input shape.
 
-A scorer takes backbone parameters, plugin variables and a batch as arguments, so one compiled
-function serves every plugin with the same settings. What the scores mean for a task is decided in
-`evaluator`.
+Each takes backbone parameters, plugin variables and a batch as arguments, so one compiled function
+serves every plugin with the same settings. What scores mean for a task is decided in `evaluator`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.errors import DataError
+from variator_jax.evaluation.data import Batch
 from variator_jax.mesh import compile_on
 from variator_jax.model import SplicedModel
 
-Batch = Mapping[str, np.ndarray]
 # (backbone parameters, plugin variables or None, batch) -> scores
 Scorer = Callable[[Any, Any, Batch], Any]
+_ENCODER = ("encoder_input_tokens",)
+_TEACHER_FORCED = (*_ENCODER, "decoder_input_tokens", "decoder_target_tokens")
 
 
 def label_scorer(
@@ -48,7 +49,7 @@ def label_scorer(
         logits = model.logits(params, variables, {**arrays, **begun})
         return logits[:, position, columns].astype(jnp.float32)
 
-    return _compiled(score, mesh)
+    return _compiled(score, mesh, _TEACHER_FORCED)
 
 
 def target_scorer(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
@@ -69,24 +70,40 @@ def target_scorer(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
         of_target = jnp.take_along_axis(likelihood, targets[..., None], axis=-1)[..., 0]
         return -of_target, jnp.argmax(logits, axis=-1) == targets
 
-    return _compiled(score, mesh)
+    return _compiled(score, mesh, _TEACHER_FORCED)
 
 
-def _compiled(function: Callable[..., Any], mesh: Mesh | None) -> Scorer:
+def generator(model: SplicedModel, max_length: int, mesh: Mesh | None = None) -> Scorer:
+    """Returns greedy decoding: a function to token ids `[batch, max_length]` int32."""
+
+    def generate(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        return model.generate(params, variables, arrays["encoder_input_tokens"], max_length)
+
+    return _compiled(generate, mesh, _ENCODER)
+
+
+def encoder(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
+    """Returns the encoder: a function to hidden states `[batch, length, embed]`."""
+
+    def encode(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        return model.encode(params, variables, arrays["encoder_input_tokens"])
+
+    return _compiled(encode, mesh, _ENCODER)
+
+
+def _compiled(function: Callable[..., Any], mesh: Mesh | None, names: Sequence[str]) -> Scorer:
+    """`function` compiled for the named arrays of a batch.
+
+    The scorer raises DataError for a batch that lacks one, or that is packed.
+    """
     compiled = compile_on(mesh, function)
 
     def score(params: Any, variables: Any, batch: Batch) -> Any:
-        return compiled(params, variables, model_inputs(batch))
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise DataError(f"A batch to evaluate lacks {missing}; it has {sorted(batch)}.")
+        if "encoder_segment_ids" in batch:
+            raise DataError("A packed batch cannot be evaluated: expected one example a row.")
+        return compiled(params, variables, {name: batch[name] for name in names})
 
     return score
-
-
-def model_inputs(batch: Batch) -> dict[str, np.ndarray]:
-    """The arrays that the model reads; DataError for a missing one or a packed batch."""
-    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    missing = [name for name in names if name not in batch]
-    if missing:
-        raise DataError(f"A batch to evaluate lacks {missing}; it has {sorted(batch)}.")
-    if "encoder_segment_ids" in batch:
-        raise DataError("A packed batch cannot be evaluated: one example a row was expected.")
-    return {name: batch[name] for name in names}

@@ -1,141 +1,77 @@
-"""Runs an experiment, stage after stage and cell after cell, in one process that may be killed.
+"""Runs an experiment step by step in one process, which may be killed and started again.
 
-A stage that ended and a cell that is written are never run again; a stage that was cut off goes on
-from its own checkpoint. What a stage does is `variator train`'s business, a cell's is `score`'s.
+A step that is done is never repeated; a run of training that was cut off continues from its own
+checkpoint.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from variator_jax.errors import VariatorError
-from variator_jax.experiment.claim import Claim
 from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.recipe import Configs
-from variator_jax.experiment.stages import Stage, plan
+from variator_jax.experiment.preflight import Configs, ExperimentLock
+from variator_jax.experiment.stages import Step, plan
 from variator_jax.files import write_json
 
-# Runs a stage's command; returns its exit code.
-RunStage = Callable[[Sequence[str]], int]
-# A cell's record, ready for JSON.
+RunTraining = Callable[[Experiment, Step], None]
+# Returns a cell's record, ready for JSON.
 ScoreCell = Callable[[Experiment, Cell], dict[str, Any]]
 
 
 def drive(
-    experiment: Experiment,
-    run_stage: RunStage,
-    score_cell: ScoreCell,
-    configs: Configs | None = None,
-) -> list[dict]:
+    experiment: Experiment, configs: Configs, run_training: RunTraining, score_cell: ScoreCell
+) -> list[dict[str, Any]]:
     """Runs what is missing and returns the records of all cells.
 
     Args:
       experiment: the grid.
-      run_stage: runs the arguments of a `variator` command; not 0 ends the experiment.
-      score_cell: scores one cell whose stages have ended.
-      configs: what the recipe's files come to, from `recipe_configs`.
+      configs: of `preflight`.
+      run_training: runs a step of training; see `stages.run_training`.
+      score_cell: scores a cell whose training is done; see `score.score_cell`.
 
     Raises:
-      ConfigError: if the folder holds an experiment with another recipe or other settings.
-      VariatorError: if a stage failed.
+      ConfigError: if the folder was made with another recipe or other settings.
+      VariatorError: from a step.
     """
-    claim = Claim(experiment, configs or {})
-    steps = list(plan(experiment))
-    progress = _Progress(experiment, steps)
+    lock = ExperimentLock(experiment, configs)
+    steps, started = plan(experiment), time.monotonic()
     for number, step in enumerate(steps, start=1):
-        if is_done(experiment, step):
+        if step.done:
             continue
-        progress.begin(number, step)
-        claim.begin(step)
-        if isinstance(step, Cell):
-            write_json(experiment.cell_file(step), score_cell(experiment, step))
-        elif code := run_stage(step.command):
-            # What was wrong has been printed. A run that was told to stop may be told to go on.
-            claim.withdraw(step)
-            raise SystemExit(code)
-        elif not step.result.is_file():
+        elapsed = datetime.timedelta(seconds=int(time.monotonic() - started))
+        print(f"[{number}/{len(steps)}] {step.name}  ({elapsed})", file=sys.stderr, flush=True)
+        lock.begin(step)
+        if step.cell is not None:
+            record = score_cell(experiment, step.cell)
+            write_json(step.result, record)
+            print(f"    {step.cell}: {record['score']:.1f}", file=sys.stderr, flush=True)
+            continue
+        try:
+            run_training(experiment, step)
+        except (VariatorError, SystemExit):
+            lock.withdraw(step)
+            raise
+        if not step.done:
             raise VariatorError(f"{step.name} ended without {step.result}.")
-        progress.end(step)
-    return [read_cell(experiment, cell) for cell in experiment.cells()]
-
-
-def is_done(experiment: Experiment, step: Stage | Cell) -> bool:
-    """Whether a stage or a cell needs no run."""
-    file = experiment.cell_file(step) if isinstance(step, Cell) else step.result
-    return file.is_file()
-
-
-def read_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """The record of a finished cell."""
-    record: dict[str, Any] = json.loads(experiment.cell_file(cell).read_text(encoding="utf-8"))
-    return record
+    files = map(experiment.cell_file, experiment.cells())
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def describe(experiment: Experiment) -> str:
-    """What is there and what is missing, for `--dry_run`."""
-    steps = list(plan(experiment))
-    missing = [step for step in steps if not is_done(experiment, step)]
+    """What is done and what is missing, for `--dry_run`."""
+    steps = plan(experiment)
     lines = [f"experiment {experiment.model_dir}, recipe {experiment.recipe}"]
-    for kind in dict.fromkeys(map(_kind, steps)):
-        count, left = (sum(_kind(s) == kind for s in part) for part in (steps, missing))
-        lines.append(f"  {kind:<9} {count - left} of {count} done")
-    lines += [f"  missing: {step}" for step in map(_name, missing[:20])]
+    for kind in dict.fromkeys(step.kind for step in steps):
+        done = [step.done for step in steps if step.kind == kind]
+        lines.append(f"  {kind:<9} {sum(done)} of {len(done)} done")
+    missing = [step.name for step in steps if not step.done]
+    lines += [f"  missing: {name}" for name in missing[:20]]
     if len(missing) > 20:
         lines.append(f"  ... and {len(missing) - 20} more")
     return "\n".join(lines)
-
-
-class _Progress:
-    """One line a step: how far the grid is, how long it took and what is left."""
-
-    def __init__(self, experiment: Experiment, steps: Sequence[Stage | Cell]) -> None:
-        self._experiment, self._steps = experiment, steps
-        self._file = Path(experiment.model_dir) / "seconds.json"
-        kept = json.loads(self._file.read_text()) if self._file.is_file() else {}
-        self._seconds: dict[str, float] = kept
-        self._began = self._started = time.monotonic()
-
-    def begin(self, number: int, step: Stage | Cell) -> None:
-        self._started = time.monotonic()
-        gone, left = self._started - self._began, self._left()
-        clock = f"{_clock(gone)} gone" + (f", {_clock(left)} left" if left else "")
-        _say(f"[{number}/{len(self._steps)}] {_name(step)}  ({clock})")
-
-    def end(self, step: Stage | Cell) -> None:
-        self._seconds[_name(step)] = time.monotonic() - self._started
-        write_json(self._file, self._seconds)
-        if isinstance(step, Cell):
-            record = read_cell(self._experiment, step)
-            _say(f"    {step}: {record['score']:.1f}")
-
-    def _left(self) -> float:
-        """Seconds that the missing steps take if each takes the mean of its kind."""
-        known: dict[str, list[float]] = defaultdict(list)
-        for step in self._steps:
-            if _name(step) in self._seconds:
-                known[_kind(step)].append(self._seconds[_name(step)])
-        means = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
-        missing = [step for step in self._steps if not is_done(self._experiment, step)]
-        return sum(means.get(_kind(step), 0.0) for step in missing)
-
-
-def _kind(step: Stage | Cell) -> str:
-    return "cell" if isinstance(step, Cell) else step.kind
-
-
-def _name(step: Stage | Cell) -> str:
-    return f"score {step}" if isinstance(step, Cell) else step.name
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ average, is mostly shorter than its members.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5
@@ -36,43 +38,6 @@ THRESHOLD = 1.0
 Batch = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class ActivatedNeurons:
-    """Shares in [0, 1] of FFN neurons that fire, one a layer, averaged over FFN inputs.
-
-    Attributes:
-      ratio: the compression ratio k.
-      layers: the encoder layers' numbers; the other fields follow their order.
-      share: of an FFN input of the spliced encoder: a merged group, or a token where the plugin
-        leaves the layer alone. A group counts once, if it has a token at all.
-      token: of one token in the uncompressed encoder.
-      union: that fire for one or more members of a group in the uncompressed encoder: what the
-        merged vector would have to make fire to lose nothing.
-    """
-
-    ratio: int
-    layers: tuple[int, ...]
-    share: tuple[float, ...]
-    token: tuple[float, ...]
-    union: tuple[float, ...]
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """`share`, `token` and `union` averaged over the layers."""
-        return {name: float(np.mean(getattr(self, name))) for name in ("share", "token", "union")}
-
-    def rows(self, backbone: str) -> list[dict[str, Any]]:
-        """A row per layer and one for `layer='mean'`, as `experiment.figures` draws them."""
-        found = [
-            dict(layer=layer, share=share, token=token, union=union)
-            for layer, share, token, union in zip(
-                self.layers, self.share, self.token, self.union, strict=True
-            )
-        ]
-        every: list[dict[str, Any]] = [*found, dict(layer="mean", **self.mean)]
-        return [dict(backbone=backbone, ratio=self.ratio, **row) for row in every]
-
-
 def activated_neurons(
     backbone: T5,
     params: Any,
@@ -81,8 +46,8 @@ def activated_neurons(
     batches: Iterable[Batch],
     *,
     threshold: float | None = None,
-) -> ActivatedNeurons:
-    """Counts the encoder's firing neurons with a plugin in place and without it.
+) -> pd.DataFrame:
+    """Shares of the encoder's FFN neurons that fire, with a plugin in place and without it.
 
     Args:
       backbone: the network; it runs without dropout and remat.
@@ -94,39 +59,44 @@ def activated_neurons(
       threshold: in units of an input's RMS over neurons; None is 0 with ReLU, exactly, and
         `THRESHOLD` otherwise.
 
+    Returns:
+      A row for each encoder layer, the index, with shares in [0, 1] averaged over FFN inputs:
+        share: of an FFN input of the spliced encoder, a merged group, or a token where the plugin
+          leaves the layer alone. A group counts once, if it has a token at all.
+        token: of one token in the uncompressed encoder.
+        union: that fire for one or more members of a group in the uncompressed encoder: what the
+          merged vector would have to make fire to lose nothing.
+
     Raises:
       ConfigError: for a negative threshold.
       DataError: if the batches hold no token.
       PluginError: if no layer matches `plugin.sites`, or `variables` do not fit.
     """
     plugin = plugin or PluginConfig(ratio=1)
-    # What remat's layers see could not be carried out of it.
+    # Arrays that remat's layers compute cannot be carried out of them.
     plain = T5(dataclasses.replace(backbone.config, remat=False))
-    count = _counter(plain, plugin, _threshold(plain, threshold))
-    sums: dict[str, dict[int, float]] = {"share": {}, "token": {}, "union": {}}
-    inputs: dict[str, dict[int, float]] = {name: {} for name in sums}
+    if threshold is None:
+        threshold = 0.0 if "relu" in plain.config.mlp_activations else THRESHOLD
+    if not threshold >= 0:
+        raise ConfigError(f"A firing threshold is 0 or more; found {threshold!r}.")
+    count = _counter(plain, plugin, threshold)
+    # (layer, kind) -> sum of shares, number of inputs
+    totals: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
+    names = ("encoder_input_tokens", "encoder_segment_ids")
     for batch in batches:
-        found = jax.device_get(count(params, variables, _encoder_arrays(batch)))
-        for name, by_layer in found.items():
-            for layer, (fired, number) in by_layer.items():
-                sums[name][layer] = sums[name].get(layer, 0.0) + float(fired)
-                inputs[name][layer] = inputs[name].get(layer, 0.0) + float(number)
-    layers = tuple(sorted(sums["token"]))
-    _check_tokens(inputs["token"])
-    means = {name: tuple(sums[name][i] / inputs[name][i] for i in layers) for name in sums}
-    return ActivatedNeurons(plugin.ratio, layers, **means)
-
-
-def _threshold(backbone: T5, given: float | None) -> float:
-    if given is None:
-        return 0.0 if "relu" in backbone.config.mlp_activations else THRESHOLD
-    if not given >= 0:
-        raise ConfigError(f"A firing threshold is 0 or more; found {given!r}.")
-    return given
+        if names[0] not in batch:
+            raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
+        arrays = {name: batch[name] for name in names if batch.get(name) is not None}
+        for key, counts in count(params, variables, arrays).items():
+            totals[key] += np.asarray(counts, np.float64)
+    if not any(number for _, number in totals.values()):
+        raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")
+    means = pd.Series({key: total / number for key, (total, number) in totals.items()})
+    return means.unstack().rename_axis("layer").rename_axis(None, axis=1)
 
 
 def _counter(backbone: T5, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:
-    """The jitted count of one batch: name -> layer -> (sum of shares, number of inputs)."""
+    """The jitted count of one batch: (layer, kind) -> (sum of shares, number of inputs)."""
     stack = backbone.stack()
     ratios = {
         layer: site.ratio
@@ -135,40 +105,38 @@ def _counter(backbone: T5, plugin: PluginConfig, threshold: float) -> Callable[.
         for layer in site.selected(stack)
     }
 
-    def fires(hidden: dict[int, jax.Array]) -> dict[int, jax.Array]:
-        found = {}
-        for layer, x in hidden.items():
-            energy = jnp.square(x.astype(jnp.float32))
-            found[layer] = energy > threshold**2 * jnp.mean(energy, axis=-1, keepdims=True)
-        return found
+    def fires(hidden: jax.Array) -> jax.Array:
+        # [batch, inputs, neurons]
+        energy = jnp.square(hidden.astype(jnp.float32))
+        return energy > threshold**2 * jnp.mean(energy, axis=-1, keepdims=True)
 
     @jax.jit
     def count(params: Any, variables: Any, arrays: dict) -> dict:
         mask = backbone.masks(arrays)["encoder"]
         tokens = arrays["encoder_input_tokens"], mask.segments
-        with _hidden(stack) as hidden:
+        with _ffn_hidden(stack) as plain:
             backbone.encode(params, *tokens)
-        with _hidden(stack) as short:
+        with _ffn_hidden(stack) as spliced:
             SplicedModel(backbone, plugin).encode(params, variables, *tokens)
-        plain, spliced = fires(hidden), fires(short)
-        found: dict[str, dict] = {"share": {}, "token": {}, "union": {}}
+        counts = {}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input
             ratio = ratios.get(layer, 1)
             members = make_groups(mask, ratio).members
             groups = members.any(-1)
+            token, merged = fires(plain[layer]), fires(spliced[layer])
             # [batch, groups, neurons]
-            union = (to_groups(plain[layer], ratio) & members[..., None]).any(2)
-            found["share"][layer] = _masked_sum(spliced[layer].mean(-1), groups)
-            found["token"][layer] = _masked_sum(plain[layer].mean(-1), mask.valid)
-            found["union"][layer] = _masked_sum(union.mean(-1), groups)
-        return found
+            union = (to_groups(token, ratio) & members[..., None]).any(2)
+            counts[layer, "share"] = _masked_sum(merged.mean(-1), groups)
+            counts[layer, "token"] = _masked_sum(token.mean(-1), mask.valid)
+            counts[layer, "union"] = _masked_sum(union.mean(-1), groups)
+        return counts
 
     return count
 
 
 @contextmanager
-def _hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
+def _ffn_hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
     """Collects what goes into each FFN's `wo`, `[batch, inputs, neurons]` by layer."""
     caught: dict[int, jax.Array] = {}
     layers = {f"{stack.path('ffn', layer)}/wo": layer for layer in range(stack.layers)}
@@ -181,18 +149,6 @@ def _hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
         yield caught
 
 
-def _masked_sum(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of `x [batch, inputs]` where the mask is True, and how many those are."""
-    return jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)
-
-
-def _encoder_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    names = ("encoder_input_tokens", "encoder_segment_ids")
-    if names[0] not in batch:
-        raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
-    return {name: batch[name] for name in names if batch.get(name) is not None}
-
-
-def _check_tokens(numbers: Mapping[int, float]) -> None:
-    if not any(numbers.values()):
-        raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")
+def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`[2]`: the sum of `x [batch, inputs]` where the mask is True, and how many those are."""
+    return jnp.stack([jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)])

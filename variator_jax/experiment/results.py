@@ -1,151 +1,86 @@
-"""From cells to rows: means and standard deviations over seeds, paired gaps, CSV and JSON."""
+"""From cells to rows: means and standard deviations over seeds, and paired gaps, as data frames."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.experiment.arms import TEACHER
-from variator_jax.files import write_json
+import pandas as pd
+
+from variator_jax.experiment.grid import TEACHER
 
 MEAN = "mean"  # the task that stands for all of them
 
 # What a cell's record holds beside its score, the same for each of its seeds.
-CLOCK = ("milliseconds", "spread", "speedup", "allowed")
-_NESTED = ("details", "scores")  # in the JSON only
-COSTS = ("flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-      backbone: its name.
-      task: a task's name, or 'mean': each seed's mean over all tasks.
-      arm: the arm's name.
-      ratio: compression ratio, 1 where nothing is compressed.
-      seeds: how many runs.
-      mean: of the score, 0 to 100.
-      std: sample standard deviation of the score over seeds, 0 for one.
-      scores: seed -> score.
-      gap: mean over seeds of the teacher's score less this one, points.
-      gap_std: sample standard deviation of it.
-      flops_saved: share of the encoder's FLOPs; negative where it costs more.
-      extra_parameters: weights beside the backbone's.
-      extra_parameters_share: the same over the backbone's.
-      parameters: the backbone's own.
-      examples: that the score is over, of all tasks together for 'mean'.
-      majority: score of always answering the commonest label; None where there is none.
-      milliseconds: measured encoder pass, None if not measured.
-      spread: its interquartile range.
-      speedup: measured, over the backbone's.
-      allowed: the speed-up that the saved FLOPs allow.
-      details: means of further scores, such as F1.
-    """
-
-    backbone: str
-    task: str
-    arm: str
-    ratio: int
-    seeds: int
-    mean: float
-    std: float
-    scores: Mapping[int, float]
-    gap: float
-    gap_std: float
-    flops_saved: float
-    extra_parameters: int
-    extra_parameters_share: float
-    parameters: int
-    examples: int
-    majority: float | None
-    milliseconds: float | None = None
-    spread: float | None = None
-    speedup: float | None = None
-    allowed: float | None = None
-    details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
+LATENCY = ["milliseconds", "spread", "speedup", "allowed"]
+_ROW = ["backbone", "task", "arm", "ratio"]
 
 
 def rows(
     records: Sequence[Mapping[str, Any]], latency: Iterable[Mapping[str, Any]] = ()
-) -> list[Row]:
+) -> pd.DataFrame:
     """Aggregates cells over seeds, task by task and over all tasks.
 
     Args:
       records: of cells, see `score.score_cell`.
-      latency: of encoder passes, each with backbone, arm, ratio and the four fields of a `Row`.
+      latency: of encoder passes, see `measure.latencies`.
+
+    Returns:
+      A row for each backbone, task, arm and ratio, with the columns:
+        task: a task's name, or 'mean': of the mean over all tasks, of the seeds that have all.
+        ratio: 1 where nothing is compressed.
+        seeds: how many runs.
+        mean, std: of the score, 0 to 100; the sample standard deviation is 0 for one seed.
+        scores: seed -> score.
+        gap, gap_std: of the teacher's score less this one, seed by seed, in points.
+        details: means of further scores, such as F1.
+        examples: that a score is over, of all tasks together for 'mean'.
+        flops_saved: share of the encoder's FLOPs; negative where it costs more.
+        extra_parameters, extra_parameters_share: weights beside the backbone's, over them.
+        parameters: the backbone's.
+        majority: score of the majority class, NaN where there is none.
+        milliseconds, spread: a measured encoder pass and its interquartile range; NaN if not
+          measured.
+        speedup, allowed: measured over the backbone's, and the one that the saved FLOPs allow.
     """
-    clock = {(row["backbone"], row["arm"], row["ratio"]): row for row in latency}
-    found = []
-    whole = [*records, *_means(records)]
-    teachers = {
-        (r["backbone"], r["task"], r["seed"]): r["score"] for r in whole if r["arm"] == TEACHER
-    }
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for record in whole:
-        key = (record["backbone"], record["task"], record["arm"], record["ratio"])
-        groups.setdefault(key, []).append(record)
-    for (backbone, task, arm, ratio), group in groups.items():
-        gaps = [teachers[backbone, task, r["seed"]] - r["score"] for r in group]
-        mean, std = mean_std([r["score"] for r in group])
-        gap, gap_std = mean_std(gaps)
-        measured = clock.get((backbone, arm, ratio), {})
-        known: dict[str, Any] = {name: group[0][name] for name in ("examples", *COSTS)}
-        known |= {name: measured.get(name) for name in CLOCK}
-        known["details"] = _detail_means([r["details"] for r in group])
-        known["scores"] = {r["seed"]: r["score"] for r in group}
-        names = (backbone, task, arm, ratio, len(group))
-        found.append(Row(*names, mean=mean, std=std, gap=gap, gap_std=gap_std, **known))
-    return found
+    cells = pd.DataFrame(records).astype({"majority": float})
+    cells = pd.concat([cells, _task_means(cells)], ignore_index=True)
+    paired = ["backbone", "task", "seed"]
+    teachers = cells[cells["arm"] == TEACHER].set_index(paired)["score"]
+    cells["gap"] = cells.join(teachers.rename("teacher"), on=paired)["teacher"] - cells["score"]
+    groups = cells.groupby(_ROW, sort=False)
+    table = groups.agg(
+        seeds=("score", "size"),
+        mean=("score", "mean"),
+        std=("score", "std"),
+        gap=("gap", "mean"),
+        gap_std=("gap", "std"),
+        **{name: (name, "first") for name in ("examples", *COSTS)},
+    ).fillna({"std": 0.0, "gap_std": 0.0})
+    table["scores"] = [dict(zip(g["seed"], g["score"], strict=True)) for _, g in groups]
+    table["details"] = [pd.DataFrame(list(g["details"])).mean().to_dict() for _, g in groups]
+    measured = pd.DataFrame(latency, columns=["backbone", "arm", "ratio", *LATENCY])
+    dtypes = {"ratio": int, **dict.fromkeys(LATENCY, float)}
+    keys = ["backbone", "arm", "ratio"]
+    return table.reset_index().merge(measured.astype(dtypes), "left", keys)
 
 
-def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, 0 for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+def write_rows(table: pd.DataFrame, folder: Path) -> None:
+    """Writes `results.json` and, without what is nested, `results.csv`."""
+    table.to_json(folder / "results.json", orient="records", indent=2, double_precision=15)
+    table.drop(columns=["scores", "details"]).to_csv(folder / "results.csv", index=False)
 
 
-def write_rows(found: Sequence[Row], folder: Path) -> None:
-    """Writes `results.json` and `results.csv`."""
-    plain = [dataclasses.asdict(row) for row in found]
-    write_json(folder / "results.json", plain)
-    names = [field.name for field in dataclasses.fields(Row) if field.name not in _NESTED]
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(plain)
-
-
-def _means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A record for each arm and seed that has all tasks: its mean over them."""
-    tasks = list(dict.fromkeys(r["task"] for r in records))
-    if len(tasks) < 2:
-        return []
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for record in records:
-        key = (record["backbone"], record["arm"], record["ratio"], record["seed"])
-        groups.setdefault(key, []).append(record)
-    means = []
-    for group in groups.values():
-        if len(group) == len(tasks):
-            average = {name: _average([r[name] for r in group]) for name in ("score", *COSTS)}
-            whole = {name: int(average[name] or 0) for name in ("extra_parameters", "parameters")}
-            whole["examples"] = sum(r["examples"] for r in group)
-            means.append({**group[0], **average, **whole, "task": MEAN, "details": {}})
-    return means
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _detail_means(details: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: mean_std([d[name] for d in details])[0] for name in details[0]}
+def _task_means(cells: pd.DataFrame) -> pd.DataFrame:
+    """A cell for each arm and seed that has all tasks: the mean over them."""
+    tasks = cells["task"].nunique()
+    groups = cells.groupby(["backbone", "arm", "ratio", "seed"], sort=False)
+    means = groups[["score", *COSTS]].mean(skipna=False)
+    means["examples"] = groups["examples"].sum()
+    means = means[groups.size() == tasks].reset_index()
+    if tasks < 2:
+        means = means.iloc[:0]
+    counts = {"extra_parameters": int, "parameters": int}
+    return means.astype(counts).assign(task=MEAN, details=[{}] * len(means))

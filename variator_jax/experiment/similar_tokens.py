@@ -1,4 +1,4 @@
-"""A baseline without training: similar tokens are merged before an FFN and unmerged after it.
+"""A rival without training: similar tokens are merged before an FFN and unmerged after it.
 
 It is token merging in the style of ToMe (Bolya et al., 2023) and of its form for Stable Diffusion,
 which unmerges after each block: every k-th position of a row is a destination, and every other
@@ -110,16 +110,16 @@ def merge(x: jax.Array, token_mask: jax.Array, owners: jax.Array, groups: int) -
     return (sums / jnp.maximum(counts, 1.0)[..., None]).astype(x.dtype)
 
 
-def unmerge(y: jax.Array, receivers: jax.Array, owners: jax.Array) -> jax.Array:
+def unmerge(y: jax.Array, unmerge_mask: jax.Array, owners: jax.Array) -> jax.Array:
     """Each token's own destination's output, `[batch, groups, embed] -> [batch, length, embed]`.
 
     Args:
       y: the FFN's output, one vector a destination.
-      receivers: `[batch, length]` bool; others get 0.
+      unmerge_mask: `[batch, length]` bool; others get 0.
       owners: `[batch, length]` int, from `destinations`.
     """
     spread = jnp.take_along_axis(y, jnp.maximum(owners, 0)[..., None], axis=1)
-    return spread * receivers[..., None].astype(y.dtype)
+    return spread * unmerge_mask[..., None].astype(y.dtype)
 
 
 def similar_tokens_flops(stack: Stack, length: int, ratio: float) -> int:

@@ -1,133 +1,204 @@
-"""The rows of an experiment as Markdown."""
+"""The rows of an experiment as Markdown: tables, and sentences that follow from them.
+
+The sentences compare the method with its rivals and name tasks on which the teacher has learned
+little; the conclusions are the reader's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from variator_jax.experiment.arms import ARMS, METHOD, TEACHER
-from variator_jax.experiment.results import MEAN, Row
+import pandas as pd
+
+from variator_jax.evaluation.report import MIN_MARGIN
+from variator_jax.experiment.grid import ARMS, METHOD, TEACHER
+from variator_jax.experiment.results import MEAN
 
 _NONE = "–"
-_HEADLINES = ("accuracy", "token_f1")  # of what the scores are anyway
+# What the method is compared with, in this order, where it ran.
+_RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
+
+# How the method compares with a rival: beyond the deviation over seeds, within it, below it.
+_RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
+_HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
 
 
-def quality_table(rows: Sequence[Row], backbone: str) -> str:
-    """One line an arm and ratio: mean ± standard deviation of each task, and the gap."""
-    own = [row for row in rows if row.backbone == backbone]
-    tasks = list(dict.fromkeys(row.task for row in own))
-    lines = [
-        [_arm(arm), _ratio(arm, ratio), *_scores(own, tasks, arm, ratio), *_costs(own, arm, ratio)]
-        for arm, ratio in dict.fromkeys((row.arm, row.ratio) for row in own)
-    ]
-    majority = {row.task: row.majority for row in own}
-    lines.append(["majority class", "", *(_plain(majority[task]) for task in tasks), "", "", ""])
+def quality_table(table: pd.DataFrame, backbone: str) -> str:
+    """One line an arm and ratio: mean ± standard deviation of each task, the gap and the costs."""
+    rows = table[table["backbone"] == backbone]
+    tasks = list(rows["task"].unique())
+    last = tasks[0] if len(tasks) == 1 else MEAN
     gap = "gap" if len(tasks) == 1 else "gap of the mean"
-    return markdown(("arm", "k", *tasks, gap, "FLOPs saved", "extra parameters"), lines)
+    lines = []
+    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
+        by_task = group.set_index("task")
+        line = _names(arm, ratio) | dict.fromkeys(tasks, _NONE) | {gap: _NONE}
+        line |= {task: _score(row) for task, row in by_task.iterrows()}
+        if arm != TEACHER:
+            if last in by_task.index:
+                line[gap] = _gap(by_task.loc[last])
+            costs = by_task.loc[last if last in by_task.index else by_task.index[0]]
+            line["FLOPs saved"] = _percent(costs["flops_saved"])
+            line["extra parameters"] = _percent(costs["extra_parameters_share"], 2)
+        lines.append(line)
+    majority = rows.groupby("task")["majority"].first()
+    lines.append({"arm": "majority class", **{task: _plain(majority[task]) for task in tasks}})
+    return markdown(lines)
 
 
-def details_table(rows: Sequence[Row], backbone: str) -> str:
+def details_table(table: pd.DataFrame, backbone: str) -> str:
     """Further scores, such as F1, one line an arm and ratio; empty where there are none."""
-    own = [row for row in rows if row.backbone == backbone and row.details]
-    names = list(
-        dict.fromkeys((row.task, n) for row in own for n in row.details if n not in _HEADLINES)
-    )
-    if not names:
-        return ""
-    by_key = {(row.arm, row.ratio, row.task): row.details for row in own}
-    lines = [
-        [
-            _arm(arm),
-            _ratio(arm, ratio),
-            *(_plain(by_key.get((arm, ratio, task), {}).get(name)) for task, name in names),
-        ]
-        for arm, ratio in dict.fromkeys((row.arm, row.ratio) for row in own)
-    ]
-    return markdown(("arm", "k", *(f"{task} {name}" for task, name in names)), lines)
+    rows, lines = table[table["backbone"] == backbone], []
+    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
+        line = _names(arm, ratio)
+        for row in group.itertuples():
+            names = [name for name in row.details if name not in _HEADLINES]
+            line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
+        lines.append(line)
+    return markdown(lines, missing=_NONE) if any(len(line) > 2 for line in lines) else ""
 
 
-def size_table(rows: Sequence[Row]) -> str:
-    """One line a backbone and ratio of the method: gap, costs and clock."""
-    task = MEAN if any(row.task == MEAN for row in rows) else rows[0].task
+def size_table(table: pd.DataFrame) -> str:
+    """One line a backbone and ratio of the method: gap, costs and latency."""
+    task = MEAN if MEAN in set(table["task"]) else table["task"].iloc[0]
+    rows = table[(table["arm"] == METHOD) & (table["task"] == task)]
     lines = [
-        [
-            row.backbone,
-            f"{row.parameters / 1e6:,.2f} M",
-            str(row.ratio),
-            f"{row.gap:+.2f} ± {row.gap_std:.2f}",
-            f"{100 * row.flops_saved:.1f} %",
-            f"{100 * row.extra_parameters_share:.2f} %",
-            *_clock(row),
-        ]
-        for row in rows
-        if row.arm == METHOD and row.task == task
+        {
+            "backbone": row["backbone"],
+            "parameters": f"{row['parameters'] / 1e6:,.2f} M",
+            "k": str(row["ratio"]),
+            "gap": _gap(row),
+            "FLOPs saved": _percent(row["flops_saved"]),
+            "extra parameters": _percent(row["extra_parameters_share"], 2),
+            "encoder pass": _plain(row["milliseconds"], "{:.2f} ms"),
+            "speed-up": _plain(row["speedup"], "{:.2f}x"),
+            "of allowed": _plain(row["speedup"] / row["allowed"], "{:.0%}").replace("%", " %"),
+        }
+        for _, row in rows.iterrows()
     ]
-    header = ("backbone", "parameters", "k", "gap", "FLOPs saved", "extra parameters")
-    return markdown((*header, "encoder pass", "speed-up", "of allowed"), lines)
+    return markdown(lines)
 
 
 def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
-    """Mean shares over layers, one line a backbone and ratio."""
-    lines = [
-        [row["backbone"], str(row["ratio"]), *(_share(row[n]) for n in ("token", "share", "union"))]
-        for row in neurons
-        if row["layer"] == "mean"
+    """Mean shares over layers, one line a backbone and ratio; see `measure.neurons`."""
+    lines = []
+    for row in [row for row in neurons if row["layer"] == "mean"]:
+        one, merged, union = (_percent(row[name]) for name in ("token", "share", "union"))
+        names = {"backbone": row["backbone"], "k": str(row["ratio"]), "one token": one}
+        lines.append(names | {"merged vector": merged, "a group's tokens together": union})
+    return markdown(lines)
+
+
+def remarks(table: pd.DataFrame, backbone: str) -> str:
+    """Markdown bullets on one backbone's rows; empty if there are none.
+
+    Args:
+      table: see `results.rows`.
+      backbone: its name.
+    """
+    rows = table[table["backbone"] == backbone]
+    tasks = rows[rows["task"] != MEAN]
+    overall = rows[rows["task"] == MEAN] if MEAN in set(rows["task"]) else tasks
+    weak = dict(_weak_tasks(tasks))
+    lines: list[str] = []
+    if overall["task"].nunique() == 1:  # else some arm has not run on all tasks
+        lines += _against_rivals(overall)
+    lines += weak.values()
+    if weak:
+        # The comparisons once more, without the tasks that blur the mean.
+        for task in [name for name in tasks["task"].unique() if name not in weak]:
+            alone = _against_rivals(tasks[tasks["task"] == task])
+            lines += [f"On {task} alone, {line}" for line in alone]
+    lines += _standard_errors(tasks)
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def markdown(lines: Sequence[Mapping[str, str]], missing: str = "") -> str:
+    """A Markdown table of lines, each column -> text."""
+    frame = pd.DataFrame(lines).fillna(missing)
+    return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True)
+
+
+def _names(arm: str, ratio: int) -> dict[str, str]:
+    return {"arm": ARMS[arm].meaning, "k": str(ratio) if ARMS[arm].compressed else ""}
+
+
+def _score(row: pd.Series) -> str:
+    return f"{row['mean']:.1f}" + (f" ± {row['std']:.1f}" if row["seeds"] > 1 else "")
+
+
+def _gap(row: pd.Series) -> str:
+    return f"{row['gap']:+.2f} ± {row['gap_std']:.2f}"
+
+
+def _plain(value: float, form: str = "{:.1f}") -> str:
+    return _NONE if pd.isna(value) else form.format(value)
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+# Sentences.
+
+
+def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
+    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
+    for _, row in rows[rows["arm"] == METHOD].iterrows():
+        same_ratio = rows[rows["ratio"] == row["ratio"]].set_index("arm")
+        parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}
+        for name in [name for name in _RIVALS if name in same_ratio.index]:
+            # Seed by seed, over the common ones.
+            gains = (pd.Series(row["scores"]) - pd.Series(same_ratio["scores"][name])).dropna()
+            gain, std = gains.mean(), gains.std() if len(gains) > 1 else 0.0
+            rank = _LEVEL if abs(gain) <= std else _BETTER if gain > 0 else _WORSE
+            parts[rank].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
+        comparisons = [f"{rank} {_list(names)}" for rank, names in parts.items() if names]
+        change = f"k = {row['ratio']}: the plugin {_change(row)}"
+        yield "; ".join([change, *comparisons]) + "."
+
+
+def _change(row: pd.Series) -> str:
+    """What a row loses or gains against the teacher."""
+    verb = "gains" if row["gap"] < 0 else "loses"
+    return f"{verb} {abs(row['gap']):.2f} ± {row['gap_std']:.2f} points"
+
+
+def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Tasks on which FFNs or the teacher itself contribute little, each with a sentence."""
+    for task, rows in tasks.groupby("task", sort=False):
+        reasons = []
+        for _, row in rows.iterrows():
+            above = row["mean"] - row["majority"]
+            if row["arm"] == TEACHER and above < MIN_MARGIN:
+                reasons.append(
+                    f"the teacher is {above:+.1f} points from the majority class, so differences "
+                    "on it are chance"
+                )
+            if row["arm"] == "no_ffn" and row["gap"] < MIN_MARGIN:
+                reasons.append(
+                    f"without any encoder FFN the teacher {_change(row)}, so this task is not "
+                    "informative about plugins"
+                )
+        if reasons:
+            yield str(task), f"{task}: {'; '.join(reasons)}."
+
+
+def _standard_errors(tasks: pd.DataFrame) -> Iterator[str]:
+    """The standard error that each task's number of examples leaves to a score."""
+    errors = [
+        f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
+        f"({row.examples:,} examples)"
+        for row in tasks[(tasks["arm"] == TEACHER) & (tasks["examples"] > 0)].itertuples()
     ]
-    header = ("backbone", "k", "one token", "merged vector", "a group's tokens together")
-    return markdown(header, lines)
+    if errors:
+        yield (
+            f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; "
+            "a difference between two arms has up to 1.4 times as much."
+        )
 
 
-def markdown(header: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    names = list(header)
-    rule = "|".join("---" for _ in names)
-    body = [" | ".join(line) for line in [names, *lines]]
-    return "\n".join([f"| {body[0]} |", f"|{rule}|", *(f"| {line} |" for line in body[1:])])
-
-
-def _scores(own: Sequence[Row], tasks: Sequence[str], arm: str, ratio: int) -> list[str]:
-    by_task = {row.task: row for row in own if (row.arm, row.ratio) == (arm, ratio)}
-    found = [_score(by_task.get(task)) for task in tasks]
-    last = by_task.get(tasks[-1] if len(tasks) == 1 else MEAN)
-    gap = _NONE if last is None or arm == TEACHER else f"{last.gap:+.2f} ± {last.gap_std:.2f}"
-    return [*found, gap]
-
-
-def _score(row: Row | None) -> str:
-    if row is None:
-        return _NONE
-    return f"{row.mean:.1f} ± {row.std:.1f}" if row.seeds > 1 else f"{row.mean:.1f}"
-
-
-def _costs(own: Sequence[Row], arm: str, ratio: int) -> list[str]:
-    same = [row for row in own if (row.arm, row.ratio) == (arm, ratio)]
-    row = next((row for row in same if row.task == MEAN), same[0])  # lengths differ by task
-    if arm == TEACHER:
-        return ["", ""]
-    return [_share(row.flops_saved), _share(row.extra_parameters_share, 2)]
-
-
-def _clock(row: Row) -> list[str]:
-    if row.milliseconds is None or row.speedup is None or row.allowed is None:
-        return [_NONE] * 3
-    return [
-        f"{row.milliseconds:.2f} ms",
-        f"{row.speedup:.2f}x",
-        f"{100 * row.speedup / row.allowed:.0f} %",
-    ]
-
-
-def _arm(name: str) -> str:
-    return ARMS[name].meaning
-
-
-def _ratio(arm: str, ratio: int) -> str:
-    return str(ratio) if ARMS[arm].compressed else ""
-
-
-def _plain(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.1f}"
-
-
-def _share(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,4 +1,4 @@
-"""A baseline that costs nothing: the input cut to the length whose FLOPs a compressed one has.
+"""A rival without training: inputs are cut to the length whose FLOPs a compressed one has.
 
 Batches are numpy arrays in T5X's names; nothing here runs a model.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import bisect
 import math
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError, DataError
-from variator_jax.evaluation.scorers import Batch
+from variator_jax.evaluation.data import Batch
 from variator_jax.plugin import PluginConfig, stack_flops
 
 _INPUTS = "encoder_input_tokens"
@@ -72,25 +73,16 @@ def common_suffix(batches: Iterable[Batch]) -> int:
     Raises:
       DataError: if there is no row with a token, or a batch is packed.
     """
-    whole: np.ndarray | None = None
-    full: np.ndarray | None = None
+    complete: list[list[int]] = []
+    cut: list[list[int]] = []
     for batch in batches:
         length = np.shape(batch[_INPUTS])[1]
         for tokens in filter(len, _rows(batch)):
-            ending = tokens[::-1]
-            if len(tokens) < length:
-                whole = _shared(whole, ending)
-            else:
-                full = _shared(full, ending)
-    shared = full if whole is None else whole
-    if shared is None:
+            (complete if len(tokens) < length else cut).append(tokens[::-1].tolist())
+    endings = complete or cut
+    if not endings:
         raise DataError("There is no row with a token, so there is no suffix to share.")
-    return len(shared)
-
-
-def _shared(one: np.ndarray | None, other: np.ndarray) -> np.ndarray:
-    """What two arrays share from their start on; the other one if there is no first."""
-    return other if one is None else one[: _agreement(one, other)]
+    return len(os.path.commonprefix(endings))  # of any sequences
 
 
 def _rows(batch: Batch) -> list[np.ndarray]:
@@ -107,10 +99,3 @@ def _cut(tokens: np.ndarray, share: float, suffix: int) -> np.ndarray:
         return tokens
     end = suffix + (kept - suffix) // 2
     return np.concatenate([tokens[: kept - end], tokens[len(tokens) - end :]])
-
-
-def _agreement(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two arrays share from their start on."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length

@@ -10,10 +10,10 @@ from variator_jax.plugin.arrays import (
     plugin_specs,
 )
 from variator_jax.plugin.calibration import calibrate, site_output_rms
-from variator_jax.plugin.config import ENCODER_MLP, PluginConfig
+from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.cost import flops_allowed_speedup, flops_saved, stack_flops
-from variator_jax.plugin.sites.ffn import Ffn
-from variator_jax.plugin.splice import intercept_modules, splice
+from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
+from variator_jax.plugin.splice import check_causal, intercept_modules, splice
 
 __all__ = [
     "ENCODER_MLP",
@@ -21,6 +21,7 @@ __all__ = [
     "PluginConfig",
     "PluginVariables",
     "calibrate",
+    "check_causal",
     "flops_allowed_speedup",
     "flops_saved",
     "init_plugin",

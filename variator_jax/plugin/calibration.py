@@ -30,7 +30,9 @@ def site_output_rms(
       stack: where its sites are.
       mask: of the stack's input; padding does not count.
     """
-    spans = {key: (site, *paths) for site in config.parts for key, paths in _around(site, stack)}
+    spans = {
+        key: (site, *paths) for site in config.parts for key, paths in site.around(stack).items()
+    }
     firsts = {first for _, first, _ in spans.values()}
     lasts = {last for _, _, last in spans.values()}
     before: dict[str, jax.Array] = {}
@@ -60,12 +62,9 @@ def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVaria
     )
 
 
-def _around(site: Any, stack: Stack) -> Any:
-    return site.around(stack).items()
-
-
 def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:
     """The RMS over valid positions of `[batch, length, embed]`."""
+    # [batch, length, 1]
     weight = valid[..., None].astype(jnp.float32)
     total = jnp.sum(jnp.square(x.astype(jnp.float32)) * weight)
     return jnp.sqrt(total / (jnp.sum(weight) * x.shape[-1]))

@@ -8,9 +8,8 @@ from typing import Any
 
 from variator_jax.errors import PluginError, did_you_mean
 from variator_jax.plugin.sites.base import Site
-from variator_jax.plugin.sites.ffn import Ffn
+from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
-ENCODER_MLP = r"encoder/layers_(\d+)/mlp"
 SITE_KINDS: dict[str, type] = {"ffn": Ffn}
 
 
@@ -80,17 +79,17 @@ class PluginConfig:
           PluginError: for an unknown field or kind, or a value that cannot be.
         """
         if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
-            return cls(**_known_fields(cls, content))
+            return _from_fields(cls, content)
         sites = []
         for site in content["sites"]:
-            kind = site.get("kind") if isinstance(site, Mapping) else site
+            kind = str(site.get("kind")) if isinstance(site, Mapping) else None
             if kind not in SITE_KINDS:
                 raise PluginError(
                     f"No site is of kind {kind!r}.{did_you_mean(str(kind), SITE_KINDS)} Known: "
                     f"{', '.join(SITE_KINDS)}. A newer version of this library may know it."
                 )
             fields = {name: value for name, value in site.items() if name != "kind"}
-            sites.append(SITE_KINDS[kind](**_known_fields(SITE_KINDS[kind], fields)))
+            sites.append(_from_fields(SITE_KINDS[kind], fields))
         pool_padding = content.get("pool_padding", False)
         if len(sites) == 1 and isinstance(sites[0], Ffn):
             fields = dataclasses.asdict(sites[0])
@@ -113,8 +112,8 @@ def _fields(site: Any) -> dict[str, Any]:
     return dataclasses.asdict(site)
 
 
-def _known_fields(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass, by name; lists become tuples."""
+def _from_fields(kind: type, content: Mapping[str, Any]) -> Any:
+    """A dataclass from its fields by name; lists become tuples."""
     names = [field.name for field in dataclasses.fields(kind)]
     for name in content:
         if name not in names:
@@ -122,6 +121,8 @@ def _known_fields(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
                 f"{kind.__name__} has no field {name!r}.{did_you_mean(name, names)} A newer "
                 "version of this library may know it."
             )
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-    }
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise PluginError(f"{kind.__name__} cannot have the fields {values}: {error}.") from error

@@ -27,7 +27,7 @@ def stack_flops(
 
     Raises:
       ConfigError: for a size below 1.
-      PluginError: for a plugin of layers that the stack lacks.
+      PluginError: for a plugin of layers that the stack does not have.
     """
     for name, value in (("length", length), ("batch", batch)):
         if value < 1:

@@ -36,10 +36,11 @@ def make_groups(mask: Mask, ratio: int, pool_padding: bool = False) -> Groups:
     members = to_groups(mask.valid | pool_padding, ratio)
     if mask.segments is None:
         return Groups(members, packed=False)
+    # [batch, groups, k] and [batch, groups, 1]
     segments = to_groups(mask.segments, ratio)
     first = jnp.argmax(members, axis=-1, keepdims=True)
-    own = segments == jnp.take_along_axis(segments, first, axis=-1)
-    return Groups(members & own, packed=True)
+    same_example = segments == jnp.take_along_axis(segments, first, axis=-1)
+    return Groups(members & same_example, packed=True)
 
 
 def to_groups(x: jax.Array, ratio: int) -> jax.Array:

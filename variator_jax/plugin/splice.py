@@ -8,7 +8,7 @@ paths will do, T5X's own included.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,6 +73,20 @@ def intercept_modules(wanted: Callable[[str], bool], handler: Handler) -> Iterat
         raise PluginError(f"The plugin's sites match no module. Modules that ran: {paths}.")
 
 
+def check_causal(config: PluginConfig, stack: Stack) -> None:
+    """Refuses sites in a causal stack.
+
+    Raises:
+      PluginError: naming the first such site.
+    """
+    for path in (path for site in config.parts for path in site.points(stack)):
+        if stack.causal or "decoder" in path.split("/"):
+            raise PluginError(
+                f"The plugin's site {path!r} is in a causal stack: a merge of neighbours would let "
+                "later tokens leak into earlier positions. Sites belong in an encoder."
+            )
+
+
 @contextlib.contextmanager
 def splice(
     config: PluginConfig,
@@ -97,7 +111,7 @@ def splice(
       stack: where the sites are; None for a network of one's own, which has FFN sites only.
 
     Raises:
-      PluginError: if the plugin has no arrays for a site, no site matched, or a site lies in a
+      PluginError: if the plugin has no arrays for a site, no site matched, or a site is in a
         causal stack, where a merge would show a position what comes after it.
     """
     if config.ratio == 1:
@@ -108,8 +122,9 @@ def splice(
     if not isinstance(mask, Mask):
         mask = Mask(mask, segment_ids)
     known = stack or _own_stack(config, plugin)
+    if mask.merge is None:
+        check_causal(config, known)
     points = _points(config, known, plugin.params)
-    _refuse_causal(points, known, mask)
     groups = {
         ratio: make_groups(mask, ratio, config.pool_padding)
         for ratio in {site.ratio for site in config.parts}
@@ -148,24 +163,17 @@ def _points(
 def _own_stack(config: PluginConfig, plugin: PluginVariables) -> Stack:
     """A stack of the layers for which a plugin has arrays, for networks of one's own."""
     layers = [
-        site.layer_of(key) for site in config.parts for key in plugin.params
+        site.layer_of(key)
+        for site in config.parts
+        for key in plugin.params
         if hasattr(site, "layer_of")
-    ]  # fmt: skip
+    ]
     numbers = [layer for layer in layers if layer is not None]
     return FfnStack(layers=max(numbers, default=-1) + 1, width=0)
 
 
-def _refuse_causal(points: Collection[str], stack: Stack, mask: Mask) -> None:
-    causal = [path for path in points if stack.causal or "decoder" in path.split("/")]
-    if causal and mask.merge is None:
-        raise PluginError(
-            f"{causal[0]!r} lies in a causal stack: a merge of neighbours would let later tokens "
-            "leak into earlier positions. Sites belong in an encoder."
-        )
-
-
 def _refuse_uncovered(config: PluginConfig, path: str, params: Mapping[str, Any]) -> None:
-    """Refuses a module that a site of the plugin means, but for which it has no arrays."""
+    """Refuses a module that a site's pattern matches, but for which the plugin has no arrays."""
     for site in config.parts:
         layer = getattr(site, "layer_of", lambda path: None)(path)
         if layer is not None:

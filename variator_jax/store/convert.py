@@ -1,47 +1,30 @@
-"""From one format of backbones to another, leaf by leaf; the command is `convert_command.py`.
-
-How much memory a conversion takes does not depend on the number of layers: one leaf is held at a
-time, in the dtype of its file and in the one it is cast to.
-"""
+"""Backbones and plugins from one format to another."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
-from variator_jax.store import (
-    backbone_folder,
-    description,
-    dtypes,
-    folders,
-    hf_folder,
-    safetensors_file,
-    stores,
-    stream,
-    t5x,
-)
-from variator_jax.store.stream import Leaf, Source, Summary
+from variator_jax.store import backbone_folder, formats, hugging_face, t5x, t5x_run
+from variator_jax.store.official import RESIDUAL_SCALE, load_official
+from variator_jax.store.plugin_folder import save_plugin
+from variator_jax.store.source import Backbone, Leaf, Source, Stream
 
 FORMATS = ("hf", "t5x", "variator")
-_EVERY = 5.0  # seconds between two lines of progress where there is no bar
+PLUGINS = ("official", "t5x-run")  # sources of plugin folders
+_EVERY = 5.0  # seconds between two lines of progress
 
-Progress = Callable[[Leaf], None]
 
-
-class Conversion(NamedTuple):
-    """What a conversion made, and where."""
-
-    path: pathlib.Path
-    name: str  # of the backbone
-    summary: Summary
+def check_format(option: str, name: str | None, choices: tuple[str, ...]) -> None:
+    """Refuses an unknown format, with the nearest known one."""
+    if name not in choices:
+        near = did_you_mean(str(name), choices)
+        raise ConfigError(f"{option} {name} is not one of {', '.join(choices)}.{near}")
 
 
 def convert(
@@ -50,9 +33,8 @@ def convert(
     path: str | os.PathLike,
     destination: str | os.PathLike,
     dtype: Any = None,
-    scan: bool = False,
-) -> Conversion:
-    """Converts a backbone, showing its progress on stderr.
+) -> str:
+    """Converts a backbone, with its progress on stderr, and describes what was made.
 
     Args:
       source: the format of `path`: 'hf', 't5x' or 'variator'.
@@ -60,121 +42,92 @@ def convert(
       path: what to read; for T5X also a URL such as gs://bucket/checkpoint_1000000.
       destination: a folder that does not exist yet, or is empty.
       dtype: what the weights are cast to; None keeps each one's.
-      scan: for T5X, whether to write `scalable_t5`'s form with scanned layers.
 
     Raises:
       CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
-      ConfigError: for settings that do not go together.
+      ConfigError: for a format or a dtype that there is not.
     """
-    _check_formats(source, target, scan)
-    cast = dtypes.parse_dtype(dtype)
-    folder = new_folder(destination, target)
-    opened = open_source(source, path)
-    with showing_progress(opened) as progress:
-        if target == "variator":
-            summary = write_variator(folder, opened, cast, progress)
-        else:
-            with folders.atomic_folder(folder) as draft:
-                if target == "hf":
-                    summary = hf_folder.write(draft, opened, cast, progress=progress)
-                else:
-                    step = t5x.step_of(folder)
-                    summary = t5x.write(
-                        draft, opened, cast, scan=scan, step=step, progress=progress
-                    )
-    return Conversion(folder, opened.config.name, summary)
-
-
-def open_source(source: str, path: str | os.PathLike) -> Source:
-    """The leaves of a backbone in the named format; see `convert`."""
-    if source == "t5x":
-        return t5x.open_t5x(path)
-    if stores.is_url(path):
+    check_format("--to", target, FORMATS)
+    start, folder = time.monotonic(), new_folder(destination, target)
+    if source != "t5x" and formats.is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    return hf_folder.open_hf(path) if source == "hf" else open_variator(path)
+    openers: dict[str, Any] = {"hf": hugging_face.open_hf, "t5x": t5x.open_t5x}
+    opened = openers.get(source, backbone_folder.open_folder)(path)
+    writers: dict[str, Any] = {
+        "hf": hugging_face.write,
+        "t5x": t5x.write,
+        "variator": backbone_folder.write,
+    }
+    stream = Stream(opened, dtype, show_progress(opened))
+    writers[target](folder, stream)
+    return (
+        f"backbone {opened.config.name} in {folder}\n"
+        f"  leaves:      {len(opened.leaves)}\n"
+        f"  bytes:       {stream.bytes:,}\n"
+        f"  dtype:       {stream.config.param_dtype}\n"
+        f"  fingerprint: {stream.fingerprint}\n"
+        f"  seconds:     {time.monotonic() - start:.1f}"
+    )
 
 
-def open_variator(path: str | os.PathLike) -> Source:
-    """The leaves of one of our backbone folders, after comparing its checksums.
+def convert_plugin(
+    source: str,
+    path: str | os.PathLike,
+    destination: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    residual_scale: float = RESIDUAL_SCALE,
+) -> pathlib.Path:
+    """Makes a plugin folder of a file of the official release, or of a T5X run's checkpoint.
+
+    Args:
+      source: 'official' or 't5x-run'.
+      path: the file; or `checkpoint_<step>`, the run's folder for its latest, or a URL.
+      destination: a folder that does not exist yet, or is empty.
+      backbone: the plugin's backbone, in any format; for a T5X run by default the one in it.
+      residual_scale: see `official.load_official`.
 
     Raises:
-      CheckpointError: if the folder is damaged.
+      CheckpointError: if anything is damaged or does not fit.
+      ConfigError: for an official plugin without a backbone.
     """
-    said = backbone_folder.read_backbone_description(path)
-    file = said.fields.path.parent / backbone_folder.ARRAYS
-    entries = safetensors_file.read_header(file)
-    backbone_folder.check_header(file, said.config, entries)
-    leaves = [Leaf(x.name, x.shape, x.dtype, x.read, x.name) for x in entries.values()]
-    source = stream.checked_source(str(file), said.config, leaves, said.vocabulary_file)
-    description.check_unchanged(said.fields, file)
-    return source
-
-
-def write_variator(
-    folder: pathlib.Path, source: Source, dtype: np.dtype | None, progress: Progress | None
-) -> Summary:
-    """Writes one of our backbone folders from a source, one leaf in memory at a time."""
-    arrays = {x.path: _Announced(x.shape, dtype or x.dtype) for x in source.leaves}
-    config = dtypes.cast_config(source.config, dtype)
-    with backbone_folder.backbone_writer(folder, config, arrays, source.vocabulary_file) as writer:
-        return stream.copy(source, writer.write, dtype, progress)
-
-
-class _Announced(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-def _check_formats(source: str, target: str, scan: bool) -> None:
-    for option, name in (("--from", source), ("--to", target)):
-        if name not in FORMATS:
-            raise ConfigError(
-                f"{option} {name} is no format of backbones, only {', '.join(FORMATS)} are."
-                f"{did_you_mean(name, FORMATS)}"
-            )
-    if scan and target != "t5x":
-        raise ConfigError("--scan is a form of T5X's tree: it goes with --to t5x only.")
+    folder = new_folder(destination, "variator")
+    owner = None if backbone is None else formats.identify_backbone(backbone)
+    if source == "official":
+        if owner is None:
+            raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
+        plugin = load_official(path, owner, residual_scale)
+    else:
+        run = t5x_run.open_run(t5x.open_checkpoint(path))
+        plugin = t5x_run.read_plugin(run, owner, show_progress(run.source))
+        fingerprint = plugin.description["backbone"]["fingerprint"]
+        owner = owner or Backbone(run.source.config, {}, fingerprint)
+    save_plugin(folder, plugin.config, plugin.variables, owner, plugin.description["training"])
+    return folder
 
 
 def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
     """The folder to write in a format, which must not hold anything.
 
     Raises:
-      CheckpointError: if it does, or lies behind a URL.
+      CheckpointError: if it does, or is behind a URL.
     """
-    if target == "t5x":
-        return t5x.target_folder(path)
-    if stores.is_url(path):
+    if formats.is_url(path):
         raise CheckpointError(f"{path}: folders are written locally only.")
-    folder = pathlib.Path(path)
+    folder = t5x.target_folder(path) if target == "t5x" else pathlib.Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; it is left alone. Name a new folder.")
     return folder
 
 
-@contextlib.contextmanager
-def showing_progress(source: Source) -> Iterator[Progress]:
-    """A bar on a terminal where tqdm is installed, else a line every few seconds."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
-        yield _lines(len(source.leaves))
-        return
-    size = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in source.leaves)
-    with tqdm(total=size, unit="B", unit_scale=True, desc=source.config.name) as bar:
-        yield lambda leaf: bar.update(int(np.prod(leaf.shape)) * leaf.dtype.itemsize)
+def show_progress(source: Source) -> Callable[[Leaf], None]:
+    """Returns a function to call after each leaf: it prints a line every few seconds."""
+    total, done, last = len(source.leaves), 0, time.monotonic()
 
-
-def _lines(total: int) -> Progress:
-    done, last = 0, time.monotonic()
-
-    def tell(leaf: Leaf) -> None:
+    def show(leaf: Leaf) -> None:
         nonlocal done, last
         done += 1
         if done == total or time.monotonic() - last > _EVERY:
             last = time.monotonic()
             print(f"{done} of {total} leaves, {leaf.path}", file=sys.stderr)
 
-    return tell
+    return show

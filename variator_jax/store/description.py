@@ -1,8 +1,4 @@
-"""The JSON file that describes a folder: written with a checksum of itself, read with suspicion.
-
-Everything in it came from somebody else, by mail perhaps, so that each value is checked for its
-type before it is used, and a complaint names the file and the key.
-"""
+"""Our folders: `KIND.json`, with a checksum of every file and every value checked, and arrays."""
 
 from __future__ import annotations
 
@@ -10,222 +6,249 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NewType, TypeVar
+
+import numpy as np
 
 from variator_jax.errors import CheckpointError, VariatorError, did_you_mean
-from variator_jax.store.arrays_file import file_checksum
-from variator_jax.store.files import check_file, read_error
+from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.store import arrays
 
-FORMAT_VERSION = 1
-VERSIONS = {"plugin": 2}  # of the kinds whose format has changed
-CHECKSUM, CHECKSUMS = "checksum", "file_checksums"
-_LONGEST = 10_000_000
+LARGEST = 1 << 24  # no setting of a T5 or a plugin comes near it; a damaged number does
+_LONGEST = 10_000_000  # bytes
 _BLANK = "0" * 64
+Sha256 = NewType("Sha256", str)
 T = TypeVar("T")
 
-_WORDS: dict[type, str] = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    type(None): "null",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The backbone that a plugin, a set of them or a LoRA belongs to."""
+
+    name: str
+    fingerprint: Sha256
 
 
-def write_description(path: pathlib.Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Writes a folder's description, with its kind, the format's version and its own checksum."""
-    head = {"kind": kind, "format_version": VERSIONS.get(kind, FORMAT_VERSION)}
-    text = json.dumps({**head, **content, CHECKSUM: _BLANK}, indent=2, allow_nan=False) + "\n"
-    before, _, after = text.rpartition(_BLANK)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(before + digest + after, encoding="utf8", newline="\n")
+def owner_content(backbone: Any) -> dict[str, Any]:
+    """What a description keeps of its `Owner`."""
+    return {"name": backbone.config.name, "fingerprint": backbone.fingerprint}
 
 
-def read_description(path: pathlib.Path, kind: str) -> Fields:
-    """Reads a folder's description and checks what it describes and in which format.
+def save_folder(
+    path: str | os.PathLike,
+    kind: str,
+    leaves: Mapping[str, Any],
+    content: Mapping[str, Any],
+    version: int = 1,
+) -> None:
+    """Writes a folder with `KIND.json` and `KIND.safetensors`, atomically.
+
+    Args:
+      path: the folder.
+      kind: 'plugin' or 'lora'.
+      leaves: the arrays by name.
+      content: the description.
+      version: of the format.
 
     Raises:
-      CheckpointError: if the file is missing or broken, of another kind, or of a newer format.
+      CheckpointError: if the folder cannot be written, or an array is not finite.
     """
-    content = read_json(path, kind)
-    if not isinstance(content, dict) or content.get("kind") != kind:
+    host = {name: np.asarray(leaf) for name, leaf in sorted(leaves.items())}
+    for name, leaf in host.items():
+        arrays.check_finite(f"{path}: {name}", leaf)
+    with atomic_folder(path, (f"{kind}.json",), rf"{kind}\.safetensors") as draft:
+        arrays.write_arrays(draft, kind, host.items())
+        write_description(draft / f"{kind}.json", kind, content, version)
+
+
+def load_arrays(
+    folder: pathlib.Path, kind: str, expected: Mapping[str, Any], checksums: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Reads `KIND.safetensors`, whose arrays must be the expected ones, float32 and finite.
+
+    Raises:
+      CheckpointError: naming what is missing, damaged or does not fit.
+    """
+    file = folder / f"{kind}.safetensors"
+    stored = arrays.open_arrays(file)
+    arrays.check_arrays(file, stored, expected)
+    check_files(folder, {file.name: checksums.get(file.name, "")})
+    leaves = {name: array.read() for name, array in stored.items()}
+    for name, leaf in leaves.items():
+        arrays.check_finite(f"{file}: {name}", leaf)
+    return leaves
+
+
+def write_description(
+    path: pathlib.Path, kind: str, content: Mapping[str, Any], version: int = 1
+) -> None:
+    """Writes a description, with checksums of itself and of the files beside it."""
+    others = sorted(file for file in path.parent.iterdir() if file.is_file())
+    files = {file.name: arrays.file_checksum(file) for file in others}
+    head = {"kind": kind, "format_version": version}
+    content = {**head, **content, "file_checksums": files, "checksum": _BLANK}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    path.write_text(_signed(text, _BLANK), encoding="utf8", newline="\n")
+
+
+def _signed(text: str, signature: str) -> str:
+    """The text with its own checksum in the place of the last `signature`."""
+    before, _, after = text.rpartition(signature)
+    digest = hashlib.sha256(f"{before}{_BLANK}{after}".encode()).hexdigest()
+    return f"{before}{digest}{after}"
+
+
+def read_description(
+    path: pathlib.Path, kind: str, schema: type[T], newest: int = 1
+) -> tuple[T, dict[str, Any]]:
+    """Reads a description and checks its kind, format, checksum, and every value.
+
+    Args:
+      path: the file.
+      kind: what it should describe: 'backbone', 'plugin', ...
+      schema: a dataclass of what the description holds.
+      newest: the newest format that is read.
+
+    Returns:
+      The description as that dataclass, and as it is in the file.
+
+    Raises:
+      CheckpointError: if it is missing, damaged, of another kind or of a newer format.
+    """
+    if path.parent.is_dir() and not os.path.lexists(path):
+        raise CheckpointError(f"{path.parent} holds no {kind}: there is no {path.name} in it.")
+    content = read_json(path)
+    if content.pop("kind", None) != kind:
         raise CheckpointError(f"{path} does not describe a {kind.replace('_', ' ')}.")
-    version = content.get("format_version")
-    newest = VERSIONS.get(kind, FORMAT_VERSION)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{path} has format version {version!r}; expected {newest}.")
-    if version > newest:
+    version = content.pop("format_version", None)
+    if type(version) is not int or not 1 <= version <= newest:
         raise CheckpointError(
-            f"{path} has format version {version}; this release reads up to {newest}. "
-            "Update variator_jax to read it."
+            f"{path} has format version {str(version)[:40]}; this release reads 1 to {newest}. "
+            "Update variator_jax to read a newer one."
         )
-    return Fields(path, content)
+    signature = parse(Sha256, content.pop("checksum", None), f"{path}: 'checksum'")
+    text = path.read_text(encoding="utf8")  # mail may have changed the line ends; this undoes it
+    if _signed(text, signature) != text:
+        raise CheckpointError(f"{path} was changed or damaged: its checksum does not match.")
+    return parse(schema, content, str(path)), content
 
 
-def config_content(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as `Fields.config` reads it, optional numbers only if they are set.
+def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
+    """Compares files with the checksums in their description.
 
-    So a folder without use for a number that came later is what it was, and older releases read it.
+    Raises:
+      CheckpointError: if one is missing, or was changed or damaged since it was written.
     """
-    return {
-        item.name: value
-        for item in dataclasses.fields(config)
-        if (value := getattr(config, item.name)) is not None or str(item.type) != _OPTIONAL
-    }
+    for name, expected in checksums.items():
+        actual = arrays.file_checksum(folder / name)
+        if actual != expected:
+            raise CheckpointError(
+                f"{folder / name} was changed or damaged: its checksum is {actual}; expected "
+                f"{expected}."
+            )
 
 
-def read_json(path: pathlib.Path, kind: str) -> Any:
-    """Reads a JSON file of moderate size.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object of moderate size.
 
     Raises:
       CheckpointError: naming the file and the reason.
     """
-    try:
-        check_file(path)
-    except CheckpointError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise CheckpointError(
-                f"{path.parent} holds no {kind.replace('_', ' ')}: there is no {path.name} in it."
-            ) from error
-        raise
-    try:
-        if path.stat().st_size > _LONGEST:
-            raise CheckpointError(f"{path} is longer than {_LONGEST:,} bytes: no description is.")
-        return json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise read_error(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+    with wrap_errors(f"{path} cannot be read"), path.open("rb") as file:
+        return parse_json(path, file.read(_LONGEST + 1))
 
 
-def check_unchanged(fields: Fields, *files: pathlib.Path) -> None:
-    """Compares the checksums of the description and of files beside it, in that order.
+def parse_json(path: str | pathlib.Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file's bytes; errors as `read_json`."""
+    with wrap_errors(f"{path} is not readable JSON"):
+        if len(data) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST:,} bytes")
+        content = json.loads(data, parse_constant=_refuse_constant)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return content
 
-    It is the last of the checks, for whatever the others, whose messages say more, let through.
+
+def _refuse_constant(constant: str) -> typing.NoReturn:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def config_content(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as `parse` reads it; what is None by default is left out then.
+
+    So older releases read folders that do not use a newer setting.
+    """
+    return {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) is not None or field.default is not None
+    }
+
+
+def parse(kind: Any, value: Any, context: str) -> Any:
+    """Checks a value of a JSON file against a type annotation, and builds dataclasses.
+
+    A field that is absent takes the dataclass's default, so new fields do not make old files
+    unreadable.
+
+    Args:
+      kind: a type, `Any`, a union, a list, a mapping or a dataclass of such.
+      value: what `json` returned.
+      context: file and key, for messages.
 
     Raises:
-      CheckpointError: if anything was changed since the folder was written, or damaged.
+      CheckpointError: for a missing, unknown or mistyped field, or a value that is not accepted.
     """
-    path, written = fields.path, fields.fingerprint(CHECKSUM)
-    # Mail and version control may have changed the line ends.
-    data = path.read_bytes().replace(b"\r\n", b"\n")
-    before, _, after = data.rpartition(written.encode())
-    if hashlib.sha256(before + _BLANK.encode() + after).hexdigest() != written:
-        raise CheckpointError(f"{path} was changed or damaged: its checksum is another one.")
-    checksums = fields.fields(CHECKSUMS)
-    for file in files:
-        expected, found = checksums.fingerprint(file.name), file_checksum(file)
-        if found != expected:
-            raise CheckpointError(
-                f"{file} was changed or damaged: its checksum is {found}, its description says "
-                f"{expected}."
-            )
-
-
-class Fields:
-    """A JSON object, read key by key."""
-
-    def __init__(self, path: pathlib.Path, content: Mapping[str, Any], where: str = "") -> None:
-        self.path, self.content, self._where = path, content, where
-
-    def get(self, key: str, *types: type) -> Any:
-        """The value of a key, which is of one of the types.
-
-        Raises:
-          CheckpointError: naming file, key and both types.
-        """
-        name = f"{self._where}{key}"
-        if key not in self.content:
-            near = did_you_mean(key, map(str, self.content))
-            raise CheckpointError(f"{self.path} has no {name!r}.{near}")
-        value = self.content[key]
-        if type(value) not in types:
-            expected = " or ".join(_WORDS[kind] for kind in types)
-            raise CheckpointError(
-                f"{self.path}: {name!r} is {_WORDS.get(type(value), 'something else')}; expected "
-                f"{expected}."
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{self.path}: {name!r} is {value}; expected a finite number.")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
         return value
-
-    def size(self, key: str, least: int, most: int) -> int:
-        """A whole number between two bounds."""
-        value = self.get(key, int)
-        if not least <= value <= most:
-            raise CheckpointError(
-                f"{self.path}: '{self._where}{key}' is {str(value)[:40]}; expected {least} to "
-                f"{most:,}."
-            )
+    if origin in (types.UnionType, typing.Union):
+        exact = [option for option in arguments if option is type(value)]
+        others = [option for option in arguments if option is not type(None)]
+        return parse((exact or others)[0], value, context)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, _typed(dict, value, context), context)
+    if origin in (list, Sequence):
+        return [parse(arguments[0], item, context) for item in _typed(list, value, context)]
+    if origin in (dict, Mapping):
+        items = _typed(dict, value, context).items()
+        return {key: parse(arguments[1], item, f"{context}.{key[:80]}") for key, item in items}
+    if kind is Sha256:
+        if not re.fullmatch("[0-9a-f]{64}", _typed(str, value, context)):
+            raise CheckpointError(f"{context} is {value[:80]!r}; expected 64 hex digits.")
         return value
+    return _typed(kind, value, context)
 
-    def fingerprint(self, key: str) -> str:
-        """64 hex digits."""
-        value = self.get(key, str)
-        if not re.fullmatch("[0-9a-f]{64}", value):
+
+def _parse_dataclass(kind: type[T], content: dict[str, Any], context: str) -> T:
+    annotations = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in content:
+        if name not in fields:
             raise CheckpointError(
-                f"{self.path}: '{self._where}{key}' is {value[:80]!r}; expected 64 hex digits."
+                f"{context} has an unknown field {name[:100]!r}.{did_you_mean(name, fields)}"
             )
-        return value
-
-    def fields(self, key: str) -> Fields:
-        """An object within."""
-        return Fields(self.path, self.get(key, dict), f"{self._where}{key}.")
-
-    def config(self, key: str, kind: type[T]) -> T:
-        """A configuration dataclass written by `config_content`, every field of it.
-
-        Raises:
-          CheckpointError: for missing, unknown or mistyped fields, or values it does not accept.
-        """
-        fields = self.fields(key)
-        declared = {item.name: str(item.type) for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        for name in fields.content:
-            if name not in declared:
-                raise CheckpointError(
-                    f"{self.path}: {key!r} has an unknown field {name[:100]!r}."
-                    f"{did_you_mean(name, declared)}"
-                )
-        values = {
-            name: fields.get(name, *_TYPES[text])
-            for name, text in declared.items()
-            if text != _OPTIONAL or name in fields.content
-        }
-        for name, text in declared.items():
-            fields._check_items(name, text)
-        try:
-            return kind(**values)
-        except (VariatorError, re.error) as error:
-            raise CheckpointError(f"{self.path} has no usable {key}: {error}") from error
-
-    def _check_items(self, key: str, declared: str) -> None:
-        kinds: dict[str, type] = {"Sequence[int] | None": int, "Sequence[str]": str}
-        if declared not in kinds:
-            return
-        wanted = kinds[declared]
-        for item in self.content[key] or ():
-            if type(item) is not wanted:
-                raise CheckpointError(
-                    f"{self.path}: '{self._where}{key}' holds "
-                    f"{_WORDS.get(type(item), 'something else')}; expected only "
-                    f"{_WORDS[wanted]} each."
-                )
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in content:
+            raise CheckpointError(f"{context} has no {name!r}.{did_you_mean(name, content)}")
+    values = {name: parse(annotations[name], x, f"{context}.{name}") for name, x in content.items()}
+    try:
+        return kind(**values)
+    except (VariatorError, TypeError, re.error) as error:
+        raise CheckpointError(f"{context} is not usable: {error}") from error
 
 
-_OPTIONAL = "int | None"  # such a field may be missing, and is then its default
-# JSON types by the annotation of a configuration's field.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    _OPTIONAL: (int, type(None)),
-    "float": (float, int),
-    "bool": (bool,),
-    "str": (str,),
-    "bool | str": (bool, str),
-    "Sequence[str]": (list,),
-    "Sequence[int] | None": (list, type(None)),
-}
+def _typed(kind: type, value: Any, context: str) -> Any:
+    accepted = (int, float) if kind is float else (kind,)
+    if type(value) not in accepted:
+        raise CheckpointError(f"{context} is a {type(value).__name__}; expected {kind.__name__}.")
+    if type(value) in (int, float) and not (math.isfinite(value) and abs(value) <= LARGEST):
+        raise CheckpointError(f"{context} is {str(value)[:40]}; expected at most {LARGEST:,}.")
+    return value

@@ -1,7 +1,9 @@
-"""The official release's plugin state dicts and our trees: names and layouts, no files."""
+"""Plugins of the official release, such as `plugin-t5_base-mux_4.pkl`: pickled state dicts."""
 
 from __future__ import annotations
 
+import os
+import pathlib
 import re
 from collections.abc import Mapping
 
@@ -9,21 +11,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import CheckpointError
-from variator_jax.plugin.arrays import PluginVariables
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin import PluginConfig, PluginVariables
+from variator_jax.store.arrays import check_finite
+from variator_jax.store.pickles import open_state_dict
+from variator_jax.store.plugin_folder import Plugin, check_shapes, describe_plugin
+from variator_jax.store.source import Backbone
 
 # Its converter divides T5's residual stream by 100, and its plugins were trained in that scale.
 RESIDUAL_SCALE = 100.0
-# Linear weights are [out, in]; w_in's input is the FFN's output, then the normalised hidden vector.
-_WEIGHTS = (
-    "mux_layer.weight",  # [k, k * embed]
-    "mux_layer.bias",  # [k]
-    "demux_adapter.w_in.weight",  # [bottleneck, 2 * embed]
-    "demux_adapter.w_in.bias",  # [bottleneck]
-    "demux_adapter.w_out.weight",  # [embed, bottleneck]
-    "demux_adapter.w_out.bias",  # [embed]
-)
 _NAME = re.compile(r"mux_layer\.(\d{1,4})\.(.+)")
+
+
+def load_official(
+    path: str | os.PathLike, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
+) -> Plugin:
+    """Reads an official plugin for a backbone of the same shape.
+
+    The file does not name the backbone it was trained beside, so only the shape can be checked.
+
+    Args:
+      path: the file: a state dict saved by torch.save, in either of its layouts.
+      backbone: the backbone, in T5X's or transformers' scale.
+      residual_scale: by how much the official backbones' residual stream is smaller; 100 for the
+        released plugins, 1 for one that was trained on an unscaled backbone. It becomes each
+        layer's output scale, so that the weights stay those of the file.
+
+    Raises:
+      CheckpointError: if the file is damaged, holds anything but tensors, or does not fit.
+    """
+    if not 0 < residual_scale < float("inf"):
+        raise CheckpointError(f"A residual scale is a positive number; found {residual_scale}.")
+    state = {name: stored.read() for name, stored in open_state_dict(path).items()}
+    try:
+        config, variables = plugin_from_state_dict(state, residual_scale)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    training = {
+        "source": f"official release, {pathlib.Path(path).name}",
+        "residual_scale": residual_scale,
+    }
+    plugin = Plugin(config, variables, describe_plugin(backbone, training))
+    check_shapes(str(path), plugin, backbone)
+    return plugin
 
 
 def plugin_from_state_dict(
@@ -37,78 +66,63 @@ def plugin_from_state_dict(
         backbone in T5X's or transformers' scale, 1 for one trained without scaling.
 
     Raises:
-      CheckpointError: if a weight is missing, unknown, misshapen, or no finite number.
+      CheckpointError: if a weight is missing, unknown, misshapen, or not a finite number.
     """
-    layers = _layers(state)
-    first = layers[min(layers)]
-    ratio, width = _shape(first, "mux_layer.weight")
-    bottleneck, _ = _shape(first, "demux_adapter.w_in.weight")
-    embed = width // max(ratio, 1)
-    expected = [
-        (ratio, ratio * embed), (ratio,),
-        (bottleneck, 2 * embed), (bottleneck,),
-        (embed, bottleneck), (embed,),
-    ]  # fmt: skip
-    for layer, weights in layers.items():
-        for name, shape in zip(_WEIGHTS, expected, strict=True):
-            _check(f"mux_layer.{layer}.{name}", weights.get(name), shape)
-    config = PluginConfig(ratio=ratio, bottleneck=bottleneck, pool_padding=True)
-    return config, PluginVariables(
-        params={_key(i): _params(layers[i], embed) for i in sorted(layers)},
-        output_scales={_key(i): jnp.float32(output_scale) for i in sorted(layers)},
-    )
-
-
-def _key(layer: int) -> str:
-    return f"encoder/layers_{layer}/mlp"
-
-
-def _layers(state: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
     layers: dict[int, dict[str, np.ndarray]] = {}
     for name, array in state.items():
         match = _NAME.fullmatch(name)
-        if match is None and not any(key.startswith("mux_layer.") for key in state):
-            raise CheckpointError(
-                f"No name starts with 'mux_layer.': not an official Variator plugin ({name!r})."
-            )
-        if match is None or match[2] not in _WEIGHTS:
-            raise CheckpointError(f"{name!r} is not the name of an official plugin's weight.")
+        if match is None:
+            raise CheckpointError(f"{name!r} is not a weight of an official Variator plugin.")
         layers.setdefault(int(match[1]), {})[match[2]] = array
-    if not layers:
-        raise CheckpointError("No name starts with 'mux_layer.': not an official Variator plugin.")
-    return layers
+    first = layers[min(layers)]
+    sizes = [np.shape(first.get(f"{name}.weight")) for name in ("mux_layer", "demux_adapter.w_in")]
+    if any(len(size) != 2 or 0 in size for size in sizes):
+        raise CheckpointError("The official plugin's first layer has no proper matrices.")
+    (ratio, width), (bottleneck, _) = sizes
+    embed = width // ratio
+    # Weights are [out, in]; w_in's input is the FFN's output, then the normalised hidden vector.
+    shapes = {
+        "mux_layer.weight": (ratio, ratio * embed),
+        "mux_layer.bias": (ratio,),
+        "demux_adapter.w_in.weight": (bottleneck, 2 * embed),
+        "demux_adapter.w_in.bias": (bottleneck,),
+        "demux_adapter.w_out.weight": (embed, bottleneck),
+        "demux_adapter.w_out.bias": (embed,),
+    }
+    for layer, weights in layers.items():
+        _check(f"mux_layer.{layer}", weights, shapes)
+    keys = {layer: f"encoder/layers_{layer}/mlp" for layer in sorted(layers)}
+    return PluginConfig(ratio, bottleneck, pool_padding=True), PluginVariables(
+        params={key: _params(layers[layer], embed) for layer, key in keys.items()},
+        output_scales={key: jnp.float32(output_scale) for key in keys.values()},
+    )
 
 
-def _shape(weights: Mapping[str, np.ndarray], name: str) -> tuple[int, int]:
-    found = weights.get(name)
-    if found is None or found.ndim != 2 or 0 in found.shape:
-        raise CheckpointError(f"The official plugin has no matrix {name!r} in its first layer.")
-    return found.shape[0], found.shape[1]
-
-
-def _check(name: str, found: np.ndarray | None, shape: tuple[int, ...]) -> None:
-    if found is None:
-        raise CheckpointError(f"The official plugin has no array {name!r}.")
-    if found.shape != shape:
-        raise CheckpointError(f"{name!r} has shape {found.shape}; expected {shape}.")
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise CheckpointError(f"{name!r} has dtype {found.dtype}; expected floating-point numbers.")
-    if not np.isfinite(found).all():
-        raise CheckpointError(f"{name!r} holds numbers that are NaN or infinite.")
+def _check(
+    prefix: str, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name in sorted(weights.keys() ^ shapes.keys()):
+        problem = "has an unknown" if name in weights else "is missing"
+        raise CheckpointError(f"The official plugin {problem} '{prefix}.{name}'.")
+    for name, shape in shapes.items():
+        array, full_name = weights[name], f"'{prefix}.{name}'"
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise CheckpointError(
+                f"{full_name} has shape {array.shape} of {array.dtype}; expected {shape} of floats."
+            )
+        check_finite(full_name, array)
 
 
 def _params(weights: Mapping[str, np.ndarray], embed: int) -> dict:
-    def get(name: str) -> jnp.ndarray:
-        return jnp.asarray(weights[name], jnp.float32)
-
-    w_in = get("demux_adapter.w_in.weight")
+    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
+    w_in = arrays["demux_adapter.w_in.weight"]
     return {
-        "compression": {"kernel": get("mux_layer.weight").T, "bias": get("mux_layer.bias")},
+        "compression": {"kernel": arrays["mux_layer.weight"].T, "bias": arrays["mux_layer.bias"]},
         "decompression": {
             "repeated_kernel": w_in[:, :embed].T,
             "input_kernel": w_in[:, embed:].T,
-            "input_bias": get("demux_adapter.w_in.bias"),
-            "output_kernel": get("demux_adapter.w_out.weight").T,
-            "output_bias": get("demux_adapter.w_out.bias"),
+            "input_bias": arrays["demux_adapter.w_in.bias"],
+            "output_kernel": arrays["demux_adapter.w_out.weight"].T,
+            "output_bias": arrays["demux_adapter.w_out.bias"],
         },
     }

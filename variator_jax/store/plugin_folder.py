@@ -1,7 +1,8 @@
-"""Plugin folders: `plugin.json` and `plugin.safetensors`.
+"""Plugin folders, `plugin.json` and `plugin.safetensors`, and sets of them for one backbone.
 
 Format 2 keeps a list of sites, and arrays by module path; format 1, with FFN sites only and arrays
-by `layers_<i>`, is still read.
+by `layers_<i>`, is still read. A set that `save_plugins` wrote holds `plugins.json` and a plugin
+folder `ratio_<k>` each. Any other folder of plugins, or of runs that ended with one, is a set, too.
 """
 
 from __future__ import annotations
@@ -16,43 +17,57 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from variator_jax.backbones.base import FfnStack, Stack
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
+from variator_jax.files import atomic_folder
 from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
-from variator_jax.store import arrays_file, folders
-from variator_jax.store.backbone_folder import Backbone, title
-from variator_jax.store.description import (
-    CHECKSUMS,
-    Fields,
-    check_unchanged,
-    read_description,
-    write_description,
-)
-from variator_jax.store.files import check_folder
+from variator_jax.store import arrays, description, formats
+from variator_jax.store.description import Owner, Sha256
+from variator_jax.store.source import Backbone, title
 
-DESCRIPTION: str = "plugin.json"
-ARRAYS: str = "plugin.safetensors"
-# Far above any use, and low enough that nothing a description claims can exhaust the memory.
-_MOST_LAYERS, _MOST_WIDE = 1000, 1 << 20
-LARGEST_RATIO = 1 << 12
+INDEX, VERSION = "plugins.json", 2
+_MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
+_MOST_LAYERS = 1000  # far above any use, and too few to exhaust the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
     """A compression plugin for one ratio of one backbone.
 
-    `description` is what its folder says of it: `backbone` with name, fingerprint, layers, width
-    and the LoRA in it, if any; `vocabulary_fingerprint`, `training` and `quality`; empty for one
-    that was just made.
+    `description` is that of its folder: `backbone` with name, fingerprint, layers, width and the
+    LoRA in it, if any; `vocabulary_fingerprint`, `training` and `quality`; empty for a new one.
     """
 
     config: PluginConfig
     variables: PluginVariables
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PluginOwner(Owner):
+    num_encoder_layers: int
+    embed_dim: int
+    lora: dict[str, str] | None = None  # fingerprint and task
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    config: dict[str, Any]
+    backbone: _PluginOwner
+    vocabulary_fingerprint: Sha256 | None
+    training: dict[str, Any]
+    quality: dict[str, float]
+    file_checksums: dict[str, Sha256]
+
+
+@dataclasses.dataclass(frozen=True)
+class _SetDescription:
+    backbone: Owner
+    ratios: list[int]
+    file_checksums: dict[str, Sha256]
 
 
 def save_plugin(
@@ -63,7 +78,7 @@ def save_plugin(
     training: Mapping[str, Any] | None = None,
     quality: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes a plugin folder, whole or not at all.
+    """Writes a plugin folder atomically.
 
     Args:
       path: the folder.
@@ -77,16 +92,10 @@ def save_plugin(
       CheckpointError: if the folder cannot be written, the arrays are not those of the config on
         this backbone, or one of them is not finite.
     """
-    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(variables).items()}
-    expected = expected_leaves(config, T5(backbone.config).stack())
-    folders.match_arrays(pathlib.Path(path) / ARRAYS, leaves, expected, ("float32",))
-    content = describe_plugin(backbone, training, quality)
-    holds = (re.escape(ARRAYS),)
-    with folders.atomic_folder(path, replaces=(DESCRIPTION,), holds=holds) as draft:
-        arrays_file.write_arrays(draft / ARRAYS, leaves)
-        checksums = {ARRAYS: arrays_file.file_checksum(draft / ARRAYS)}
-        content = {"config": config.to_json(), **content, CHECKSUMS: checksums}
-        write_description(draft / DESCRIPTION, "plugin", content)
+    plugin = Plugin(config, variables, describe_plugin(backbone, training, quality))
+    check_shapes(str(path), plugin, backbone)
+    content = {"config": config.to_json(), **plugin.description}
+    description.save_folder(path, "plugin", _leaves(variables), content, VERSION)
 
 
 def describe_plugin(
@@ -95,14 +104,10 @@ def describe_plugin(
     quality: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The description of a plugin that belongs to `backbone`."""
+    shape = {name: getattr(backbone.config, name) for name in ("num_encoder_layers", "embed_dim")}
+    lora = {"lora": dict(backbone.lora)} if backbone.lora else {}
     return {
-        "backbone": {
-            "name": backbone.config.name,
-            "fingerprint": backbone.fingerprint,
-            "num_encoder_layers": backbone.config.num_encoder_layers,
-            "embed_dim": backbone.config.embed_dim,
-            **({"lora": dict(backbone.lora)} if backbone.lora else {}),
-        },
+        "backbone": {**description.owner_content(backbone), **shape, **lora},
         "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
         "training": dict(training or {}),
         "quality": dict(quality or {}),
@@ -115,71 +120,101 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     Raises:
       CheckpointError: if anything is missing or damaged, or the plugin is another backbone's.
     """
-    folder = check_folder(path, "plugin")
-    fields = read_description(folder / DESCRIPTION, "plugin")
-    config, stack = _read_shape(fields)
+    folder = formats.check_folder(path)
+    file = folder / "plugin.json"
+    record, content = description.read_description(file, "plugin", _Description, VERSION)
     if backbone is not None:
-        check_belongs(f"The plugin in {folder}", fields.content, backbone)
+        check_belongs(f"The plugin in {folder}", content, backbone)
+    config, owner = parse_config(record.config, str(file)), record.backbone
+    if owner.num_encoder_layers > _MOST_LAYERS:
+        raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
+    stack = FfnStack(owner.num_encoder_layers, owner.embed_dim)
+    expected = expected_leaves(str(file), config, stack)
+    names = {name: name for name in expected}
+    if not isinstance(record.config.get("sites"), list):
+        names = {name: _format_1_name(name, str(config.sites)) for name in expected}
+    stored = {names[name]: like for name, like in expected.items()}
+    leaves = description.load_arrays(folder, "plugin", stored, record.file_checksums)
+    leaves = {name: leaves[names[name]] for name in expected}
+    return Plugin(config, to_variables(config, stack, leaves), content)
+
+
+def parse_config(content: dict[str, Any], context: str) -> PluginConfig:
+    """The settings of a plugin in a JSON file; absent fields take their defaults.
+
+    Raises:
+      CheckpointError: for an unknown field, or a value that cannot be.
+    """
     try:
-        expected = expected_leaves(config, stack)
+        return PluginConfig.from_json(content)
+    except (PluginError, TypeError) as error:
+        raise CheckpointError(f"{context} is not usable: {error}") from error
+
+
+def _format_1_name(name: str, pattern: str) -> str:
+    """What a folder of format 1 calls an array: by its layer and not by its module's path."""
+    path = re.escape(pattern).replace(re.escape(LAYER), LAYER)
+    return re.sub(rf"/{path}", r"/layers_\1", name, count=1)
+
+
+def _leaves(variables: PluginVariables) -> dict[str, Any]:
+    return arrays.flatten({"params": variables.params, "output_scales": variables.output_scales})
+
+
+def expected_leaves(
+    what: str, config: PluginConfig, stack: Stack
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of a plugin on a stack, by the names of its file.
+
+    Raises:
+      CheckpointError: if the settings name layers that the stack does not have.
+    """
+    try:
+        specs = plugin_specs(config, stack)
     except PluginError as error:
-        raise CheckpointError(f"{fields.path} is not usable: {error}") from error
-    arrays = _by_path(arrays_file.read_arrays(folder / ARRAYS), config, fields)
-    folders.match_arrays(folder / ARRAYS, arrays, expected, ("float32",))
-    check_unchanged(fields, folder / ARRAYS)
-    arrays_file.check_finite(folder / ARRAYS, arrays)
-    return Plugin(config, to_variables(config, stack, arrays), fields.content)
-
-
-def _by_path(
-    arrays: Mapping[str, np.ndarray], config: PluginConfig, fields: Fields
-) -> dict[str, np.ndarray]:
-    """The arrays by module path; format 1 names them by layer."""
-    if fields.content["format_version"] > 1:
-        return dict(arrays)
-    pattern = str(config.sites)
-
-    def renamed(name: str) -> str:
-        return re.sub(r"/layers_(\d+)", lambda m: "/" + pattern.replace(LAYER, m[1]), name, count=1)
-
-    return {renamed(name): array for name, array in arrays.items()}
+        raise CheckpointError(f"{what} is not usable: {error}") from error
+    shapes: dict[str, tuple[int, ...]] = {f"output_scales/{key}": () for key in specs}
+    for key, group in specs.items():
+        shapes |= {f"params/{key}/{name}": spec.shape for name, spec in group.items()}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 def to_variables(
-    config: PluginConfig, stack: Stack, arrays: Mapping[str, np.ndarray]
+    config: PluginConfig, stack: Stack, leaves: Mapping[str, np.ndarray]
 ) -> PluginVariables:
     """The arrays of a plugin from its leaves, which are those of `expected_leaves`."""
+    specs = plugin_specs(config, stack)
     params = {
-        key: traverse_util.unflatten_dict(
-            {name: jnp.array(arrays[f"params/{key}/{name}"]) for name in specs}, sep="/"
-        )
-        for key, specs in plugin_specs(config, stack).items()
+        key: arrays.unflatten({x: jnp.array(leaves[f"params/{key}/{x}"]) for x in group})
+        for key, group in specs.items()
     }
-    scales = {key: jnp.array(arrays[f"output_scales/{key}"]) for key in params}
-    return PluginVariables(params, scales)
+    return PluginVariables(
+        params, {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
+    )
 
 
-def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone) -> None:
+def check_belongs(what: str, content: Mapping[str, Any], backbone: Backbone) -> None:
     """Compares the fingerprints in a plugin's description with a backbone's.
 
     Args:
       what: the plugin, as a message begins.
-      description: the plugin's, whose types were checked.
+      content: the plugin's description, whose types were checked.
       backbone: the backbone it is to be spliced into.
 
     Raises:
       CheckpointError: with both fingerprints.
     """
-    owner = description["backbone"]
+    owner = content["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
-        lacks = owner.get("lora") and not backbone.lora
-        hint = " Give its LoRA, too: INITIAL_LORA_PATH, or load_backbone(..., lora=...)."
+        hint = ""
+        if owner.get("lora") and not backbone.lora:
+            hint = " Give its LoRA, too: INITIAL_LORA_PATH, or load_backbone(..., lora=...)."
         raise CheckpointError(
             f"{what} belongs to backbone {title(owner['name'], owner.get('lora'))} with "
             f"fingerprint {owner['fingerprint']}; this backbone is {backbone.title} with "
-            f"fingerprint {backbone.fingerprint}.{hint if lacks else ''}"
+            f"fingerprint {backbone.fingerprint}.{hint}"
         )
-    theirs, ours = description["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
+    theirs, ours = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if theirs and ours and theirs != ours:
         raise CheckpointError(
             f"{what} was trained with the vocabulary of fingerprint {theirs}; the backbone's "
@@ -188,73 +223,106 @@ def check_belongs(what: str, description: Mapping[str, Any], backbone: Backbone)
 
 
 def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
-    """Compares a plugin's arrays with what its settings ask for on a backbone.
+    """Compares a plugin's arrays with what its settings need on a backbone.
 
     Raises:
-      CheckpointError: naming the first array that is missing, surplus or misshapen.
+      CheckpointError: naming the first array that is missing, unexpected or misshapen.
     """
-    try:
-        expected = expected_leaves(plugin.config, T5(backbone.config).stack())
-    except PluginError as error:
-        name = backbone.config.name
-        raise CheckpointError(f"{what} does not fit backbone {name!r}: {error}") from error
-    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(plugin.variables).items()}
-    folders.match_arrays(what, leaves, expected, ("float32",))
+    owner = f"{what} on backbone {backbone.config.name!r}"
+    expected = expected_leaves(owner, plugin.config, T5(backbone.config).stack())
+    arrays.check_arrays(owner, _leaves(plugin.variables), expected)
 
 
-def read_config(fields: Fields, key: str = "config") -> PluginConfig:
-    """The settings of a plugin under a key; fields that are absent take their defaults.
+def save_plugins(
+    path: str | os.PathLike, plugins: Mapping[int, Plugin], backbone: Backbone
+) -> None:
+    """Writes a set atomically: one folder `ratio_<k>` a plugin, and the index.
+
+    Args:
+      path: the folder; a set that is there already is replaced.
+      plugins: by compression ratio; their records of training and quality are kept.
+      backbone: the backbone they belong to.
 
     Raises:
-      CheckpointError: naming the file and what is wrong in it.
+      CheckpointError: if there are none, a key is not its plugin's ratio, or one belongs to
+        another backbone.
     """
-    try:
-        config = PluginConfig.from_json(fields.get(key, dict))
-    except (PluginError, TypeError) as error:
-        raise CheckpointError(f"{fields.path} has no usable {key}: {error}") from error
-    for site in config.parts:
-        if site.ratio > LARGEST_RATIO or getattr(site, "bottleneck", 1) > _MOST_WIDE:
+    if not plugins:
+        raise CheckpointError(f"There are no plugins to write to {path}.")
+    with atomic_folder(path, replaces=(INDEX,), holds=_MEMBER) as draft:
+        for ratio, plugin in sorted(plugins.items()):
+            what, before = f"The plugin of ratio {plugin.config.ratio}", plugin.description
+            if ratio != plugin.config.ratio:
+                raise CheckpointError(f"{what} is given as that of ratio {ratio}.")
+            if "backbone" in before:
+                check_belongs(what, before, backbone)
+            records = before.get("training"), before.get("quality")
+            member = draft / f"ratio_{ratio}"
+            save_plugin(member, plugin.config, plugin.variables, backbone, *records)
+        content = {"backbone": description.owner_content(backbone), "ratios": sorted(plugins)}
+        description.write_description(draft / INDEX, "plugin_set", content)
+
+
+def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[int, Plugin]:
+    """Reads the plugins of one backbone, by compression ratio in rising order.
+
+    Args:
+      path: a plugin folder, a set, a run folder, or a folder of plugin or run folders; or a T5X
+        checkpoint with a plugin, whose backbone is read to the end for its fingerprint.
+      backbone: the backbone they must belong to; None leaves that to whoever uses them.
+
+    Raises:
+      CheckpointError: if there is none, one is damaged, two have the same ratio, or not all belong
+        to the same backbone.
+    """
+    folder = formats.check_folder(path)
+    kind = formats.kind_of(folder)
+    if kind == formats.T5X:
+        from variator_jax.store.t5x_run import load_t5x_plugin  # most users have none
+
+        plugin = load_t5x_plugin(folder, backbone)
+        return {plugin.config.ratio: plugin}
+    members = [] if kind == formats.BACKBONE else [folder]
+    if kind == formats.RUN:
+        members = [folder / "plugin"]
+        if not members[0].is_dir():
+            raise CheckpointError(f"The run folder {folder} holds no plugin before the run ended.")
+    elif kind not in (formats.PLUGIN, formats.BACKBONE):
+        members = _members(folder)
+    if not members:
+        raise formats.unknown(folder, "plugin (plugin.json) or folder of plugins")
+    return _by_ratio(folder, {member: load_plugin(member, backbone) for member in members})
+
+
+def _members(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The plugin folders of a set; where there is an index, exactly those that it names."""
+    folders, index = formats.plugin_folders(folder), folder / INDEX
+    if not os.path.lexists(index):
+        return folders
+    record, _ = description.read_description(index, "plugin_set", _SetDescription)
+    named = [folder / f"ratio_{ratio}" for ratio in record.ratios]
+    if set(named) != set(folders) or not named:
+        names = ", ".join(sorted(item.name for item in set(named) ^ set(folders))) or "no plugin"
+        raise CheckpointError(f"{index} and the plugins in its folder differ in {names}.")
+    return named
+
+
+def _by_ratio(folder: pathlib.Path, loaded: Mapping[pathlib.Path, Plugin]) -> dict[int, Plugin]:
+    """The members by ratio, if they belong to one backbone."""
+    places: dict[int, pathlib.Path] = {}
+    first, *_ = loaded
+    for member, plugin in loaded.items():
+        one, other = (loaded[each].description["backbone"] for each in (first, member))
+        if one["fingerprint"] != other["fingerprint"]:
             raise CheckpointError(
-                f"{fields.path} has no usable {key}: a ratio is at most {LARGEST_RATIO:,} and a "
-                f"bottleneck at most {_MOST_WIDE:,}; found {site}."
+                f"{folder} mixes backbones: {first.relative_to(folder)} belongs to "
+                f"{one['name']!r} with fingerprint {one['fingerprint']}, "
+                f"{member.relative_to(folder)} to {other['name']!r} with {other['fingerprint']}."
             )
-    return config
-
-
-def _read_shape(fields: Fields) -> tuple[PluginConfig, Stack]:
-    """The settings and the backbone's encoder; every value checked for its type."""
-    config = read_config(fields)
-    owner = fields.fields("backbone")
-    owner.get("name", str)
-    owner.fingerprint("fingerprint")
-    layers = owner.size("num_encoder_layers", 1, _MOST_LAYERS)
-    embed = owner.size("embed_dim", 1, _MOST_WIDE)
-    if "lora" in owner.content:
-        lora = owner.fields("lora")
-        lora.fingerprint("fingerprint")
-        lora.get("task", str)
-    if fields.get("vocabulary_fingerprint", str, type(None)) is not None:
-        fields.fingerprint("vocabulary_fingerprint")
-    fields.get("training", dict)
-    quality = fields.fields("quality")
-    for task in quality.content:
-        quality.get(task, float, int)
-    return config, FfnStack(layers, embed)
-
-
-def _leaves(variables: PluginVariables) -> dict[str, Any]:
-    return folders.flatten({"params": variables.params, "output_scales": variables.output_scales})
-
-
-def expected_leaves(config: PluginConfig, stack: Stack) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of a plugin on a stack, by path.
-
-    Raises:
-      PluginError: if the settings name layers that the stack does not have.
-    """
-    expected = {}
-    for key, specs in plugin_specs(config, stack).items():
-        expected[f"output_scales/{key}"] = jax.ShapeDtypeStruct((), jnp.float32)
-        for name, spec in specs.items():
-            expected[f"params/{key}/{name}"] = jax.ShapeDtypeStruct(spec.shape, jnp.float32)
-    return expected
+        known = places.setdefault(plugin.config.ratio, member)
+        if known is not member:
+            names = f"{known.relative_to(folder)} and {member.relative_to(folder)}"
+            raise CheckpointError(
+                f"{folder} has two plugins of ratio {plugin.config.ratio}: {names}."
+            )
+    return {ratio: loaded[places[ratio]] for ratio in sorted(places)}

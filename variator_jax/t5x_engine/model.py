@@ -215,7 +215,7 @@ def model(
     if network is not None:
         refuse_scanned(network)
     if optimizer is not None:
-        check_trainable(plugin)
+        check_trainable(plugin, T5(backbone).stack())
     start = Start(plugin, backbone, plugin_path, seed)
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded

@@ -17,7 +17,7 @@ from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
-from variator_jax.store import any_backbone, kinds, load_plugin, stores, t5x
+from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path
 from variator_jax.train.jobs import run_part
@@ -36,7 +36,7 @@ def absolute_path(path: str) -> str:
     """
     if not isinstance(path, str) or not path:
         raise ConfigError(f"A folder's path was expected, in quotes; found {path!r}.")
-    return path if stores.is_url(path) else os.path.abspath(os.path.expanduser(path))
+    return path if formats.is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def restore_config(
@@ -93,7 +93,7 @@ def restore_config(
         wanted = {k: v for k, v in wanted.items() if not k.startswith(f"{PLUGIN}/")}
     check_leaves(where, found, wanted)
     if plugin_path and plugin.ratio > 1 and not training and check_owner:
-        load_plugin(chosen_path(plugin_path, plugin), any_backbone.identify_backbone(where))
+        load_plugin(chosen_path(plugin_path, plugin), formats.identify_backbone(where))
     rules = [_FRESH_STATE] if training else []
     rules += [_FRESH_PLUGIN] if fresh_plugin else []
     return utils.RestoreCheckpointConfig(
@@ -165,8 +165,8 @@ def _leaves(path: str) -> tuple[str, dict[str, tuple[int, ...]]]:
 def _remedy(path: str) -> str:
     """How to make a T5X checkpoint of a backbone in another format, if it is one."""
     folder = run_part(path, "backbone")
-    names = {kinds.BACKBONE: "variator", kinds.HUGGING_FACE: "hf"}
-    kind = names.get(kinds.kind_of(folder)) if folder.is_dir() else None
+    names = {formats.BACKBONE: "variator", formats.HUGGING_FACE: "hf"}
+    kind = names.get(formats.kind_of(folder)) if folder.is_dir() else None
     if kind is None:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Training checkpoints through Orbax: what a step changes, and no more than that."""
+"""Training checkpoints through Orbax. They hold the train state: what a step changes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.train.step import TrainState
+
+_LONGEST = 4096  # bytes of a message between processes
 
 
 class Checkpoints:
     """The training checkpoints of one run folder.
 
-    Beside them lies `run.json`, what the run trains; a folder is never continued as another run.
+    Its `run.json` holds what the run trains; a folder is never continued as another run.
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
@@ -78,14 +80,14 @@ def _local_folder(model_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Lets process 0 look; all processes raise what it finds, so that none waits for another."""
-    found = _from_process_0(_other_run(path, identity) if jax.process_index() == 0 else "")
-    if found:
-        raise CheckpointError(found)
+    """Process 0 reads the file; all processes raise its error, so that none waits for another."""
+    error = _from_process_0(_other_run(path, identity) if jax.process_index() == 0 else "")
+    if error:
+        raise CheckpointError(error)
 
 
 def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
-    """Writes what the run trains, or says how the folder's run is another; empty if it is not."""
+    """Writes what the run trains; returns how the folder's run differs, empty if it does not."""
     identity = json.loads(json.dumps(identity))
     try:
         if not path.is_file():
@@ -96,6 +98,12 @@ def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
         return f"{path} is not readable JSON: {error}."
     except OSError as error:
         return f"{path} cannot be read or written: {error.strerror}."
+    if before.get("trained") == "plugin" and "sites" not in (before.get("plugin") or {}):
+        return (
+            f"{path.parent} holds a plugin run of variator_jax 0.1, whose training checkpoints "
+            f"this version cannot continue. Choose another MODEL_DIR; where {path.parent}/plugin "
+            "exists, INITIAL_PLUGIN_PATH starts from it."
+        )
     for name in identity:
         if before.get(name) != identity[name]:
             return (
@@ -106,13 +114,8 @@ def _other_run(path: pathlib.Path, identity: dict[str, Any]) -> str:
 
 
 def _from_process_0(text: str) -> str:
-    """The text that process 0 gives, in every process; returns when every process has come here."""
-    if jax.process_count() == 1:
-        return text
-    given = np.frombuffer(text.encode(), np.uint8)
-    # [length]: all have to bring as many bytes, and how many only process 0 knows.
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(given.size)))
-    if not length:
-        return ""
-    given = given if jax.process_index() == 0 else np.zeros(length, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(given))).decode()
+    """Process 0's text, in every process; all call this together."""
+    # All processes bring an array of the same shape.
+    content = text.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+    given = bytes(meshes.from_first(np.frombuffer(content, np.uint8)))
+    return given.rstrip(b"\0").decode(errors="ignore")

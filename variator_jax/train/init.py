@@ -37,7 +37,7 @@ def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginV
       CheckpointError: if what the run folder keeps cannot be read.
     """
     network, data = T5(backbone.config), config.data
-    plugin = check_trainable(config.plugin)
+    plugin = check_trainable(config.plugin, network.stack())
     fresh = init_plugin(plugin, network.stack(), jax.random.key(config.seed))
     # Measured once and kept, because a resumed run must continue in the very same units.
     file = pathlib.Path(config.model_dir) / "calibration.json"
@@ -67,48 +67,45 @@ def measure_output_scales(
     network = T5(dataclasses.replace(backbone.config, remat=False))
 
     @jax.jit
-    def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
+    def measure(params: dict, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         mask = network.masks(batch)["encoder"]
         run = functools.partial(network.apply, params, batch)
-        return site_output_rms(run, plugin, network.stack(), mask)
+        return site_output_rms(run, plugin, network.stack(), mask), jnp.sum(mask.valid)
 
-    scales, tokens = [], []
-    for batch in batches:
-        rms = measure(params, batch)
-        scales.append({name: meshes.gather(value) for name, value in rms.items()})
-        tokens.append(int(meshes.gather(jnp.sum(batch["encoder_input_tokens"] > 0))))
-    if len(scales) == 1:
-        return scales[0]
-    return {name: _pooled([rms[name] for rms in scales], tokens) for name in scales[0]}
+    parts = [jax.tree.map(meshes.gather, measure(params, batch)) for batch in batches]
+    if len(parts) == 1:
+        return parts[0][0]
+    tokens = max(sum(int(count) for _, count in parts), 1)
 
+    def pooled(key: str) -> np.ndarray:
+        # The RMS of a part without tokens is not a number.
+        squares = (float(rms[key]) ** 2 * int(count) for rms, count in parts if count)
+        return np.sqrt(np.float32(sum(squares) / tokens))
 
-def _pooled(rms: Collection[np.ndarray], tokens: Collection[int]) -> np.ndarray:
-    """The RMS over all tokens, from those over parts of them; a part may have none."""
-    parts = [float(a) ** 2 * count for a, count in zip(rms, tokens, strict=True) if count]
-    return np.sqrt(np.float32(sum(parts) / max(sum(tokens), 1)))
+    return {key: pooled(key) for key in parts[0][0]}
 
 
 def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, np.ndarray] | None:
-    """The layers' scales in a file as process 0 finds it; None if it finds none.
+    """The keys' scales in a file as process 0 reads it, in every process; None without a file.
 
-    It tells the others, which may be shown an older state of a shared folder: those that went on
-    without it would measure, and wait for the rest in vain.
+    Others may see an older state of a shared folder: a process that then measured alone would wait
+    for the others in vain.
     """
     row: np.ndarray = np.zeros(1 + len(names), np.float32)
     if jax.process_index() == 0 and file.is_file():
         try:
-            found = json.loads(file.read_text(encoding="utf8"))
-            row[:] = [1.0, *(found[name] for name in names)]
+            scales = json.loads(file.read_text(encoding="utf8"))
+            row[:] = [1.0, *(scales[name] for name in names)]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file} does not hold the output scales of this run's layers: {error!r}. A run "
-                "goes on in the units it began with; begin anew in another MODEL_DIR."
+                "keeps the units it began with; start again in another MODEL_DIR."
             ) from error
     flag, *values = meshes.from_first(row)
     return dict(zip(names, values, strict=True)) if flag else None
 
 
 def _keep_scales(file: pathlib.Path, rms: Mapping[str, Any]) -> None:
-    """Writes the scales as a whole: a run that dies here leaves none, and not half of them."""
+    """Writes the scales atomically: a run that dies here leaves no file."""
     scales = {name: float(value) for name, value in rms.items()}
     write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())

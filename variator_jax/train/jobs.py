@@ -1,6 +1,6 @@
 """What a run trains, from folder to folder: a plugin, a whole backbone or a LoRA.
 
-The step and the loop are the same for all; what differs is gathered in a `Job`.
+The step and the loop are the same for all; the differences are in a `Job`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from variator_jax.store import (
     save_backbone,
     save_lora,
     save_plugin,
-    stream,
 )
-from variator_jax.store.any_backbone import open_backbone
-from variator_jax.store.backbone_folder import file_fingerprint
-from variator_jax.store.folders import fingerprint
-from variator_jax.store.lora_merge import collect_with_lora
+from variator_jax.store.arrays import file_checksum, fingerprint
+from variator_jax.store.formats import open_backbone
+from variator_jax.store.lora import collect_with_lora
+from variator_jax.store.source import collect
 from variator_jax.train.init import fresh_plugin
 from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
 from variator_jax.train.settings import (
@@ -58,8 +57,7 @@ class Job:
     Attributes:
       objective: what a step minimises.
       identity: what makes the run this one; a run folder is never continued as another.
-      start: the trained and the frozen arrays, made when the folder is known to be this run's;
-        they lie on the devices as `partitioning` says.
+      start: makes the trained and the frozen arrays on the mesh, after the folder was checked.
       export: writes the trained arrays, with a summary of the run, and returns the folder.
     """
 
@@ -71,8 +69,8 @@ class Job:
 
 def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
-    data, vocabulary = config.data, config.data.vocabulary()
-    check_vocabulary(data.task, vocabulary, config.shape)
+    data = config.data
+    check_vocabulary(data.task, data.vocabulary(), config.shape)
     shape, initial = config.shape, None
     if config.initial_checkpoint_path is not None:
         # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
@@ -88,19 +86,25 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
         return meshes.place_parameters(fresh, shape, mesh), None
 
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(config.model_dir) / "backbone"
-        gathered = jax.tree.map(meshes.gather, params)
-        if jax.process_index() == 0:
-            save_backbone(folder, shape, gathered, vocabulary_file(vocabulary))
-        return folder
+        return export_backbone(config, shape, params)
 
     identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
     return Job(TaskTraining(T5(shape)), identity, start, export)
 
 
+def export_backbone(config: TrainConfig, shape: T5Config, params: dict) -> pathlib.Path:
+    """Writes a trained backbone into the run folder; all processes call this together."""
+    folder = pathlib.Path(config.model_dir) / "backbone"
+    gathered = jax.tree.map(meshes.gather, params)
+    if jax.process_index() == 0:
+        save_backbone(folder, shape, gathered, vocabulary_file(config.data.vocabulary()))
+    return folder
+
+
 def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a plugin of a frozen backbone, a fresh one or one to adapt."""
-    plugin, data = check_trainable(config.plugin), config.data
+    plugin = check_trainable(config.plugin, T5(config.shape).stack())
+    data = config.data
     if data.packed:
         check_packing(data.pack_multiple, plugin.ratio)
     backbone = load_initial_backbone(
@@ -137,24 +141,19 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     return Job(objective, identity, start, export)
 
 
-class LoraTraining:
+class LoraTraining(TaskTraining):
     """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
 
-    coefficients: Mapping[str, float] = TaskTraining.coefficients
-
     def __init__(self, backbone: T5, config: LoraConfig) -> None:
-        self._task, self._config = TaskTraining(backbone), config
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid positions of the targets."""
-        return self._task.weights(batch)
+        super().__init__(backbone)
+        self._config = config
 
     def terms(
-        self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
+        self, trained: dict, frozen: dict | None, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Those of `TaskTraining` on the merged weights, which is what will be served."""
-        merged = merge_lora(frozen, trained, self._config)
-        return self._task.terms(merged, None, batch, rng)
+        merged = merge_lora(frozen or {}, trained, self._config)
+        return super().terms(merged, None, batch, rng)
 
 
 def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
@@ -162,8 +161,7 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
     path = config.initial_backbone("A LoRA is trained on a backbone")
     if not config.backbone.has_decoder:
         raise ConfigError(
-            f"Backbone {config.backbone.name!r} has no decoder, and so no task's loss to train a "
-            "LoRA by."
+            f"Backbone {config.backbone.name!r} has no decoder, so a LoRA has no task loss."
         )
     lora = config.lora
     backbone = load_initial_backbone(path, config.shape, config.data, mesh, config.backbone_dtype)
@@ -225,24 +223,22 @@ def load_initial_backbone(
     lora = None if lora_path is None else load_lora(lora_path)
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
-        found, expected = getattr(source.config, field), getattr(config, field)
-        if found != expected:
+        stored, expected = getattr(source.config, field), getattr(config, field)
+        if stored != expected:
             raise CheckpointError(
                 f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
-                f"{found}; this run's {config.name!r} has {expected}."
+                f"{stored}; this run's {config.name!r} has {expected}."
             )
     given = source.vocabulary_file
-    trained_with = None if given is None else file_fingerprint(given)
+    trained_with = None if given is None else file_checksum(given)
     check_vocabulary(data.task, data.vocabulary(), config, trained_with)
-    shardings = traverse_util.flatten_dict(
-        meshes.parameter_shardings(source.config, mesh), sep="/"
-    )
+    shardings = traverse_util.flatten_dict(meshes.parameter_shardings(source.config, mesh), sep="/")
 
     def place(name: str, array: Any) -> jax.Array:
         return meshes.place(array, shardings[name])
 
     if lora is None:
-        loaded = stream.collect(source, dtype, place)
+        loaded = collect(source, dtype, place)
     else:
         loaded = collect_with_lora(source, lora, dtype, place)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
@@ -253,8 +249,8 @@ def load_initial_backbone(
 def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     """A pre-trained plugin to adapt. It may come from another backbone of the same shape.
 
-    That is the paper's recipe: pre-training runs beside the general backbone, adaptation beside one
-    that was fine-tuned from it.
+    That is the paper's recipe: pre-training runs on the general backbone, adaptation on one that
+    was fine-tuned from it.
     """
     folder = run_part(path, "plugin")
     loaded = load_plugin(folder)
@@ -266,7 +262,7 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     for field in ("num_encoder_layers", "embed_dim"):
         if owner[field] != getattr(shape, field):
             raise CheckpointError(
-                f"The plugin in {folder} was trained beside {owner['name']!r} with {field} "
+                f"The plugin in {folder} was trained on {owner['name']!r} with {field} "
                 f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
             )
     return loaded

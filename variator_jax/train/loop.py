@@ -49,7 +49,7 @@ class Schedule:
             raise ConfigError(f"EVAL_PERIOD is {self.eval_period!r}; 0 means only at the end.")
 
 
-# How many steps the host may hand out before the device has carried out the first of them.
+# How many steps the host may dispatch before the device has executed the first of them.
 _STEPS_AHEAD = 2
 
 
@@ -70,10 +70,10 @@ class _Window:
         self._tokens += tokens
 
     def wait(self) -> None:
-        """Lets the host be a few steps ahead of the device, and no more.
+        """Keeps the host at most a few steps ahead of the device.
 
-        Otherwise it hands out steps until the window closes, and a run that is told to stop would
-        first have to carry out all of them: longer than the grace before a machine is taken away.
+        Otherwise it dispatches steps until the window closes, and a run that gets SIGTERM would
+        first execute all of them: longer than the grace before a machine is taken away.
         """
         if len(self._metrics) > _STEPS_AHEAD:
             jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
@@ -149,7 +149,7 @@ def fit(
             if evaluate is not None and (evaluates or at_end):
                 means = evaluate(state)
                 log.write("eval", step, means)
-                log.say("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+                log.print("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
             if not window:
                 window.restart()  # here, so that saving and evaluating do not count as slow steps
         # The signal may have come at any point of the step; what is saved already stays.
@@ -164,7 +164,7 @@ def fit(
 def _all_stop(stopped: list[int], step: int) -> bool:
     """Whether the run ends before this step: of several processes, all of them at the same one."""
     if jax.process_count() > 1:
-        # JAX's runtime hears the signal of any process, and tells all of them.
+        # JAX's runtime forwards the signal of any process to all of them.
         return bool(multihost_utils.reached_preemption_sync_point(step))
     return bool(stopped)
 

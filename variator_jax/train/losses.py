@@ -56,6 +56,7 @@ def hidden_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Weigh
       The sum of squares and the number of valid elements, float32 scalars.
     """
     mask = mask.astype(jnp.float32)
+    # [batch, length, embed]
     difference = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) * mask[..., None]
     return jnp.sum(jnp.square(difference)), jnp.sum(mask) * student.shape[-1]
 
@@ -75,8 +76,10 @@ def logits_kl(
       The sum in nats over valid positions, and their number.
     """
     mask = mask.astype(jnp.float32)
+    # [batch, length, vocab]
     log_student = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
     log_teacher = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+    # [batch, length]
     divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
     return temperature**2 * jnp.sum(divergence * mask), jnp.sum(mask)
 
@@ -93,6 +96,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Wei
       The sum in nats over valid positions, and their number.
     """
     mask = mask.astype(jnp.float32)
+    # [batch, length, vocab]
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
     return -jnp.sum(picked * mask), jnp.sum(mask)
@@ -101,5 +105,6 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Wei
 def accuracy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> WeightedSum:
     """Valid positions whose largest logit is the target's, and the number of valid positions."""
     mask = mask.astype(jnp.float32)
+    # [batch, length]
     right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return jnp.sum(right * mask), jnp.sum(mask)

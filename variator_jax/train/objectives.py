@@ -1,6 +1,6 @@
 """What a step minimises: weighted losses, as functions of the trained and the frozen arrays.
 
-Two objectives share one interface, so that one step and one loop train plugins and backbones alike.
+All objectives share one interface, so one step and one loop train plugins and backbones alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from variator_jax.train.losses import LossConfig, WeightedSum
 
 
 class Objective(Protocol):
-    """A training objective. `coefficients` says how much each of its terms counts."""
+    """A training objective; `coefficients` is how much each of its terms counts."""
 
     coefficients: Mapping[str, float]
 
@@ -62,40 +62,35 @@ class Comparison:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, valid positions of the targets."""
-        positions = {"encoder_hidden": _valid_inputs(batch) * self.embed_dim}
-        if self.has_decoder:
-            targets = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
-            elements = targets * self.embed_dim
-            positions |= {"decoder_hidden": elements, "logits": targets, "task": targets}
-        return {name: positions[name] for name in self.coefficients}
+        return {
+            name: _count(_mask(name, batch)) * (self.embed_dim if name.endswith("_hidden") else 1)
+            for name in self.coefficients
+        }
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Each term's sum over the batch. The caller has stopped the teacher's gradient."""
         return {name: self._term(name, student, teacher, batch)[0] for name in self.coefficients}
 
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
-        if name == "encoder_hidden":
-            mask = batch["encoder_input_tokens"] > 0
-            return losses.hidden_mse(student.hidden["encoder"], teacher.hidden["encoder"], mask)
-        mask = batch["decoder_loss_weights"]
-        if name == "decoder_hidden":
-            return losses.hidden_mse(student.hidden["decoder"], teacher.hidden["decoder"], mask)
+        # [batch, length]
+        mask = _mask(name, batch)
+        if name.endswith("_hidden"):
+            stack = name.removesuffix("_hidden")
+            # [batch, length, embed]
+            return losses.hidden_mse(student.hidden[stack], teacher.hidden[stack], mask)
+        # [batch, target length, vocab]
         if name == "logits":
             temperature = self.config.temperature
             return losses.logits_kl(student.logits, teacher.logits, mask, temperature)
         return losses.cross_entropy(student.logits, batch["decoder_target_tokens"], mask)
 
 
-class Distillation:
-    """The student is the backbone with the plugin, the teacher the same backbone without it.
+class TeacherStudent:
+    """Compares a student's outputs with its teacher's, both without dropout."""
 
-    `trained` is the plugin's parameters; `frozen` is `(backbone parameters, output scales)`.
-    Both passes run without dropout, as the plugin has none and should imitate what will be served.
-    """
-
-    def __init__(self, backbone: Backbone, plugin: PluginConfig, config: LossConfig) -> None:
-        self._teacher, self._student = SplicedModel(backbone), SplicedModel(backbone, plugin)
-        shape = backbone.config
+    def __init__(self, teacher: SplicedModel, student: SplicedModel, config: LossConfig) -> None:
+        self._teacher, self._student = teacher, student
+        shape = teacher.backbone.config
         self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
         self.coefficients: Mapping[str, float] = self._comparison.coefficients
 
@@ -103,15 +98,30 @@ class Distillation:
         """Valid elements of the hidden states, valid positions of the targets."""
         return self._comparison.weights(batch)
 
+    def compare(
+        self, teacher: tuple[Any, Any], student: tuple[Any, Any], batch: Batch
+    ) -> dict[str, jax.Array]:
+        """The terms, for parameters and plugin arrays of both; the teacher gets no gradient."""
+        expected = jax.lax.stop_gradient(self._teacher.apply(*teacher, batch))
+        return self._comparison.terms(self._student.apply(*student, batch), expected, batch)
+
+
+class Distillation(TeacherStudent):
+    """The student is the backbone with the plugin, the teacher the same backbone without it.
+
+    `trained` is the plugin's parameters; `frozen` is `(backbone parameters, output scales)`.
+    """
+
+    def __init__(self, backbone: Backbone, plugin: PluginConfig, config: LossConfig) -> None:
+        super().__init__(SplicedModel(backbone), SplicedModel(backbone, plugin), config)
+
     def terms(
         self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
         backbone, output_scales = frozen
-        teacher = jax.lax.stop_gradient(self._teacher.apply(backbone, None, batch))
         plugin = PluginVariables(trained, output_scales)
-        student = self._student.apply(backbone, plugin, batch)
-        return self._comparison.terms(student, teacher, batch)
+        return self.compare((backbone, None), (backbone, plugin), batch)
 
 
 class TaskTraining:
@@ -124,20 +134,28 @@ class TaskTraining:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid positions of the targets."""
-        targets = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
+        targets = _count(batch["decoder_loss_weights"])
         return {"task": targets, "accuracy": targets}
 
     def terms(
         self, trained: dict, frozen: None, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Cross-entropy, and how many target tokens the largest logit hits."""
-        outputs = self._model.apply(trained, None, batch, rng)
+        # [batch, target length, vocab]
+        logits = self._model.apply(trained, None, batch, rng).logits
         targets, mask = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
         return {
-            "task": losses.cross_entropy(outputs.logits, targets, mask)[0],
-            "accuracy": losses.accuracy(outputs.logits, targets, mask)[0],
+            "task": losses.cross_entropy(logits, targets, mask)[0],
+            "accuracy": losses.accuracy(logits, targets, mask)[0],
         }
 
 
-def _valid_inputs(batch: Batch) -> jax.Array:
-    return jnp.sum((batch["encoder_input_tokens"] > 0).astype(jnp.float32))
+def _mask(term: str, batch: Batch) -> jax.Array:
+    """`[batch, length]` of inputs or targets: where a term counts."""
+    if term == "encoder_hidden":
+        return batch["encoder_input_tokens"] > 0
+    return batch["decoder_loss_weights"]
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, from optax. A gin file sets these few numbers and no more."""
+"""Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import optax
 
 from variator_jax.errors import ConfigError, did_you_mean
 
-_OPTIMIZERS = ("adamw", "adafactor", "adamw_relative")
 _SCHEDULES = ("constant", "linear")
 
 
@@ -49,7 +48,7 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW, plain or with relative steps, or Adafactor, behind global-norm clipping.
+    """AdamW, plain or with relative steps, or Adafactor, after global-norm clipping.
 
     Args:
       name: 'adamw'; 'adafactor' as T5 uses it, whose steps are relative to the RMS of each array;
@@ -68,27 +67,24 @@ def optimizer(
       ConfigError: for an unknown name.
     """
     rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
-    if name not in _OPTIMIZERS:
-        raise ConfigError(
-            f"No optimizer is named {name!r}.{did_you_mean(name, _OPTIMIZERS)} "
-            f"Known: {_OPTIMIZERS}."
-        )
-    if name == "adamw":
-        update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
-    elif name == "adamw_relative":
-        update = optax.chain(
-            optax.scale_by_adam(b1=b1, b2=b2),
-            optax.scale_by_param_block_rms(),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(rate),
-        )
-    else:
-        # optax's own decay for Adafactor is not scaled by the learning rate, so both come behind.
-        update = optax.chain(
-            optax.adafactor(learning_rate=None),
-            optax.add_decayed_weights(-weight_decay),
-            optax.scale_by_learning_rate(rate, flip_sign=False),
-        )
-    return (
-        update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    adam = optax.scale_by_adam(b1=b1, b2=b2)
+    decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
+    # optax's Adafactor flips the sign itself, and its own decay is not scaled by the learning rate.
+    flipped = (
+        optax.add_decayed_weights(-weight_decay),
+        optax.scale_by_learning_rate(rate, flip_sign=False),
     )
+    optimizers = {
+        "adamw": (adam, *decayed),
+        "adamw_relative": (adam, optax.scale_by_param_block_rms(), *decayed),
+        "adafactor": (optax.adafactor(learning_rate=None), *flipped),
+    }
+    if name not in optimizers:
+        raise ConfigError(
+            f"No optimizer is named {name!r}.{did_you_mean(name, optimizers)} "
+            f"Known: {', '.join(optimizers)}."
+        )
+    update = optax.chain(*optimizers[name])
+    if clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)

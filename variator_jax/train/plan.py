@@ -1,6 +1,6 @@
-"""What a run will need, told before anything is built: parameters, memory per device, FLOPs saved.
+"""The dry run of a training run: parameters, memory per device and FLOPs saved, from shapes alone.
 
-Shapes are all that is read; no weights, no data. Activations are not counted.
+No weights and no data are read. Activations are not counted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, init_lora
-from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.backbones.t5.network import shape_params
 from variator_jax.plugin import (
     PluginConfig,
     flops_allowed_speedup,
@@ -25,6 +25,7 @@ from variator_jax.plugin import (
     init_plugin,
     plugin_parameters,
 )
+from variator_jax.train.step import moment_shardings
 from variator_jax.train.student import narrowed, student_leaves, student_mlp_dim
 
 
@@ -51,10 +52,10 @@ class Plan:
     Attributes:
       backbone: its shape.
       plugin: the plugin that is trained or used.
-      parts: what lies in each device's memory.
+      parts: the arrays in each device's memory.
       devices: how many there are.
       length: tokens of an encoder input.
-      compressed: whether the run has to do with a compression plugin, or what stands for one.
+      compressed: whether the run uses a plugin, or trains its FLOP-matched student.
     """
 
     backbone: T5Config
@@ -81,7 +82,7 @@ class Plan:
         )
 
     def _compression(self) -> tuple[str, list[str]]:
-        """What is said of the plugin beside the backbone's name, and at the end."""
+        """The plugin's part of the first line, and the last lines."""
         stack = T5(self.backbone).stack()
         saved = flops_saved(stack, self.length, self.plugin)
         allowed = flops_allowed_speedup(stack, self.length, self.plugin)
@@ -113,7 +114,7 @@ def plan(
     mesh_shape: Sequence[int] | None = None,
     backbone_dtype: str | None = None,
 ) -> Plan:
-    """The built-in engine's budget: the backbone as the mesh cuts it, the plugin everywhere.
+    """The built-in engine's budget: the backbone as the mesh cuts it, the plugin replicated.
 
     Args:
       backbone: shape of the backbone.
@@ -124,8 +125,8 @@ def plan(
       optimizer: the optax transformation of a run that trains; None where nothing is trained.
       batch_size: rows of a batch.
       num_microbatches: passes that a batch is cut into.
-      mesh_shape: `(data, fsdp, model)`; None for what the engine would choose.
-      backbone_dtype: what a frozen backbone is kept in; None for float32.
+      mesh_shape: `(data, fsdp, model)`; None for the engine's choice.
+      backbone_dtype: dtype in which a frozen backbone is kept; None for float32.
 
     Raises:
       ConfigError: for a mesh that is not possible.
@@ -134,56 +135,47 @@ def plan(
     dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
     rows = batch_size // num_microbatches
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
-    weights = shape_params(backbone)
-    where = _shards(weights, meshes.parameter_shardings(backbone, mesh))
-    stack = T5(backbone).stack()
-    fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
-    moved, cut = (weights, where) if trained == "backbone" else (fresh.params, {})
-    if trained == "student":
+    weights = _placed(backbone, mesh)
+    parts = [_part("backbone", weights, weights, dtype)]
+    if trained == "backbone":
+        moved = weights
+    elif trained == "student":
         mlp_dim = student_mlp_dim(backbone, feature_lengths["inputs"], plugin)
-        student = narrowed(backbone, mlp_dim)
-        moved = student_leaves(shape_params(student))
-        cut = _shards(moved, student_leaves(meshes.parameter_shardings(student, mesh)))
-    if trained == "lora":
+        moved = student_leaves(_placed(narrowed(backbone, mlp_dim), mesh))
+        parts.append(_part("student", moved, moved))
+    elif trained == "lora":
         settings = lora or LoraConfig()
         moved = jax.eval_shape(lambda: init_lora(settings, weights, jax.random.key(0)))
-    parts = [_spread("backbone", weights, where, dtype)]
-    if trained == "plugin":
-        parts.append(Part.of("plugin", jax.tree.leaves(fresh)))
-    elif trained == "student":
-        parts.append(_spread("student", moved, cut))
-    elif trained == "lora":
-        parts.append(Part.of("LoRA", jax.tree.leaves(moved)))
+        parts.append(_part("LoRA", moved, {}))
+    else:
+        stack = T5(backbone).stack()
+        fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
+        moved = fresh.params
+        parts.append(_part("plugin", fresh, {}))
     if optimizer is not None:
-        parts.append(_spread("gradients", moved, cut))
-        parts.append(_spread("optimizer state", jax.eval_shape(optimizer.init, moved), cut))
+        parts.append(_part("gradients", moved, moved))
+        parts.append(_part("optimizer state", jax.eval_shape(optimizer.init, moved), moved))
     compressed = trained in ("plugin", "student")
     return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"], compressed)
 
 
-Shards = Mapping[tuple[str, ...], tuple[tuple[int, ...], int]]
+def _placed(config: T5Config, mesh: Any) -> dict:
+    """A backbone's tree of shapes, each with its sharding."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        dict(shape_params(config)),
+        meshes.parameter_shardings(config, mesh),
+    )
 
 
-def _shards(weights: Any, shardings: Any) -> Shards:
-    """By a weight's path, its shape and into how many parts the mesh cuts it."""
-    places = jax.tree.leaves(shardings)
-    leaves = jax.tree_util.tree_leaves_with_path(weights)
-    return {
-        _names(path): (leaf.shape, leaf.size // max(1, math.prod(place.shard_shape(leaf.shape))))
-        for (path, leaf), place in zip(leaves, places, strict=True)
-    }
-
-
-def _spread(name: str, tree: Any, where: Shards, dtype: Any = None) -> Part:
-    """A tree of weights, or one that holds such, as the moments of optimizers do; else whole."""
+def _part(name: str, tree: Any, params: Any, dtype: Any = None) -> Part:
+    """Counts parameters or an optimizer's state; leaves without a sharding are replicated."""
     numbers = bytes_ = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        ends = (_names(path[start:]) for start in range(len(path)))
-        shape, parts = next((where[end] for end in ends if end in where), (leaf.shape, 1))
-        part = Part.of(name, [leaf], dtype, parts if shape == leaf.shape else 1)
+    shardings = jax.tree.leaves(moment_shardings(tree, params))
+    for leaf, sharding in zip(jax.tree.leaves(tree), shardings, strict=True):
+        shards = 1
+        if isinstance(sharding, NamedSharding):
+            shards = leaf.size // math.prod(sharding.shard_shape(leaf.shape))
+        part = Part.of(name, [leaf], dtype, shards)
         numbers, bytes_ = numbers + part.numbers, bytes_ + part.bytes
     return Part(name, numbers, bytes_)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

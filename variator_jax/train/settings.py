@@ -9,11 +9,12 @@ from typing import Any
 
 import optax
 
+from variator_jax.backbones.base import Stack
 from variator_jax.backbones.lora import LoraConfig
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.plugin import PluginConfig
-from variator_jax.store.backbone_folder import file_fingerprint
+from variator_jax.plugin import PluginConfig, check_causal, plugin_specs
+from variator_jax.store.arrays import file_checksum
 from variator_jax.train.loop import HostBatch, Schedule
 from variator_jax.train.losses import LossConfig
 
@@ -110,7 +111,7 @@ class TrainConfig:
         that is trained may start without, from random weights.
       initial_plugin_path: a plugin folder or a run folder to adapt; None for a fresh plugin.
       lora: the LoRA's settings; for `trained='lora'`.
-      initial_lora_path: a LoRA folder or a run folder, merged into the backbone beside a plugin.
+      initial_lora_path: a LoRA folder or a run folder, merged into the backbone of a plugin run.
       num_microbatches: passes that a batch is cut into.
       keep_checkpoints: training checkpoints to keep.
       seed: of initialisation and dropout.
@@ -199,7 +200,7 @@ def check_vocabulary(
             f"{config.name!r} only {config.vocab_size} embeddings."
         )
     file = vocabulary_file(vocabulary) if fingerprint else None
-    if file and file_fingerprint(file) != fingerprint:
+    if file and file_checksum(file) != fingerprint:
         raise CheckpointError(
             f"The backbone was trained with another vocabulary than that of task {task!r}, "
             f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "
@@ -207,18 +208,19 @@ def check_vocabulary(
         )
 
 
-def check_trainable(plugin: PluginConfig | None) -> PluginConfig:
-    """Refuses a plugin that has nothing to train.
+def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:
+    """Refuses a plugin that has nothing to train on a stack.
 
     Raises:
       ConfigError: with the remedy.
     """
     if plugin is None or plugin.ratio == 1:
         raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
-    if plugin.compression == "mean" and plugin.decompression == "repeat":
+    check_causal(plugin, stack)
+    if not any(plugin_specs(plugin, stack).values()):
         raise ConfigError(
-            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
-            "no parameters. Evaluate it as it is."
+            "This plugin has nothing to train: sites with compression 'mean' and decompression "
+            "'repeat' have no parameters. Evaluate it without training."
         )
     return plugin
 

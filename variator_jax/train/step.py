@@ -38,21 +38,33 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def placed_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state on a mesh: moments lie where their parameter lies, the rest on every device."""
-    everywhere = meshes.replicated(mesh)
-    params = jax.tree_util.tree_leaves_with_path(state.params)
-    where = {_names(path): leaf for path, leaf in params}
+    """The state on a mesh: moments are cut as their parameter is, all else is replicated."""
+    shardings = moment_shardings((state.step, state.opt_state), state.params)
 
-    def move(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        # Optimizers keep moments in trees of the parameters' own form: the end of the path tells.
+    def move(leaf: jax.Array, sharding: Any) -> jax.Array:
+        return meshes.place(meshes.gather(leaf), sharding or meshes.replicated(mesh))
+
+    step, opt_state = jax.tree.map(move, (state.step, state.opt_state), shardings)
+    return TrainState(step, state.params, opt_state)
+
+
+def moment_shardings(opt_state: Any, params: Any) -> Any:
+    """For each leaf of an optimizer's state its parameter's sharding; False where it has none.
+
+    Optimizers keep moments in trees of the parameters' form, so the path of a moment ends like that
+    of its parameter, and its shape is the same; counters and factored moments have no parameter.
+    """
+    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
         names = _names(path)
-        same = next((where[end] for i in range(len(names)) if (end := names[i:]) in where), None)
-        alike = same is not None and same.shape == leaf.shape
-        sharding = same.sharding if alike and same is not None else everywhere
-        return meshes.place(meshes.gather(leaf), sharding)
+        ends = (names[start:] for start in range(len(names)))
+        parameter = next((by_path[end] for end in ends if end in by_path), None)
+        if parameter is None or parameter.shape != leaf.shape:
+            return False
+        return parameter.sharding or False  # a tree must not have None as a leaf
 
-    moved = jax.tree_util.tree_map_with_path(move, (state.step, state.opt_state))
-    return TrainState(moved[0], state.params, moved[1])
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -145,8 +157,8 @@ def _accumulate(
             f"A batch of {size} does not divide into {num_microbatches} microbatches; choose a "
             f"divisor of {size}."
         )
-    # [microbatches, batch / microbatches, ...]: every so many-th row, for devices hold neighbouring
-    # rows, and each microbatch shall have its part on each device.
+    # [microbatches, batch / microbatches, ...]: strided rows, so each microbatch is spread over all
+    # devices.
     micro = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), dict(batch)
     )

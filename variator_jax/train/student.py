@@ -23,40 +23,30 @@ from variator_jax.backbones.t5.cost import attention_flops, ffn_flops
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, stack_flops
-from variator_jax.store import save_backbone
-from variator_jax.train.jobs import Job, load_initial_backbone
+from variator_jax.train.jobs import Job, export_backbone, load_initial_backbone
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Batch, Comparison
-from variator_jax.train.settings import TrainConfig, vocabulary_file
+from variator_jax.train.objectives import Batch, TeacherStudent
+from variator_jax.train.settings import TrainConfig
 
 _TRAINED = re.compile(r"encoder/.*(?<!/scale)")  # all of the encoder but its norms
 _MULTIPLE = 8  # of which the width is one: meshes split it, and accelerators pad it
 
 
-class StudentDistillation:
+class StudentDistillation(TeacherStudent):
     """The student is a backbone with narrower encoder FFNs, the teacher the backbone itself.
 
     `trained` is the student's own weights, a flat dict as of `student_leaves`; `frozen` is the
-    teacher's parameters, of which the student has all the others. Both run without dropout.
+    teacher's parameters, of which the student has all the others.
     """
 
     def __init__(self, teacher: T5, student: T5, config: LossConfig) -> None:
-        shape = teacher.config
-        self._teacher, self._student = SplicedModel(teacher), SplicedModel(student)
-        self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
-        self.coefficients: Mapping[str, float] = self._comparison.coefficients
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid elements of the hidden states, valid positions of the targets."""
-        return self._comparison.weights(batch)
+        super().__init__(SplicedModel(teacher), SplicedModel(student), config)
 
     def terms(
         self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
-        teacher = jax.lax.stop_gradient(self._teacher.apply(frozen, None, batch))
-        student = self._student.apply(whole_student(trained, frozen), None, batch)
-        return self._comparison.terms(student, teacher, batch)
+        return self.compare((frozen, None), (whole_student(trained, frozen), None), batch)
 
 
 def whole_student(trained: Mapping[str, Any], teacher: dict) -> dict:
@@ -93,7 +83,7 @@ def _strongest(kernels: Mapping[str, np.ndarray], count: int) -> np.ndarray:
 
 
 def _neuron_axis(path: str) -> int:
-    """Along which axis the neurons of a kernel lie: the first of `wo`, the second of `wi`s."""
+    """The axis of a kernel's neurons: the first of `wo`, the second of `wi`s."""
     return 0 if path.endswith("/wo/kernel") else 1
 
 
@@ -123,11 +113,7 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
         return placed, teacher.params
 
     def export(trained: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(config.model_dir) / "backbone"
-        gathered = jax.tree.map(meshes.gather, whole_student(trained, frozen))
-        if jax.process_index() == 0:
-            save_backbone(folder, student, gathered, vocabulary_file(data.vocabulary()))
-        return folder
+        return export_backbone(config, student, whole_student(trained, frozen))
 
     identity = {
         "trained": "student",
@@ -159,13 +145,13 @@ def student_mlp_dim(config: T5Config, length: int, plugin: PluginConfig) -> int:
     if width < 1:
         raise ConfigError(
             f"At {length} tokens a plugin of ratio {plugin.ratio} costs less than one neuron in "
-            f"each encoder FFN of backbone {config.name!r}: there is no student so small."
+            f"each encoder FFN of backbone {config.name!r}: no student is so small."
         )
     return width - width % _MULTIPLE or width
 
 
 def narrowed(config: T5Config, mlp_dim: int) -> T5Config:
-    """The same shape with encoder FFNs of `mlp_dim` hidden units, and a name that says so."""
+    """The same shape with encoder FFNs of `mlp_dim` hidden units, which its name has as well."""
     if mlp_dim == config.encoder_mlp:
         return config
     return dataclasses.replace(config, name=f"{config.name}_ffn{mlp_dim}", encoder_mlp_dim=mlp_dim)

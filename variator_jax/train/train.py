@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
     log = RunLog(config.model_dir, config.schedule.train_steps)
     if mesh.size > 1:
-        log.say(f"  {meshes.describe(mesh, config.backbone, weight)}")
+        log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
     try:
         _write_operative_config(config.model_dir)
         return _run(job, config, mesh, checkpoints, log)
@@ -92,7 +92,7 @@ def _run(
     state = placed_state(state, mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
-        log.say(f"  resuming at step {int(state.step)}")
+        log.print(f"  resuming at step {int(state.step)}")
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 
@@ -110,12 +110,12 @@ def _run(
         _evaluation(job, frozen, data, mesh, parts),
     )
     if interrupted:
-        log.say(f"  stopped and saved at step {int(state.step)}; the same command continues")
+        log.print(f"  stopped and saved at step {int(state.step)}; the same command continues")
         return TrainResult(int(state.step), True, None)
     summary = {"task": data.task, "steps": int(state.step), "batch_size": data.batch_size}
     exported = job.export(state.params, frozen, summary)
     meshes.wait_for_all("exported")
-    log.say(f"  wrote {exported}")
+    log.print(f"  wrote {exported}")
     return TrainResult(int(state.step), False, exported)
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_vectors import backbone, config, load
+from tiny import random_params
 
-from variator_jax.backbones.t5 import Transformer, init_params
+from variator_jax.backbones.t5 import Transformer
 from variator_jax.backbones.t5.decoding import EOS_TOKEN, beam_decode, greedy_decode
 
 TOKENS = jnp.asarray([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0]])
@@ -21,52 +22,52 @@ def _log_probabilities(module, params, tokens, targets):
 
 
 @pytest.mark.parametrize("version", ["1_0", "1_1"])
-def test_greedy_tokens_are_the_argmax_of_a_forward_pass(version):
+def test_greedy_tokens_are_the_argmax_of_a_forward_pass_and_one_beam_is_greedy(version):
     golden_config, params = backbone(load(f"t5_t5_{version}_plain"), version)
     module = Transformer(golden_config)
-    encoded = module.apply({"params": params}, TOKENS, method="encode")
-    found = jax.jit(lambda: greedy_decode(module, params, encoded, TOKENS, 12))()
 
-    forward = _log_probabilities(module, params, TOKENS, found.tokens)
+    @jax.jit
+    def decode(params):
+        encoded = module.apply({"params": params}, TOKENS, method="encode")
+        greedy = greedy_decode(module, params, encoded, TOKENS, 12)
+        beam = beam_decode(module, params, encoded, TOKENS, 12, num_beams=1, length_penalty=0.0)
+        return greedy, beam, _log_probabilities(module, params, TOKENS, greedy.tokens)
+
+    greedy, beam, forward = decode(params)
+    np.testing.assert_array_equal(greedy.tokens, beam.tokens)
+    np.testing.assert_allclose(greedy.scores, beam.scores, rtol=1e-5, atol=1e-5)
     for row in range(2):
-        generated = np.asarray(found.tokens[row])
+        generated = np.asarray(greedy.tokens[row])
         length = list(generated).index(EOS_TOKEN) + 1 if EOS_TOKEN in generated else 12
         assert (generated[length:] == 0).all()
         np.testing.assert_array_equal(generated[:length], forward[row].argmax(-1)[:length])
         picked = forward[row, np.arange(length), generated[:length]].sum()
-        np.testing.assert_allclose(found.scores[row], picked, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(greedy.scores[row], picked, rtol=1e-4, atol=1e-4)
 
 
-def test_one_beam_is_greedy():
-    golden_config, params = backbone(load("t5_t5_1_1_plain"), "1_1")
-    module = Transformer(golden_config)
-    encoded = module.apply({"params": params}, TOKENS, method="encode")
-    greedy = greedy_decode(module, params, encoded, TOKENS, 8)
-    beam = beam_decode(module, params, encoded, TOKENS, 8, num_beams=1, length_penalty=0.0)
-    np.testing.assert_array_equal(greedy.tokens, beam.tokens)
-    np.testing.assert_allclose(greedy.scores, beam.scores, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_enough_beams_find_the_best_sequence_of_all(seed):
-    tiny = config("1_1", vocab_size=5)
-    params = jax.tree.map(lambda x: 2.0 * x, init_params(tiny, jax.random.key(seed)))
-    module, length = Transformer(tiny), 3
-    tokens = jnp.asarray([[2, 3, 4, 1]])
-    encoded = module.apply({"params": params}, tokens, method="encode")
-    found = beam_decode(module, params, encoded, tokens, length, num_beams=40, length_penalty=0.6)
-
-    scored = {}
+def test_enough_beams_find_the_best_sequence_of_all():
+    tiny, length = config("1_1", vocab_size=5, num_encoder_layers=1, num_decoder_layers=1), 3
+    module, tokens = Transformer(tiny), jnp.asarray([[2, 3, 4, 1]])
+    ends = {}  # every sequence that ends, and its length
     for candidate in itertools.product(range(5), repeat=length):
-        end = candidate.index(EOS_TOKEN) + 1 if EOS_TOKEN in candidate else None
-        if end is not None:
-            scored[candidate[:end] + (0,) * (length - end)] = end
-    rows = jnp.asarray(list(scored))
-    forward = _log_probabilities(module, params, jnp.repeat(tokens, len(rows), 0), rows)
-    total = [
-        float(forward[i, np.arange(end), rows[i, :end]].sum()) / ((5 + end) / 6) ** 0.6
-        for i, end in enumerate(scored.values())
-    ]
-    best = int(np.argmax(total))
-    np.testing.assert_array_equal(found.tokens[0], rows[best])
-    np.testing.assert_allclose(found.scores[0], total[best], rtol=1e-4)
+        if EOS_TOKEN in candidate:
+            end = candidate.index(EOS_TOKEN) + 1
+            ends[candidate[:end] + (0,) * (length - end)] = end
+    rows = np.asarray(list(ends))
+
+    @jax.jit
+    def decode(params):
+        encoded = module.apply({"params": params}, tokens, method="encode")
+        forward = _log_probabilities(module, params, jnp.repeat(tokens, len(rows), 0), rows)
+        return beam_decode(module, params, encoded, tokens, length, num_beams=40), forward
+
+    for seed in range(3):
+        params = jax.tree.map(lambda x: 2.0 * x, random_params(tiny, seed))
+        decoded, forward = jax.device_get(decode(params))
+        scores = [
+            forward[i, np.arange(end), rows[i, :end]].sum() / ((5 + end) / 6) ** 0.6
+            for i, end in enumerate(ends.values())
+        ]
+        best = int(np.argmax(scores))
+        np.testing.assert_array_equal(decoded.tokens[0], rows[best])
+        np.testing.assert_allclose(decoded.scores[0], scores[best], rtol=1e-4)

@@ -9,7 +9,14 @@ import pytest
 from flax import traverse_util
 from golden_vectors import config
 
-from variator_jax.backbones.t5 import CONFIGS, Transformer, get_config, init_params, shape_params
+from variator_jax.backbones.t5 import (
+    CONFIGS,
+    T5,
+    Transformer,
+    get_config,
+    init_params,
+    shape_params,
+)
 from variator_jax.errors import ConfigError
 
 SHAPE = config("1_1")
@@ -42,8 +49,7 @@ def test_published_sizes(name, millions):
 
 
 def test_our_own_sizes_have_1_to_15_million_parameters():
-    sizes = [_size(name) for name in ("nano", "micro", "mini")]
-    assert sizes == sorted(sizes) and sizes[0] >= 1 and sizes[-1] <= 15
+    assert 1 <= _size("nano") < _size("micro") < _size("mini") <= 15
 
 
 def test_paths_shapes_and_axes_are_t5xs():
@@ -82,12 +88,12 @@ def test_version_1_0_has_one_input_kernel_and_tied_logits():
 
 
 def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
-    half = Transformer(dataclasses.replace(SHAPE, dtype="bfloat16"))
-    plain = Transformer(SHAPE).apply({"params": PARAMS}, TOKENS, TARGETS, method="forward")
-    rounded = half.apply({"params": PARAMS}, TOKENS, TARGETS, method="forward")
-    assert rounded.encoded.dtype == jnp.bfloat16 and rounded.logits.dtype == jnp.float32
+    batch = {"encoder_input_tokens": TOKENS, "decoder_input_tokens": TARGETS}
+    plain = T5(SHAPE).apply(PARAMS, batch)
+    rounded = T5(dataclasses.replace(SHAPE, dtype="bfloat16")).apply(PARAMS, batch)
+    assert rounded.hidden["encoder"].dtype == jnp.bfloat16 and rounded.logits.dtype == jnp.float32
     np.testing.assert_allclose(
-        np.asarray(rounded.encoded, np.float32)[0], plain.encoded[0], atol=0.15
+        np.asarray(rounded.hidden["encoder"], np.float32)[0], plain.hidden["encoder"][0], atol=0.15
     )
 
 
@@ -96,39 +102,26 @@ def test_parameters_take_the_configs_dtype():
     assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("bfloat16")}
 
 
-def test_rematerialisation_changes_no_number():
-    remat = Transformer(dataclasses.replace(SHAPE, remat=True))
-
-    def loss(module, params):
-        return jnp.sum(jnp.sin(module.apply({"params": params}, TOKENS, TARGETS)))
-
-    for a, b in zip(
-        jax.tree.leaves(jax.jit(jax.grad(lambda p: loss(Transformer(SHAPE), p)))(PARAMS)),
-        jax.tree.leaves(jax.jit(jax.grad(lambda p: loss(remat, p)))(PARAMS)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_an_encoder_alone_has_no_decoder_and_says_so():
     encoder = dataclasses.replace(SHAPE, num_decoder_layers=0)
     module, params = Transformer(encoder), init_params(encoder, jax.random.key(0))
     assert set(params) == {"token_embedder", "encoder"}
     outputs = module.apply({"params": params}, TOKENS, method="forward")
-    assert outputs.encoded.shape == (2, 4, 32) and outputs.logits is None
+    assert outputs.hidden["encoder"].shape == (2, 4, 32) and outputs.logits is None
     with pytest.raises(ConfigError, match="without a decoder"):
-        module.apply({"params": params}, outputs.encoded, TOKENS, TARGETS, method="decode")
+        module.apply(
+            {"params": params}, outputs.hidden["encoder"], TOKENS, TARGETS, method="decode"
+        )
 
 
 def test_packed_examples_do_not_see_each_other():
     packed = jnp.asarray([[5, 6, 7, 8, 9]], jnp.int32)
     segments = jnp.asarray([[1, 1, 1, 2, 2]], jnp.int32)
-    apply = lambda tokens, ids=None: Transformer(SHAPE).apply(  # noqa: E731
-        {"params": PARAMS}, tokens, ids, method="encode"
-    )
-    both = apply(packed, segments)
-    np.testing.assert_allclose(both[:, :3], apply(packed[:, :3]), atol=1e-5)
-    np.testing.assert_allclose(both[:, 3:], apply(packed[:, 3:]), atol=1e-5)
+    both = T5(SHAPE).encode(PARAMS, packed, segments)
+    alone = jnp.asarray([[5, 6, 7], [8, 9, 0]], jnp.int32)
+    first, second = T5(SHAPE).encode(PARAMS, alone)
+    np.testing.assert_allclose(both[0, :3], first, atol=1e-5)
+    np.testing.assert_allclose(both[0, 3:], second[:2], atol=1e-5)
 
 
 def test_dropout_needs_its_key_and_changes_the_output():
@@ -167,15 +160,33 @@ def test_an_encoder_may_have_feed_forward_layers_of_its_own_width():
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
 
 
-def test_unknown_names_and_fields_name_the_nearest():
-    with pytest.raises(ConfigError, match="t5_1_1_base"):
-        get_config("t5_1_1_bass")
-    with pytest.raises(ConfigError, match="mlp_dim"):
-        get_config("nano", mlp_dims=3)
-    with pytest.raises(ConfigError, match="relu"):
-        get_config("nano", mlp_activations=("rellu",))
-    with pytest.raises(ConfigError, match="dtype"):
-        get_config("nano", dtype="float8")
-    with pytest.raises(ConfigError, match="num_heads"):
-        get_config("nano", num_heads=0)
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("t5_1_1_bass", {}, "t5_1_1_base"),
+        ("nano", {"mlp_dims": 3}, "mlp_dim"),
+        ("nano", {"mlp_activations": ("rellu",)}, "relu"),
+        ("nano", {"dtype": "float8"}, "dtype"),
+        ("nano", {"num_heads": 0}, "num_heads"),
+        ("nano", {"encoder_mlp_dim": 0}, "encoder_mlp_dim is 0"),
+    ],
+)
+def test_unknown_names_and_values_name_the_nearest(name, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        get_config(name, **fields)
+
+
+def test_a_shape_is_registered_under_its_name():
     assert all(name == shape.name for name, shape in CONFIGS.items())
+
+
+def test_the_stacks_of_a_backbone():
+    assert (T5(SHAPE).stack().layers, T5(SHAPE).stack().causal) == (3, False)
+    assert (T5(SHAPE).stack("decoder").layers, T5(SHAPE).stack("decoder").causal) == (2, True)
+    assert T5(SHAPE).stack("decoder").path("ffn", 1) == "decoder/layers_1/mlp"
+    for shape, name in (
+        (SHAPE, "encoders"),
+        (dataclasses.replace(SHAPE, num_decoder_layers=0), "decoder"),
+    ):
+        with pytest.raises(ConfigError, match=f"has no stack '{name}'"):
+            T5(shape).stack(name)

@@ -82,6 +82,7 @@ class RelativePositionBias(nn.Module):
             jnp.dtype(self.config.param_dtype),
             axes=("heads", "relpos_buckets"),
         )
+        # [query, key]
         offset = jnp.arange(key_length)[None, :] - jnp.arange(query_length)[:, None]
         bucket = relative_position_bucket(offset, self.bidirectional)
         return jnp.take(table.astype(jnp.float32), bucket, axis=1)[None]
@@ -116,6 +117,7 @@ class MultiHeadAttention(nn.Module):
           deterministic: False drops attention weights out.
           decode: whether to read and write the cache.
         """
+        # [batch, heads, query or key, head_dim]
         query = self._project(query_input, "query", _query_init(self.config.head_dim))
         key = self._project(key_input, "key", ATTENTION_INIT)
         value = self._project(key_input, "value", ATTENTION_INIT)
@@ -145,6 +147,7 @@ class MultiHeadAttention(nn.Module):
         dense = Dense(
             config.num_heads * config.head_dim, config, ("embed", "joined_kv"), init, name=name
         )
+        # [batch, length, heads, head_dim]
         x = dense(x).reshape(*x.shape[:2], config.num_heads, config.head_dim)
         # Heads first, once: both products then run over the last two axes, a third faster on CPU.
         return constrain(jnp.swapaxes(x, 1, 2), "batch", "heads", "length", "kv")
@@ -164,6 +167,7 @@ class MultiHeadAttention(nn.Module):
         cached_value.value = jax.lax.dynamic_update_slice_in_dim(cached_value.value, value, now, 2)
         index.value = now + 1
         length = cached_key.value.shape[2]
+        # [1, 1, 1, length]
         mask = (jnp.arange(length) <= now)[None, None, None, :]
         if bias is not None:
             bias = jax.lax.dynamic_slice_in_dim(bias, now, 1, axis=2)

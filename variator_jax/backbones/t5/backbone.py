@@ -75,9 +75,7 @@ class T5:
         valid = batch["encoder_input_tokens"] > 0
         masks = {"encoder": Mask(valid, batch.get("encoder_segment_ids"))}
         if "decoder_loss_weights" in batch:
-            masks["decoder"] = Mask(
-                batch["decoder_loss_weights"], batch.get("decoder_segment_ids")
-            )
+            masks["decoder"] = Mask(batch["decoder_loss_weights"], batch.get("decoder_segment_ids"))
         return masks
 
     def stack(self, name: str = "encoder") -> T5Stack:

@@ -18,7 +18,7 @@ class T5Config:
 
     `mlp_activations` follows T5X: one name is a plain feed-forward layer (T5 1.0), two are a gated
     one (T5 1.1). `dtype` is that of activations and matrix products, `param_dtype` that of fresh
-    parameters; norms, softmax and logits run in float32 whatever they say. `relpos_stddev` is that
+    parameters; norms, softmax and logits always run in float32. `relpos_stddev` is that
     of a fresh relative position bias. T5X's heads start out seeing all distances nearly alike; with
     a wide one a small backbone learns word order in hundreds of steps instead of thousands.
     `remat` is what a layer keeps for the backward pass: False everything, True nothing but its

@@ -1,7 +1,4 @@
-"""Greedy and beam decoding with a key/value cache. Training and scoring never come here.
-
-The encoder runs once, before; so a splice round the encoding is all that a compressed model needs.
-"""
+"""Greedy and beam decoding with a key/value cache, from the encoder's output."""
 
 from __future__ import annotations
 
@@ -44,10 +41,11 @@ def greedy_decode(
       max_length: tokens to generate at the most, EOS included.
     """
     batch = encoded.shape[0]
-    step = _decoder_step(module, params, encoded, encoder_input_tokens)
+    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
 
     def body(state: tuple) -> tuple:
         i, last, tokens, scores, done, cache = state
+        # [batch, vocab]
         logits, cache = step(last, cache)
         log_probabilities = jax.nn.log_softmax(logits)
         chosen = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
@@ -69,7 +67,7 @@ def greedy_decode(
         jnp.zeros((batch, max_length), jnp.int32),
         jnp.zeros((batch,), jnp.float32),
         jnp.zeros((batch,), bool),
-        _empty_cache(module, params, encoded, encoder_input_tokens, max_length),
+        cache,
     )
     state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[4]), body, state)
     return Decoded(state[2], state[3])
@@ -93,25 +91,28 @@ def beam_decode(
     # [batch * beams, ...]
     encoded = jnp.repeat(encoded, num_beams, axis=0)
     encoder_input_tokens = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
-    step = _decoder_step(module, params, encoded, encoder_input_tokens)
-    cache = _empty_cache(module, params, encoded, encoder_input_tokens, max_length)
+    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
 
     def normalise(scores: jax.Array, length: jax.Array | int) -> jax.Array:
         return scores / ((5.0 + length) / 6.0) ** length_penalty
 
     def body(state: _Beams) -> _Beams:
+        # [batch, beams]
         last = jnp.where(state.i == 0, START_TOKEN, state.tokens[:, :, state.i - 1])
         logits, cache = step(last.reshape(-1), state.cache)
+        # [batch, beams, vocab]
         gained = jax.nn.log_softmax(logits).reshape(batch, num_beams, -1)
         vocab = gained.shape[-1]
-        # Twice the beams, so that even if half of them end here, as many can go on.
+        # [batch, 2 * beams], so that even if half of them end here, as many can continue.
         scores, flat = jax.lax.top_k(
             (state.scores[:, :, None] + gained).reshape(batch, -1), 2 * num_beams
         )
         parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+        # [batch, 2 * beams, max_length]
         tokens = _pick(state.tokens, parent).at[:, :, state.i].set(token)
         ended = token == EOS_TOKEN
 
+        # [batch, 3 * beams]
         pool = jnp.concatenate(
             [state.finished, jnp.where(ended, normalise(scores, state.i + 1), _NEVER)], axis=1
         )
@@ -128,12 +129,7 @@ def beam_decode(
         reachable = normalise(jnp.max(state.scores, axis=1), max_length)
         return (state.i < max_length) & jnp.any(reachable > jnp.min(state.finished, axis=1))
 
-    tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
-    first = jnp.full((batch, num_beams), _NEVER).at[:, 0].set(0.0)  # one start, not many equal ones
-    never = jnp.full((batch, num_beams), _NEVER)
-    state = jax.lax.while_loop(
-        unfinished, body, _Beams(jnp.int32(0), tokens, first, tokens, never, cache)
-    )
+    state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
     has_finished = state.finished[:, 0] > _NEVER
     return Decoded(
         jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0]),
@@ -143,11 +139,18 @@ def beam_decode(
 
 class _Beams(NamedTuple):
     i: jax.Array  # tokens generated so far
-    tokens: jax.Array  # [batch, beams, max_length] of the beams that go on
+    tokens: jax.Array  # [batch, beams, max_length] of the unfinished beams
     scores: jax.Array  # [batch, beams] their log-probabilities
     finished_tokens: jax.Array  # [batch, beams, max_length] of the best that ended
     finished: jax.Array  # [batch, beams] their normalised scores
     cache: dict
+
+
+def _no_beams(batch: int, num_beams: int, max_length: int, cache: dict) -> _Beams:
+    """The start of a search: one beam that counts, for equal ones would stay equal."""
+    tokens = jnp.zeros((batch, num_beams, max_length), jnp.int32)
+    never = jnp.full((batch, num_beams), _NEVER)
+    return _Beams(jnp.int32(0), tokens, never.at[:, 0].set(0.0), tokens, never, cache)
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -155,46 +158,33 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
 
 
-def _decoder_step(
-    module: Transformer, params: dict, encoded: jax.Array, encoder_input_tokens: jax.Array
-) -> Step:
-    def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
-        length = cache["decoder"]["layers_0"]["self_attention"]["cached_key"].shape[2]
-        logits, updated = module.apply(
-            {"params": params, "cache": cache},
-            encoded,
-            encoder_input_tokens,
-            tokens[:, None],
-            decode=True,
-            max_decode_length=length,
-            mutable=["cache"],
-            method="decode",
-        )
-        return logits[:, 0], updated["cache"]
-
-    return step
-
-
-def _empty_cache(
+def _decoder(
     module: Transformer,
     params: dict,
     encoded: jax.Array,
     encoder_input_tokens: jax.Array,
     max_length: int,
-) -> dict:
-    """The cache's shapes come from a first call at full length, which is traced but never run."""
+) -> tuple[Step, dict]:
+    """One step of the decoder, and an empty cache."""
 
-    def first_call() -> dict:
-        tokens = jnp.ones((encoded.shape[0], max_length), jnp.int32)
-        _, updated = module.apply(
-            {"params": params},
+    def call(tokens: jax.Array, **cache: dict) -> tuple[jax.Array, dict]:
+        logits, updated = module.apply(
+            {"params": params, **cache},
             encoded,
             encoder_input_tokens,
             tokens,
             decode=True,
+            max_decode_length=max_length,
             mutable=["cache"],
             method="decode",
         )
-        return updated["cache"]
+        return logits[:, 0], updated["cache"]
 
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first_call))
+    def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+        # [batch, 1]
+        return call(tokens[:, None], cache=cache)
+
+    # The cache's shapes come from a call at full length, which is traced but never run.
+    tokens = jax.ShapeDtypeStruct((encoded.shape[0], max_length), jnp.int32)
+    _, shapes = jax.eval_shape(call, tokens)
+    return step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -146,7 +146,7 @@ def remat(layer: type[nn.Module], config: T5Config, static: tuple[int, ...]) -> 
     Args:
       layer: a layer of a stack.
       config: the backbone's settings.
-      static: which arguments, counted from self, are no arrays.
+      static: indices, counted from self, of the arguments that are not arrays.
     """
     policy = None
     if config.remat == "dots":

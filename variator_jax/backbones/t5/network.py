@@ -1,10 +1,11 @@
-"""The T5 encoder-decoder, with T5X's parameter paths and T5X's calling interface.
+"""The T5 encoder-decoder, with T5X's parameter paths.
 
-Decoding loops live in `decoding.py`. Nothing here knows about compression plugins: they are spliced
-round `encoder/layers_<i>/mlp` from outside.
+Compression plugins are spliced around `encoder/layers_<i>/mlp` from outside.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from variator_jax.errors import ConfigError
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward layer, each behind a norm and beside a residual."""
+    """Self-attention and feed-forward layer, each with a norm and a residual connection."""
 
     config: T5Config
 
@@ -42,6 +43,7 @@ class EncoderLayer(nn.Module):
     ) -> jax.Array:
         """`[batch, length, embed]` to the same; `valid` `[batch, length]` is False on padding."""
         config = self.config
+        # [batch, length, embed]
         x = RMSNorm(config, name="pre_attention_layer_norm")(h)
         x = MultiHeadAttention(config, name="attention")(x, x, mask, bias, deterministic)
         # Padded rows get nothing, as in ModelCenter; T5X and transformers leave something arbitrary
@@ -49,6 +51,7 @@ class EncoderLayer(nn.Module):
         x = x * valid[..., None].astype(x.dtype)
         h = h + dropout(config, x, deterministic)
 
+        # [batch, length, embed]
         x = RMSNorm(config, name="pre_mlp_layer_norm")(h)
         x = MlpBlock(config, config.encoder_mlp, name="mlp")(x, deterministic)
         return constrain(h + dropout(config, x, deterministic))
@@ -72,6 +75,7 @@ class DecoderLayer(nn.Module):
     ) -> jax.Array:
         """`[batch, target length, embed]` to the same; one position a call if `decode`."""
         config = self.config
+        # [batch, target length, embed]
         x = RMSNorm(config, name="pre_self_attention_layer_norm")(h)
         attention = MultiHeadAttention(config, name="self_attention")
         x = attention(x, x, self_mask, bias, deterministic, decode)
@@ -99,6 +103,7 @@ class Encoder(nn.Module):
         """`[batch, length, embed]` to the same, after the final norm."""
         config = self.config
         length = h.shape[1]
+        # [1, heads, length, length]
         bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(length, length)
         h = constrain(dropout(config, h, deterministic))
         # Arguments count from self: 5 is `deterministic`, which the layer branches on.
@@ -140,6 +145,7 @@ class Decoder(nn.Module):
         """`[batch, target length, embed]` to the same, after the final norm."""
         config = self.config
         length = max_decode_length if decode and max_decode_length else h.shape[1]
+        # [1, heads, length, length]
         bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(length, length)
         h = constrain(dropout(config, h, deterministic))
         again = config.remat and not decode
@@ -166,27 +172,10 @@ class Transformer(nn.Module):
             self.decoder = Decoder(config)
 
     def __call__(
-        self,
-        encoder_input_tokens: jax.Array,
-        decoder_input_tokens: jax.Array | None = None,
-        decoder_target_tokens: jax.Array | None = None,
-        encoder_segment_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        encoder_positions: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
-        *,
-        enable_dropout: bool = False,
-        decode: bool = False,
+        self, encoder_input_tokens: jax.Array, decoder_input_tokens: jax.Array | None = None
     ) -> jax.Array:
-        """Returns logits `[batch, target length, vocab]`, float32; arguments as in T5X."""
-        outputs = self.forward(
-            encoder_input_tokens,
-            decoder_input_tokens,
-            encoder_segment_ids,
-            decoder_segment_ids,
-            enable_dropout=enable_dropout,
-            decode=decode,
-        )
+        """Logits `[batch, target length, vocab]`, float32; an encoder alone returns its output."""
+        outputs = self.forward(encoder_input_tokens, decoder_input_tokens)
         return outputs.hidden["encoder"] if outputs.logits is None else outputs.logits
 
     def forward(
@@ -197,7 +186,6 @@ class Transformer(nn.Module):
         decoder_segment_ids: jax.Array | None = None,
         *,
         enable_dropout: bool = False,
-        decode: bool = False,
     ) -> Outputs:
         """Runs `[batch, length]` and `[batch, target length]` int tokens through both stacks.
 
@@ -215,7 +203,6 @@ class Transformer(nn.Module):
             encoder_segment_ids,
             decoder_segment_ids,
             enable_dropout=enable_dropout,
-            decode=decode,
         )
         return Outputs({"encoder": encoded, "decoder": decoded}, self.logits(decoded))
 
@@ -227,7 +214,9 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """Encodes `[batch, length]` int tokens: `[batch, length, embed]`."""
         valid = encoder_input_tokens > 0
+        # [batch, 1, length, length]
         mask = padding_mask(valid, valid, encoder_segment_ids, encoder_segment_ids)
+        # [batch, length, embed]
         h = self.token_embedder(encoder_input_tokens)
         return self.encoder(h, mask, valid, not enable_dropout)
 
@@ -254,16 +243,18 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"Backbone {self.config.name!r} has a decoder; give its input tokens."
             )
-        length = decoder_input_tokens.shape[1]
         everywhere = jnp.ones(decoder_input_tokens.shape, bool)
-        self_mask = causal_mask(length)
+        # [batch or 1, 1, length, length]
+        self_mask = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_mask = self_mask & padding_mask(
                 everywhere, everywhere, decoder_segment_ids, decoder_segment_ids
             )
+        # [batch, 1, target length, length]
         cross_mask = padding_mask(
             everywhere, encoder_input_tokens > 0, decoder_segment_ids, encoder_segment_ids
         )
+        # [batch, target length, embed]
         h = self.token_embedder(decoder_input_tokens)
         return self.decoder(
             h, encoded, self_mask, cross_mask, not enable_dropout, decode, max_decode_length
@@ -274,22 +265,11 @@ class Transformer(nn.Module):
         encoded: jax.Array,
         encoder_input_tokens: jax.Array,
         decoder_input_tokens: jax.Array,
-        decoder_target_tokens: jax.Array | None = None,
-        *,
-        enable_dropout: bool = False,
-        decode: bool = False,
-        max_decode_length: int | None = None,
+        **cache: Any,
     ) -> jax.Array:
         """Logits for `[batch, target length]` decoder tokens, given the encoder's output."""
-        decoded = self.decode_hidden(
-            encoded,
-            encoder_input_tokens,
-            decoder_input_tokens,
-            enable_dropout=enable_dropout,
-            decode=decode,
-            max_decode_length=max_decode_length,
-        )
-        return self.logits(decoded)
+        hidden = self.decode_hidden(encoded, encoder_input_tokens, decoder_input_tokens, **cache)
+        return self.logits(hidden)
 
     def logits(self, decoded: jax.Array) -> jax.Array:
         """`[..., embed] -> [..., vocab]` in float32, by the embedding where it is tied."""

@@ -25,7 +25,7 @@ class Site(Protocol):
     """A kind of site with its settings, a frozen dataclass; one file each.
 
     A site may surround several modules (an FFN in each layer). Arrays belong to a key, which is a
-    module path; each key has an output scale beside its arrays.
+    module path; each key also has an output scale.
     """
 
     @property

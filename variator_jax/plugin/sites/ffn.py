@@ -32,6 +32,7 @@ _SCORES_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _SMALL_INIT = nn.initializers.normal(stddev=0.01)
 _ZEROS = nn.initializers.zeros
 LAYER = r"(\d+)"  # stands for the layer's number in a path
+ENCODER_MLP = rf"encoder/layers_{LAYER}/mlp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +84,11 @@ class Ffn:
         return tuple(range(stack.layers) if self.layers is None else self.layers)
 
     def layer_of(self, path: str) -> int | None:
-        """The layer of the module at `path` where the pattern matches it and covers the layer."""
-        if self.pattern is None:
-            return None
-        parts = (re.escape(part) for part in self.pattern.split(LAYER))
+        """The layer of the module at `path`; None if this site does not compress it.
+
+        Without a pattern the module has T5's path.
+        """
+        parts = (re.escape(part) for part in (self.pattern or ENCODER_MLP).split(LAYER))
         match = re.fullmatch(LAYER.join(parts), path)
         layer = None if match is None else int(match[1])
         return layer if self.layers is None or layer in self.layers else None

@@ -1,0 +1,170 @@
+"""What `variator inspect` prints of each kind of folder, and what it leaves unread."""
+
+import json
+import shutil
+
+import jax
+import pytest
+from golden_vectors import config
+from tiny import random_params, random_plugin
+
+from variator_jax import (
+    LoraConfig,
+    load_backbone,
+    load_lora,
+    save_backbone,
+    save_lora,
+    save_plugin,
+    save_plugins,
+)
+from variator_jax.backbones.lora import init_lora
+from variator_jax.commands.describe import describe
+from variator_jax.errors import CheckpointError
+from variator_jax.evaluation.report import write_report
+from variator_jax.evaluation.schema import Backbone as BackboneEntry
+from variator_jax.evaluation.schema import RatioEntry, Report
+from variator_jax.plugin import PluginConfig
+from variator_jax.store import Plugin
+from variator_jax.store.hugging_face import save_hf
+from variator_jax.store.t5x import save_t5x
+
+SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=1)
+PARAMS = random_params(SHAPE)
+COUNT = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+
+
+def _plugin(ratio):
+    settings = PluginConfig(ratio, bottleneck=4)
+    variables = random_plugin(settings, SHAPE, seed=ratio)
+    return Plugin(settings, variables, {"quality": {"topic": 81.25}, "training": {"steps": 30}})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with a backbone and a plugin."""
+    folder = tmp_path_factory.mktemp("any") / "run"
+    folder.mkdir()
+    (folder / "log.jsonl").write_text("")
+    (folder / "run.json").write_text(json.dumps({"trained": "backbone"}))
+    for step in ("20", "100"):
+        (folder / "checkpoints" / step).mkdir(parents=True)
+    (folder / "a.model").write_bytes(b"a vocabulary")
+    save_backbone(folder / "backbone", SHAPE, PARAMS, str(folder / "a.model"))
+    plugin = _plugin(4)
+    owner = load_backbone(folder / "backbone")
+    save_plugin(folder / "plugin", plugin.config, plugin.variables, owner, **plugin.description)
+    _report(folder, owner.fingerprint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(run):
+    return load_backbone(run)
+
+
+def _report(folder, fingerprint):
+    entries = [
+        RatioEntry(1, {"topic": 90.0}, True, 100, 0.0, 0, 0.0),
+        RatioEntry(4, {"topic": 88.5}, False, 60, 0.4, 10, 0.01),
+    ]
+    owner = BackboneEntry("golden_1_1", COUNT, fingerprint)
+    write_report(Report(owner, "a machine", {}, {}, entries, {}, 128), folder)
+
+
+def holds(text, *facts):
+    for fact in facts:
+        assert fact in text, f"{fact!r} is not in\n{text}"
+
+
+def test_a_backbone_is_described_without_reading_its_weights(run, backbone, tmp_path):
+    folder = tmp_path / "backbone"
+    shutil.copytree(run / "backbone", folder)
+    shape, vocabulary = "2 encoder and 1 decoder layers", backbone.vocabulary_fingerprint
+    facts = (f"{COUNT:,} in", "float32", shape, "gelu * linear", backbone.fingerprint, vocabulary)
+    assert "read and whole" in describe(folder, verify=True)
+    file = folder / "backbone.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-3] + b"abc")
+    holds(describe(folder), *facts, "not read")
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        describe(folder, verify=True)
+    file.write_bytes(data[:-1])  # which its header shows
+    with pytest.raises(CheckpointError, match="backbone.safetensors cannot be read"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "name"), [(save_hf, "Hugging Face backbone"), (save_t5x, "T5X backbone")]
+)
+def test_backbones_in_other_formats_are_described_from_their_headers(
+    backbone, tmp_path, save, name
+):
+    save(tmp_path / "it", backbone)
+    text = describe(tmp_path / "it")
+    holds(text, f"{COUNT:,} in", "1 decoder layers", "variator inspect --verify")
+    assert text.startswith(name) and backbone.fingerprint not in text
+    text = describe(tmp_path / "it", verify=True)
+    holds(text, f"fits:        plugins of fingerprint {backbone.fingerprint}")
+
+
+def test_a_run_is_described_with_its_parts(run, backbone):
+    text = describe(run)
+    assert text.startswith(f"run folder {run}")
+    holds(text, "20, 100", "backbone golden_1_1 in", "compression plugin in", "ratio:       4")
+    holds(text, "encoder/layers_1/mlp", "bottleneck=4", "topic 81.2", "steps 30")
+    holds(text, f"backbone golden_1_1 with fingerprint {backbone.fingerprint}")
+    holds(text, backbone.vocabulary_fingerprint, "topic 88.5; 40.0 % of the encoder's FLOPs saved")
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_set_is_described_ratio_by_ratio(backbone, tmp_path, index):
+    save_plugins(tmp_path / "set", {ratio: _plugin(ratio) for ratio in (2, 16)}, backbone)
+    if not index:
+        (tmp_path / "set" / "plugins.json").unlink()
+    text = describe(tmp_path / "set")
+    assert text.startswith("set of 2 compression plugins")
+    holds(text, "ratios:      2, 16", "ratio 16:", backbone.fingerprint)
+
+
+def test_a_lora_is_described(backbone, tmp_path):
+    settings = LoraConfig(rank=3, alpha=4.5)
+    params = init_lora(settings, backbone.params, jax.random.key(0))
+    save_lora(tmp_path / "lora", settings, params, backbone, {"task": "a_task"})
+    (tmp_path / "run.json").write_text("{}")
+    count = sum(x.size for x in jax.tree.leaves(params))
+    weights = f"{count:,} for 6 weights, {4 * count / 1000:.3g} kB"
+    fingerprint = load_lora(tmp_path).fingerprint
+    for path in (tmp_path, tmp_path / "lora"):  # in a run folder, or alone
+        holds(describe(path), "LoRA in", "rank:        3, alpha 4.5", weights)
+        holds(describe(path), backbone.fingerprint, fingerprint, "task a_task")
+    (tmp_path / "lora" / "lora.json").unlink()
+    with pytest.raises(CheckpointError, match="lora.json"):
+        describe(tmp_path / "lora")
+
+
+def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "run.json").write_text("{}")
+    shutil.copytree(run / "plugin", tmp_path / "bad" / "plugin")
+    (tmp_path / "bad" / "plugin" / "plugin.safetensors").unlink()
+    (tmp_path / "papers").mkdir()
+    _report(tmp_path, backbone.fingerprint)
+    text = describe(tmp_path)
+    holds(
+        text, "report on backbone golden_1_1", "run: run folder: report", "papers: something else"
+    )
+    holds(text, "young: run folder: nothing", "bad: cannot be read: ", "plugin.safetensors cannot")
+    _report(tmp_path / "papers", "f" * 64)
+    holds(describe(tmp_path / "papers"), "f" * 64)
+
+
+def test_what_is_nothing_is_refused_with_what_was_found(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    for path, words in (
+        (tmp_path, "is not a backbone.*it holds a.txt"),
+        (tmp_path / "a.txt", "is a file; a folder was expected"),
+        (tmp_path / "nothing", "There is no folder"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            describe(path)

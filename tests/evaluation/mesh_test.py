@@ -1,0 +1,80 @@
+"""What trains on a mesh also evaluates and infers on it. As a script this file is the child."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+from tiny import random_params, random_plugin
+
+from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.evaluate import evaluate
+from variator_jax.evaluation.infer import infer
+from variator_jax.evaluation.loading import load_for
+from variator_jax.plugin import PluginConfig
+from variator_jax.store import load_backbone, save_backbone, save_plugin
+
+DATA = EvalData(tiny_runs.TASK, {"inputs": 18, "targets": 6}, 12)
+MESH = (2, 1, 2)
+
+
+def results(folder: Path, mesh_shape=None) -> dict:
+    common = {"initial_checkpoint_path": str(folder), "mesh_shape": mesh_shape}
+    name = "mesh" if mesh_shape else "one"
+    report = evaluate(
+        model_dir=str(folder / f"{name}_report"),
+        data=DATA,
+        plugin_paths=str(folder / "plugin"),
+        **common,
+    )
+    plugin = {"plugin_path": str(folder / "plugin"), "mode": "score"}
+    (path,) = infer(output_dir=str(folder / f"{name}_scores"), data=DATA, **plugin, **common)
+    return {
+        "quality": [entry.quality[DATA.task] for entry in report.ratios],
+        "control": report.control_no_ffn[DATA.task],
+        "identical": [entry.identical_to_backbone for entry in report.ratios],
+        "scores": [json.loads(line)["score"] for line in path.read_text().splitlines()],
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mesh")
+    save_backbone(folder / "backbone", tiny_runs.TINY, random_params(tiny_runs.TINY))
+    settings = PluginConfig(4, bottleneck=4)
+    variables = random_plugin(settings, tiny_runs.TINY)
+    save_plugin(folder / "plugin", settings, variables, load_backbone(folder / "backbone"))
+    return folder
+
+
+def test_scores_on_a_mesh_are_those_of_one_device(folder):
+    flags = f"{tiny_runs.QUICK} --xla_force_host_platform_device_count=4"
+    paths = os.pathsep.join([str(tiny_runs.ROOT), *filter(None, sys.path)])
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
+    program = [sys.executable, __file__, str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, env=environment, text=True, **pipes) as child:
+        one = results(folder)
+        out, err = child.communicate()
+    assert child.returncode == 0, err[-3000:]
+    mesh = json.loads(out.splitlines()[-1])
+    assert len(one["scores"]) == 64 and np.std(one["scores"]) > 0.1
+    np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-5)
+    np.testing.assert_allclose(mesh["quality"], one["quality"], rtol=1e-5)
+    assert mesh["control"] == one["control"] and mesh["identical"] == [True, False]
+    # Half of the heads and units on each device.
+    assert mesh["kernel"] == [16, 16] and tiny_runs.TINY.mlp_dim == 32
+
+
+if __name__ == "__main__":
+    run_folder = Path(sys.argv[1])
+    backbone, _ = load_for(DATA, str(run_folder), None, MESH)
+    kernel = backbone.params["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+    shard = kernel.addressable_shards[0].data.shape
+    assert jax.device_count() == 4
+    print(json.dumps(results(run_folder, MESH) | {"kernel": shard}))

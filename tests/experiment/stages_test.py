@@ -1,0 +1,120 @@
+"""The plan of an experiment, and that every packaged one is what the built-in engine can run."""
+
+import pytest
+
+from variator_jax import gin_utils
+from variator_jax.errors import ConfigError
+from variator_jax.evaluation.evaluate import EvalData
+from variator_jax.experiment import stages
+from variator_jax.experiment.grid import Experiment
+from variator_jax.experiment.stages import configure, plan
+from variator_jax.train import train
+
+NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2", "rte"))
+ARMS = ("variator", "no_ffn", "mean_weights", "student")
+GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=ARMS)
+FOLDERS = ["TEXT_DIR='texts'", "GLUE_DIR='glue'"]
+BASE = ["BACKBONES=('t5_1_0_base',)", "BACKBONE_PATHS={'t5_1_0_base': 'given'}"]
+GIVEN = {
+    "glue_small": FOLDERS,
+    "glue_multitask": FOLDERS,
+    "sizes_docs": [],
+    "paper": ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE],
+}
+# Of runs that train a backbone, by recipe.
+OPTIMIZERS = {"experiments/docs": "adafactor", "experiments/paper": "adamw"}
+
+
+def _plan(folder, **changes):
+    return plan(Experiment(str(folder), **(GRID | changes)))
+
+
+def test_every_step_comes_after_those_it_needs_and_only_once(tmp_path):
+    steps = _plan(tmp_path)
+    assert len({step.result for step in steps}) == len(steps)
+    kinds = [step.kind for step in steps]
+    # A backbone; 2 teachers a seed; plugins of 2 ratios and one ablation a seed; per task and seed
+    # 3 adaptations and a student, and as many scores with those of the teacher and the control.
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "backbone": 1, "finetune": 4, "pretrain": 6, "adapt": 12, "student": 4,
+        "score": 4 * (1 + 2 + 1 + 1 + 1),
+    }  # fmt: skip
+    before = set()
+    for step in steps:
+        for name in ("INITIAL_CHECKPOINT_PATH", "INITIAL_PLUGIN_PATH"):
+            assert step.macros.get(name) in before | {None}
+        before.add(str(step.result.parents[1]))
+
+
+def test_the_arms_differ_by_what_their_names_mean(tmp_path):
+    arms = ("mean_weights", "no_decompression", "loss_task", "no_pretraining")
+    macros = {
+        (step.kind, step.result.parents[1].name): step.macros
+        for step in _plan(tmp_path, arms=arms, tasks=("sst2",), seeds=(3,))
+    }
+    mean = macros["adapt", "mean_weights_k4"]
+    assert mean["COMPRESSION"] == "mean" and mean["SEED"] == 3
+    assert macros["pretrain", "mean_weights_k4_seed_3"]["COMPRESSION"] == "mean"
+    assert macros["adapt", "no_decompression_k4"]["DECOMPRESSION"] == "repeat"
+    assert macros["adapt", "no_pretraining_k4"]["INITIAL_PLUGIN_PATH"] is None
+    task = macros["adapt", "loss_task_k4"]
+    assert task["TASK_LOSS"] == 1.0 and task["ENCODER_HIDDEN_LOSS"] == 0.0
+    plugin = tmp_path / "nano" / "plugins" / "variator_k4_seed_3"
+    assert task["INITIAL_PLUGIN_PATH"] == str(plugin)
+
+
+def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
+    steps = _plan(tmp_path, backbone_paths={"nano": "/given"}, one_teacher=True)
+    assert steps[0].kind == "finetune" and steps[0].macros["INITIAL_CHECKPOINT_PATH"] == "/given"
+    assert "backbone" not in {step.kind for step in steps}
+    assert [step.macros["SEED"] for step in steps if step.kind == "finetune"] == [0, 0]  # a task
+    adapted = [step.macros for step in steps if step.kind == "adapt" and step.macros["SEED"] == 1]
+    assert f"{tmp_path}/nano/sst2/seed_0/teacher" in {m["INITIAL_CHECKPOINT_PATH"] for m in adapted}
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"arms": ("variatr",)}, "no arm 'variatr'.* Did you mean 'variator'"),
+        ({"ratios": (1, 2)}, r"whole numbers from 2; found \[1\]"),
+        ({"tasks": "sst2"}, "TASKS is a tuple"),
+        ({"seeds": ()}, "SEEDS is empty"),
+        ({"ratios": (2, 2)}, "twice"),
+        ({"backbone_paths": {"mini": "x"}}, r"\['mini'\], which BACKBONES does not"),
+        ({"tasks": ("../x",)}, "not the name of a gin file"),
+        ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
+    ],
+)
+def test_wrong_grids_are_refused_by_name(tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment(str(tmp_path), **(GRID | wrong))
+
+
+def test_an_interrupted_run_ends_with_the_code_of_its_signal(tmp_path, monkeypatch):
+    interrupted = train.TrainResult(3, True, None)
+    monkeypatch.setattr(stages, "configure", lambda experiment, step: None)
+    monkeypatch.setattr(gin_utils, "configured", lambda function: lambda: interrupted)
+    with pytest.raises(SystemExit, match="143"):
+        stages.run_training(None, _plan(tmp_path)[0])
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_each_kind_of_step_of_a_packaged_experiment_has_all_that_it_needs(name):
+    gin_utils.parse([f"experiments/{name}.gin"], GIVEN[name])
+    experiment = gin_utils.configured(Experiment)()
+    kinds = {step.config: step for step in plan(experiment)}
+    assert len(kinds) > 2 * len(experiment.tasks)
+    trained = {"pretrain": "plugin", "adapt": "plugin", "student": "student"}
+    for step in kinds.values():
+        configure(experiment, step)
+        if step.kind == "score":
+            assert gin_utils.configured(EvalData)
+            assert gin_utils.macro("TASK_FEATURE_LENGTHS")["inputs"] >= 32
+            continue
+        assert gin_utils.configured(train.train)
+        assert gin_utils.macro("TRAINED") == trained.get(step.kind, "backbone")
+        assert gin_utils.macro("MODEL_DIR") == str(step.result.parents[1])
+        # What stages share does not undo what their own run sets.
+        of_backbone = OPTIMIZERS.get(experiment.recipe, "adamw_relative")
+        expected = of_backbone if step.kind in ("backbone", "finetune") else "adamw"
+        assert gin_utils.macro("OPTIMIZER") == expected

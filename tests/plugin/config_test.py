@@ -1,0 +1,89 @@
+"""A plugin's settings: what is refused, and their form in plugin folders."""
+
+import dataclasses
+
+import pytest
+
+from variator_jax.errors import PluginError
+from variator_jax.plugin import Ffn, PluginConfig
+
+MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compression="mean")))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"ratio": 0}, "positive integer; found 0"),
+        ({"ratio": -2}, "positive integer; found -2"),
+        ({"ratio": 2.0}, r"positive integer; found 2\.0"),
+        ({"ratio": True}, "positive integer; found True"),
+        ({"layers": 2}, "layers are a tuple"),
+        ({"layers": ("0",)}, "layers are a tuple"),
+        ({"bottleneck": 6.5}, "bottleneck is a positive integer"),
+        ({"compression": "max"}, "compression is 'max'"),
+        ({"decompression": ""}, "decompression is ''"),
+        ({"pool_padding": 1}, "pool_padding is True or False"),
+        ({"sites": "("}, "must be a module path with"),
+        ({"sites": ()}, "a tuple of sites"),
+        ({"sites": ("encoder",)}, "a tuple of sites"),
+        ({"sites": (Ffn(4), Ffn(8))}, "ratio is 2; the largest ratio of its sites is 8"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(fields, message):
+    with pytest.raises(PluginError, match=message):
+        PluginConfig(**{"ratio": 2} | fields)
+
+
+def test_a_tuple_of_sites_has_the_largest_ratio():
+    assert MIXED.ratio == 4 and MIXED.parts == MIXED.sites
+    assert PluginConfig(1).parts == () and PluginConfig(4).parts[0].ratio == 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PluginConfig(1),
+        PluginConfig(4),
+        PluginConfig(8, 16, (0, 2), "mean", "repeat", pool_padding=True),
+        PluginConfig(2, sites=r"block_(\d+)/ffn"),
+        MIXED,
+    ],
+    ids=str,
+)
+def test_json_keeps_every_setting(config):
+    assert PluginConfig.from_json(config.to_json()) == config
+
+
+def test_format_1_is_the_fields_of_the_config():
+    config = PluginConfig(4, 16, layers=(0, 2))
+    content = dataclasses.asdict(config) | {"layers": [0, 2]}
+    assert PluginConfig.from_json(content) == config
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ({"ratio": 4}, PluginConfig(4)),
+        ({"sites": [{"kind": "ffn", "ratio": 4}]}, PluginConfig(4)),
+        ({"sites": []}, PluginConfig(1)),
+    ],
+)
+def test_fields_that_are_absent_take_their_defaults(content, expected):
+    assert PluginConfig.from_json(content) == expected
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"ratio": 4, "bottlenek": 8}, "no field 'bottlenek'. Did you mean 'bottleneck'"),
+        ({"sites": [{"kind": "fnn", "ratio": 4}]}, "of kind 'fnn'. Did you mean 'ffn'"),
+        ({"sites": [{"kind": "ffn", "ratios": 4}]}, "Ffn has no field 'ratios'. Did you mean"),
+        ({"sites": [{"ratio": 4}]}, "of kind 'None'.*Known: ffn"),
+        ({"sites": ["ffn"]}, "of kind None"),
+        ({"sites": [{"kind": "ffn"}]}, "Ffn cannot have the fields {}: .*'ratio'"),
+        ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
+    ],
+)
+def test_unknown_fields_and_kinds_name_the_nearest(content, message):
+    with pytest.raises(PluginError, match=message):
+        PluginConfig.from_json(content)

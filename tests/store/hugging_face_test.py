@@ -1,0 +1,269 @@
+"""Hugging Face folders without transformers: read, written, refused."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_t5
+import torch_files
+from hf_files import VOCABULARY, state_dict, write
+
+from variator_jax.backbones.t5 import CONFIGS
+from variator_jax.errors import CheckpointError
+from variator_jax.store import hugging_face, hugging_face_names, load_backbone
+from variator_jax.store.hugging_face import save_hf
+
+STATE = state_dict(small_t5.backbone(small_t5.GATED))
+QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
+RELU = dict(feed_forward_proj="relu", tie_word_embeddings=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face folder of a T5 1.1, written by hand."""
+    return write(tmp_path / "hf", STATE)
+
+
+def refused(folder, words):
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_backbone(folder)
+    assert str(folder) in str(error.value)
+
+
+class TestLoad:
+    def test_a_folder_becomes_our_tree(self, folder):
+        loaded, expected = load_backbone(folder), small_t5.backbone(small_t5.GATED)
+        small_t5.assert_same(loaded.params, expected.params)
+        assert loaded.config == small_t5.GATED and loaded.fingerprint == expected.fingerprint
+        assert loaded.vocabulary_file.read_bytes() == VOCABULARY
+        assert len(loaded.vocabulary_fingerprint) == 64
+
+    def test_the_weights_are_cast_on_demand_and_float64_always(self, folder):
+        half = load_backbone(folder, "bf16")
+        assert {x.dtype for x in small_t5.flat(half.params).values()} == {jnp.dtype(jnp.bfloat16)}
+        assert half.config.dtype == half.config.param_dtype == "bfloat16"
+        assert half.fingerprint == load_backbone(folder, np.float32).fingerprint
+        double = {name: x.astype(np.float64) for name, x in STATE.items()}
+        found = load_backbone(write(folder, double))
+        small_t5.assert_same(found.params, small_t5.backbone(small_t5.GATED).params)
+
+    def test_pickled_weights_shards_and_aliases(self, folder):
+        expected = load_backbone(folder)
+        (folder / "model.safetensors").unlink()
+        # The table under three names, and a bias that the released files hold and nobody uses.
+        state = STATE | {name: STATE["shared.weight"] for name in hugging_face_names.ALIASES}
+        state[hugging_face_names.UNUSED] = np.zeros((32, 3), np.float32)
+        torch_files.save_zip(folder / "pytorch_model.bin", state)
+        small_t5.assert_same(load_backbone(folder).params, expected.params)
+        (folder / "pytorch_model.bin").unlink()
+        names, files = sorted(state), ("pytorch_model-1.bin", "pytorch_model-2.bin")
+        for i, file in enumerate(files):
+            torch_files.save_zip(folder / file, {name: state[name] for name in names[i::2]})
+        index = {"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        small_t5.assert_same(load_backbone(folder).params, expected.params)
+
+    def test_an_index_may_name_tied_weights_that_the_files_leave_out(self, tmp_path):
+        plain = small_t5.backbone(small_t5.PLAIN)
+        save_hf(tmp_path / "hf", plain, shard_size=8000)
+        file = tmp_path / "hf" / "model.safetensors.index.json"
+        index = json.loads(file.read_text())
+        for name in (*hugging_face_names.ALIASES, "lm_head.weight"):
+            index["weight_map"][name] = index["weight_map"]["shared.weight"]
+        file.write_text(json.dumps(index))
+        small_t5.assert_same(load_backbone(tmp_path / "hf").params, plain.params)
+
+    def test_a_table_under_its_alias_alone(self, folder):
+        state = {**STATE, "encoder.embed_tokens.weight": STATE["shared.weight"]}
+        del state["shared.weight"]
+        found = load_backbone(write(folder, state))
+        small_t5.assert_same(found.params, small_t5.backbone(small_t5.GATED).params)
+
+    def test_ties_are_read_as_transformers_reads_them(self, folder):
+        plain = state_dict(small_t5.backbone(small_t5.PLAIN))
+        assert load_backbone(write(folder, plain, **RELU)).config.logits_via_embedding
+        same = {**plain, "lm_head.weight": plain["shared.weight"]}
+        assert load_backbone(write(folder, same, **RELU)).config.logits_via_embedding
+        # Tied but not scaled, as transformers 5 saves a T5 1.1 that was never trained.
+        unscaled = load_backbone(write(folder, plain, **RELU, scale_decoder_outputs=False))
+        assert not unscaled.config.logits_via_embedding
+        head = unscaled.params["decoder"]["logits_dense"]["kernel"]
+        assert np.array_equal(head.T, plain["shared.weight"])
+        other = {**plain, "lm_head.weight": plain["shared.weight"] + 1}
+        write(folder, other, **RELU)
+        refused(folder, "lm_head.weight differs from the embedding")
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("relu", ("relu",)),
+            ("gelu_new", ("gelu",)),
+            ("gated-gelu", ("gelu", "linear")),
+            ("gated-silu", ("silu", "linear")),
+        ],
+    )
+    def test_feed_forward_layers(self, folder, name, expected):
+        gated = "gated" in name
+        state = state_dict(small_t5.backbone(small_t5.GATED if gated else small_t5.PLAIN))
+        write(folder, state, feed_forward_proj=name, tie_word_embeddings=not gated)
+        assert load_backbone(folder).config.mlp_activations == expected
+
+    def test_configs_may_leave_out_defaults_and_use_transformers_synonyms(self, folder):
+        ids = dict(pad_token_id=None, eos_token_id=[1], decoder_start_token_id=0)
+        assert load_backbone(write(folder, STATE, **ids)).config == small_t5.GATED
+        content = json.loads((folder / "config.json").read_text())
+        synonyms = ("hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads")
+        for ours, theirs in zip(
+            ("d_model", "d_kv", "num_layers", "num_heads"), synonyms, strict=True
+        ):
+            content[theirs] = content.pop(ours)
+        (folder / "config.json").write_text(json.dumps(content))
+        assert load_backbone(folder).config == small_t5.GATED
+        few = dict(architectures=["MT5ForConditionalGeneration"], model_type="mt5")
+        parsed = hugging_face.parse_config("config.json", few, 250112).config
+        assert parsed.name == "mt5_small" and parsed == CONFIGS["mt5_small"]
+
+
+class TestWrite:
+    @pytest.mark.parametrize("family", small_t5.CONFIGS)
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_ours_and_theirs_are_the_same_bits(self, family, dtype, tmp_path):
+        backbone = small_t5.backbone(small_t5.CONFIGS[family], dtype)
+        save_hf(tmp_path / "one", backbone)
+        loaded = load_backbone(tmp_path / "one")
+        small_t5.assert_same(loaded.params, backbone.params)
+        assert loaded.config == backbone.config and loaded.fingerprint == backbone.fingerprint
+        save_hf(tmp_path / "two", loaded)
+        for name in ("model.safetensors", "config.json"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        content = json.loads((tmp_path / "one" / "config.json").read_text())
+        assert content["dropout_rate"] == 0.1 and loaded.config.dropout_rate == 0.0
+
+    def test_shards_have_their_size_and_an_index(self, folder, tmp_path):
+        backbone, shards = load_backbone(folder), tmp_path / "shards"
+        save_hf(shards, backbone, shard_size=8000)
+        files = sorted(shards.glob("model-*.safetensors"))
+        assert len(files) > 3 and files[0].name.endswith(f"-of-{len(files):05d}.safetensors")
+        assert all(file.stat().st_size < 10_000 for file in files)
+        small_t5.assert_same(load_backbone(shards).params, backbone.params)
+        assert (shards / "spiece.model").read_bytes() == VOCABULARY
+        index = json.loads((shards / "model.safetensors.index.json").read_text())
+        sizes = sum(x.nbytes for x in small_t5.flat(backbone.params).values())
+        assert index["metadata"]["total_size"] == sizes
+
+    def test_another_folder_is_never_replaced(self, folder, tmp_path):
+        backbone, out = load_backbone(folder), tmp_path / "out"
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("x")
+        with pytest.raises(CheckpointError, match="mine"):
+            save_hf(tmp_path / "mine", backbone)
+        save_hf(out, backbone, shard_size=8000)
+        save_hf(out, backbone)
+        assert not list(out.glob("model-*"))
+        before = (out / "model.safetensors").read_bytes()
+        backbone.params["encoder"]["encoder_norm"]["scale"] = np.full(16, np.nan, np.float32)
+        with pytest.raises(CheckpointError, match="NaN"):
+            save_hf(out, backbone)
+        assert (out / "model.safetensors").read_bytes() == before
+        assert sorted(x.name for x in tmp_path.iterdir()) == ["hf", "mine", "out"]
+        (out / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="holds tokenizer.json too"):
+            save_hf(out, load_backbone(folder))
+
+
+def test_names_and_configs_go_both_ways():
+    for config in small_t5.CONFIGS.values():
+        for path in small_t5.flat(small_t5.backbone(config).params):
+            assert hugging_face_names.path_of(hugging_face_names.name_of(path)) == path
+    for name, config in CONFIGS.items():
+        content = json.loads(json.dumps(hugging_face.render_config(config)))
+        parsed = hugging_face.parse_config("config.json", content, config.vocab_size).config
+        assert parsed.name == name and hugging_face.render_config(parsed) == content
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            (dict(model_type="umt5"), "'umt5' model; expected 't5' or 'mt5'"),
+            (dict(architectures=["T5ForSequenceClassification"]), "T5ForSequenceClassification"),
+            (dict(architectures="T5Model"), "architectures"),
+            (dict(feed_forward_proj="gelu"), "feed_forward_proj 'gelu'"),
+            (dict(feed_forward_proj=["gated-gelu"]), "feed_forward_proj"),
+            (dict(relative_attention_num_buckets=64), "relative_attention_num_buckets"),
+            (dict(relative_attention_max_distance=256), "relative_attention_max_distance"),
+            (dict(d_model="16"), "'d_model' is a str"),
+            (dict(d_ff=None), "d_ff"),
+            (dict(num_heads=True), "num_heads"),
+            (dict(num_layers=2_000_000_000), "num_layers"),
+            (dict(num_layers=2_000_000), "3 encoder layers, the config has 2000000"),
+            (dict(num_decoder_layers=3), "2 decoder layers, the config has 3"),
+            (dict(layer_norm_epsilon="1e-6"), "layer_norm_epsilon"),
+            (dict(pad_token_id=1), "pad_token_id 1; expected 0"),
+            (dict(eos_token_id=[1, 2]), r"eos_token_id \[1, 2\]; expected 1"),
+            (dict(decoder_start_token_id=2), "decoder_start_token_id 2; expected 0"),
+            (dict(d_kv=8), r"shape \(16, 12\).*expected \(16, 24\)"),
+            (dict(architectures=["T5EncoderModel"]), "encoder alone, but holds lm_head.weight"),
+        ],
+    )
+    def test_configs(self, folder, changes, words):
+        refused(write(folder, STATE, **changes), words)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({QUERY: None}, f"is missing {QUERY}"),
+            ({"lm_head.weight": None}, "is missing lm_head.weight"),
+            ({"shared.weight": None}, "is missing shared.weight"),
+            ({"qa_outputs.weight": np.zeros(3)}, "qa_outputs.weight"),
+            ({QUERY: np.zeros((3, 3), np.float32)}, r"shape \(3, 3\)"),
+            ({QUERY: np.zeros((12, 16), np.int8)}, "I8.*Quantised"),
+            ({QUERY: np.full((12, 16), np.inf, np.float32)}, "infinite"),
+            ({QUERY.replace("q.w", "relative_attention_bias.w"): np.zeros((32, 3))}, "UMT5"),
+            ({"decoder.embed_tokens.weight": STATE["shared.weight"] + 1}, "differs"),
+        ],
+    )
+    def test_weights(self, folder, changes, words):
+        state = {k: v for k, v in {**STATE, **changes}.items() if v is not None}
+        refused(write(folder, state), words)
+
+    def test_missing_and_torn_files(self, folder, tmp_path):
+        data = (folder / "model.safetensors").read_bytes()
+        for cut in (0, 4, 300, len(data) - 1):
+            (folder / "model.safetensors").write_bytes(data[:cut])
+            refused(folder, "model.safetensors cannot be read")
+        (folder / "model.safetensors").unlink()
+        refused(folder, "no model.safetensors")
+        (folder / "config.json").write_text("[1]")
+        refused(folder, "config.json is not a JSON object")
+        (folder / "config.json").write_bytes(b"\xff\xfe")
+        refused(folder, "config.json is not readable JSON")
+        refused(tmp_path / "nothing", "There is no folder")
+
+    def test_shards_that_differ_from_their_index(self, folder, tmp_path):
+        shards = tmp_path / "shards"
+        save_hf(shards, load_backbone(folder), shard_size=8000)
+        index = shards / "model.safetensors.index.json"
+        weight_map = json.loads(index.read_text())["weight_map"]
+        name = next(x for x in weight_map if "Attention" in x)
+        less = {k: v for k, v in weight_map.items() if k != name}
+        for changed, words in (
+            ({**weight_map, name: "../x.safetensors"}, "outside of its folder"),
+            ({**weight_map, name: 3}, "is a int"),
+            (less, f"differ: {name}"),
+            ("all", "is a str"),
+        ):
+            index.write_text(json.dumps({"weight_map": changed}))
+            refused(shards, words)
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        (shards / weight_map[name]).unlink()
+        refused(shards, f"{weight_map[name]} cannot be read")
+
+    def test_a_pickle_that_would_run_a_command_runs_none(self, folder, tmp_path):
+        (folder / "model.safetensors").unlink()
+        canary = tmp_path / "canary"
+        command = torch_files.Call(torch_files.Name("os", "system"), f"touch {canary}")
+        (folder / "pytorch_model.bin").write_bytes(torch_files.dumps({"shared.weight": command}))
+        refused(folder, "nothing was run")
+        assert not canary.exists()

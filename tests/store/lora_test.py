@@ -1,0 +1,196 @@
+"""LoRA folders, what they are merged into, and what they are refused beside."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_t5 import ENCODER, GATED, PLAIN, assert_same, backbone, flat
+from tiny import random_plugin
+
+from variator_jax import (
+    LoraConfig,
+    VariatorModel,
+    load_backbone,
+    load_lora,
+    load_plugin,
+    save_backbone,
+    save_lora,
+    save_plugin,
+    with_lora,
+)
+from variator_jax.backbones.lora import init_lora, lora_weights, merge_lora
+from variator_jax.commands.describe import describe
+from variator_jax.errors import CheckpointError
+from variator_jax.plugin import PluginConfig
+from variator_jax.store.arrays import fingerprint
+from variator_jax.store.formats import open_backbone
+from variator_jax.store.hugging_face import save_hf
+from variator_jax.store.lora import collect_with_lora
+from variator_jax.store.source import memory_source
+from variator_jax.store.t5x import save_t5x
+
+CONFIG = LoraConfig(rank=3, alpha=4.5)
+TRAINING = {"task": "a_task", "steps": 30}
+
+
+def arrays(owner, config=CONFIG):
+    shapes = jax.eval_shape(lambda: init_lora(config, owner.params, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.5, x.shape), "f4"), shapes)
+
+
+@pytest.fixture(scope="module")
+def owner():
+    return backbone(GATED)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Of the same name and shape, with other weights."""
+    changed = backbone(GATED)
+    params = jax.tree.map(lambda x: x * 2, changed.params)
+    return dataclasses.replace(changed, params=params, fingerprint=fingerprint(params))
+
+
+@pytest.fixture(scope="module")
+def folder(owner, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "lora"
+    save_lora(path, CONFIG, arrays(owner), owner, TRAINING)
+    return path
+
+
+@pytest.fixture(scope="module")
+def merged(owner, folder):
+    return with_lora(owner, folder)
+
+
+def test_a_folder_gives_back_what_was_put_in(owner, folder):
+    found = load_lora(folder, owner)
+    assert found.config == CONFIG and found.task == "a_task"
+    assert_same(found.params, arrays(owner))
+    assert found.description["training"] == TRAINING
+    assert sorted(p.name for p in folder.iterdir()) == ["lora.json", "lora.safetensors"]
+    assert load_lora(folder.parent).fingerprint == found.fingerprint  # as a run leaves it
+
+
+def test_only_what_is_named_is_changed_and_by_the_formula(owner, folder, merged):
+    before, after = flat(owner.params), flat(merged.params)
+    expected = flat(merge_lora(owner.params, arrays(owner), CONFIG))
+    named = lora_weights(CONFIG, owner.params)
+    for path in named:
+        np.testing.assert_allclose(after[path], expected[path], rtol=1e-6, atol=1e-6)
+        assert np.abs(after[path] - before[path]).max() > 1e-2
+    kept = zip(jax.tree.leaves(owner.params), jax.tree.leaves(merged.params), strict=True)
+    assert sum(one is two for one, two in kept) == len(before) - len(named)
+    assert merged.fingerprint == fingerprint(merged.params) != owner.fingerprint
+    assert merged.lora == {"fingerprint": load_lora(folder).fingerprint, "task": "a_task"}
+    tokens, targets = np.arange(1, 9).reshape(2, 4), np.array([[0, 5], [0, 7]])
+    found = VariatorModel(merged).logits(tokens, targets)
+    assert np.abs(found - VariatorModel(owner).logits(tokens, targets)).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["ours", "run", "hf", "t5x"])
+def test_it_is_merged_while_a_backbone_of_any_format_is_loaded(
+    owner, folder, merged, tmp_path, kind
+):
+    path = tmp_path / "backbone"
+    if kind in ("ours", "run"):
+        save_backbone(path if kind == "ours" else path / "backbone", owner.config, owner.params)
+    else:
+        {"hf": save_hf, "t5x": save_t5x}[kind](path, owner)
+    loaded = load_backbone(path, lora=folder)
+    assert loaded.fingerprint == merged.fingerprint and loaded.lora == merged.lora
+    assert_same(loaded.params, merged.params)
+    # A cast comes after the merge.
+    half = collect_with_lora(open_backbone(path), load_lora(folder), "bf16")
+    assert half.fingerprint == merged.fingerprint and half.config.dtype == "bfloat16"
+    assert_same(half.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), merged.params))
+
+
+def test_a_merged_backbone_can_be_written_and_is_one_like_any_other(merged, tmp_path):
+    save_backbone(tmp_path / "merged", merged.config, merged.params)
+    again = load_backbone(tmp_path / "merged")
+    assert again.fingerprint == merged.fingerprint
+    assert_same(again.params, merged.params)
+
+
+def test_a_lora_of_another_backbone_is_refused_by_name(owner, other, folder, merged, tmp_path):
+    reason = f"'t5_1_1_custom' with fingerprint {owner.fingerprint}; this backbone is"
+    with pytest.raises(CheckpointError, match=f"The LoRA in .*{reason}.*{other.fingerprint}"):
+        load_lora(folder, other)
+    save_hf(tmp_path / "hf", other)
+    for load in (
+        lambda: with_lora(other, folder),
+        lambda: collect_with_lora(memory_source("memory", other), load_lora(folder)),
+        lambda: load_backbone(tmp_path / "hf", lora=folder),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            load()
+    with pytest.raises(CheckpointError, match=r"with a LoRA merged in \(task 'a_task'"):
+        with_lora(merged, folder)
+
+
+def test_another_shape_is_refused_before_a_weight_is_read(folder):
+    read = []
+    wide = dataclasses.replace(GATED, embed_dim=20, name="wide")
+    source = memory_source("memory", backbone(wide))
+    leaves = tuple(dataclasses.replace(x, read=lambda: read.append(1)) for x in source.leaves)
+    with pytest.raises(CheckpointError, match=r"belongs to backbone 't5_1_1_custom'.*\(20, 12\)"):
+        collect_with_lora(dataclasses.replace(source, leaves=leaves), load_lora(folder))
+    assert not read
+
+
+def test_a_lora_of_another_vocabulary_is_refused(owner, tmp_path):
+    trained = dataclasses.replace(owner, vocabulary_fingerprint="a" * 64)
+    save_lora(tmp_path / "lora", CONFIG, arrays(owner), trained)
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        with_lora(dataclasses.replace(owner, vocabulary_fingerprint="b" * 64), tmp_path / "lora")
+
+
+def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
+    owner, merged, folder, tmp_path
+):
+    settings = PluginConfig(2, bottleneck=4)
+    variables = random_plugin(settings, GATED)
+    save_plugin(tmp_path / "plugin", settings, variables, merged)
+    save_plugin(tmp_path / "bare", settings, variables, owner)
+    plugin = load_plugin(tmp_path / "plugin", merged)
+    assert plugin.description["backbone"]["lora"] == merged.lora
+    assert "lora" not in load_plugin(tmp_path / "bare", owner).description["backbone"]
+    with pytest.raises(
+        CheckpointError,
+        match=r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task', [0-9a-f]{12}\) "
+        rf"with fingerprint {merged.fingerprint}; this backbone is 't5_1_1_custom' with finger",
+    ):
+        load_plugin(tmp_path / "plugin", owner)
+    with pytest.raises(CheckpointError, match="this backbone is 't5_1_1_custom' with a LoRA"):
+        VariatorModel(merged, load_plugin(tmp_path / "bare"))
+    assert VariatorModel(with_lora(owner, folder), plugin).ratios == (1, 2)
+    assert merged.lora["fingerprint"] in describe(tmp_path / "plugin")
+
+
+@pytest.mark.parametrize("path", [".", "lora"])
+def test_a_lora_is_not_a_backbone(folder, path):
+    with pytest.raises(CheckpointError, match="holds a LoRA and no backbone"):
+        load_backbone(folder.parent / path)
+
+
+def test_arrays_of_another_rank_or_backbone_are_not_written(owner, tmp_path):
+    nan = jax.tree.map(lambda x: x * np.nan, arrays(owner))
+    for config, params, words in (
+        (CONFIG, arrays(owner, LoraConfig(rank=2)), r"expected \(16, 3\)"),
+        (CONFIG, nan, "NaN or infinite"),
+        (LoraConfig(sites="nothing"), nan, "matches no weight"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            save_lora(tmp_path / "x", config, params, owner)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("config", [PLAIN, ENCODER], ids=["1.0", "encoder"])
+def test_other_families_have_loras_too(config, tmp_path):
+    owner = backbone(config)
+    save_lora(tmp_path / "lora", CONFIG, arrays(owner), owner)
+    assert with_lora(owner, tmp_path / "lora").fingerprint != owner.fingerprint

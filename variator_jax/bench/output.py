@@ -1,0 +1,68 @@
+"""What the reports share: Markdown tables and lists, and figures with one look.
+
+matplotlib is imported only while a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, also in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#555555"
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+NONE = "–"  # an empty cell
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is left-aligned and the others right-aligned."""
+    rule = ["-", *("-:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A list, empty for no sentence."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def log(text: str) -> None:
+    """A line on the error stream, which leaves standard output to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def readable(count: int) -> str:
+    """Bytes as GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
+@contextlib.contextmanager
+def figure(
+    path: Path, panels: int, size: tuple[float, float], **options: Any
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Yields a figure and its axes side by side; on leaving it is written to `path` as a PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=size, dpi=200, layout="constrained")
+        axes: Any = drawing.subplots(1, panels, squeeze=False, **options)
+        yield drawing, list(axes[0])
+        drawing.savefig(path)
+
+
+def doubling_axis(axes: Any, values: Sequence[int], label: str) -> None:
+    """Makes x a logarithmic axis with ticks at `values`, and draws the grid."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.25, lw=0.6)
+
+
+def colours(count: int) -> list[str]:
+    """So many colours, repeated where the palette ends."""
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

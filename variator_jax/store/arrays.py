@@ -1,0 +1,223 @@
+"""Named arrays on disk: safetensors files, fingerprints, checksums, checks of names and shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
+from variator_jax.files import wrap_errors
+
+SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while it is written
+WEIGHTS = ("float32", "bfloat16", "float16")
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": _BFLOAT16,
+}
+_SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+class Stored(NamedTuple):
+    """An array in a file, not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def parse_dtype(dtype: Any) -> np.dtype | None:
+    """The dtype of a name such as 'bf16', a numpy or a JAX dtype; None stays None.
+
+    Raises:
+      ConfigError: for a dtype that weights do not have.
+    """
+    if dtype is None:
+        return None
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    name = _SHORT.get(name, name)
+    if name not in WEIGHTS:
+        raise ConfigError(
+            f"Weights have no dtype {name!r}, only float32 (f32), bfloat16 (bf16) and float16 "
+            f"(f16).{did_you_mean(name, [*WEIGHTS, *_SHORT])}"
+        )
+    return np.dtype(name)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict as a flat one, names joined by '/'."""
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict of a flat one."""
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def open_arrays(path: pathlib.Path) -> dict[str, Stored]:
+    """The arrays of a safetensors file by name; each is read when its `read` is called.
+
+    Raises:
+      CheckpointError: if the file is missing or damaged, or an array has a dtype of no weights.
+    """
+    what = f"{path} cannot be read"
+    with wrap_errors(what):
+        file = safe_open(path, framework="np")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+
+    def stored(name: str) -> Stored:
+        def read() -> np.ndarray:
+            with wrap_errors(what):
+                return file.get_tensor(name)
+
+        code = slices[name].get_dtype()
+        if code not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} has dtype {code}; expected {', '.join(WEIGHTS)}. Quantised "
+                "weights are not read."
+            )
+        return Stored(tuple(slices[name].get_shape()), _DTYPES[code], read)
+
+    return {name: stored(name) for name in slices}
+
+
+def write_arrays(
+    folder: pathlib.Path,
+    stem: str,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    metadata: dict[str, str] | None = None,
+    limit: int = SHARD_SIZE,
+) -> dict[str, str]:
+    """Writes `<stem>.safetensors`, or several `<stem>-00001-of-00002.safetensors`.
+
+    Args:
+      folder: where to write.
+      stem: of the files' names.
+      arrays: names and arrays, which may come one by one.
+      metadata: text for the files' headers.
+      limit: bytes a file, unless one array is larger; no more is in memory at a time.
+
+    Returns:
+      The name of its file by that of each array.
+    """
+    shards: list[list[str]] = []
+    pending: dict[str, np.ndarray] = {}
+
+    def flush() -> None:
+        save_file(pending, folder / f"{len(shards)}.part", metadata)
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, array in arrays:
+        if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > limit:
+            flush()
+        pending[name] = np.asarray(array, order="C")  # the library ignores strides
+    flush()
+    files: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        part = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        (folder / f"{i}.part").rename(folder / f"{stem}{part}.safetensors")
+        files |= dict.fromkeys(names, f"{stem}{part}.safetensors")
+    return files
+
+
+class Fingerprint:
+    """SHA-256 over names, shapes and values rounded to bfloat16; add leaves in order of names.
+
+    The rounding gives a backbone one fingerprint whether it is held in float32 or in bfloat16.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, leaf: np.ndarray) -> None:
+        """Takes one array in."""
+        self._digest.update(f"{name} {leaf.shape}\n".encode())
+        rounded = np.asarray(leaf, order="C").reshape(-1).astype(_BFLOAT16, copy=False)
+        self._digest.update(rounded.view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The fingerprint as 64 hex digits."""
+        return self._digest.hexdigest()
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """The `Fingerprint` of a tree of arrays, in numpy or on devices, as 64 hex digits."""
+    digest = Fingerprint()
+    for name, leaf in sorted(flatten(params).items()):
+        digest.add(name, np.asarray(leaf))
+    return digest.hexdigest()
+
+
+def file_checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits.
+
+    Raises:
+      CheckpointError: if the file cannot be read.
+    """
+    with wrap_errors(f"{path} cannot be read"), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_finite(what: str | os.PathLike, array: np.ndarray) -> None:
+    """Refuses an array that no network can run with.
+
+    Raises:
+      CheckpointError: if it holds a NaN or an infinite number.
+    """
+    if array.dtype == _BFLOAT16:  # on its bits, ten times as fast as its own isfinite
+        finite = not (array.view(np.uint16) & 0x7F80 == 0x7F80).any()
+    else:
+        finite = array.dtype.kind != "f" or np.isfinite(array).all()
+    if not finite:
+        raise CheckpointError(f"{what} holds numbers that are NaN or infinite.")
+
+
+def check_arrays(
+    what: str | os.PathLike,
+    arrays: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    dtypes: Collection[str] = ("float32",),
+    name_of: Callable[[str], str] = str,
+) -> None:
+    """Compares names, shapes and dtypes of arrays with those that there should be.
+
+    Args:
+      what: the file, for messages.
+      arrays: name -> anything with a shape and a dtype.
+      expected: name -> anything with a shape.
+      dtypes: names of those that an array may have.
+      name_of: what the file calls an array.
+
+    Raises:
+      CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
+    """
+    for problem, one, other in (
+        ("is missing", expected, arrays),
+        ("has unexpected", arrays, expected),
+    ):
+        names = sorted(map(name_of, set(one) - set(other)))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(f"{what} {problem} {', '.join(names[:3])}{more}.")
+    for name, like in expected.items():
+        shape, dtype = tuple(arrays[name].shape), np.dtype(arrays[name].dtype).name
+        if shape != tuple(like.shape):
+            raise CheckpointError(
+                f"{what}: {name_of(name)} has shape {shape}; expected {tuple(like.shape)}."
+            )
+        if dtype not in dtypes:
+            raise CheckpointError(
+                f"{what}: {name_of(name)} has dtype {dtype}; expected {' or '.join(dtypes)}."
+            )

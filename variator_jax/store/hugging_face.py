@@ -1,0 +1,331 @@
+"""Hugging Face folders of T5, Flan-T5, mT5 and ByT5: settings, reading, writing.
+
+Nothing here needs transformers or torch.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from variator_jax.backbones.t5 import T5Config
+from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
+from variator_jax.backbones.t5.names import with_name
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import atomic_folder, write_json
+from variator_jax.store import hugging_face_names as names
+from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
+from variator_jax.store.backbone_folder import VOCABULARY
+from variator_jax.store.description import parse, read_json
+from variator_jax.store.pickles import open_state_dict
+from variator_jax.store.source import (
+    Backbone,
+    Leaf,
+    Source,
+    Stream,
+    make_source,
+    memory_source,
+    stored_config,
+)
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+_WEIGHTS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+_HOLDS = (
+    r"generation_config\.json|spiece\.model|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+)
+
+_ENCODERS = ("T5EncoderModel", "MT5EncoderModel")
+_ARCHITECTURES = (
+    *(*_ENCODERS, "T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
+    *("T5WithLMHeadModel", "T5Model", "MT5Model"),
+)
+# transformers' defaults, which a config may leave out.
+_DEFAULTS = {
+    "t5": dict(d_ff=2048, num_layers=6, num_heads=8, feed_forward_proj="relu"),
+    "mt5": dict(d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu"),
+}
+_SYNONYMS = {"d_model": "hidden_size", "d_kv": "head_dim", "num_layers": "num_hidden_layers"}
+_SYNONYMS["num_heads"] = "num_attention_heads"
+# T5X's 'gelu' is the tanh approximation, which transformers calls 'gelu_new'; in 'gated-gelu', too.
+# transformers' own 'gelu' is the exact one.
+_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+_ACTIVATIONS |= {"silu": "silu", "swish": "silu"}
+_THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
+_FIXED = {  # data and decoding have the token ids built in
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "relative_attention_num_buckets": NUM_BUCKETS,
+    "relative_attention_max_distance": MAX_DISTANCE,
+}
+_DROPOUT_RATE = 0.1  # transformers' own; a loaded `T5Config` has none
+
+
+class _Settings(NamedTuple):
+    config: T5Config
+    scaled_logits: bool  # by 1 / sqrt(embed), as T5 1.0 does
+    tied: bool  # whether a missing output matrix is the embedding
+
+
+def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> _Settings:
+    """Reads a config as transformers does.
+
+    Args:
+      file: the file, for messages.
+      content: the parsed JSON.
+      vocab_size: rows of the embedding; configs of resized models may have another number.
+
+    Raises:
+      CheckpointError: for another model than a T5, or settings that this network does not have.
+    """
+    kind = content.get("model_type", "t5")
+    if kind not in _DEFAULTS:
+        raise CheckpointError(f"{file} describes a {kind!r} model; expected 't5' or 'mt5'.")
+    settings = {"d_model": 512, "d_kv": 64, "layer_norm_epsilon": 1e-6, **_DEFAULTS[kind]}
+    settings |= {ours: content[theirs] for ours, theirs in _SYNONYMS.items() if theirs in content}
+    settings |= content
+    for key, expected in _FIXED.items():
+        if settings.get(key) not in (None, expected, [expected]):
+            raise CheckpointError(f"{file} has {key} {settings[key]!r}; expected {expected}.")
+
+    def number(key: str) -> int:
+        return parse(int, settings[key], f"{file}: {key!r}")
+
+    has_depth = settings.get("num_decoder_layers") is not None
+    decoder_layers = number("num_decoder_layers" if has_depth else "num_layers")
+    tied = content.get("tie_word_embeddings") is not False
+    # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
+    scaled = kind == "t5" and content.get("scale_decoder_outputs", tied) is not False
+    epsilon = parse(float, settings["layer_norm_epsilon"], f"{file}: 'layer_norm_epsilon'")
+    try:
+        config = T5Config(
+            name="t5",
+            vocab_size=vocab_size,
+            embed_dim=number("d_model"),
+            num_heads=number("num_heads"),
+            head_dim=number("d_kv"),
+            mlp_dim=number("d_ff"),
+            num_encoder_layers=number("num_layers"),
+            num_decoder_layers=0 if _is_encoder(file, settings) else decoder_layers,
+            mlp_activations=_activations(file, settings),
+            logits_via_embedding=scaled,
+            layer_norm_epsilon=epsilon,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{file} is not usable: {error}") from error
+    hint = f"{kind if kind == 'mt5' else ''} {content.get('_name_or_path', '')}"
+    return _Settings(with_name(config, hint), scaled, tied)
+
+
+def _is_encoder(file: str, settings: Mapping[str, Any]) -> bool:
+    named = settings.get("architectures") or ["T5ForConditionalGeneration"]
+    if not isinstance(named, list) or named[0] not in _ARCHITECTURES:
+        raise CheckpointError(f"{file} has architectures {named!r}; expected a T5 or its encoder.")
+    return named[0] in _ENCODERS
+
+
+def _activations(file: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    named = settings["feed_forward_proj"]
+    match = re.fullmatch(r"(gated-)?(\w+)", str(named))
+    act = "gelu_new" if named == "gated-gelu" else match and match[2]
+    if match is None or act not in _ACTIVATIONS or settings.get("dense_act_fn") not in (None, act):
+        raise CheckpointError(
+            f"{file} has feed_forward_proj {named!r} with dense_act_fn "
+            f"{settings.get('dense_act_fn')!r}; known are relu, gelu_new, silu and gated-* of them."
+        )
+    return (_ACTIVATIONS[act], "linear") if match[1] else (_ACTIVATIONS[act],)
+
+
+def render_config(config: T5Config) -> dict[str, Any]:
+    """The `config.json` of a backbone.
+
+    Raises:
+      CheckpointError: for activations that transformers' T5 does not have, or an encoder whose
+        feed-forward layers are not as wide as the decoder's.
+    """
+    first, *others = config.mlp_activations
+    if first not in _THEIR_ACTIVATIONS or others not in ([], ["linear"]):
+        raise CheckpointError(f"transformers has no T5 with {tuple(config.mlp_activations)}.")
+    act = _THEIR_ACTIVATIONS[first]
+    if config.has_decoder and config.encoder_mlp != config.mlp_dim:
+        widths = f"{config.encoder_mlp} in the encoder and {config.mlp_dim} in the decoder"
+        raise CheckpointError(f"transformers' T5 has one d_ff; this backbone has {widths}.")
+    scaled = config.logits_via_embedding
+    family = "MT5" if config.name.startswith("mt5") and not scaled else "T5"
+    head = "ForConditionalGeneration" if config.has_decoder else "EncoderModel"
+    return {
+        "architectures": [family + head],
+        "model_type": family.lower(),
+        "_name_or_path": config.name,
+        "d_model": config.embed_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.encoder_mlp,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers or config.num_encoder_layers,
+        "vocab_size": config.vocab_size,
+        "feed_forward_proj": f"gated-{first}" if config.gated else act,
+        "dense_act_fn": act,
+        "is_gated_act": config.gated,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "dropout_rate": config.dropout_rate or _DROPOUT_RATE,
+        "tie_word_embeddings": scaled,
+        "scale_decoder_outputs": scaled,
+        "is_encoder_decoder": config.has_decoder,
+        "use_cache": config.has_decoder,
+        "initializer_factor": 1.0,
+        **_FIXED,
+        "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def open_hf(path: str | os.PathLike) -> Source:
+    """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
+
+    Args:
+      path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, whole or in
+        shards with an index.
+
+    Raises:
+      CheckpointError: if anything is missing, damaged or not a T5 of this network.
+    """
+    folder = pathlib.Path(path)
+    content = read_json(folder / CONFIG)
+    weights = _open_weights(folder)
+    table = _embedding(folder, weights, content.get("tie_word_embeddings") is not False)
+    settings = parse_config(str(folder / CONFIG), content, table.shape[0])
+    leaves = [_leaf(names.EMBEDDING, "shared.weight", table)]
+    for name, stored in weights.items():
+        try:
+            our_path = names.path_of(name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        if our_path not in (None, names.EMBEDDING, names.HEAD):
+            leaves.append(_leaf(our_path, name, stored))
+    head = _head(folder, weights, table, settings)
+    if head is not None:
+        leaves.append(_leaf(names.HEAD, "lm_head.weight", head))
+    vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
+    config = stored_config(settings.config, leaves)
+    return make_source(folder, config, leaves, names.name_of, vocabulary_file=vocabulary)
+
+
+def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
+    """Every weight of a folder, by name: safetensors before pickles, one file before shards."""
+    for file, opener in ((_WEIGHTS, open_arrays), (_PICKLE, open_state_dict)):
+        if (folder / file).is_file():
+            return opener(folder / file)
+        if (folder / f"{file}{_INDEX}").is_file():
+            return _open_shards(folder, folder / f"{file}{_INDEX}", opener)
+    raise CheckpointError(f"{folder} has no weights: no {_WEIGHTS} and no {_PICKLE}.")
+
+
+def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict[str, Stored]:
+    weight_map = parse(dict[str, str], read_json(index).get("weight_map"), f"{index}: 'weight_map'")
+    weights: dict[str, Stored] = {}
+    for file in sorted(set(weight_map.values())):
+        if pathlib.PurePath(file).name != file:
+            raise CheckpointError(f"{index} names {file!r}, which is outside of its folder.")
+        weights |= opener(folder / file)
+    # An index may name tied weights that the files left out, and the other way round.
+    tied = {"shared.weight", "lm_head.weight", *names.ALIASES}
+    differing = (set(weight_map) ^ set(weights)) - tied
+    if differing:
+        raise CheckpointError(f"{index} and its files differ: {min(differing)} is in one of them.")
+    return weights
+
+
+def _leaf(path: str, name: str, stored: Stored) -> Leaf:
+    transposed, double = names.is_transposed(path), stored.dtype == np.float64
+
+    def read() -> np.ndarray:
+        array = stored.read()
+        if double:
+            array = array.astype(np.float32)
+        return np.asarray(array.T if transposed else array, order="C")
+
+    shape = stored.shape[::-1] if transposed else stored.shape
+    return Leaf(path, name, shape, np.dtype(np.float32) if double else stored.dtype, read)
+
+
+def _embedding(folder: pathlib.Path, weights: dict[str, Stored], tied: bool) -> Stored:
+    """The table of both stacks, which files keep under one name or several."""
+    tables = [name for name in ("shared.weight", *names.ALIASES) if name in weights]
+    if not tables and tied and "lm_head.weight" in weights:
+        tables = ["lm_head.weight"]  # a tied model saved with its output matrix alone
+    if not tables:
+        raise CheckpointError(f"{folder} is missing shared.weight, the embedding.")
+    table = weights[tables[0]]
+    for name in tables[1:]:
+        if not _equal(table, weights[name]):
+            raise CheckpointError(f"{folder}: {name} differs from {tables[0]}; a T5 has one table.")
+    return table
+
+
+def _head(
+    folder: pathlib.Path, weights: dict[str, Stored], table: Stored, settings: _Settings
+) -> Stored | None:
+    """The matrix of the logits, None if they come from the embedding or not at all."""
+    head = weights.get("lm_head.weight")
+    if not settings.config.has_decoder:
+        if head is not None:
+            raise CheckpointError(f"{folder} is an encoder alone, but holds lm_head.weight.")
+        return None
+    if settings.scaled_logits:
+        if head is not None and head is not table and not _equal(head, table):
+            raise CheckpointError(
+                f"{folder / CONFIG} has tie_word_embeddings, but lm_head.weight differs from the "
+                "embedding. Set it to false if the model is a T5 1.1."
+            )
+        return None
+    if head is None and not settings.tied:
+        raise CheckpointError(f"{folder} is missing lm_head.weight.")
+    return table if head is None else head
+
+
+def _equal(one: Stored, other: Stored) -> bool:
+    return one[:2] == other[:2] and np.array_equal(one.read(), other.read())
+
+
+def save_hf(path: str | os.PathLike, backbone: Backbone, shard_size: int = SHARD_SIZE) -> None:
+    """Writes a folder that opens in transformers, atomically.
+
+    Args:
+      path: a new folder, or one that this function wrote, which is replaced.
+      backbone: with a decoder, or an encoder alone.
+      shard_size: bytes of a file of weights; more of them get an index.
+
+    Raises:
+      CheckpointError: if the folder is another one, or transformers has no such T5.
+    """
+    write(path, Stream(memory_source(path, backbone)), shard_size)
+
+
+def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE) -> None:
+    """Writes a folder from a stream, one shard in memory at a time; see `save_hf`."""
+    config = stream.config
+    if stream.dtype is None:
+        config = stored_config(config, stream.source.leaves)
+    content = render_config(config)
+    arrays = (
+        (names.name_of(path), array.T if names.is_transposed(path) else array)
+        for path, array in stream
+    )
+    with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:
+        files = write_arrays(draft, "model", arrays, {"format": "pt"}, shard_size)
+        if len(set(files.values())) > 1:
+            index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
+            write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
+        if stream.source.vocabulary_file is not None:
+            shutil.copyfile(stream.source.vocabulary_file, draft / VOCABULARY)
+        if config.has_decoder:
+            tokens = {key: value for key, value in _FIXED.items() if key.endswith("_token_id")}
+            write_json(draft / GENERATION, tokens)
+        write_json(draft / CONFIG, content)

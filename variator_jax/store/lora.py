@@ -1,0 +1,211 @@
+"""LoRA folders, `lora.json` and `lora.safetensors`, and LoRAs merged into their backbones.
+
+A merged backbone is one like any other, with a fingerprint of its own, which identifies the plugins
+that were trained beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.store import arrays, description
+from variator_jax.store.description import Owner, Sha256
+from variator_jax.store.plugin_folder import check_belongs
+from variator_jax.store.source import Backbone, Leaf, Source, collect, read_leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A LoRA of one backbone.
+
+    `params` is the tree of `init_lora`. `description` is that of its folder: `backbone` with name
+    and fingerprint, `vocabulary_fingerprint`, `weights` and `training`.
+    """
+
+    config: LoraConfig
+    params: dict
+    description: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of A and B, as 64 hex digits."""
+        return arrays.fingerprint(self.params)
+
+    @property
+    def task(self) -> str:
+        """What it was trained on; empty if that was not recorded."""
+        return str(self.description["training"].get("task", ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    config: LoraConfig
+    backbone: Owner
+    vocabulary_fingerprint: Sha256 | None
+    weights: dict[str, list[int]]
+    training: dict[str, Any]
+    file_checksums: dict[str, Sha256]
+
+
+def save_lora(
+    path: str | os.PathLike,
+    config: LoraConfig,
+    params: Mapping[str, Any],
+    backbone: Backbone,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a LoRA folder atomically.
+
+    Args:
+      path: the folder.
+      config: its settings.
+      params: A and B, float32, in the tree of `init_lora`.
+      backbone: the backbone it was trained on, whose name and fingerprints are kept.
+      training: what made it (task, steps), for people.
+
+    Raises:
+      CheckpointError: if the folder cannot be written, the arrays are not those of the settings on
+        this backbone, or one of them is not finite.
+    """
+    try:
+        weights = lora_weights(config, backbone.params)
+    except ConfigError as error:
+        name = backbone.config.name
+        raise CheckpointError(f"The LoRA does not fit backbone {name!r}: {error}") from error
+    leaves = arrays.flatten(params)
+    arrays.check_arrays("The LoRA", leaves, _expected(config, weights))
+    content = {
+        "config": description.config_content(config),
+        "backbone": description.owner_content(backbone),
+        "vocabulary_fingerprint": backbone.vocabulary_fingerprint,
+        "weights": {path: list(shape) for path, shape in weights.items()},
+        "training": dict(training or {}),
+    }
+    description.save_folder(path, "lora", leaves, content)
+
+
+def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora:
+    """Reads a LoRA folder, and checks that it belongs to `backbone` where one is given.
+
+    Args:
+      path: the folder, or a run folder that holds one.
+      backbone: the backbone it was trained on, without a LoRA.
+
+    Raises:
+      CheckpointError: if anything is missing or damaged, or the LoRA is another backbone's.
+    """
+    folder = pathlib.Path(path)
+    if not os.path.lexists(folder / "lora.json") and (folder / "lora").is_dir():
+        folder = folder / "lora"
+    record, content = description.read_description(folder / "lora.json", "lora", _Description)
+    if backbone is not None:
+        check_belongs(f"The LoRA in {folder}", content, backbone)
+    for name, shape in record.weights.items():
+        if len(shape) != 2 or min(shape) < 1:
+            raise CheckpointError(
+                f"{folder}: {name[:80]} is not a matrix, its shape is {shape[:8]}."
+            )
+    expected = _expected(record.config, record.weights)
+    leaves = description.load_arrays(folder, "lora", expected, record.file_checksums)
+    return Lora(record.config, arrays.unflatten(leaves), content)
+
+
+def _expected(config: LoraConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a LoRA of these weights, by path."""
+    leaves = {}
+    for path, (width, out) in weights.items():
+        leaves[f"{path}/a"] = jax.ShapeDtypeStruct((width, config.rank), np.float32)
+        leaves[f"{path}/b"] = jax.ShapeDtypeStruct((config.rank, out), np.float32)
+    return leaves
+
+
+def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
+    """The backbone with a LoRA merged into its weights.
+
+    Args:
+      backbone: the one that the LoRA was trained on.
+      lora: a LoRA, or the folder of one or of a run that trained one.
+
+    Returns:
+      A backbone with a fingerprint of its own; weights without a change are the very same arrays.
+
+    Raises:
+      CheckpointError: if the folder is damaged, or the LoRA is another backbone's; by name, with
+        both fingerprints.
+    """
+    if not isinstance(lora, Lora):
+        lora = load_lora(lora)
+    check_belongs("The LoRA", lora.description, backbone)
+    weights = arrays.flatten(backbone.params)
+    _check_fits(lora, {path: leaf.shape for path, leaf in weights.items()})
+    for path, (a, b) in pairs(lora.params):
+        merged = merge_weight(np.asarray(weights[path]), a, b, lora.config)
+        on_host = isinstance(weights[path], np.ndarray)
+        weights[path] = merged if on_host else jnp.asarray(merged)
+    params = arrays.unflatten(weights)
+    return dataclasses.replace(
+        backbone, params=params, fingerprint=arrays.fingerprint(params), lora=_identity(lora)
+    )
+
+
+def collect_with_lora(
+    source: Source,
+    lora: Lora | str | os.PathLike,
+    dtype: Any = None,
+    place: Callable[[str, np.ndarray], Any] | None = None,
+) -> Backbone:
+    """Reads a whole backbone and merges a LoRA into each leaf as it is read.
+
+    Args:
+      source: the backbone that the LoRA was trained on. It is identified by its weights, so another
+        one is refused when the last of them was read; one of another shape at once.
+      lora: the LoRA, or its folder.
+      dtype: what the leaves are cast to when they are merged; None keeps each one's.
+      place: puts a leaf where it belongs; see `source.collect`.
+
+    Raises:
+      CheckpointError: if a leaf cannot be read, or the LoRA is another backbone's.
+    """
+    lora = lora if isinstance(lora, Lora) else load_lora(lora)
+    _check_fits(lora, {leaf.path: leaf.shape for leaf in source.leaves})
+    changes, config, digest = dict(pairs(lora.params)), lora.config, arrays.Fingerprint()
+
+    def merged(leaf: Leaf) -> Leaf:
+        def read() -> np.ndarray:
+            array = read_leaf(source, leaf)
+            digest.add(leaf.path, array)  # in the order of the paths, as fingerprints want it
+            if leaf.path not in changes:
+                return array
+            return merge_weight(array, *changes[leaf.path], config)
+
+        return dataclasses.replace(leaf, read=read)
+
+    leaves = tuple(map(merged, source.leaves))
+    backbone = collect(dataclasses.replace(source, leaves=leaves, fingerprint=None), dtype, place)
+    bare = dataclasses.replace(backbone, params={}, fingerprint=digest.hexdigest())
+    check_belongs("The LoRA", lora.description, bare)
+    return dataclasses.replace(backbone, lora=_identity(lora))
+
+
+def _check_fits(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    owner = lora.description["backbone"]["name"]
+    try:
+        for path, (a, b) in pairs(lora.params):
+            check_fits(path, shapes.get(path), (a.shape[0], b.shape[1]))
+    except ConfigError as error:
+        raise CheckpointError(f"The LoRA belongs to backbone {owner!r}. {error}") from error
+
+
+def _identity(lora: Lora) -> dict[str, str]:
+    """Which LoRA was merged, for descriptions and messages."""
+    return {"fingerprint": lora.fingerprint, "task": lora.task}

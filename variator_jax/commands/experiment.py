@@ -26,19 +26,19 @@ def _experiment(args: argparse.Namespace) -> None:
     variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
         --gin.GLUE_DIR=glue --gin.SEEDS="(0,)" --dry_run
     """
-    from variator_jax.experiment import drive, grid, preflight
+    from variator_jax.experiment import drive, grid
 
     if args.engine not in (None, engines.BUILTIN):
         raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
     engines.parse(args, engines.choose(engines.BUILTIN))
     experiment = gin_utils.configured(grid.Experiment)(search_paths=args.gin_search_paths)
     if args.dry_run:
-        preflight.ExperimentLock(experiment, preflight.preflight(experiment))
+        drive.lock(experiment, drive.preflight(experiment))
         print(drive.describe(experiment))
         return
-    from variator_jax.experiment import report, score, stages
+    from variator_jax.experiment import report, score
 
     engines.use_tfds_folder(args.tfds_data_dir)
-    configs = preflight.preflight(experiment, data=True)
-    records = drive.drive(experiment, configs, stages.run_training, score.score_cell)
+    configs = drive.preflight(experiment, data=True)
+    records = drive.drive(experiment, configs, grid.run_training, score.score_cell)
     print(report.report(experiment, records))

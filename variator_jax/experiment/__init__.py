@@ -1,7 +1,6 @@
 """The paper's experiments: a grid of backbones, tasks, arms, ratios and seeds.
 
-`grid` defines what is compared, `stages` what must be run for it, `preflight` checks it, `drive`
-runs it, `score` makes the number of a cell, `measure` times backbones; `results`, `tables`,
-`figures` and `report` present the numbers. `neurons`, `similar_tokens` and `truncation` are the
-paper's analysis and rivals.
+`grid` defines what is compared and what must be run for it, `drive` checks and runs it, `score`
+measures cells and backbones; `report`, `tables` and `figures` present the numbers. `neurons` and
+`rivals` are the paper's analysis and the rivals without training.
 """

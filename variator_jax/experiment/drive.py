@@ -1,4 +1,4 @@
-"""Runs an experiment step by step in one process, which may be killed and started again.
+"""Checks an experiment and runs it step by step in one process, which may be killed and restarted.
 
 A step that is done is never repeated; a run of training that was cut off continues from its own
 checkpoint.
@@ -8,20 +8,94 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from variator_jax.errors import VariatorError
-from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.preflight import Configs, ExperimentLock
-from variator_jax.experiment.stages import Step, plan
+from variator_jax import gin_utils
+from variator_jax.errors import ConfigError, VariatorError
+from variator_jax.experiment.grid import Cell, Experiment, Step, configure, plan
 from variator_jax.files import write_json
 
 RunTraining = Callable[[Experiment, Step], None]
 # Returns a cell's record, ready for JSON.
 ScoreCell = Callable[[Experiment, Cell], dict[str, Any]]
+# The configuration of steps: `Step.config` -> macro -> value, as text.
+Configs = dict[str, dict[str, str]]
+
+# Macros that differ from run to run; the last is inference's, by default the initial one.
+_PER_RUN = {"MODEL_DIR", "SEED", "RATIO", "INITIAL_CHECKPOINT_PATH", "INITIAL_PLUGIN_PATH"}
+_PER_RUN |= {"CHECKPOINT_PATH"}
+# Macros that may change, for they change no number.
+_FREE = {"LOG_PERIOD", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS", "EVAL_PERIOD", "MESH_SHAPE"}
+
+
+def preflight(experiment: Experiment, data: bool = False) -> Configs:
+    """Parses the configuration of every step, so that an error shows before anything runs.
+
+    Args:
+      experiment: the grid.
+      data: whether to look for the data, too, which may train a vocabulary.
+
+    Returns:
+      What each configuration sets of what it reads.
+
+    Raises:
+      ConfigError: what the first step of a run would raise, after the names of its files.
+    """
+    configs: Configs = {}
+    checked = []
+    for step in plan(experiment):
+        shared = {name: step.macros[name] for name in step.macros.keys() - _PER_RUN}
+        if (step.files, shared) in checked:
+            continue
+        checked.append((step.files, shared))
+        try:
+            configure(experiment, step)
+            for function in _cheap_parts(data) if step.cell is None else ():
+                gin_utils.configured(function)()
+        except VariatorError as error:
+            reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
+            hint = " (of an experiment: in SETTINGS)" if "required, but not set" in reason else ""
+            raise ConfigError(f"{step.config}: {reason}{hint}") from None
+        # What an arm sets is part of the arm, not of the recipe.
+        settings = experiment.settings
+        arm = {name for name, value in step.macros.items() if value != settings.get(name)}
+        names = sorted(_macros_in_use(gin_utils.resolved_config()) - _PER_RUN - _FREE - arm)
+        macros = {name: str(gin_utils.macro(name)) for name in names}
+        configs[step.config] = configs.get(step.config, {}) | macros
+    return configs
+
+
+def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:
+    """What a folder's numbers are made with, as in its `experiment.json`.
+
+    It must not change under them. A grid may grow, and only what has been made counts: a setting
+    that was corrected before anything was made with it is no change.
+
+    Raises:
+      ConfigError: if the folder was made with another recipe, other backbones or other macros.
+    """
+    file = Path(experiment.model_dir) / "experiment.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    fixed = {
+        "recipe": experiment.recipe,
+        "backbone_paths": dict(experiment.backbone_paths),
+        "teacher_seed": experiment.seeds[0] if experiment.one_teacher else None,
+    }
+    current, made = dict(configs), kept.get("configs", {})
+    begun = {step.config for step in plan(experiment) if step.begun}
+    if begun:
+        _refuse_changes(experiment, "", fixed, kept)
+    for name in made:
+        if name in begun:
+            _refuse_changes(experiment, f"{name}: ", configs[name], made[name])
+        if name in begun or name not in configs:
+            current[name] = configs.get(name, {}) | made[name]
+    return {**fixed, "configs": current}
 
 
 def drive(
@@ -32,31 +106,26 @@ def drive(
     Args:
       experiment: the grid.
       configs: of `preflight`.
-      run_training: runs a step of training; see `stages.run_training`.
+      run_training: runs a step of training; see `grid.run_training`.
       score_cell: scores a cell whose training is done; see `score.score_cell`.
 
     Raises:
-      ConfigError: if the folder was made with another recipe or other settings.
+      ConfigError: as `lock`.
       VariatorError: from a step.
     """
-    lock = ExperimentLock(experiment, configs)
+    write_json(Path(experiment.model_dir) / "experiment.json", lock(experiment, configs))
     steps, started = plan(experiment), time.monotonic()
     for number, step in enumerate(steps, start=1):
         if step.done:
             continue
         elapsed = datetime.timedelta(seconds=int(time.monotonic() - started))
         print(f"[{number}/{len(steps)}] {step.name}  ({elapsed})", file=sys.stderr, flush=True)
-        lock.begin(step)
-        if step.cell is not None:
+        if step.cell is None:
+            run_training(experiment, step)
+        else:
             record = score_cell(experiment, step.cell)
             write_json(step.result, record)
             print(f"    {step.cell}: {record['score']:.1f}", file=sys.stderr, flush=True)
-            continue
-        try:
-            run_training(experiment, step)
-        except (VariatorError, SystemExit):
-            lock.withdraw(step)
-            raise
         if not step.done:
             raise VariatorError(f"{step.name} ended without {step.result}.")
     files = map(experiment.cell_file, experiment.cells())
@@ -75,3 +144,34 @@ def describe(experiment: Experiment) -> str:
     if len(missing) > 20:
         lines.append(f"  ... and {len(missing) - 20} more")
     return "\n".join(lines)
+
+
+def _cheap_parts(data: bool) -> list[Callable[..., object]]:
+    """What a run of training is made of, as far as making it costs little."""
+    from variator_jax.train import loop, optimizers, settings
+
+    return [optimizers.optimizer, loop.Schedule, *([settings.DataConfig] if data else [])]
+
+
+def _macros_in_use(config: str) -> set[str]:
+    """The macros that a configuration reads, but for those that only unread macros read."""
+    statements = [part.partition(" = ") for part in re.split(r"\n(?=[\w./]+ = )", f"\n{config}")]
+    reads = {name: set(re.findall(r"%([A-Z]\w*)", value)) for name, _, value in statements}
+    is_macro = re.compile(r"[A-Z][A-Z0-9_]*").fullmatch
+    in_use: set[str] = set()
+    new = set().union(*(names for name, names in reads.items() if not is_macro(name)))
+    while new:
+        in_use |= new
+        new = set().union(*(reads.get(name, set()) for name in new)) - in_use
+    return in_use & reads.keys()
+
+
+def _refuse_changes(experiment: Experiment, place: str, current: dict, made: dict) -> None:
+    for name in sorted(current.keys() & made.keys()):
+        if current[name] != made[name]:
+            folder, first = experiment.model_dir, experiment.backbones[0]
+            raise ConfigError(
+                f"{place}{name} is {current[name]!r}; what is in {folder} was made with "
+                f"{made[name]!r}. Choose another MODEL_DIR; its BACKBONE_PATHS may name a "
+                f"backbone of this one, such as {folder}/{first}/pretrained."
+            )

@@ -5,6 +5,7 @@ matplotlib is imported only while something is drawn.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,9 @@ from typing import Any
 import pandas as pd
 
 from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
-from variator_jax.experiment.grid import ARMS, METHOD, TEACHER
-from variator_jax.experiment.results import MEAN
+from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
+from variator_jax.experiment.tables import overall_rows
 
-_DOTS = dict(marker="o", ms=5, capsize=2.5, elinewidth=0.9)
 _HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")
 _ARMS = list(ARMS)  # in the order of legends and lines
 ARM_GROUPS = {
@@ -27,7 +27,7 @@ ARM_GROUPS = {
 
 
 def save(draw: Callable[[], Any], path: Path) -> None:
-    """Draws a figure, and writes a PNG of 200 dots an inch at `path` and an SVG beside it."""
+    """Draws a figure, and writes a PNG of 200 dots an inch at `path` and an SVG next to it."""
     import matplotlib
 
     # The salt makes the ids in an SVG the same in each run.
@@ -41,56 +41,54 @@ def ratio_figure(table: pd.DataFrame, metric: str) -> Any:
     """Quality against k (the paper's Figure 3): a panel a task, a curve per arm of several ratios.
 
     Args:
-      table: the rows of one backbone, see `results.rows`.
+      table: the rows of one backbone, see `report.rows`.
       metric: what the scores are, for the axis.
     """
     counts = table.groupby("arm")["ratio"].nunique()
     arms = [arm for arm in _ARMS if arm == METHOD or counts.get(arm, 0) > 1]
-    figure, axes = _task_panels(table, 3.5, 2.8)
-    for panel, rows in axes:
+    figure, panels = _panels(_task_titles(table), 4, (3.5, 2.8))
+    for panel, (_, rows) in zip(panels, table.groupby("task", sort=False), strict=True):
         for i, arm in enumerate(arms):
             line = rows[rows["arm"] == arm].sort_values("ratio")
             # Each arm a little aside, so that error bars of equal scores stay visible.
             x = line["ratio"] * 2 ** (0.07 * (i - (len(arms) - 1) / 2))
-            look = dict(color=COLOURS[i % len(COLOURS)], lw=2.2 if arm == METHOD else 1.1, **_DOTS)
-            panel.errorbar(x, line["mean"], line["std"], label=ARMS[arm].meaning, **look)
+            width = 2.2 if arm == METHOD else 1.1
+            _points(panel, i, x, line["mean"], line["std"], label=ARMS[arm].meaning, lw=width)
         _references(panel, rows)
         panel.margins(y=0.1)
-        _ratio_axis(panel, sorted(rows[rows["arm"].isin(arms)]["ratio"].unique()))
-    axes[0][0].set_ylabel(f"{metric} (%)")
+        ratios = sorted(rows[rows["arm"].isin(arms)]["ratio"].unique())
+        _log_axis(panel, "compression ratio k", {ratio: str(ratio) for ratio in ratios})
+    figure.axes[0].set_ylabel(f"{metric} (%)")
     _finish(figure, table, table["backbone"].iloc[0])
     return figure
 
 
 def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
-    """Every arm at one ratio: a panel a task, a line per arm, the gap beside it.
+    """Every arm at one ratio: a panel a task, a line per arm, the gap next to it.
 
     Args:
-      table: the rows of one backbone, see `results.rows`.
+      table: the rows of one backbone, see `report.rows`.
       ratio: the compression ratio.
       metric: what the scores are, for the axis.
     """
     table = table[table["ratio"].isin((ratio, 1))]
-    heights = _heights(set(table["arm"]))
-    lowest = max(heights.values(), default=0.0) + 1
-    figure, axes = _task_panels(table, 2.7, 0.9 + 0.22 * lowest, names=2.1)
-    for i, (panel, rows) in enumerate(axes):
+    arms = [arm for arm in _ARMS[1:] if arm in set(table["arm"])]
+    figure, panels = _panels(_task_titles(table), 4, (2.7, 1.1 + 0.22 * len(arms)), left=2.1)
+    for number, (_, rows) in enumerate(table.groupby("task", sort=False)):
+        panel = panels[number]
         _references(panel, rows[rows["arm"] == TEACHER], upright=True)
-        for colour, (group, members) in zip(COLOURS, ARM_GROUPS.items(), strict=False):
-            group_rows = rows[rows["arm"].isin(members)]
-            look = dict(color=colour, ls="", label=group, **_DOTS)
-            panel.errorbar(
-                group_rows["mean"], group_rows["arm"].map(heights), xerr=group_rows["std"], **look
-            )
-        others = rows[rows["arm"] != TEACHER]
-        gaps = {heights[row.arm]: f"{row.gap:+.1f}" for row in others.itertuples()}
-        for height, text in {-1.0: "gap", **gaps}.items():
+        for i, (group, members) in enumerate(ARM_GROUPS.items()):
+            part = rows[rows["arm"].isin(members)]
+            y = part["arm"].map(arms.index)
+            _points(panel, i, part["mean"], y, xerr=part["std"], label=group, ls="")
+        gaps = [f"{rows[rows['arm'] == arm]['gap'].iloc[0]:+.1f}" for arm in arms]
+        for height, text in enumerate(["gap", *gaps], start=-1):
             # To the right of the panel.
-            transform = panel.get_yaxis_transform()
-            panel.text(1.02, height, text, transform=transform, va="center", size=7.5, color=GREY)
-        names = [ARMS[arm].meaning for arm in heights] if i % 4 == 0 else []
-        panel.set_yticks(list(heights.values()), names)
-        panel.set_ylim(lowest - 0.3, -0.7)
+            place = dict(transform=panel.get_yaxis_transform(), va="center")
+            panel.text(1.02, height, text, size=7.5, color=GREY, **place)
+        names = [ARMS[arm].meaning for arm in arms]
+        panel.set_yticks(range(len(arms)), names if number % 4 == 0 else [])
+        panel.set_ylim(len(arms) - 0.3, -0.7)
         panel.margins(x=0.12)
         panel.set_xlabel(f"{metric} (%)")
     backbone = table["backbone"].iloc[0]
@@ -105,10 +103,9 @@ def size_figure(table: pd.DataFrame) -> Any:
     measured (hollow and dashed: allowed by the saved FLOPs).
 
     Args:
-      table: see `results.rows`; drawn is the mean of the tasks, or the only task.
+      table: see `report.rows`; drawn is the mean of the tasks, or the only task.
     """
-    task = MEAN if MEAN in set(table["task"]) else table["task"].iloc[0]
-    rows = table[(table["arm"] == METHOD) & (table["task"] == task)].sort_values("parameters")
+    rows = overall_rows(table).sort_values("parameters")
     # The spread of the time, carried over to the speed-up to first order.
     spread = rows["speedup"] * rows["spread"] / (2 * rows["milliseconds"])
     rows = rows.assign(speedup_error=spread, exact=0.0)
@@ -118,21 +115,22 @@ def size_figure(table: pd.DataFrame) -> Any:
         "extra parameters (% of backbone)": ("extra_parameters_share", 100, "exact"),
         "encoder speed-up (times)": ("speedup", 1, "speedup_error"),
     }
-    figure, axes = _panels(4, 2, 4.3, 3.0)
+    sizes = rows.groupby("backbone", sort=False)["parameters"].first()
+    ticks = {size: f"{name}\n{size / 1e6:,.3g} M" for name, size in sizes.items()}
+    figure, axes = _panels([""] * len(curves), 2, (4.3, 3.0))
     for panel, (label, (column, factor, error)) in zip(axes, curves.items(), strict=True):
         for i, (ratio, line) in enumerate(rows.groupby("ratio")):
             # Points of several ratios a little aside from one another.
-            x, look = line["parameters"] * 1.03**i, dict(color=COLOURS[i % len(COLOURS)])
-            y = factor * line[column]
-            panel.errorbar(x, y, line[error], label=f"k = {ratio}", **look, **_DOTS)
+            x = line["parameters"] * 1.03**i
+            _points(panel, i, x, factor * line[column], line[error], label=f"k = {ratio}")
             if column == "speedup":
-                panel.plot(x, line["allowed"], **look, **_HOLLOW)
+                panel.plot(x, line["allowed"], color=_colour(i), **_HOLLOW)
         panel.set_ylabel(label)
-        _size_axis(panel, rows)
+        _log_axis(panel, "backbone (parameters)", ticks)
     axes[0].axhline(0.0, color=GREY, ls="--", lw=1.1, label="uncompressed")
     axes[3].axhline(1.0, color=GREY, ls="--", lw=1.1)
     _explain_hollow(axes[3], "measured (half quartile distance)", "allowed by the saved FLOPs")
-    _finish(figure, rows, _task_title(table, task))
+    _finish(figure, rows, _task_titles(table)[-1])
     return figure
 
 
@@ -142,30 +140,29 @@ def neuron_figure(neurons: pd.DataFrame) -> Any:
     Filled and solid is one FFN input, hollow and dashed all tokens of its group together.
 
     Args:
-      neurons: rows of `measure.neurons`.
+      neurons: rows of `score.neurons`.
     """
     neurons, backbones = neurons.sort_values("ratio"), neurons["backbone"].unique()
-    figure, (first, *others) = _panels(1 + len(backbones), 3, 4.2, 3.2)
-    means = neurons[neurons["layer"] == MEAN]
+    titles = ["mean over layers", *(f"{backbone}, layer by layer" for backbone in backbones)]
+    figure, panels = _panels(titles, 3, (4.2, 3.2))
+    means = neurons[neurons["layer"] == "mean"]
     for i, backbone in enumerate(backbones):
         rows = means[means["backbone"] == backbone]
         # At ratio 1 an FFN input is one token.
         one = rows.iloc[[0]].assign(ratio=1, share=rows["token"], union=rows["token"])
         # From the palette's other end: here a colour is a backbone, in the other panels a ratio.
-        colour = COLOURS[-1 - i % len(COLOURS)]
-        _draw_shares(first, pd.concat([one, rows]), "ratio", backbone, colour)
-    _ratio_axis(first, [1, *sorted(means["ratio"].unique())])
-    first.set_title("mean over layers", fontsize=9)
-    for panel, backbone in zip(others, backbones, strict=True):
-        layers = neurons[(neurons["backbone"] == backbone) & (neurons["layer"] != MEAN)]
+        _draw_shares(panels[0], pd.concat([one, rows]), "ratio", backbone, _colour(-1 - i))
+    ratios = [1, *sorted(means["ratio"].unique())]
+    _log_axis(panels[0], "compression ratio k", {ratio: str(ratio) for ratio in ratios})
+    for panel, backbone in zip(panels[1:], backbones, strict=True):
+        layers = neurons[(neurons["backbone"] == backbone) & (neurons["layer"] != "mean")]
         token = layers.drop_duplicates("layer")
         panel.plot(token["layer"], 100 * token["token"], "s-", ms=4, color=GREY, label="one token")
         for i, (ratio, rows) in enumerate(layers.groupby("ratio")):
-            _draw_shares(panel, rows, "layer", f"k = {ratio}", COLOURS[i % len(COLOURS)])
-        panel.set_title(f"{backbone}, layer by layer", fontsize=9)
+            _draw_shares(panel, rows, "layer", f"k = {ratio}", _colour(i))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("encoder layer")
-    for panel in (first, *others):
+    for panel in panels:
         panel.set_ylabel("FFN neurons that fire (%)")
         panel.set_ylim(bottom=0.0)
         _explain_hollow(panel, "merged input", "all tokens of its group")
@@ -177,15 +174,39 @@ def neuron_figure(neurons: pd.DataFrame) -> Any:
 # What the figures share.
 
 
-def _task_panels(
-    table: pd.DataFrame, width: float, height: float, names: float = 0.0
-) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
-    """A figure with a panel for each task, the mean of several last, and the rows of each."""
-    tasks = sorted(table["task"].unique(), key=lambda task: task == MEAN)
-    figure, axes = _panels(len(tasks), 4, width, height, names)
-    for panel, task in zip(axes, tasks, strict=True):
-        panel.set_title(_task_title(table, task), fontsize=9)
-    return figure, [(p, table[table["task"] == t]) for p, t in zip(axes, tasks, strict=True)]
+def _panels(
+    titles: Sequence[str], columns: int, size: tuple[float, float], left: float = 0.0
+) -> tuple[Any, list[Any]]:
+    """A figure with a panel of `size` inches for each title, and `left` inches for long names."""
+    from matplotlib.figure import Figure
+
+    (width, height), columns = size, min(len(titles), columns)
+    lines = -(-len(titles) // columns)
+    figure = Figure(figsize=(left + width * columns, height * lines + 0.8), layout="constrained")
+    axes: list[Any] = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel, title in itertools.zip_longest(axes, titles):
+        if title is None:
+            panel.remove()
+        else:
+            panel.set_title(title, fontsize=9)
+            panel.grid(alpha=0.25, lw=0.6)
+    return figure, axes[: len(titles)]
+
+
+def _task_titles(table: pd.DataFrame) -> list[str]:
+    """The names of the tasks, and last how many tasks the mean is of."""
+    tasks = table["task"].unique()
+    return [f"mean of {len(tasks) - 1} tasks" if task == MEAN else task for task in tasks]
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _points(axes: Any, number: int, *values: pd.Series, **look: Any) -> None:
+    """Filled points with error bars, in colour `number`; arguments as for `Axes.errorbar`."""
+    dots = dict(marker="o", ms=5, capsize=2.5, elinewidth=0.9)
+    axes.errorbar(*values, color=_colour(number), **dots, **look)
 
 
 def _references(axes: Any, rows: pd.DataFrame, upright: bool = False) -> None:
@@ -198,61 +219,12 @@ def _references(axes: Any, rows: pd.DataFrame, upright: bool = False) -> None:
                 band(row.mean - row.std, row.mean + row.std, color=GREY, alpha=0.12, lw=0)
 
 
-def _heights(arms: set[str]) -> dict[str, float]:
-    """The height of each arm's line, from the top, with space between the groups."""
-    heights: dict[str, float] = {}
-    for members in ARM_GROUPS.values():
-        top = max(heights.values()) + 1.6 if heights else 0.0
-        present = [arm for arm in members if arm in arms]
-        heights |= {arm: top + i for i, arm in enumerate(present)}
-    return heights
-
-
-def _panels(
-    count: int, columns: int, width: float, height: float, names: float = 0.0
-) -> tuple[Any, list[Any]]:
-    """A figure of `count` panels in lines of up to `columns`, each `width` x `height` inches.
-
-    `names` is the width in inches of long names left of the first column.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(count, columns)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(names + width * columns, height * lines + 0.8), layout="constrained")
-    axes: list[Any] = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.remove()
-    for panel in axes[:count]:
-        panel.grid(alpha=0.25, lw=0.6)
-    return figure, axes[:count]
-
-
-def _task_title(table: pd.DataFrame, task: str) -> str:
-    """A task's name, or how many tasks the mean is of."""
-    return f"mean of {table['task'].nunique() - 1} tasks" if task == MEAN else task
-
-
-def _ratio_axis(axes: Any, ratios: Sequence[int]) -> None:
-    """A log2 axis with a tick at each ratio."""
+def _log_axis(axes: Any, label: str, ticks: dict[Any, str]) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
-    axes.set_xlim(min(ratios) / 1.25, max(ratios) * 1.25)
-    axes.set_xlabel("compression ratio k")
-
-
-def _finish(figure: Any, table: pd.DataFrame, heading: str) -> None:
-    """A heading above all panels, and below them one legend with each entry once."""
-    width, seeds = figure.get_figwidth(), table["seeds"].max()
-    bars = f"error bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    figure.suptitle(textwrap.fill(f"{heading}; {bars}", int(12 * width)), fontsize=9)
-    entries: dict[str, Any] = {}
-    for panel in figure.axes:
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    place = dict(loc="outside lower center", ncols=max(1, int(width / 2.4)))
-    figure.legend([*entries.values()], [*entries], **place, frameon=False, fontsize=8)
+    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+    axes.set_xlabel(label)
 
 
 def _draw_shares(axes: Any, rows: pd.DataFrame, x: str, label: str, colour: str) -> None:
@@ -267,11 +239,14 @@ def _explain_hollow(axes: Any, solid: str, dashed: str) -> None:
     axes.plot([], [], color=GREY, label=dashed, **_HOLLOW)
 
 
-def _size_axis(axes: Any, rows: pd.DataFrame) -> None:
-    """A log axis of parameters with a tick at each backbone."""
-    sizes = rows.groupby("backbone", sort=False)["parameters"].first()
-    axes.set_xscale("log")
-    axes.set_xlim(sizes.min() / 1.5, sizes.max() * 1.5)
-    axes.set_xticks(sizes, [f"{name}\n{size / 1e6:,.3g} M" for name, size in sizes.items()])
-    axes.minorticks_off()
-    axes.set_xlabel("backbone (parameters)")
+def _finish(figure: Any, table: pd.DataFrame, heading: str) -> None:
+    """A heading above all panels, and below them one legend with each entry once."""
+    width, seeds = figure.get_figwidth(), table["seeds"].max()
+    bars = f"error bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    figure.suptitle(textwrap.fill(f"{heading}; {bars}", int(12 * width)), fontsize=9)
+    entries: dict[str, Any] = {}
+    for panel in figure.axes:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    place = dict(loc="outside lower center", ncols=max(1, int(width / 2.4)))
+    figure.legend([*entries.values()], [*entries], **place, frameon=False, fontsize=8)

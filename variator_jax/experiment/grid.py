@@ -1,7 +1,8 @@
-"""What an experiment compares: its arms, its settings, its cells and the folders of each.
+"""What an experiment compares, and what must be run for it.
 
-How an arm is trained is given by the macros that it changes in a recipe's gin files, how it is
-scored by one word; `stages` is what runs for a cell.
+An `Arm` is given by the macros that it changes in a recipe's gin files and by how it is scored. An
+`Experiment` is a grid of cells, each one score of one arm; `plan` lists the runs of training and
+the scorings that fill it, each a `Step` with the file that it ends in.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, did_you_mean
 
 TEACHER = "backbone"
 METHOD = "variator"
+MEAN = "mean"  # the task that stands for all of several tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +75,6 @@ _ALL = (
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
-def arms_named(names: Iterable[str]) -> tuple[Arm, ...]:
-    """The arms of these names, the teacher first whether named or not.
-
-    Raises:
-      ConfigError: for an unknown name, with the nearest.
-    """
-    chosen = list(dict.fromkeys([TEACHER, *names]))
-    for name in chosen:
-        if name not in ARMS:
-            raise ConfigError(
-                f"There is no arm {name!r}.{did_you_mean(name, ARMS)} Arms: {', '.join(ARMS)}."
-            )
-    return tuple(ARMS[name] for name in chosen)
-
-
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One number of the table: a score of one arm. `ratio` is 1 where nothing is compressed."""
@@ -95,11 +84,6 @@ class Cell:
     arm: Arm
     ratio: int
     seed: int
-
-    @property
-    def name(self) -> str:
-        """Unique in its experiment, and a file name."""
-        return f"{self.backbone}.{self.task}.{self.arm.name}.k{self.ratio}.s{self.seed}"
 
     def __str__(self) -> str:
         ratio = f" k={self.ratio}" if self.arm.compressed else ""
@@ -146,55 +130,52 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for field in ("backbones", "tasks", "ratios", "seeds", "arms", "arm_ratios"):
-            values = getattr(self, field)
-            if isinstance(values, str) or not isinstance(values, Sequence):
-                raise ConfigError(f"{field.upper()} is a tuple, such as (2, 4); found {values!r}.")
-            if len(set(values)) < len(values):
-                raise ConfigError(f"{field.upper()} names something twice: {values!r}.")
-            if not (values or field.startswith("arm")):
-                raise ConfigError(f"{field.upper()} is empty; an experiment needs one at least.")
-        wrong = [r for r in (*self.ratios, *self.arm_ratios) if not isinstance(r, int) or r < 2]
-        if wrong:
-            raise ConfigError(f"Compression ratios are whole numbers from 2; found {wrong}.")
+            values, name = getattr(self, field), field.upper()
+            is_tuple = isinstance(values, Sequence) and not isinstance(values, str)
+            if not is_tuple or len(set(values)) < max(len(values), not field.startswith("arm")):
+                raise ConfigError(f"{name} is a tuple of different values; found {values!r}.")
+        for ratio in (*self.ratios, *self.arm_ratios):
+            if not isinstance(ratio, int) or ratio < 2:
+                raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")
         for name in (*self.backbones, *self.tasks):
             if not re.fullmatch(r"\w+", name):
                 raise ConfigError(f"{name!r} is not the name of a gin file: letters, digits and _.")
         if self.latency is not None and len(self.latency) != 2:
             raise ConfigError(f"LATENCY is (rows, tokens), as (4, 256); found {self.latency}.")
-        arms_named(self.arms)
-        unknown = [name for name in self.backbone_paths if name not in self.backbones]
-        if unknown:
-            raise ConfigError(f"BACKBONE_PATHS names {unknown}, which BACKBONES does not.")
+        for field, names, known in (
+            ("ARMS", self.arms, list(ARMS)),
+            ("BACKBONE_PATHS", self.backbone_paths, self.backbones),
+        ):
+            for name in [name for name in names if name not in known]:
+                hint = f"{did_you_mean(name, known)} Expected: {', '.join(known)}."
+                raise ConfigError(f"{field} names {name!r}.{hint}")
 
     def cells(self) -> Iterator[Cell]:
         """All cells, the smallest backbone first, then the first seed; teachers before arms."""
-        arms = [(arm, ratio) for arm in arms_named(self.arms) for ratio in self._ratios(arm)]
+        arms = [ARMS[name] for name in dict.fromkeys([TEACHER, *self.arms])]
         for backbone, seed, task in itertools.product(self.backbones, self.seeds, self.tasks):
-            for arm, ratio in arms:
-                yield Cell(backbone, task, arm, ratio, seed)
-
-    def _ratios(self, arm: Arm) -> Sequence[int]:
-        if not arm.compressed:
-            return (1,)
-        return self.ratios if arm.name == METHOD else self.arm_ratios
+            for arm in arms:
+                ratios = self.ratios if arm.name == METHOD else self.arm_ratios
+                for ratio in ratios if arm.compressed else (1,):
+                    yield Cell(backbone, task, arm, ratio, seed)
 
     def cell_file(self, cell: Cell) -> Path:
         """Where a cell's score is; its presence means that the cell is finished."""
-        return Path(self.model_dir) / "cells" / f"{cell.name}.json"
+        name = f"{cell.backbone}.{cell.task}.{cell.arm.name}.k{cell.ratio}.s{cell.seed}.json"
+        return Path(self.model_dir) / "cells" / name
 
     def backbone_folder(self, backbone: str) -> Path:
         """The run folder, or given folder, of the backbone before fine-tuning."""
         given = self.backbone_paths.get(backbone)
         return Path(given) if given else Path(self.model_dir) / backbone / "pretrained"
 
-    def teacher_folder(self, cell: Cell) -> Path:
-        """The run folder of the fine-tuned backbone beside which a cell's arm runs."""
-        seed = self.teacher_seed(cell)
-        return Path(self.model_dir) / cell.backbone / cell.task / f"seed_{seed}" / "teacher"
-
     def teacher_seed(self, cell: Cell) -> int:
         """The seed that a cell's teacher was fine-tuned with."""
         return self.seeds[0] if self.one_teacher else cell.seed
+
+    def teacher_folder(self, cell: Cell) -> Path:
+        """The run folder of the fine-tuned backbone of a cell."""
+        return self._task_folder(cell, self.teacher_seed(cell)) / "teacher"
 
     def pretrained_folder(self, cell: Cell) -> Path:
         """The run folder of a cell's plugin pre-training, which tasks and losses share."""
@@ -204,5 +185,118 @@ class Experiment:
 
     def adapted_folder(self, cell: Cell) -> Path:
         """The run folder of what a cell's arm trains on the task."""
-        folder = Path(self.model_dir) / cell.backbone / cell.task / f"seed_{cell.seed}"
-        return folder / f"{cell.arm.name}_k{cell.ratio}"
+        return self._task_folder(cell, cell.seed) / f"{cell.arm.name}_k{cell.ratio}"
+
+    def _task_folder(self, cell: Cell, seed: int) -> Path:
+        return Path(self.model_dir) / cell.backbone / cell.task / f"seed_{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A run of training, or the scoring of a cell.
+
+    Attributes:
+      kind: 'backbone', 'finetune', 'pretrain', 'adapt', 'student' or 'score': the recipe's file.
+      name: for people.
+      files: the gin files that configure it.
+      macros: macro -> value, set on top of the files.
+      result: the file whose presence means that the step is done.
+      cell: the cell that is scored; None for training.
+    """
+
+    kind: str
+    name: str
+    files: tuple[str, ...]
+    macros: Mapping[str, object]
+    result: Path
+    cell: Cell | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be run."""
+        return self.result.is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether something was made that a further run continues from."""
+        return self.done or any(self.result.parents[1].glob("checkpoints/*"))
+
+    @property
+    def config(self) -> str:
+        """The name of its configuration, which all steps with the same gin files share."""
+        return " + ".join(self.files)
+
+
+def plan(experiment: Experiment) -> list[Step]:
+    """Every step of an experiment, each once, in an order that can be run."""
+    steps: dict[Path, Step] = {}
+    for cell in experiment.cells():
+        for step in (*_training(experiment, cell), scoring(experiment, cell)):
+            steps.setdefault(step.result, step)
+    return list(steps.values())
+
+
+def scoring(experiment: Experiment, cell: Cell) -> Step:
+    """The step that scores a cell."""
+    files, settings = _files(experiment, cell, "score"), experiment.settings
+    return Step("score", f"score {cell}", files, settings, experiment.cell_file(cell), cell)
+
+
+def configure(experiment: Experiment, step: Step) -> None:
+    """Parses a step's gin files and macros, for `gin_utils.configured`.
+
+    Raises:
+      ConfigError: as `gin_utils.parse`; what scoring does not read may be unset.
+    """
+    bindings = [f"{name}={value!r}" for name, value in step.macros.items()]
+    folders = [*experiment.search_paths, gin_utils.engine_dir()]
+    gin_utils.parse(step.files, bindings, folders, require=step.kind != "score")
+
+
+def run_training(experiment: Experiment, step: Step) -> None:
+    """Trains on the built-in engine, or continues a run that was cut off.
+
+    Raises:
+      SystemExit: if a signal stopped the run, which has saved a checkpoint.
+    """
+    from variator_jax.train import train
+
+    configure(experiment, step)
+    if gin_utils.configured(train.train)().interrupted:
+        raise SystemExit(128 + signal.SIGTERM)  # as if the signal had ended it, for scripts
+
+
+def _training(experiment: Experiment, cell: Cell) -> Iterator[Step]:
+    """The runs of training that one cell needs, in order."""
+    arm, ratio = cell.arm, {"RATIO": cell.ratio}
+    general = experiment.backbone_folder(cell.backbone)
+    teacher, adapted = experiment.teacher_folder(cell), experiment.adapted_folder(cell)
+    plugin = experiment.pretrained_folder(cell) if arm.pretrained else None
+
+    def run(kind: str, folder: Path, start: Path | None, **macros: object) -> Step:
+        settings = {**experiment.settings, "MODEL_DIR": str(folder), "SEED": cell.seed, **macros}
+        if start is not None:
+            settings["INITIAL_CHECKPOINT_PATH"] = str(start)
+        part = "plugin" if kind in ("pretrain", "adapt") else "backbone"
+        name = f"{kind} {folder.relative_to(experiment.model_dir)}"
+        result = folder / part / f"{part}.json"
+        return Step(kind, name, _files(experiment, cell, kind), settings, result)
+
+    if cell.backbone not in experiment.backbone_paths:
+        yield run("backbone", general, None, SEED=0)
+    yield run("finetune", teacher, general, SEED=experiment.teacher_seed(cell))
+    if plugin:
+        yield run("pretrain", plugin, general, **ratio, **arm.plugin)
+    if arm.scored == "student":
+        yield run("student", adapted, teacher, **ratio)
+    elif arm.adapted:
+        settings = {**ratio, **arm.plugin, **arm.loss}
+        path = str(plugin) if plugin else None
+        yield run("adapt", adapted, teacher, INITIAL_PLUGIN_PATH=path, **settings)
+
+
+def _files(experiment: Experiment, cell: Cell, kind: str) -> tuple[str, ...]:
+    files = (f"backbones/{cell.backbone}.gin", f"{experiment.recipe}/{kind}.gin")
+    if kind in ("backbone", "pretrain"):
+        return files
+    return (*files, f"{experiment.recipe}/{cell.task}.gin")

@@ -5,10 +5,10 @@ nearly as many as its k tokens together, the FFN still does the work of all of t
 
 A neuron is one entry of what goes into the FFN's output kernel `wo`: the activation, and in a
 gated FFN the product of both branches. Where ReLU takes part it fires when it is not 0, exactly.
-GELU and SiLU are never quite 0; there a neuron fires when its magnitude exceeds `THRESHOLD` times
-the RMS of all neurons for that same input: when it carries more than an even share of what the
-input calls up. Like ReLU's, this rule does not see a vector's length, and a merged vector, being an
-average, is mostly shorter than its members.
+GELU and SiLU are never quite 0; there a neuron fires when its magnitude exceeds the RMS of all
+neurons for that same input: when it carries more than an even share of what the input calls up.
+Like ReLU's, this rule does not see a vector's length, and a merged vector, being an average, is
+mostly shorter than its members.
 """
 
 from __future__ import annotations
@@ -26,38 +26,29 @@ import pandas as pd
 
 from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5
-from variator_jax.errors import ConfigError, DataError
 from variator_jax.model import SplicedModel
-from variator_jax.plugin import Ffn, intercept_modules
-from variator_jax.plugin.arrays import PluginVariables
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin import Ffn, PluginConfig, PluginVariables, intercept_modules
 from variator_jax.plugin.groups import make_groups, to_groups
 
-THRESHOLD = 1.0
-
-Batch = Mapping[str, np.ndarray]
+_INPUTS = "encoder_input_tokens"
 
 
 def activated_neurons(
     backbone: T5,
     params: Any,
-    plugin: PluginConfig | None,
+    plugin: PluginConfig,
     variables: PluginVariables | None,
-    batches: Iterable[Batch],
-    *,
-    threshold: float | None = None,
+    batches: Iterable[Mapping[str, Any]],
 ) -> pd.DataFrame:
     """Shares of the encoder's FFN neurons that fire, with a plugin in place and without it.
 
     Args:
       backbone: the network; it runs without dropout and remat.
       params: its parameters.
-      plugin: the plugin's settings; None or ratio 1 is the backbone itself.
+      plugin: the plugin's settings; ratio 1 is the backbone itself.
       variables: the plugin's arrays; may be None at ratio 1.
-      batches: with `encoder_input_tokens` `[batch, length]`, 0 on padding, and, if packed,
-        `encoder_segment_ids`. Few shapes are best: each is compiled once.
-      threshold: in units of an input's RMS over neurons; None is 0 with ReLU, exactly, and
-        `THRESHOLD` otherwise.
+      batches: with `encoder_input_tokens` `[batch, length]`, 0 on padding, one example a row. Few
+        shapes are best: each is compiled once.
 
     Returns:
       A row for each encoder layer, the index, with shares in [0, 1] averaged over FFN inputs:
@@ -68,56 +59,38 @@ def activated_neurons(
           merged vector would have to make fire to lose nothing.
 
     Raises:
-      ConfigError: for a negative threshold.
-      DataError: if the batches hold no token.
       PluginError: if no layer matches `plugin.sites`, or `variables` do not fit.
     """
-    plugin = plugin or PluginConfig(ratio=1)
     # Arrays that remat's layers compute cannot be carried out of them.
-    plain = T5(dataclasses.replace(backbone.config, remat=False))
-    if threshold is None:
-        threshold = 0.0 if "relu" in plain.config.mlp_activations else THRESHOLD
-    if not threshold >= 0:
-        raise ConfigError(f"A firing threshold is 0 or more; found {threshold!r}.")
-    count = _counter(plain, plugin, threshold)
+    count = _counter(T5(dataclasses.replace(backbone.config, remat=False)), plugin)
     # (layer, kind) -> sum of shares, number of inputs
     totals: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
-    names = ("encoder_input_tokens", "encoder_segment_ids")
     for batch in batches:
-        if names[0] not in batch:
-            raise DataError(f"A batch needs {names[0]!r}; it has: {', '.join(batch)}.")
-        arrays = {name: batch[name] for name in names if batch.get(name) is not None}
-        for key, counts in count(params, variables, arrays).items():
+        for key, counts in count(params, variables, batch[_INPUTS]).items():
             totals[key] += np.asarray(counts, np.float64)
-    if not any(number for _, number in totals.values()):
-        raise DataError("The batches hold no token, so there is no FFN input to count neurons of.")
     means = pd.Series({key: total / number for key, (total, number) in totals.items()})
     return means.unstack().rename_axis("layer").rename_axis(None, axis=1)
 
 
-def _counter(backbone: T5, plugin: PluginConfig, threshold: float) -> Callable[..., dict]:
+def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
     """The jitted count of one batch: (layer, kind) -> (sum of shares, number of inputs)."""
     stack = backbone.stack()
-    ratios = {
-        layer: site.ratio
-        for site in plugin.parts
-        if isinstance(site, Ffn)
-        for layer in site.selected(stack)
-    }
+    threshold = 0.0 if "relu" in backbone.config.mlp_activations else 1.0
+    sites = [site for site in plugin.parts if isinstance(site, Ffn)]
+    ratios = {layer: site.ratio for site in sites for layer in site.selected(stack)}
 
     def fires(hidden: jax.Array) -> jax.Array:
         # [batch, inputs, neurons]
         energy = jnp.square(hidden.astype(jnp.float32))
-        return energy > threshold**2 * jnp.mean(energy, axis=-1, keepdims=True)
+        return energy > threshold * jnp.mean(energy, axis=-1, keepdims=True)
 
     @jax.jit
-    def count(params: Any, variables: Any, arrays: dict) -> dict:
-        mask = backbone.masks(arrays)["encoder"]
-        tokens = arrays["encoder_input_tokens"], mask.segments
+    def count(params: Any, variables: Any, tokens: jax.Array) -> dict:
+        mask = backbone.masks({_INPUTS: tokens})["encoder"]
         with _ffn_hidden(stack) as plain:
-            backbone.encode(params, *tokens)
+            backbone.encode(params, tokens)
         with _ffn_hidden(stack) as spliced:
-            SplicedModel(backbone, plugin).encode(params, variables, *tokens)
+            SplicedModel(backbone, plugin).encode(params, variables, tokens)
         counts = {}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input

@@ -1,29 +1,37 @@
-"""Scores one cell: an arm's quality on its task, and what it costs, as a record for JSON."""
+"""What is measured of trained models: the score of each cell, and each backbone's latency and
+activated neurons.
+
+All of it is kept in files; delete one to measure again, such as latency on a quieter machine.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-import math
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from variator_jax import gin_utils
 from variator_jax.backbones.base import Stack
-from variator_jax.backbones.t5 import T5, shape_params
+from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.cost import backbone_parameters
+from variator_jax.bench.hardware import hardware
+from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult
-from variator_jax.experiment import similar_tokens, truncation
-from variator_jax.experiment.grid import Cell, Experiment
-from variator_jax.experiment.stages import configure, scoring
+from variator_jax.experiment import rivals
+from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment, configure, scoring
+from variator_jax.experiment.neurons import activated_neurons
+from variator_jax.files import write_json
 from variator_jax.model import Intervention
 from variator_jax.plugin import (
     PluginConfig,
@@ -32,9 +40,14 @@ from variator_jax.plugin import (
     plugin_parameters,
     stack_flops,
 )
-from variator_jax.store import Backbone, load_backbone, load_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.train.student import student_leaves
+
+_ROUNDS = 15
+_NEURON_BATCHES = 4
+
+Rows = list[dict[str, Any]]
+Measure = Callable[[list[Cell]], Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,8 @@ class Scored:
       plugin: settings of a plugin, None for none.
       variables: its arrays.
       intervention: in place of a plugin, None for none.
-      flops: of one encoder pass over a row of the task's length; None for those of the plugin.
+      flops: of one encoder pass over a row of the task's length; None for those of the teacher
+        with the plugin.
       extra_parameters: trained weights beside the teacher's, without those of the plugin.
     """
 
@@ -59,16 +73,6 @@ class Scored:
     flops: int | None = None
     extra_parameters: int = 0
 
-    @property
-    def stack(self) -> Stack:
-        """The encoder."""
-        return T5(self.backbone.config).stack()
-
-    @property
-    def length(self) -> int:
-        """Tokens of an input, padding included."""
-        return self.data.feature_lengths["inputs"]
-
 
 def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """Scores a cell whose training is done.
@@ -77,32 +81,96 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
       Its names, `score` (0 to 100), `details`, costs by formula, and when it was made.
     """
     configure(experiment, scoring(experiment, cell))
-    data = gin_utils.configured(EvalData)()
     method = gin_utils.configured(PluginConfig)(ratio=cell.ratio)
-    backbone = _load_teacher(backbone_folder(str(experiment.teacher_folder(cell))))
-    teacher = Scored(backbone, data)
-    arm = _ARMS[cell.arm.scored](experiment, cell, teacher, method)
+    teacher = Scored(_teacher(experiment, cell), gin_utils.configured(EvalData)())
+    stack, length = _encoder(teacher)
+    arm = _arm(experiment, cell, teacher, method)
     runner = Runner(arm.backbone, arm.data)
     results = runner.results(arm.plugin, arm.variables, arm.intervention, str(cell))
-    flops = arm.flops or stack_flops(arm.stack, arm.length, arm.plugin)
-    extra = arm.extra_parameters
-    if arm.plugin is not None:
-        extra = plugin_parameters(arm.plugin, arm.stack)
-    parameters = backbone_parameters(backbone.config)
+    flops = arm.flops or stack_flops(stack, length, arm.plugin)
+    extra = plugin_parameters(arm.plugin, stack) if arm.plugin else arm.extra_parameters
+    parameters = backbone_parameters(teacher.backbone.config)
     return {
-        "backbone": cell.backbone,
-        "task": cell.task,
+        **vars(cell),
         "arm": cell.arm.name,
-        "ratio": cell.ratio,
-        "seed": cell.seed,
         **_summary(results),
-        "encoder_length": teacher.length,
-        "flops_saved": 1.0 - flops / stack_flops(teacher.stack, teacher.length),
+        "encoder_length": length,
+        "flops_saved": 1.0 - flops / stack_flops(stack, length),
         "extra_parameters": extra,
         "extra_parameters_share": extra / parameters,
         "parameters": parameters,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def latencies(experiment: Experiment) -> Rows:
+    """Encoder passes of every backbone at every ratio of the method, in interleaved rounds."""
+    if experiment.latency is None or METHOD not in experiment.arms:
+        return []
+    batch, length = experiment.latency
+    request = {"batch": batch, "length": length, "ratios": [*experiment.ratios]}
+
+    def measure(cells: list[Cell]) -> Rows:
+        teacher = _teacher(experiment, cells[0])
+        plugins = [_plugin(experiment, cell) for cell in cells]
+        settings = {plugin.config.ratio: (plugin.config, plugin.variables) for plugin in plugins}
+        size = (batch, length, _ROUNDS)
+        measured = measure_encoder_latency(teacher.config, teacher.params, settings, *size)
+        machine = {"batch": batch, "length": length, "dtype": teacher.config.dtype}
+        machine |= {"backbone": cells[0].backbone, "hardware": hardware()}
+        return [
+            {"arm": TEACHER if row.ratio == 1 else METHOD, "allowed": row.flops_allowed_speedup}
+            | dataclasses.asdict(row)
+            | machine
+            for row in measured
+        ]
+
+    return _kept(experiment, "latency", request, measure)
+
+
+def neurons(experiment: Experiment) -> Rows:
+    """Shares of activated neurons of every backbone, on its first task and seed.
+
+    Returns:
+      A row for each backbone, ratio and layer (a number or 'mean'): shares in [0, 1], see
+      `activated_neurons`.
+    """
+    if not experiment.neurons or METHOD not in experiment.arms:
+        return []
+    first = {"task": experiment.tasks[0], "seed": experiment.seeds[0]}
+
+    def measure(cells: list[Cell]) -> Rows:
+        teacher = _teacher(experiment, cells[0])
+        configure(experiment, scoring(experiment, cells[0]))
+        data = gin_utils.configured(EvalData)()
+        parts = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
+        batches = list(itertools.chain.from_iterable(parts))
+        rows: Rows = []
+        for cell in cells:
+            plugin, network = _plugin(experiment, cell), T5(teacher.config)
+            settings = (plugin.config, plugin.variables)
+            shares = activated_neurons(network, teacher.params, *settings, batches)
+            names = {"backbone": cell.backbone, "ratio": cell.ratio, **first}
+            layers = shares.reset_index().to_dict("records")
+            rows += [{**names, **row} for row in [*layers, {"layer": "mean", **shares.mean()}]]
+        return rows
+
+    return _kept(experiment, "neurons", first | {"ratios": [*experiment.ratios]}, measure)
+
+
+def _kept(experiment: Experiment, kind: str, request: dict[str, Any], measure: Measure) -> Rows:
+    """The kept rows of every backbone; what is missing is measured, of the method's first cells."""
+    rows: Rows = []
+    task, seed = experiment.tasks[0], experiment.seeds[0]
+    for backbone in experiment.backbones:
+        file = Path(experiment.model_dir) / kind / f"{backbone}.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.get("asked") != request:
+            cells = [Cell(backbone, task, ARMS[METHOD], ratio, seed) for ratio in experiment.ratios]
+            kept = {"asked": request, "rows": measure(cells)}
+            write_json(file, kept)
+        rows += kept["rows"]
+    return rows
 
 
 def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
@@ -119,57 +187,56 @@ def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=2)  # a teacher serves many cells, one after the other
-def _load_teacher(folder: str) -> Backbone:
-    return load_backbone(folder)
+_load_backbone = functools.lru_cache(maxsize=2)(load_backbone)  # a teacher serves many cells
 
 
-# One function for each way to score. All take an experiment, a cell, its teacher, and the recipe's
-# plugin at the cell's ratio, whose FLOPs are those of the rivals.
+def _teacher(experiment: Experiment, cell: Cell) -> Backbone:
+    return _load_backbone(experiment.teacher_folder(cell) / "backbone")
 
 
-def _plugin(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    if cell.arm.adapted:
-        folder, owner = experiment.adapted_folder(cell), teacher.backbone
-    else:  # It belongs to the backbone before fine-tuning.
-        folder, owner = experiment.pretrained_folder(cell), None
-    plugin = load_plugin(run_part(str(folder), "plugin"), owner)
-    return dataclasses.replace(teacher, plugin=plugin.config, variables=plugin.variables)
+def _encoder(arm: Scored) -> tuple[Stack, int]:
+    """The encoder, and the tokens of an input, padding included."""
+    return T5(arm.backbone.config).stack(), arm.data.feature_lengths["inputs"]
 
 
-def _mean_pool(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    plugin = dataclasses.replace(method, compression="mean", decompression="repeat")
-    variables = init_plugin(plugin, teacher.stack, jax.random.key(0))
-    return dataclasses.replace(teacher, plugin=plugin, variables=variables)
+def _plugin(experiment: Experiment, cell: Cell) -> Plugin:
+    """The plugin of a cell; without adaptation it belongs to the backbone before fine-tuning."""
+    if not cell.arm.adapted:
+        return load_plugin(experiment.pretrained_folder(cell) / "plugin")
+    return load_plugin(experiment.adapted_folder(cell) / "plugin", _teacher(experiment, cell))
 
 
-def _student(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    student = load_backbone(backbone_folder(str(experiment.adapted_folder(cell))))
-    # Decoder and embeddings are the teacher's.
-    leaves = jax.tree.leaves(student_leaves(shape_params(student.config)))
-    extra = sum(math.prod(leaf.shape) for leaf in leaves)
-    return dataclasses.replace(teacher, backbone=student, extra_parameters=extra)
-
-
-def _no_ffn(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    stack, length = teacher.stack, teacher.length
-    flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
-    control = dataclasses.replace(teacher, flops=flops)
-    return dataclasses.replace(control, intervention=lambda mask: skip_encoder_ffn(stack))
-
-
-def _similar(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    stack, length = teacher.stack, teacher.length
-    ratio = similar_tokens.same_flops_ratio(stack, length, method)
-    flops = similar_tokens.similar_tokens_flops(stack, length, ratio)
-    intervention = functools.partial(similar_tokens.merge_similar, ratio, stack)
-    return dataclasses.replace(teacher, flops=flops, intervention=intervention)
-
-
-def _truncated(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
-    length = truncation.same_flops_length(teacher.stack, teacher.length, method)
-    data = _Truncated(**vars(teacher.data), share=length / teacher.length)
-    return dataclasses.replace(teacher, data=data, flops=stack_flops(teacher.stack, length))
+def _arm(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
+    """What a cell's arm runs; `method` is the plugin whose FLOPs the rivals may use."""
+    stack, length = _encoder(teacher)
+    changes: dict[str, Any] = {}
+    match cell.arm.scored:
+        case "plugin":
+            plugin = _plugin(experiment, cell)
+            changes = {"plugin": plugin.config, "variables": plugin.variables}
+        case "mean_pool":
+            config = dataclasses.replace(method, compression="mean", decompression="repeat")
+            variables = init_plugin(config, stack, jax.random.key(0))
+            changes = {"plugin": config, "variables": variables}
+        case "student":
+            student = load_backbone(experiment.adapted_folder(cell) / "backbone")
+            # Decoder and embeddings are the teacher's.
+            extra = sum(leaf.size for leaf in student_leaves(student.params).values())
+            flops = stack_flops(T5(student.config).stack(), length)
+            changes = {"backbone": student, "flops": flops, "extra_parameters": extra}
+        case "no_ffn":
+            flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
+            changes = {"flops": flops, "intervention": lambda mask: skip_encoder_ffn(stack)}
+        case "similar_tokens":
+            ratio = rivals.same_flops_ratio(stack, length, method)
+            flops = rivals.similar_tokens_flops(stack, length, ratio)
+            merge = functools.partial(rivals.merge_similar, ratio, stack)
+            changes = {"flops": flops, "intervention": merge}
+        case "truncated":
+            shorter = rivals.same_flops_length(stack, length, method)
+            data = _Truncated(**vars(teacher.data), share=shorter / length)
+            changes = {"flops": stack_flops(stack, shorter), "data": data}
+    return dataclasses.replace(teacher, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,17 +247,5 @@ class _Truncated(EvalData):
 
     def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
         """One pass over a task, the last batch filled up with empty rows."""
-        first = list(itertools.islice(super().batches(task), 8))
-        suffix = truncation.common_suffix(first)
-        yield from truncation.truncated(super().batches(task), self.share, suffix)
-
-
-_ARMS: dict[str, Callable[[Experiment, Cell, Scored, PluginConfig], Scored]] = {
-    "teacher": lambda experiment, cell, teacher, method: teacher,
-    "plugin": _plugin,
-    "student": _student,
-    "mean_pool": _mean_pool,
-    "no_ffn": _no_ffn,
-    "similar_tokens": _similar,
-    "truncated": _truncated,
-}
+        suffix = rivals.common_suffix(itertools.islice(super().batches(task), 8))
+        yield from rivals.truncated(super().batches(task), self.share, suffix)

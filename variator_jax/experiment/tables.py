@@ -7,122 +7,111 @@ little; the conclusions are the reader's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from variator_jax.evaluation.report import MIN_MARGIN
-from variator_jax.experiment.grid import ARMS, METHOD, TEACHER
-from variator_jax.experiment.results import MEAN
+from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
 
 _NONE = "–"
+_HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
 # What the method is compared with, in this order, where it ran.
 _RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
-
 # How the method compares with a rival: beyond the deviation over seeds, within it, below it.
 _RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
-_HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
 
 
-def quality_table(table: pd.DataFrame, backbone: str) -> str:
-    """One line an arm and ratio: mean ± standard deviation of each task, the gap and the costs."""
-    rows = table[table["backbone"] == backbone]
-    tasks = list(rows["task"].unique())
-    last = tasks[0] if len(tasks) == 1 else MEAN
-    gap = "gap" if len(tasks) == 1 else "gap of the mean"
+def quality_table(rows: pd.DataFrame) -> str:
+    """One line an arm and ratio of a backbone: each task's mean ± deviation, the gap, the costs."""
+    gap = "gap of the mean" if MEAN in set(rows["task"]) else "gap"
     lines = []
     for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
-        by_task = group.set_index("task")
-        line = _names(arm, ratio) | dict.fromkeys(tasks, _NONE) | {gap: _NONE}
-        line |= {task: _score(row) for task, row in by_task.iterrows()}
-        if arm != TEACHER:
-            if last in by_task.index:
-                line[gap] = _gap(by_task.loc[last])
-            costs = by_task.loc[last if last in by_task.index else by_task.index[0]]
-            line["FLOPs saved"] = _percent(costs["flops_saved"])
-            line["extra parameters"] = _percent(costs["extra_parameters_share"], 2)
-        lines.append(line)
+        line = _names(arm, ratio) | {row["task"]: _score(row) for _, row in group.iterrows()}
+        overall = group.iloc[-1]
+        compared = {gap: _gap(overall)} | _costs(overall)
+        lines.append(line | ({gap: _NONE} if arm == TEACHER else compared))
     majority = rows.groupby("task")["majority"].first()
-    lines.append({"arm": "majority class", **{task: _plain(majority[task]) for task in tasks}})
-    return markdown(lines)
+    lines.append({"arm": "majority class"} | {task: _plain(x) for task, x in majority.items()})
+    return _markdown(lines)
 
 
-def details_table(table: pd.DataFrame, backbone: str) -> str:
+def details_table(rows: pd.DataFrame) -> str:
     """Further scores, such as F1, one line an arm and ratio; empty where there are none."""
-    rows, lines = table[table["backbone"] == backbone], []
+    lines = []
     for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
         line = _names(arm, ratio)
         for row in group.itertuples():
             names = [name for name in row.details if name not in _HEADLINES]
             line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
         lines.append(line)
-    return markdown(lines, missing=_NONE) if any(len(line) > 2 for line in lines) else ""
+    return _markdown(lines) if len(lines[0]) > 2 else ""
 
 
 def size_table(table: pd.DataFrame) -> str:
     """One line a backbone and ratio of the method: gap, costs and latency."""
-    task = MEAN if MEAN in set(table["task"]) else table["task"].iloc[0]
-    rows = table[(table["arm"] == METHOD) & (table["task"] == task)]
     lines = [
         {
             "backbone": row["backbone"],
             "parameters": f"{row['parameters'] / 1e6:,.2f} M",
             "k": str(row["ratio"]),
             "gap": _gap(row),
-            "FLOPs saved": _percent(row["flops_saved"]),
-            "extra parameters": _percent(row["extra_parameters_share"], 2),
+            **_costs(row),
             "encoder pass": _plain(row["milliseconds"], "{:.2f} ms"),
             "speed-up": _plain(row["speedup"], "{:.2f}x"),
-            "of allowed": _plain(row["speedup"] / row["allowed"], "{:.0%}").replace("%", " %"),
+            "of allowed": _plain(100 * row["speedup"] / row["allowed"], "{:.0f} %"),
         }
-        for _, row in rows.iterrows()
+        for _, row in overall_rows(table).iterrows()
     ]
-    return markdown(lines)
+    return _markdown(lines)
 
 
 def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
-    """Mean shares over layers, one line a backbone and ratio; see `measure.neurons`."""
-    lines = []
-    for row in [row for row in neurons if row["layer"] == "mean"]:
-        one, merged, union = (_percent(row[name]) for name in ("token", "share", "union"))
-        names = {"backbone": row["backbone"], "k": str(row["ratio"]), "one token": one}
-        lines.append(names | {"merged vector": merged, "a group's tokens together": union})
-    return markdown(lines)
+    """Mean shares over layers, one line a backbone and ratio; see `score.neurons`."""
+    kinds = {"token": "one token", "share": "merged vector", "union": "a group's tokens together"}
+    return _markdown(
+        {"backbone": row["backbone"], "k": str(row["ratio"])}
+        | {name: _percent(row[kind]) for kind, name in kinds.items()}
+        for row in neurons
+        if row["layer"] == "mean"
+    )
 
 
-def remarks(table: pd.DataFrame, backbone: str) -> str:
-    """Markdown bullets on one backbone's rows; empty if there are none.
+def overall_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The method's rows of the mean over tasks, or of the only task."""
+    return table[(table["arm"] == METHOD) & (table["task"] == table["task"].iloc[-1])]
 
-    Args:
-      table: see `results.rows`.
-      backbone: its name.
-    """
-    rows = table[table["backbone"] == backbone]
+
+def remarks(rows: pd.DataFrame) -> str:
+    """Markdown bullets on one backbone's rows."""
     tasks = rows[rows["task"] != MEAN]
-    overall = rows[rows["task"] == MEAN] if MEAN in set(rows["task"]) else tasks
     weak = dict(_weak_tasks(tasks))
-    lines: list[str] = []
-    if overall["task"].nunique() == 1:  # else some arm has not run on all tasks
-        lines += _against_rivals(overall)
-    lines += weak.values()
+    lines = [*_against_rivals(rows[rows["task"] == rows["task"].iloc[-1]]), *weak.values()]
     if weak:
         # The comparisons once more, without the tasks that blur the mean.
-        for task in [name for name in tasks["task"].unique() if name not in weak]:
-            alone = _against_rivals(tasks[tasks["task"] == task])
-            lines += [f"On {task} alone, {line}" for line in alone]
-    lines += _standard_errors(tasks)
+        for task, part in tasks[~tasks["task"].isin(weak)].groupby("task", sort=False):
+            lines += [f"On {task} alone, {line}" for line in _against_rivals(part)]
+    lines.append(_standard_errors(tasks[tasks["arm"] == TEACHER]))
     return "\n".join(f"- {line}" for line in lines)
 
 
-def markdown(lines: Sequence[Mapping[str, str]], missing: str = "") -> str:
-    """A Markdown table of lines, each column -> text."""
-    frame = pd.DataFrame(lines).fillna(missing)
+# Cells.
+
+
+def _markdown(lines: Iterable[Mapping[str, str]]) -> str:
+    """A table of lines, each column -> text."""
+    frame = pd.DataFrame(lines).fillna("")
     return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True)
 
 
 def _names(arm: str, ratio: int) -> dict[str, str]:
     return {"arm": ARMS[arm].meaning, "k": str(ratio) if ARMS[arm].compressed else ""}
+
+
+def _costs(row: pd.Series) -> dict[str, str]:
+    extra = _percent(row["extra_parameters_share"], 2)
+    return {"FLOPs saved": _percent(row["flops_saved"]), "extra parameters": extra}
 
 
 def _score(row: pd.Series) -> str:
@@ -147,17 +136,15 @@ def _percent(share: float, digits: int = 1) -> str:
 def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
     """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
     for _, row in rows[rows["arm"] == METHOD].iterrows():
-        same_ratio = rows[rows["ratio"] == row["ratio"]].set_index("arm")
+        rivals = rows[rows["ratio"] == row["ratio"]].set_index("arm")["scores"]
         parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}
-        for name in [name for name in _RIVALS if name in same_ratio.index]:
-            # Seed by seed, over the common ones.
-            gains = (pd.Series(row["scores"]) - pd.Series(same_ratio["scores"][name])).dropna()
+        for name in [name for name in _RIVALS if name in rivals]:
+            gains = pd.Series(row["scores"]) - pd.Series(rivals[name])  # seed by seed
             gain, std = gains.mean(), gains.std() if len(gains) > 1 else 0.0
             rank = _LEVEL if abs(gain) <= std else _BETTER if gain > 0 else _WORSE
             parts[rank].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
         comparisons = [f"{rank} {_list(names)}" for rank, names in parts.items() if names]
-        change = f"k = {row['ratio']}: the plugin {_change(row)}"
-        yield "; ".join([change, *comparisons]) + "."
+        yield "; ".join([f"k = {row['ratio']}: the plugin {_change(row)}", *comparisons]) + "."
 
 
 def _change(row: pd.Series) -> str:
@@ -186,19 +173,18 @@ def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
             yield str(task), f"{task}: {'; '.join(reasons)}."
 
 
-def _standard_errors(tasks: pd.DataFrame) -> Iterator[str]:
+def _standard_errors(teachers: pd.DataFrame) -> str:
     """The standard error that each task's number of examples leaves to a score."""
     errors = [
         f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
         f"({row.examples:,} examples)"
-        for row in tasks[(tasks["arm"] == TEACHER) & (tasks["examples"] > 0)].itertuples()
+        for row in teachers.itertuples()
     ]
-    if errors:
-        yield (
-            f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; "
-            "a difference between two arms has up to 1.4 times as much."
-        )
+    return (
+        f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; a "
+        "difference between two arms has up to 1.4 times as much."
+    )
 
 
 def _list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

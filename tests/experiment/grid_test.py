@@ -1,13 +1,13 @@
 """The plan of an experiment, and that every packaged one is what the built-in engine can run."""
 
 import pytest
+from variator_jax.experiment.stages import configure, plan
 
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation.evaluate import EvalData
+from variator_jax.evaluation.data import EvalData
 from variator_jax.experiment import stages
 from variator_jax.experiment.grid import Experiment
-from variator_jax.experiment.stages import configure, plan
 from variator_jax.train import train
 
 NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2", "rte"))

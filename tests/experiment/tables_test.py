@@ -5,9 +5,9 @@ import math
 
 import pandas as pd
 import pytest
+from variator_jax.experiment.results import MEAN, rows, write_rows
 
 from variator_jax.experiment import tables
-from variator_jax.experiment.results import MEAN, rows, write_rows
 
 
 def _records(task, seed=0, details=(), **scores):

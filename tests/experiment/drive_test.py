@@ -1,4 +1,4 @@
-"""The driver: growth of a grid, failures, and kills at random moments."""
+"""An experiment's checks and its driver: what is refused, growth, failures, kills."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment import drive
 from variator_jax.experiment.grid import Experiment
@@ -35,7 +36,7 @@ drive.drive(
     grid.Experiment(**json.loads(sys.argv[1])),
     {},
     lambda e, step: slowly(drive_test.run_training, step.name)(e, step),
-    lambda e, cell: slowly(drive_test.score, cell.name)(e, cell),
+    lambda e, cell: slowly(drive_test.score, str(cell))(e, cell),
 )
 """
 
@@ -45,7 +46,7 @@ def _experiment(folder, **changes):
 
 
 def run_training(experiment, step):
-    step.result.parent.mkdir(parents=True)
+    step.result.parent.mkdir(parents=True, exist_ok=True)
     step.result.write_text("{}")
 
 
@@ -114,3 +115,61 @@ def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
     # Only what was cut off can appear twice in the log: at most one step a kill.
     lines = log.read_text().splitlines()
     assert len(lines) - len(set(lines)) <= 10
+
+
+def _small(folder, **macros):
+    given = {"TEXT_DIR": str(folder / "texts"), "GLUE_DIR": str(folder / "glue"), **macros}
+    given |= {"MODEL_DIR": str(folder), "TASKS": ("sst2",), "ARMS": ("variator",)}
+    bindings = [f"{name}={value!r}" for name, value in given.items()]
+    gin_utils.parse(["experiments/glue_small.gin"], bindings)
+    return gin_utils.configured(Experiment)()
+
+
+def _kill_in(kind, experiment):
+    """Drives an experiment up to the first step of a kind, which is killed after a checkpoint."""
+
+    def run(experiment, step):
+        if step.kind == kind:
+            (step.result.parents[1] / "checkpoints" / "10").mkdir(parents=True)
+            raise KeyboardInterrupt
+        run_training(experiment, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive.drive(experiment, drive.preflight(experiment), run, score)
+
+
+def _lock(experiment):
+    return drive.lock(experiment, drive.preflight(experiment))
+
+
+def test_a_macro_may_change_until_something_was_made_with_it(tmp_path):
+    first, texts = _small(tmp_path), _small(tmp_path, TEXT_DIR="elsewhere")
+    with pytest.raises(VariatorError):
+        drive.drive(first, drive.preflight(first), lambda e, step: None, score)
+    _lock(texts)  # the failed step has made nothing
+    _kill_in("backbone", first)
+    with pytest.raises(ConfigError, match="backbone.gin: (TEXT|DATA)_DIR is 'elsewhere'; what is"):
+        _lock(texts)
+    tasks = _small(tmp_path, GLUE_DIR="elsewhere")  # only tasks read it
+    _kill_in("finetune", tasks)
+    with pytest.raises(ConfigError, match="sst2.gin: DATA_DIR is"):
+        _lock(first)
+
+
+def test_seeds_and_arms_may_be_added_in_any_order(tmp_path):
+    first = _small(tmp_path, SEEDS=(1,), ONE_TEACHER=False)
+    drive.drive(first, drive.preflight(first), run_training, score)
+    larger = _small(tmp_path, SEEDS=(0, 1), ONE_TEACHER=False)
+    arms = ("mean_weights", "loss_task", "variator")
+    _lock(Experiment(**{**vars(larger), "arms": arms}))
+
+
+def test_missing_data_are_found_before_anything_runs(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("one.txt", "valid.txt"):
+        line = "Some sentence about a river and a town. " * 20
+        (tmp_path / "texts" / name).write_text(f"{line}\n" * 40)
+    experiment = _small(tmp_path, VOCABULARY_FILE=str(tmp_path / "missing.model"))
+    with pytest.raises(ConfigError, match="sst2.gin: there is no folder .*glue.$"):
+        drive.preflight(experiment, data=True)
+    drive.preflight(experiment)

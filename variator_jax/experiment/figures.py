@@ -19,11 +19,7 @@ from variator_jax.experiment.tables import overall_rows
 
 _HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")
 _ARMS = list(ARMS)  # in the order of legends and lines
-ARM_GROUPS = {
-    "ours": _ARMS[1:2],
-    "ablations": _ARMS[2:10],
-    "baselines and controls": _ARMS[10:],
-}
+_PARTS = {"ours": _ARMS[1:2], "ablations": _ARMS[2:10], "baselines and controls": _ARMS[10:]}
 
 
 def save(draw: Callable[[], Any], path: Path) -> None:
@@ -77,11 +73,11 @@ def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
     for number, (_, rows) in enumerate(table.groupby("task", sort=False)):
         panel = panels[number]
         _references(panel, rows[rows["arm"] == TEACHER], upright=True)
-        for i, (group, members) in enumerate(ARM_GROUPS.items()):
+        for i, (group, members) in enumerate(_PARTS.items()):
             part = rows[rows["arm"].isin(members)]
             y = part["arm"].map(arms.index)
             _points(panel, i, part["mean"], y, xerr=part["std"], label=group, ls="")
-        gaps = [f"{rows[rows['arm'] == arm]['gap'].iloc[0]:+.1f}" for arm in arms]
+        gaps = rows.set_index("arm")["gap"][arms].map("{:+.1f}".format)
         for height, text in enumerate(["gap", *gaps], start=-1):
             # To the right of the panel.
             place = dict(transform=panel.get_yaxis_transform(), va="center")

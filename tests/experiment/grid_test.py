@@ -4,15 +4,9 @@ import pytest
 
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError
-<<<<<<< HEAD
-from variator_jax.evaluation.data import EvalData
-from variator_jax.experiment import stages
-from variator_jax.experiment.grid import Experiment
-=======
 from variator_jax.evaluation.data import EvalData
 from variator_jax.experiment import grid
 from variator_jax.experiment.grid import Experiment, configure, plan
->>>>>>> exp
 from variator_jax.train import train
 
 NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2", "rte"))

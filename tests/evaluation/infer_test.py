@@ -300,7 +300,7 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
         ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
         ({"data": EvalData(TASK, LENGTHS, split="validatoin")}, "Did you mean 'validation'"),
         ({"data": EvalData(TASK, {"inputs": 4})}, "expected positive 'inputs' and 'targets'"),
-        ({"data": EvalData(TASK, LENGTHS, batch_size=0)}, "BATCH_SIZE is 0"),
+        ({"data": EvalData(TASK, LENGTHS, batch_size=0)}, "batch_size 0"),
         ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
         ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
         ({"plugin_path": "nowhere"}, "holds no plugin"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from variator_jax.errors import DataError, did_you_mean
+from variator_jax.errors import DataError
 
 Batch = Mapping[str, np.ndarray]
 
@@ -37,24 +37,11 @@ class EvalData:
         Raises:
           DataError: for an unknown task or split, lengths or a batch size that cannot be.
         """
-        from variator_jax.data.batches import task_or_mixture
+        from variator_jax.data.batches import check_request, task_or_mixture, tasks_of
 
         provider = task_or_mixture(self.task)
-        lengths = self.feature_lengths
-        if set(lengths) != {"inputs", "targets"} or any(int(n) < 1 for n in lengths.values()):
-            raise DataError(
-                f"feature lengths {dict(lengths)!r}: expected positive 'inputs' and 'targets'"
-            )
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise DataError(f"BATCH_SIZE is {self.batch_size!r}; it must be 1 or more.")
-        if self.split not in provider.splits:
-            raise DataError(
-                f"{self.task!r} has no split {self.split!r}."
-                f"{did_you_mean(self.split, provider.splits)} "
-                f"Splits: {', '.join(sorted(provider.splits))}"
-            )
-        tasks = getattr(provider, "tasks", [provider])
-        return [task.name for task in tasks if self.split in task.splits]
+        check_request(provider, self.split, self.feature_lengths, self.batch_size)
+        return [task.name for task in tasks_of(provider, self.split)]
 
     def batches(self, task: str) -> Iterator[Batch]:
         """One pass over a task in T5X's layout, the last batch filled up with empty rows."""

@@ -1,4 +1,4 @@
-"""Writing one file at once or not at all. Whole folders are `checkpoints.folders`' business."""
+"""Atomic writing of one file. Whole folders are written by `store.folders`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Puts `content` where `path` says, making its folder; who reads finds the old or the new file.
+    """Writes `content` to `path` and makes its folder; readers see the old or the new file.
 
-    Whoever is killed meanwhile leaves a draft beside it, whose name begins with a dot.
+    A process that is killed meanwhile leaves a draft in the folder, whose name begins with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -120,12 +120,11 @@ def _preflight(command: str) -> None:
     import jax
 
     from variator_jax import t5x_engine
-    from variator_jax.t5x_engine import preflight
 
     jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-    gin_utils.configured(preflight.preflight)()  # Last, because it writes beside results.
+    gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
 
 
 def _refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:

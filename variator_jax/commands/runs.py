@@ -139,9 +139,9 @@ def _print_plan(command_name: str, builtin: bool) -> None:
         train_only = {} if command_name == "train" else {"optimizer": None}
         print(gin_utils.configured(plan.plan)(**train_only))
     else:
-        from variator_jax.t5x_engine import plan as t5x_plan
+        from variator_jax import t5x_engine
 
-        print(gin_utils.configured(t5x_plan.plan)())
+        print(gin_utils.configured(t5x_engine.plan)())
     print(f"still to be set: {', '.join(missing) or 'nothing'}")
 
 

@@ -162,7 +162,7 @@ LINES = {
     "STEPS = runs": "'runs' is not a Python literal (strings need quotes)",
     "STEPS = [1, 2": "syntax error",
     "STEPS 5": "in: STEPS 5",
-    "modle.train.steps = 1": "'modle' was not provided by an import statement. Did you mean 'model'?",
+    "modle.train.steps = 1": "not provided by an import statement. Did you mean 'model'?",
     "model.trian.steps = 1": "has no attribute trian. Did you mean 'train'",
     "model.train.stps = 1": "'stps'. Did you mean 'steps'?",
     "NET = @model.Nett()": "Nett. Did you mean 'Net'?",

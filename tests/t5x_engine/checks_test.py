@@ -49,32 +49,27 @@ def refused(work, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize(
-    ("change", "form", "expected"),
-    [
-        (lambda tree: tree.pop(QUERY), "t5", f"lacks {QUERY}"),
-        (
-            lambda tree: tree.update({QUERY: tree[QUERY][:, :16]}),
-            "t5",
-            f"{QUERY} of shape (32, 16), this run's is (32, 32)",
-        ),
-        (lambda tree: None, "scanned", "variator convert --from t5x --to t5x"),
-    ],
-)
-def test_a_checkpoint_of_another_network(change, form, expected, refused, backbone, tmp_path):
+@pytest.mark.parametrize("kind", ["missing", "shape", "scanned"])
+def test_a_checkpoint_of_another_network(kind, refused, backbone, tmp_path):
+    form = "scanned" if kind == "scanned" else "t5"
     tree = t5x_files.t5x_tree(backbone.config, backbone.params, form)
-    change(tree)
+    if kind != "scanned":
+        query = tree.pop(QUERY)
+        tree |= {QUERY: query[:, :16]} if kind == "shape" else {}
     t5x_files.write_legacy(tmp_path / "checkpoint_3", tree)
     message = refused(f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path}")
-    assert expected in message and "checkpoint_3" in message
+    shape = f"{QUERY} of shape (32, 16), this run's is (32, 32)"
+    convert = "variator convert --from t5x --to t5x"
+    expected = {"missing": f"lacks {QUERY}", "shape": shape, "scanned": convert}
+    assert expected[kind] in message and "checkpoint_3" in message
 
 
 @pytest.mark.parametrize("kind", ["variator", "hf"])
 def test_other_formats_name_the_conversion(kind, refused, backbone, tmp_path):
-    if kind == "variator":
-        save_backbone(tmp_path / kind, backbone.config, backbone.params)
-    else:
+    if kind == "hf":
         save_hf(tmp_path / kind, backbone)
+    else:
+        save_backbone(tmp_path / kind, backbone.config, backbone.params)
     message = refused(f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / kind}")
     assert f"variator convert --from {kind} --to t5x {tmp_path / kind}" in message
 
@@ -98,7 +93,6 @@ REFUSED = {
     "train --gin.CHECKPOINT_PERIOD=6": "multiples of one another; found 10 and 6",
     "train --gin.NUM_PARTITIONS=3": "4 heads do not divide among 3",
     "train --gin.PACK=True": "PACK_MULTIPLE",
-    "export --gin.MODEL_OUTPUT_DIR=never": "must end in a version number",
     "infer --gin.CHECKPOINT_PATH=trained --gin.BACKBONE_DTYPE=bfloat16": "cast the checkpoint's",
     "train --gin.MODEL_DIR=trained --gin.SEED=7": "holds another run, with seed 0",
     "train --gin.MODEL_DIR=trained --gin.BATCH_SIZE=4": "batch_size 8",
@@ -146,13 +140,15 @@ def test_a_plugin_of_another_backbone_where_nothing_is_trained(
     assert t5x_engine.restore_config(*arguments, training=True).fallback_to_scratch
 
 
-def test_a_vocabulary_beyond_the_embeddings(engine_model, t5x_engine):
+def test_a_vocabulary_beyond_the_embeddings_and_an_export_without_version(engine_model, t5x_engine):
     vocabulary, name = seqio.ByteVocabulary(extra_ids=500), "checks_test_large_vocabulary"
     if name not in seqio.TaskRegistry.names():
         rows = [{"inputs": "a", "targets": "b"}]
         tasks.text_to_text_task(name, lambda split: rows, ("train",), vocabulary)
     with pytest.raises(ConfigError, match="embeddings"):
         t5x_engine.preflight(model=engine_model(), task=name)
+    with pytest.raises(ConfigError, match="must end in a version number"):
+        t5x_engine.preflight(model=engine_model(), output_dir="exported")
 
 
 def t5x_count(size):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from variator_jax.commands import registry, runs, tools
-
-assert runs and tools  # They enter their commands into the registry, in this order.
+# `runs` and `tools` enter their commands into the registry, in this order.
+from variator_jax.commands import registry, runs, tools  # noqa: F401
 
 
 def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:

@@ -52,7 +52,9 @@ def compile_step(config, plugin, mesh_shape, batch, length, targets):
         )
 
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
-    fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(config).stack(), jax.random.key(0)))
+    fresh = jax.eval_shape(
+        lambda: init_plugin(plugin, T5(config).stack(), jax.random.key(0))
+    )
     state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
     state, fresh = lie(state, everywhere), lie(fresh, everywhere)
     shardings = meshes.parameter_shardings(config, mesh)

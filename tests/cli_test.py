@@ -1,3 +1,5 @@
+"""The command line on the built-in engine; `t5x_engine/` has the tests of T5X."""
+
 import re
 import shlex
 import sys
@@ -30,13 +32,12 @@ ERRORS = {
 
 @pytest.fixture(autouse=True)
 def without_t5x(monkeypatch):
-    """These are tests of the built-in engine; `t5x_engine/` has those of T5X."""
     monkeypatch.setattr(engines, "_t5x_root", lambda: None)
 
 
 @pytest.fixture
 def calls(monkeypatch, fresh_gin, tmp_path):
-    """What the engine was called with; stands in for the modules that train and evaluate."""
+    """The calls of stand-ins for the modules that train and evaluate, with their gin files."""
     calls = []
     monkeypatch.chdir(tmp_path)
 
@@ -63,10 +64,10 @@ def calls(monkeypatch, fresh_gin, tmp_path):
 
 @pytest.fixture
 def variator(capsys):
-    """Runs the command; gives exit code, stdout and stderr."""
+    """Runs a command, given as a list or as a line; gives exit code, stdout and stderr."""
 
-    def run(*arguments):
-        code = cli.main(arguments)
+    def run(command):
+        code = cli.main(shlex.split(command) if isinstance(command, str) else command)
         return code, *capsys.readouterr()
 
     return run
@@ -75,142 +76,111 @@ def variator(capsys):
 def refusal(result):
     """The one line on stderr of a refused command, after the one that names the engine."""
     code, out, err = result
+    err = re.sub(r"^engine: .*\n", "", err)
     assert code == 2 and out == ""
-    if err.startswith("engine: "):
-        err = err.partition("\n")[2]
     assert err.startswith("variator: error: ") and err.count("\n") == 1 and "Traceback" not in err
     return err
 
 
-class TestRuns:
-    @pytest.mark.parametrize(
-        ("arguments", "call"),
-        [
-            (("train", "--gin_file=train.gin", "--gin.STEPS=3"), ("train", "runs/x", 3)),
-            (("eval", "--gin_file", "evaluate.gin"), ("evaluate", "runs/x", 10)),
-        ],
-    )
-    def test_the_configured_function_is_called(self, variator, calls, arguments, call):
-        assert variator(*arguments, "--gin.MODEL_DIR=runs/x")[0] == 0
-        assert calls == [call]
-
-    def test_files_stack_and_search_paths_are_searched(self, variator, calls, tmp_path):
-        (tmp_path / "lib").mkdir()
-        (tmp_path / "lib" / "long.gin").write_text("STEPS = 99\n")
-        command = ("train", "--gin_file=train.gin", "--gin_file=long.gin", "--gin.MODEL_DIR=x")
-        assert "long.gin" in refusal(variator(*command))
-        assert variator(*command, f"--gin_search_paths={tmp_path},lib")[0] == 0
-        assert calls == [("train", "x", 99)]
-
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            ("", "no gin file"),
-            ("--gin_file=trian.gin", "'train.gin'"),
-            ("--gin_file=train.gin", "--gin.MODEL_DIR=VALUE"),
-            ("--gin_file=train.gin --gin.MODEL_DIR=x --gin.STPS=1", "'STEPS'"),
-            ("--gin_file=train.gin --gin.MODEL_DIR=x --gin.train.stps=1", "'steps'"),
-            ("--gin_file=train.gin --gin.MODEL_DIR", "--gin.MODEL_DIR=VALUE"),
-            ("--gin_fil=train.gin", "'--gin_file'"),
-            ("--gin_file=evaluate.gin --gin.MODEL_DIR=x", "variator_jax.train.train"),
-            ("--TRAIN_STEPS=5", "--gin.TRAIN_STEPS"),
-            ("a.gin", "--gin_file=a.gin"),
-            ("--multiprocess_gpu", "own program go behind --"),
-        ],
-    )
-    def test_errors_are_found_before_anything_runs(self, variator, calls, arguments, expected):
-        assert expected in refusal(variator("train", *arguments.split()))
-        assert calls == []
-
-    def test_a_check_needs_all_that_is_required_and_runs_nothing(self, variator, calls):
-        command = ("train", "--gin_file=train.gin", "--check", "--multiprocess")
-        assert "--gin.MODEL_DIR=VALUE" in refusal(variator(*command))
-        code, out, _ = variator(*command, "--gin.MODEL_DIR=x")
-        assert (code, out, calls) == (0, "", [])
-
-    def test_a_check_asks_for_no_devices(self, variator, fresh_gin, monkeypatch):
-        import jax
-
-        monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("asked for devices"))
-        code, out, _ = variator(
-            "train", "--gin_file=nano_docs.gin", "--check", "--gin.MESH_SHAPE=(64, 1, 1)"
-        )
-        assert (code, out) == (0, "")
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ("train --gin_file=train.gin --gin.STEPS=3", ("train", "runs/x", 3)),
+        ("eval --gin_file evaluate.gin", ("evaluate", "runs/x", 10)),
+        (
+            "train --gin_file=train.gin --gin_file=long.gin --gin_search_paths=.,lib",
+            ("train", "runs/x", 99),
+        ),
+    ],
+)
+def test_the_configured_function_is_called(variator, calls, command, call):
+    Path("lib").mkdir()
+    Path("lib/long.gin").write_text("STEPS = 99\n")
+    assert variator(f"{command} --gin.MODEL_DIR=runs/x")[0] == 0
+    assert calls == [call]
 
 
-class TestErrors:
-    def test_an_error_of_the_run_is_one_line_without_gins_trace(self, variator, calls, monkeypatch):
-        command = ("train", "--gin_file=train.gin", "--gin.MODEL_DIR=bad_rows")
-        line = "variator: error: rows.jsonl:3: the field 'text' is missing. All 2 rows are bad.\n"
-        assert refusal(variator(*command)) == line
-        monkeypatch.setenv("VARIATOR_DEBUG", "1")
-        code, _, err = variator(*command)
-        assert code == 2 and "Traceback" in err and err.endswith(line)
-
-    def test_a_run_that_a_signal_ended_exits_as_if_the_signal_had(self, variator, calls):
-        with pytest.raises(SystemExit) as done:
-            variator("train", "--gin_file=train.gin", "--gin.MODEL_DIR=preempted")
-        assert done.value.code == 143
-
-    def test_bugs_are_not_hidden(self, variator, calls):
-        with pytest.raises(ZeroDivisionError):
-            variator("train", "--gin_file=train.gin", "--gin.MODEL_DIR=bug")
-
-    def test_an_interrupt_gives_130(self, variator, calls):
-        code, _, err = variator("train", "--gin_file=train.gin", "--gin.MODEL_DIR=interrupt")
-        assert code == 130 and "Traceback" not in err
-
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            ("trian", "Did you mean 'train'?"),
-            ("--gin_file=train.gin train", "the command comes first"),
-            ("inspect", "one of the two"),
-            ("inspect x --gin_file=train.gin", "one of the two"),
-            ("report", "required: path"),
-            ("report x --gin.A=1", "takes no gin overrides"),
-            ("report nowhere", "report.md"),
-        ],
-    )
-    def test_other_commands(self, variator, arguments, expected):
-        assert expected in refusal(variator(*arguments.split()))
+TRAIN = "train --gin_file=train.gin"
+REFUSED = {
+    "train": "no gin file",
+    "train --gin_file=trian.gin": "'train.gin'",
+    TRAIN: "--gin.MODEL_DIR=VALUE",
+    f"{TRAIN} --check --multiprocess": "--gin.MODEL_DIR=VALUE",
+    f"{TRAIN} --gin.MODEL_DIR=x --gin.STPS=1": "'STEPS'",
+    f"{TRAIN} --gin.MODEL_DIR=x --gin.train.stps=1": "'steps'",
+    f"{TRAIN} --gin.MODEL_DIR": "--gin.MODEL_DIR=VALUE",
+    "train --gin_fil=train.gin": "'--gin_file'",
+    "train --gin_file=evaluate.gin --gin.MODEL_DIR=x": "variator_jax.train.train",
+    "train --TRAIN_STEPS=5": "--gin.TRAIN_STEPS",
+    "train a.gin": "--gin_file=a.gin",
+    "train --multiprocess_gpu": "own program go behind --",
+    "trian": "Did you mean 'train'?",
+    "--gin_file=train.gin train": "the command comes first",
+    "inspect": "one of the two",
+    "inspect x --gin_file=train.gin": "one of the two",
+    "report": "required: path",
+    "report x --gin.A=1": "takes no gin overrides",
+    "report nowhere": "report.md",
+}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_each_command_has_examples(variator, name):
-    code, out, _ = variator(name, "--help")
-    assert code == 0 and re.search(rf"examples:\n  (variator|t5x) {name} ", out)
-
-
-def test_the_help_of_the_program(variator):
-    code, out, _ = variator()
-    assert code == 2 and "usage: variator [-h]" in out and all(name in out for name in COMMANDS)
-    assert variator("--help") == (0, out, "")
-    assert variator("--version")[1] == f"variator {variator_jax.__version__}\n"
-
-
-def test_inspect_prints_the_resolved_configuration(variator, calls):
-    code, out, _ = variator("inspect", "--gin_file=train.gin", "--gin.MODEL_DIR=runs/x")
-    assert code == 0 and "MODEL_DIR = 'runs/x'" in out and "STEPS = 10" in out
+@pytest.mark.parametrize("command", REFUSED)
+def test_errors_are_found_before_anything_runs(variator, calls, command):
+    assert REFUSED[command] in refusal(variator(command))
     assert calls == []
 
 
-def test_inspect_describes_a_folder(variator, monkeypatch):
+def test_a_check_asks_for_no_devices_and_runs_nothing(variator, fresh_gin, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("asked for devices"))
+    mesh = "--gin.MESH_SHAPE='(64, 1, 1)'"
+    assert variator(f"train --check --gin_file=nano_docs.gin {mesh}")[:2] == (0, "")
+
+
+def test_errors_of_a_run(variator, calls, monkeypatch):
+    command = f"{TRAIN} --gin.MODEL_DIR="
+    line = "variator: error: rows.jsonl:3: the field 'text' is missing. All 2 rows are bad.\n"
+    assert refusal(variator(f"{command}bad_rows")) == line
+    monkeypatch.setenv("VARIATOR_DEBUG", "1")
+    code, _, err = variator(f"{command}bad_rows")
+    assert code == 2 and "Traceback" in err and err.endswith(line)
+    code, _, err = variator(f"{command}interrupt")
+    assert code == 130 and "Traceback" not in err
+    with pytest.raises(ZeroDivisionError):  # Bugs are not hidden.
+        variator(f"{command}bug")
+    with pytest.raises(SystemExit) as done:  # as if the signal had ended the run
+        variator(f"{command}preempted")
+    assert done.value.code == 143
+
+
+def test_the_help_has_examples_of_each_command(variator):
+    code, out, _ = variator("")
+    assert code == 2 and "usage: variator [-h]" in out and all(name in out for name in COMMANDS)
+    assert variator("--help") == (0, out, "")
+    assert variator("--version")[1] == f"variator {variator_jax.__version__}\n"
+    for name in COMMANDS:
+        code, out, _ = variator([name, "--help"])
+        assert code == 0 and re.search(rf"examples:\n  (variator|t5x) {name} ", out)
+
+
+def test_inspect_prints_a_configuration_or_describes_a_folder(variator, calls, monkeypatch):
     from variator_jax.commands import describe
 
+    code, out, _ = variator("inspect --gin_file=train.gin --gin.MODEL_DIR=runs/x")
+    assert code == 0 and "MODEL_DIR = 'runs/x'" in out and "STEPS = 10" in out and calls == []
     monkeypatch.setattr(describe, "describe", lambda path, verify: f"{path} {verify}")
-    assert variator("inspect", "runs/x") == (0, "runs/x False\n", "")
-    assert variator("inspect", "runs/x", "--verify") == (0, "runs/x True\n", "")
+    assert variator("inspect runs/x") == (0, "runs/x False\n", "")
+    assert variator("inspect runs/x --verify") == (0, "runs/x True\n", "")
 
 
 @pytest.mark.parametrize("table", ["report.md", "results.md"])
 def test_report_prints_the_table_and_names_the_plots(variator, tmp_path, table):
     (tmp_path / table).write_text("| k | score |\n")
-    plots = [tmp_path / "ratios_nano.png", tmp_path / "arms_nano_k4.png"]
-    for plot in plots:
-        plot.touch()
-    code, out, _ = variator("report", str(tmp_path))
-    assert code == 0 and "| k | score |" in out and all(str(plot) in out for plot in plots)
+    plot = tmp_path / "ratios_nano.png"
+    plot.touch()
+    code, out, _ = variator(["report", str(tmp_path)])
+    assert code == 0 and "| k | score |" in out and str(plot) in out
 
 
 RUNS = [example for name in ("train", "eval", "infer") for example in COMMANDS[name].examples]
@@ -219,7 +189,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @pytest.mark.parametrize("example", RUNS)
 def test_the_examples_of_the_help_resolve(example, variator):
-    code, out, err = variator(*shlex.split(example)[1:], "--dry_run")
+    code, out, err = variator([*shlex.split(example)[1:], "--dry_run"])
     assert code == 0 and "without activations" in out, err
     if "variator_xl" in example:  # The documentation shows what is printed.
         budget = out[out.index("backbone t5_1_1_xl, plugin of ratio 4") :]
@@ -232,11 +202,11 @@ FAMILY = sorted(path.stem for path in gin_utils.configs_dir().glob("variator_*.g
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_family_names_what_it_requires(name, variator):
     required = {"INITIAL_CHECKPOINT_PATH": "backbone", "MODEL_DIR": "runs/x"}
-    message = refusal(variator("inspect", f"--gin_file={name}.gin"))
+    message = refusal(variator(f"inspect --gin_file={name}.gin"))
     header = (gin_utils.configs_dir() / f"{name}.gin").read_text().partition("include")[0]
     assert all(macro in message and macro in header for macro in required)
     overrides = [f"--gin.{macro}={value}" for macro, value in required.items()]
-    code, out, _ = variator("inspect", f"--gin_file={name}.gin", *overrides)
+    code, out, _ = variator(["inspect", f"--gin_file={name}.gin", *overrides])
     size, _, family = name.removeprefix("variator_").partition("_")
     assert code == 0 and f"'{family or 't5_1_1'}_{size}'" in out
 
@@ -244,5 +214,5 @@ def test_the_family_names_what_it_requires(name, variator):
 @pytest.mark.parametrize("task", ["mnli", "squad", "text", "file"])
 def test_adaptation_is_stacked_on_the_family(task, variator):
     files = [f"--gin_file={f}.gin" for f in ("variator_xl", f"tasks/{task}", "runs/adapt")]
-    assert "required, but not set" in (message := refusal(variator("inspect", *files)))
+    assert "required, but not set" in (message := refusal(variator(["inspect", *files])))
     assert "INITIAL_PLUGIN_PATH" in message

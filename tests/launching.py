@@ -15,15 +15,13 @@ SCRIPTS = ["local.sh", "tpu_pod.sh", "slurm.sbatch"]
 TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
 
 
+def run(command, environment, **options):
+    pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, env={**os.environ, **environment}, **pipes, **options)
+
+
 def launch(script, *arguments, cwd=None, **environment):
-    return subprocess.run(
-        ["bash", ROOT / "launch" / script, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    return run(["bash", ROOT / "launch" / script, *arguments], environment, cwd=cwd)
 
 
 # A command that saves after a SIGTERM, and one that a child of its own outlives.
@@ -37,9 +35,8 @@ OUTLIVED = '(trap "" TERM; sleep 0.4; echo the last lines) & exit 75'
 
 def terminated(command, environment):
     """Sends SIGTERM to a shell, and to it alone, once the command in it is up."""
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, **environment}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     while not (Path(environment["HERE"]) / "up").exists():
         assert process.poll() is None
         time.sleep(0.02)

@@ -44,8 +44,7 @@ def call(program, cwd, devices=1, code=0):
 
 def call_together(commands, cwd, devices=1):
     """Runs commands of `variator` one after the other, in one process."""
-    content = json.dumps([list(map(str, one)) for one in commands])
-    return call([sys.executable, __file__, content], cwd, devices)
+    return call([sys.executable, __file__, json.dumps(commands, default=str)], cwd, devices)
 
 
 def _in_this_process(arguments):
@@ -57,10 +56,9 @@ def _in_this_process(arguments):
 
     module = arguments[2]
     name = {"t5x.eval": "evaluate", "t5x.export": "save"}.get(module, module.removeprefix("t5x."))
-    where = "t5x.export_lib" if name == "save" else module
-    function = getattr(importlib.import_module(where), name)
+    library = importlib.import_module("t5x.export_lib" if name == "save" else module)
     with engines.as_main(module):
-        gin_utils.configured(function)()
+        gin_utils.configured(getattr(library, name))()
 
 
 def _main():
@@ -72,8 +70,7 @@ def _main():
     flags.FLAGS(sys.argv[:1])
     engines.run_program = _in_this_process
     for arguments in json.loads(sys.argv[1]):
-        code = cli.main(arguments)
-        if code:
+        if code := cli.main(arguments):
             sys.exit(code)
 
 
@@ -82,10 +79,8 @@ def _main():
 
 def losses(run, tag="loss"):
     """{step: value} of a T5X run's training log; later files go before earlier ones."""
-    found = {}
-    for file in event_files(run):
-        found |= file_losses(file, tag)
-    return found
+    logs = [file_losses(file, tag) for file in event_files(run)]
+    return {step: value for log in logs for step, value in log.items()}
 
 
 def event_files(run):
@@ -128,12 +123,9 @@ def folder_leaves(folder):
     from flax import traverse_util
 
     from variator_jax.store import load_plugin
+    from variator_jax.t5x_engine.plugin_branch import to_tree
 
-    variables = load_plugin(folder).variables
-    flat = {f"plugin/{key}/output_scale": a for key, a in variables.output_scales.items()}
-    for key, params in variables.params.items():
-        layer = traverse_util.flatten_dict(params, sep="/")
-        flat |= {f"plugin/{key}/{name}": array for name, array in layer.items()}
+    flat = traverse_util.flatten_dict({"plugin": to_tree(load_plugin(folder).variables)}, sep="/")
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 

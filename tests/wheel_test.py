@@ -29,13 +29,9 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
     [wheel] = tmp_path.glob("variator_jax-*.whl")
     zipfile.ZipFile(wheel).extractall(target)
     arguments = ["train", "--engine=builtin", "--gin_file=nano_docs.gin", "--dry_run"]
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, target, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-    )
+    program = [sys.executable, "-c", RUN, target, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "without activations" in result.stdout
     [entry_points] = target.glob("*.dist-info/entry_points.txt")

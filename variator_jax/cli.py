@@ -1,21 +1,22 @@
-"""The programs `variator` and `t5x`. The commands are in `commands`, which registers them."""
+"""The programs `variator` and `t5x`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from variator_jax import commands
+# `runs` and `tools` enter their commands into the registry, in this order.
+from variator_jax.commands import registry, runs, tools  # noqa: F401
 
 
 def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:
-    """Runs one command; returns the exit code, as `commands.registry.run`.
+    """Runs one command; returns the exit code, as `registry.run`.
 
     Args:
       argv: the arguments after the program's name; those of the process if None.
-      program: what the program is called.
+      program: the program's name.
     """
-    return commands.registry.run(sys.argv[1:] if argv is None else argv, program)
+    return registry.run(sys.argv[1:] if argv is None else argv, program)
 
 
 def t5x() -> int:

@@ -18,8 +18,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -35,10 +33,31 @@ FAREWELL_SECONDS = 5
 # How long a process waits until its last lines are copied to standard error.
 RELAY_SECONDS = 5
 
+# A program that copies standard input to standard error. After JAX's report of a lost process (its
+# first argument) it adds a last line (its second), unless that was printed already.
+RELAY = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+report, last_line = (argument.encode() for argument in sys.argv[1:])
+tail, lost, printed = b"", False, False
+while chunk := os.read(0, 65536):
+    sys.stderr.buffer.write(chunk)
+    sys.stderr.flush()
+    tail += chunk
+    lost, printed = lost or report in tail, printed or last_line in tail
+    tail = tail[-max(len(report), len(last_line)) :]
+if lost and not printed:
+    sys.stderr.write(f"variator: error: {last_line.decode()}.\\n")
+"""
+
 # The exit code after another process was lost or did not join: the same command may be run again.
 # It is EX_TEMPFAIL of sysexits.h. Where JAX ends the process itself, the code is 134 (SIGABRT).
 EXIT_LOST = 75
 LOST = "another process was lost; the same command continues from the newest checkpoint"
+REPORT = "JAX distributed service detected fatal errors"  # what JAX prints before it aborts
+
+_FLAGS = "Give --coordinator_address, --process_count and --process_index, or a count of 1 alone."
 
 # What JAX raises where a collective, a barrier or the coordinator misses a peer.
 _SIGNS_OF_LOSS = re.compile(
@@ -91,14 +110,10 @@ def initialize(
         return
     if process_count is None and process_index is None and not coordinator_address:
         process = _detect(multiprocess)
+    elif multiprocess:
+        raise ConfigError("--multiprocess detects address, count and index: leave those flags out.")
     else:
-        if multiprocess:
-            raise ConfigError(
-                "--multiprocess detects the processes: leave it out, or leave out "
-                "--coordinator_address, --process_count and --process_index."
-            )
-        address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
-        process = _validated(address, process_count, process_index)
+        process = _given(coordinator_address, process_count, process_index)
     if process is not None and not jax.distributed.is_initialized():
         _join(process)
 
@@ -121,8 +136,8 @@ def fail_fast() -> Iterator[None]:
         if _joined is None or _joined.count == 1:
             raise
         lost = _is_loss(error)
-        codes = {VariatorError: 2, KeyboardInterrupt: 130, Exception: 1}
-        code = next(code for kind, code in codes.items() if isinstance(error, kind))
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = 2 if isinstance(error, VariatorError) else 130 if interrupted else 1
         # At exit, so that the caller can still print the error.
         atexit.register(_end, EXIT_LOST if lost else code)
         if lost:
@@ -140,24 +155,17 @@ def _is_loss(error: BaseException | None) -> bool:
     return False
 
 
-def _validated(address: str | None, count: int | None, index: int | None) -> Process:
+def _given(address: str | None, count: int | None, index: int | None) -> Process:
     """The process that the flags describe."""
-    names = ("--coordinator_address", "--process_count", "--process_index")
-    flags = dict(zip(names, (address, count, index), strict=True))
+    address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    flags = f"--coordinator_address={address} --process_count={count} --process_index={index}"
     if address is None or count is None or index is None:
-        given = ", ".join(f"{flag}={value}" for flag, value in flags.items() if value is not None)
-        missing = " and no ".join(flag for flag, value in flags.items() if value is None)
-        raise ConfigError(f"found {given}, but no {missing}: give all three.")
+        raise ConfigError(f"found {flags}: give all three.")
     if not 0 <= index < count:
-        raise ConfigError(
-            f"--process_index={index} with --process_count={count}: expected an index from 0 to "
-            "the count - 1."
-        )
-    if not re.fullmatch(r".+:\d{1,5}", address) or not 0 < int(address.rpartition(":")[2]) < 65536:
-        raise ConfigError(
-            f"--coordinator_address={address}: expected host:port of process 0, such as "
-            "10.0.0.1:1234."
-        )
+        raise ConfigError(f"found {flags}: expected an index from 0 to the count - 1.")
+    port = address.rpartition(":")[2]
+    if not re.fullmatch(r".+:\d{1,5}", address) or not 0 < int(port) < 65536:
+        raise ConfigError(f"found {flags}: expected the host:port of process 0.")
     return Process(address, count, index)
 
 
@@ -175,20 +183,14 @@ def _detect(insist: bool) -> Process | None:
                 None, None, None, None, None, JOIN_SECONDS
             )
     except (RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"the processes of this run could not be detected: {error} "
-            "Give --coordinator_address, --process_count and --process_index, or --process_count=1 "
-            "for one process."
-        ) from error
+        raise ConfigError(f"the processes could not be detected: {error} {_FLAGS}") from error
     address = os.environ.get("JAX_COORDINATOR_ADDRESS") or address
     if count is not None and index is not None and address:
         return Process(address, count, index) if count > 1 else None
     if insist or address:
         reason = "--multiprocess" if insist else f"JAX_COORDINATOR_ADDRESS={address}"
-        raise ConfigError(
-            f"{reason}, but JAX detects no TPU pod, SLURM, Open MPI or Kubernetes here: give "
-            "--coordinator_address, --process_count and --process_index."
-        )
+        environments = "TPU pod, SLURM, Open MPI or Kubernetes"
+        raise ConfigError(f"{reason}, but JAX detects no {environments} here. {_FLAGS}")
     return None
 
 
@@ -219,26 +221,19 @@ def _join(process: Process) -> None:
 
 def _give_up(process: Process) -> None:
     """Ends a process whose peers did not join; it waits in C++, where no exception reaches it."""
-    print(
-        f"variator: error: joining as {process}: not all processes joined within {JOIN_SECONDS} "
-        "seconds. Start all of them with the same count and an address that all can reach.",
-        file=sys.stderr,
-    )
-    _exit(EXIT_LOST)
+    late = f"not all processes joined within {JOIN_SECONDS} seconds"
+    hint = "Start all of them with the same count and an address that all can reach"
+    print(f"variator: error: joining as {process}: {late}. {hint}.", file=sys.stderr)
+    _end(EXIT_LOST)
 
 
 def _end(code: int) -> None:
-    """Ends the process, after the others had time to print errors of their own."""
-    if code != EXIT_LOST and _joined is not None:
-        time.sleep(FAREWELL_SECONDS * (2 if _joined.index == 0 else 1))
-    _exit(code)
-
-
-def _exit(code: int) -> NoReturn:
-    """Ends the process at once, but not before the relay has copied its last lines.
+    """Ends the process when the others have printed their errors and the relay its last lines.
 
     The end of the first process of a container kills all others, the relay among them.
     """
+    if code != EXIT_LOST and _joined is not None:
+        time.sleep(FAREWELL_SECONDS * (2 if _joined.index == 0 else 1))
     sys.stdout.flush()
     sys.stderr.flush()
     if _relay is not None:
@@ -255,7 +250,7 @@ def _relay_stderr() -> None:
     """
     global _relay
     _relay = subprocess.Popen(
-        [sys.executable, "-S", "-E", str(Path(__file__).with_name("stderr_relay.py")), LOST],
+        [sys.executable, "-S", "-E", "-c", RELAY, REPORT, LOST],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run, whose last lines are still to come.
     )

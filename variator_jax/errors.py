@@ -1,8 +1,7 @@
-"""Errors in the user's words, and the nearest right name.
+"""The errors of this library, and the nearest right name for their messages.
 
-Everything that a user can get wrong ends in a `VariatorError`, whose message says what was found
-and what was expected. The command line prints that message as one line; anything else that reaches
-the user is a bug in this library.
+Everything that a user can get wrong ends in a `VariatorError`, whose message names what was found
+and what was expected. The command line prints that message as one line; any other error is a bug.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 
 
 class VariatorError(Exception):
-    """A slip of the user's, told in the user's words."""
+    """An error that the user can mend."""
 
 
 class ConfigError(VariatorError):
@@ -32,7 +31,7 @@ class PluginError(VariatorError):
 
 
 class TrainingError(VariatorError):
-    """A run that cannot go on, such as one whose loss is no longer finite."""
+    """A run that cannot continue, such as one whose loss is no longer finite."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 MACRO = "gin.macro"  # gin keeps a macro as a configurable of this name, scoped by the macro's name
 
 # Unquoted strings as the shell passes them: a path, a task name, a bucket, a template.
-_BARE_WORD = re.compile(r"[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$~/-]+")
+_BARE_WORD = re.compile(r"(?!(?i:true|false|none|null)$)(?:[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$~/-]+)")
 # Dependencies of the `train` extra, by the module that an import misses.
 _TRAIN_MODULES = ("matplotlib", "seqio", "sentencepiece", "tensorflow", "tensorflow_datasets")
 
@@ -58,11 +58,10 @@ def find_config(name: str, search_paths: Sequence[str] = ()) -> Path:
     """
     given = Path(name).expanduser()
     searched = [Path(path).expanduser().absolute() for path in search_paths]
-    for folder in searched:
-        if not folder.is_dir():
-            raise ConfigError(f"the gin search path {folder} is not a folder.")
     folders = [Path.cwd(), *searched, configs_dir()]
     for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"the gin search path {folder} is not a folder.")
         if (folder / given).is_file():  # `folder / given` is `given` if that is absolute.
             return folder / given
     near = set(map(str, given.parent.glob("*.gin")))
@@ -217,12 +216,10 @@ def _literal(name: str, value: str) -> str:
         current = None
     if not isinstance(current, str | tuple | gin_config.ConfigurableReference | None):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
-    if value.lower() in ("true", "false", "none", "null"):
-        raise ConfigError(f"--gin.{name}={value}: Python writes True, False and None.")
     if not _BARE_WORD.fullmatch(value):
         raise ConfigError(
-            f"--gin.{name}={value}: not a Python literal; quote a string twice: "
-            f"""--gin.{name}="'...'"."""
+            f"--gin.{name}={value}: neither a Python literal (True, False, None) nor a plain word; "
+            f"""quote a string twice: --gin.{name}="'...'"."""
         )
     return repr(value)
 
@@ -240,15 +237,14 @@ def _check_macros(opened: Sequence[Path]) -> None:
     """Every macro that is read must be defined."""
     defined = _defined_macros()
     for name in sorted(_read_macros() - set(defined)):
-        readers = [
-            f"{path}:{number}"
-            for path in opened
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-            if re.search(rf"%{re.escape(name)}\b", line)
-        ]
+        place = "command line"
+        for path in opened:
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                if re.search(rf"%{re.escape(name)}\b", line):
+                    place = f"{path}:{number}"
         raise ConfigError(
-            f"{readers[0] if readers else 'command line'}: macro %{name} is not defined; "
-            f"set it in a gin file or with --gin.{name}=VALUE." + did_you_mean(name, defined)
+            f"{place}: macro %{name} is not defined; set it in a gin file or with "
+            f"--gin.{name}=VALUE." + did_you_mean(name, defined)
         )
 
 
@@ -331,66 +327,48 @@ def _explain(place: str) -> Iterator[None]:
         yield
     except _LocatedError as error:  # Of an included file; gin has appended the way to it.
         raise _LocatedError(str(error).partition("\n")[0]) from error
-    except (SyntaxError, tokenize.TokenError) as error:
-        raise _LocatedError(_syntax_message(error, place)) from error
     except Exception as error:  # Of any type: gin files import the user's modules.
-        message = str(error)
-        located = re.search(r'\n  In file ".*", line (\d+)\n +(.*)', message)
-        where = f"{place}:{located[1]}" if located else place
-        statement = re.match(r"(?:from (\S+) )?import (\S+)", located[2]) if located else None
-        if statement:
-            reason = _import_failure(error, ".".join(filter(None, statement.groups())))
-        else:
-            reason = _name_failure(message, place)
-        raise _LocatedError(f"{where}: {reason}") from error
+        raise _LocatedError(_message(error, place)) from error
 
 
-def _syntax_message(error: SyntaxError | tokenize.TokenError, place: str) -> str:
-    if not isinstance(error, SyntaxError):  # A bracket that is never closed.
+def _message(error: Exception, place: str) -> str:
+    if isinstance(error, tokenize.TokenError):  # A bracket that is never closed.
         reason, (line, _) = error.args
         return f"{place}:{line}: syntax error: {reason}."
-    if literal := re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL):
-        reason = f"{literal[1]!r} is not a Python literal (strings need quotes)"
-    else:
-        reason = error.msg.splitlines()[0].rstrip(".")
-    text = (error.text or "").strip()
-    return f"{error.filename or place}:{error.lineno}: syntax error: {reason}, in: {text}"
+    if isinstance(error, SyntaxError):
+        literal = re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL)
+        reason = f"{literal[1]!r} is not a Python literal (strings need quotes)" if literal else ""
+        reason = reason or error.msg.splitlines()[0].rstrip(".")
+        line_text = (error.text or "").strip()
+        return f"{error.filename or place}:{error.lineno}: syntax error: {reason}, in: {line_text}"
+    reason = str(error).partition("\n")[0].strip('"')  # A KeyError's text is quoted.
+    near = _near(reason, place)
+    located = re.search(r'\n  In file ".*", line (\d+)\n +(.*)', str(error))
+    if located and re.match(r"(?:from \S+ )?import ", located[2]) and not near:
+        reason = f"{located[2]} failed with {type(error).__name__}: {reason}"
+    return f"{place}{f':{located[1]}' if located else ''}: {reason.rstrip('.')}.{near}"
 
 
-def _import_failure(error: Exception, module: str) -> str:
-    first_line = str(error).partition("\n")[0]
-    missing = re.match(r"No module named '([\w.]+)'", first_line)
-    if not missing:
-        return f"importing {module} failed with {type(error).__name__}: {first_line}"
-    parent = missing[1].rpartition(".")[0]
-    if missing[1].partition(".")[0] in _TRAIN_MODULES:
-        near = " It comes with: pip install 'variator_jax[train]'."
-    else:
-        folders = getattr(sys.modules[parent], "__path__", []) if parent else None
-        prefix = f"{parent}." if parent else ""
-        near = did_you_mean(missing[1], [prefix + m.name for m in pkgutil.iter_modules(folders)])
-    needed = "" if f"{module}.".startswith(f"{missing[1]}.") else f" (needed by {module})"
-    return f"there is no module {missing[1]!r}{needed}.{near}"
-
-
-def _name_failure(message: str, place: str) -> str:
-    """A name that gin could not resolve, with the nearest names."""
+def _near(message: str, place: str) -> str:
+    """The nearest names to the one that gin, by its message, could not resolve."""
     registry = gin_config._REGISTRY
-    if match := re.match(r"'(\w+)' was not provided by an import", message):
+    if match := re.match(r"'(?P<name>\w+)' was not provided by an import", message):
         imports = r"^(?:from \S+ )?import (?:\S+ as )?(\w+)"
-        names = re.findall(imports, Path(place).read_text(encoding="utf-8"), re.MULTILINE)
-        return f"this file does not import {match[1]!r}." + did_you_mean(match[1], names)
-    if match := re.match(r"Couldn't resolve.*<module '(.+?)'.*no attribute (\w+)", message):
-        near = did_you_mean(match[2], dir(sys.modules[match[1]]))
-        return f"{match[1]} does not define {match[2]!r}.{near}"
-    if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(\w+)'", message):
+        choices = re.findall(imports, Path(place).read_text(encoding="utf-8"), re.MULTILINE)
+    elif match := re.search(r"<module '(.+?)'.*no attribute (?P<name>\w+)", message):
+        choices = dir(sys.modules[match[1]])
+    elif match := re.match(r"Configurable '(.+)' doesn't .* named '(?P<name>\w+)'", message):
         selectors = registry.matching_selectors(match[1].rpartition(".")[2])
         functions = [registry[selector].wrapped for selector in selectors]
-        parameters = {name for f in functions for name in inspect.signature(f).parameters}
-        return f"{match[1]} has no parameter {match[2]!r}." + did_you_mean(match[2], parameters)
-    if match := re.match(r"No configurable matching (?:reference )?'@?([\w.]+)", message):
-        depth = match[1].count(".") + 1
-        known = {".".join(name.split(".")[-depth:]) for name, _ in registry.items()}
-        near = did_you_mean(match[1], sorted(known))
-        return f"no gin file of this run mentions a configurable {match[1]!r}.{near}"
-    return message.partition("\n")[0].strip('"')  # A KeyError's text is quoted.
+        choices = [name for f in functions for name in inspect.signature(f).parameters]
+    elif match := re.match(r"No configurable matching (?:reference )?'@?(?P<name>[\w.]+)", message):
+        depth = match["name"].count(".") + 1
+        choices = sorted({".".join(name.split(".")[-depth:]) for name, _ in registry.items()})
+    elif match := re.match(r"No module named '(?P<name>[\w.]+)'", message):
+        if match["name"].partition(".")[0] in _TRAIN_MODULES:
+            return " It comes with: pip install 'variator_jax[train]'."
+        parent = sys.modules.get(match["name"].rpartition(".")[0])
+        prefix = f"{parent.__name__}." if parent else ""
+        modules = pkgutil.iter_modules(getattr(parent, "__path__", None))
+        choices = [prefix + module.name for module in modules]
+    return did_you_mean(match["name"], choices) if match else ""

@@ -21,14 +21,11 @@ def importable(tmp_path, monkeypatch):
         package.mkdir()
         for name in files:
             (package / name).write_text("raise ImportError('this T5X is broken', name='clu')\n")
-        monkeypatch.setattr(sys, "path", [str(tmp_path), *_without_t5x()])
+        others = [p for p in sys.path if not os.path.isfile(os.path.join(p, "t5x/train.py"))]
+        monkeypatch.setattr(sys, "path", [str(tmp_path), *others])
         return tmp_path
 
     return make
-
-
-def _without_t5x():
-    return [path for path in sys.path if not os.path.isfile(os.path.join(path, "t5x/train.py"))]
 
 
 @pytest.fixture
@@ -36,35 +33,27 @@ def absent(monkeypatch):
     monkeypatch.setattr(engines, "_t5x_root", lambda: None)
 
 
-class TestChoice:
-    def test_the_builtin_engine_where_there_is_no_t5x(self, absent):
-        engine = engines.choose(None)
-        assert engine.name == "builtin" and "docs/t5x.md" in engine.reason
-        with pytest.raises(ConfigError, match="--engine=t5x, but t5x cannot be imported"):
-            engines.choose("t5x")
+def test_the_builtin_engine_where_there_is_no_t5x(importable):
+    importable("notes.txt")  # A folder of that name alone does not count.
+    engine = engines.choose(None)
+    assert engine.name == "builtin" and "docs/t5x.md" in engine.reason
+    with pytest.raises(ConfigError, match="--engine=t5x, but t5x cannot be imported"):
+        engines.choose("t5x")
+    with pytest.raises(ConfigError, match="Did you mean 'builtin'"):
+        engines.choose("buildin")
 
-    def test_t5x_where_it_is_unless_the_other_is_forced(self, importable, monkeypatch):
-        root = importable("__init__.py", "train.py")
-        engine = engines.choose(None)
-        assert engine.name == "t5x" and str(root) in engine.reason
-        assert engines.choose("builtin").name == "builtin"
-        monkeypatch.setenv("VARIATOR_ENGINE", "builtin")
-        assert engines.choose(None).name == "builtin"
 
-    def test_a_folder_of_that_name_alone_does_not_count(self, importable):
-        importable("notes.txt")
-        assert engines.choose(None).name == "builtin"
-
-    def test_unknown_engines_name_the_nearest(self):
-        with pytest.raises(ConfigError, match="Did you mean 'builtin'"):
-            engines.choose("buildin")
-
-    def test_a_broken_t5x_is_reported_and_not_passed_over(self, importable, capsys):
-        importable("__init__.py", "train.py")
-        assert cli.main(["train", "--gin_file=nano_docs.gin", "--dry_run"]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("engine: t5x") and "'clu'" in message
-        assert "--engine=builtin" in message
+def test_t5x_where_it_is_unless_the_other_is_forced(importable, monkeypatch, capsys):
+    root = importable("__init__.py", "train.py")
+    engine = engines.choose(None)
+    assert engine.name == "t5x" and str(root) in engine.reason
+    assert cli.main(["train", "--gin_file=nano_docs.gin", "--dry_run"]) == 2
+    message = capsys.readouterr().err  # A broken T5X is reported and not passed over.
+    assert message.startswith("engine: t5x") and "'clu'" in message
+    assert "--engine=builtin" in message
+    assert engines.choose("builtin").name == "builtin"
+    monkeypatch.setenv("VARIATOR_ENGINE", "builtin")
+    assert engines.choose(None).name == "builtin"
 
 
 @pytest.mark.parametrize(
@@ -97,21 +86,17 @@ def test_a_dry_run_prints_the_budget_without_weights_and_what_is_open(capsys):
     assert plugin < backbone / 100 and state < 2.01 * plugin
 
 
-class TestT5XCommand:
-    def test_it_finds_the_files_from_any_folder_and_keeps_the_users_first(self, tmp_path):
-        (tmp_path / "variator_xl.gin").write_text("A = 1\n")
-        line = engines.command_line(
-            "infer", ["variator_xl.gin"], [("MODEL_DIR", "'x y'")], [str(tmp_path)], ["--flag"]
-        )
-        assert line[1:3] == ["-m", "t5x.infer"] and line[-1] == "--flag"
-        assert f"--gin_file={tmp_path / 'variator_xl.gin'}" in line
-        assert "--gin.MODEL_DIR='x y'" in line
-        paths = next(x for x in line if x.startswith("--gin_search_paths=")).split("=")[1]
-        assert paths.split(",") == [os.getcwd(), str(tmp_path), str(gin_utils.configs_dir())]
-
-    @pytest.mark.parametrize("command", engines.PROGRAMS)
-    def test_each_program_has_its_own_part_of_the_configuration(self, command):
-        assert (Path(gin_utils.engine_dir("t5x")) / command / "engine.gin").is_file()
+def test_the_command_of_t5x_has_absolute_files_and_the_users_folders_first(tmp_path):
+    (tmp_path / "variator_xl.gin").write_text("A = 1\n")
+    line = engines.command_line(
+        "infer", ["variator_xl.gin"], [("MODEL_DIR", "'x y'")], [str(tmp_path)], ["--flag"]
+    )
+    assert line[1:3] == ["-m", "t5x.infer"] and line[-1] == "--flag"
+    assert f"--gin_file={tmp_path / 'variator_xl.gin'}" in line and "--gin.MODEL_DIR='x y'" in line
+    folders = f"{os.getcwd()},{tmp_path},{gin_utils.configs_dir()}"
+    assert f"--gin_search_paths={folders}" in line
+    parts = Path(gin_utils.engine_dir("t5x"))
+    assert all((parts / command / "engine.gin").is_file() for command in engines.PROGRAMS)
 
 
 def test_both_programs_run_the_same_commands(absent, monkeypatch, capsys):

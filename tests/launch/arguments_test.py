@@ -50,23 +50,20 @@ def test_arguments_are_checked(command, stubs):
     assert calls() == []
 
 
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        (
-            ["local.sh", "2", "--no-check", "--dry-run", "--", *TRAIN],
-            "--process_count=2 --process_index=1",
-        ),
-        ([*POD, "--spot", "--dry-run", "--", *TRAIN], "create my-pod --accelerator-type v4-32"),
-        ([*SLURM, "--dry-run", *TRAIN], "-m variator_jax train --multiprocess"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_a_dry_run_prints_what_would_be_done_and_does_nothing(command, expected, stubs):
+DRY_RUNS = {
+    "local.sh 2 --no-check --dry-run --": "--process_count=2 --process_index=1",
+    f"{' '.join(POD)} --spot --dry-run --": "create my-pod --accelerator-type v4-32",
+    f"{' '.join(SLURM)} --dry-run": "-m variator_jax train --multiprocess",
+}
+
+
+@pytest.mark.parametrize("command", DRY_RUNS)
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(command, stubs):
     make, calls = stubs
-    result = launch(*command, **make(gcloud="exit 1", srun="exit 1"), PYTHON=sys.executable)
+    stand_ins = make(gcloud="exit 1", srun="exit 1")
+    result = launch(*command.split(), *TRAIN, **stand_ins, PYTHON=sys.executable)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Would " in result.stdout and expected in result.stdout
+    assert "Would " in result.stdout and DRY_RUNS[command] in result.stdout
     assert TRAIN[1] in result.stdout
     assert calls() == []
 
@@ -117,16 +114,11 @@ def test_a_command_that_variator_refuses_is_not_started(
         assert ("--engine=builtin" in check) == (script == "tpu_pod.sh")
 
 
-def test_a_command_for_t5x_is_checked_where_t5x_is_installed(stubs):
-    command = [*MISSPELT, "--engine=t5x"]
-    result, calls = checked("tpu_pod.sh", stubs, command=command)
-    assert result.returncode == 2 and "--engine=builtin" not in calls[-1]
-
-
-def test_the_workers_t5x_need_not_be_on_this_machine(stubs):
-    command = [*MISSPELT, "--engine=t5x"]
-    result, calls = checked("tpu_pod.sh", stubs, command=command, LACKS="t5x")
-    assert (result.returncode, len(calls)) == (0, 1) and "has no T5X" in result.stderr
+@pytest.mark.parametrize("lacks", ["", "t5x"])
+def test_a_command_for_t5x_is_checked_where_t5x_is_installed(lacks, stubs):
+    result, calls = checked("tpu_pod.sh", stubs, command=[*MISSPELT, "--engine=t5x"], LACKS=lacks)
+    assert result.returncode == (0 if lacks else 2) and "--engine=builtin" not in calls[-1]
+    assert ("has no T5X" in result.stderr) == (lacks == "t5x")
 
 
 def test_variator_itself_answers_the_check():

@@ -10,6 +10,7 @@ def stubs(tmp_path):
     """Makes stand-ins of programs; gives their PATH, and their calls as lists of arguments."""
     folder, record = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
+    record.touch()
 
     def make(**bodies):
         for name, body in bodies.items():
@@ -18,8 +19,4 @@ def stubs(tmp_path):
             (folder / name).chmod(0o755)
         return {"PATH": f"{folder}:{os.environ['PATH']}", "RETRY_SECONDS": "0", "HERE": str(folder)}
 
-    def calls():
-        lines = record.read_text().splitlines() if record.exists() else []
-        return [line for line in lines if line]
-
-    return make, calls
+    return make, lambda: [line for line in record.read_text().splitlines() if line]

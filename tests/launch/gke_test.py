@@ -1,13 +1,11 @@
 """launch/gke_jobset.yaml: its commands, and what its pods run."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import OUTLIVED, ROOT, SAVES, terminated
+from launching import OUTLIVED, ROOT, SAVES, run, terminated
 
 JOBSET = (ROOT / "launch" / "gke_jobset.yaml").read_text()
 
@@ -20,13 +18,7 @@ def test_the_jobsets_commands_stop_where_a_variable_is_missing(missing, stubs):
     lines = [line[1:].strip() for line in JOBSET.partition("# The line with")[0].splitlines()]
     exports, start = "\n".join(lines[2:]).split("\nV=")
     script = f"{exports}\nunset {missing}\nV={start}"
-    result = subprocess.run(
-        ["bash", "-c", script],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    result = run(["bash", "-c", script], environment, cwd=ROOT)
     applied = [call for call in calls() if call.startswith("kubectl apply")]
     assert bool(applied) == (not missing), result.stderr
     assert missing in result.stderr
@@ -83,12 +75,10 @@ def test_a_pod_passes_sigterm_on_and_keeps_the_exit_code(stubs, kind):
 def test_what_outlives_the_command_of_a_pod_can_write_its_last_lines(stubs, kind):
     # As in a container: with the end of the first process of a namespace, all others are killed.
     first = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
-    if subprocess.run([*first, "true"], capture_output=True).returncode:
+    if run([*first, "true"], {}).returncode:
         pytest.skip("this machine allows no namespaces")
     make, _ = stubs
     environment = make(python=OUTLIVED) | {"JOB_COMPLETION_INDEX": "3"}
     command = [*first, *pod(kind)["containers"][0]["command"]]
-    result = subprocess.run(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
+    result = run(command, environment)
     assert (result.returncode, result.stdout) == (75, "the last lines\n")

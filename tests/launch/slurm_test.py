@@ -31,10 +31,12 @@ def test_slurm_warns_of_folders_that_may_not_be_shared(argument, warning):
     assert result.stderr.startswith("warning: ") == bool(warning) and warning in result.stderr
 
 
-def test_slurm_refuses_an_interpreter_without_variator():
+def test_slurm_refuses_an_interpreter_without_variator_and_tasks_that_share_gpus():
     result = launch(*SLURM, "train", **(SRUN_JOB | {"PYTHON": "/nowhere/python"}))
     assert result.returncode == 2 and "/nowhere/python cannot import" in result.stderr
     assert "python3 -m venv .venv" in launch("slurm.sbatch", "--help").stdout
+    result = launch(*SLURM, "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8")
+    assert result.returncode == 2 and "as many tasks as GPUs, or 1" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,3 @@ def test_slurm_gives_each_task_its_cpus(stubs, own, expected):
     environment = make(srun='echo "cpus ${SRUN_CPUS_PER_TASK:-none}"')
     result = launch(*SLURM, *TRAIN, **environment, **SRUN_JOB, SLURM_CPUS_PER_TASK="6", **own)
     assert f"cpus {expected}" in result.stdout.splitlines()
-
-
-def test_slurm_refuses_processes_that_share_gpus():
-    result = launch(*SLURM, "--dry-run", "train", SLURM_NTASKS_PER_NODE="3", SLURM_GPUS_ON_NODE="8")
-    assert result.returncode == 2 and "as many tasks as GPUs, or 1" in result.stderr

@@ -18,6 +18,10 @@ from variator_jax.store import Backbone, arrays, t5x
 
 HERE = Path(__file__).parent
 
+SHAPE = dict(
+    vocab_size=384, embed_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=2,
+    num_decoder_layers=1,
+)  # fmt: skip
 GIN = """from __gin__ import dynamic_registration
 from variator_jax.backbones.t5 import config
 include 'plugins/variator.gin'
@@ -28,13 +32,7 @@ include 'engine.gin'
 BACKBONE = @config.get_config()
 config.get_config:
   name = 'nano'
-  vocab_size = 384
-  embed_dim = 32
-  num_heads = 4
-  head_dim = 8
-  mlp_dim = 64
-  num_encoder_layers = 2
-  num_decoder_layers = 1
+{shape}
   dtype = %DTYPE
   dropout_rate = %DROPOUT_RATE
 TASK_FILE = '{folder}/rows.tsv'
@@ -70,12 +68,17 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def t5x_engine():
+    """The engine's package, imported only where T5X is."""
+    from variator_jax import t5x_engine
+
+    return t5x_engine
+
+
+@pytest.fixture(scope="session")
 def shape():
     """The shape of the tiny backbone."""
-    return get_config(
-        "nano", vocab_size=384, embed_dim=32, num_heads=4, head_dim=8, mlp_dim=64,
-        num_encoder_layers=2, num_decoder_layers=1,
-    )  # fmt: skip
+    return get_config("nano", **SHAPE)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +95,8 @@ def backbone(shape):
 def work(tmp_path_factory, backbone):
     """A folder with tiny.gin, its rows, and the backbone as T5X writes it now and wrote it once."""
     folder = tmp_path_factory.mktemp("t5x_engine")
-    (folder / "tiny.gin").write_text(GIN.format(folder=folder))
+    lines = "\n".join(f"  {name} = {value}" for name, value in SHAPE.items())
+    (folder / "tiny.gin").write_text(GIN.format(folder=folder, shape=lines))
     (folder / "decoded.gin").write_text(DECODED)
     rng = np.random.default_rng(0)
     with open(folder / "rows.tsv", "w", newline="") as file:

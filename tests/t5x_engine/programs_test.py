@@ -1,7 +1,9 @@
-"""T5X's `infer` and `eval` of a spliced model say what the built-in engine says."""
+"""T5X's `infer`, `eval` and `export` of a spliced model give what the built-in engine gives."""
 
+import importlib.util
 import json
 
+import numpy as np
 import pytest
 import t5x_runs
 
@@ -9,41 +11,40 @@ from variator_jax import cli
 from variator_jax.data import metrics
 
 INFER = ("infer", "--gin_file=tiny.gin", "--gin_file=runs/infer.gin")
+serving = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_serving") is None,
+    reason="t5x.export needs the package tensorflow-serving-api",
+)
 
 
 @pytest.fixture(scope="module")
 def answered(work, trained, plugin, predicted):
     """A folder for each further run of infer, and one of eval, all in one process of T5X."""
     alone = f"--gin.CHECKPOINT_PATH={work / 'backbone' / 'checkpoint_1000'}"
-    beside = (alone, f"--gin.PLUGIN_PATH={plugin}")
     run = f"--gin.CHECKPOINT_PATH={trained / 'checkpoint_20'}"
+    folder, score = f"--gin.PLUGIN_PATH={plugin}", "--gin.INFER_MODE=score"
     wanted = {
-        "score_run": (run, "--gin.INFER_MODE=score"),
-        "score_folder": (*beside, "--gin.INFER_MODE=score"),
-        "predict_folder": (*beside, "--gin.INFER_MODE=predict"),
-        "score_alone": (alone, "--gin.INFER_MODE=score", "--gin.RATIO=1"),
+        "score_run": (run, score),
+        "score_folder": (alone, folder, score),
+        "predict_folder": (alone, folder, "--gin.INFER_MODE=predict"),
+        "score_alone": (alone, score, "--gin.RATIO=1"),
     }
     commands = [
         (*INFER, *options, f"--gin.INFER_OUTPUT_DIR={work / name}")
         for name, options in wanted.items()
     ]
-    # A generation task whose every second answer is what the model says.
-    rows = t5x_runs.results(predicted, "predict")
-    with open(work / "answers.jsonl", "w") as file:
-        for i, row in enumerate(rows):
-            text = row["inputs"]["inputs_pretokenized"].removeprefix("Text: ")
-            answer = row["prediction"] if i % 2 and row["prediction"].strip() else "another"
-            file.write(json.dumps({"text": text, "answer": answer}) + "\n")
+    # A generation task in which every second answer is the model's own.
+    rows = []
+    for i, row in enumerate(t5x_runs.results(predicted, "predict")):
+        text = row["inputs"]["inputs_pretokenized"].removeprefix("Text: ")
+        answer = row["prediction"] if i % 2 and row["prediction"].strip() else "another"
+        rows.append(json.dumps({"text": text, "answer": answer}))
+    (work / "answers.jsonl").write_text("\n".join(rows))
     task = {"TASK_FILE": "answers.jsonl", "TASK_VALIDATION_FILE": "answers.jsonl"}
     task |= {"TASK_TARGET": "answer", "TASK_LABELS": "None", "EVAL_OUTPUT_DIR": work / "eval"}
-    commands.append(
-        (
-            *("eval", "--gin_file=tiny.gin", f"--gin.CHECKPOINT_PATH={trained}"),
-            *("--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.MODEL_DIR=unused"),
-            *(f"--gin.{name}={value}" for name, value in task.items()),
-        )
-    )
-    t5x_runs.call_together(commands, work)
+    task |= {"CHECKPOINT_PATH": trained, "INITIAL_CHECKPOINT_PATH": None, "MODEL_DIR": "unused"}
+    options = [f"--gin.{name}={value}" for name, value in task.items()]
+    t5x_runs.call_together([*commands, ("eval", "--gin_file=tiny.gin", *options)], work)
     return work
 
 
@@ -53,20 +54,19 @@ def by_builtin(work, tmp_path, monkeypatch, capsys):
 
     def infer(mode, checkpoint, plugin=None):
         monkeypatch.chdir(work)
-        folder = tmp_path / mode
         options = [f"--gin.CHECKPOINT_PATH={checkpoint}", f"--gin.INFER_MODE={mode}"]
         options += [f"--gin.PLUGIN_PATH={plugin}"] if plugin else ["--gin.RATIO=1"]
-        arguments = [*INFER, "--engine=builtin", *options, f"--gin.INFER_OUTPUT_DIR={folder}"]
+        arguments = [*INFER, "--engine=builtin", *options, f"--gin.INFER_OUTPUT_DIR={tmp_path}"]
         assert cli.main(arguments) == 0, capsys.readouterr().err
-        return t5x_runs.results(folder, mode)
+        return t5x_runs.results(tmp_path, mode)
 
     return infer
 
 
-def same_scores(found, expected):
-    assert [row["inputs"] for row in found] == [row["inputs"] for row in expected]
-    wanted = [row["score"] for row in expected]
-    assert [row["score"] for row in found] == pytest.approx(wanted, rel=1e-4)
+def same_scores(rows, expected):
+    assert [row["inputs"] for row in rows] == [row["inputs"] for row in expected]
+    scores = [row["score"] for row in expected]
+    assert [row["score"] for row in rows] == pytest.approx(scores, rel=1e-4)
 
 
 def test_predictions_of_a_run_and_of_a_plugin_folder(work, plugin, predicted, answered, by_builtin):
@@ -95,14 +95,13 @@ def test_eval_writes_the_metrics_of_its_predictions(answered, predicted):
     [metric_file] = folder.glob("*-metrics.jsonl")
     [answer_file] = set(folder.glob("*.jsonl")) - {metric_file}
     rows = [json.loads(line) for line in answer_file.read_text().splitlines()]
-    found = json.loads(metric_file.read_text())
+    written = json.loads(metric_file.read_text())
     predictions = [row["prediction"] for row in rows]
     targets = [row["target"] for row in rows]
     assert predictions == [row["prediction"] for row in t5x_runs.results(predicted, "predict")]
-    assert found["step"] == 20
-    assert found["exact_match"] == pytest.approx(metrics.exact_match(predictions, targets))
-    assert found["token_f1"] == pytest.approx(metrics.token_f1(predictions, targets))
-    assert 0 < found["exact_match"] < 100
+    assert written["step"] == 20 and 0 < written["exact_match"] < 100
+    assert written["exact_match"] == pytest.approx(metrics.exact_match(predictions, targets))
+    assert written["token_f1"] == pytest.approx(metrics.token_f1(predictions, targets))
 
 
 def test_training_decodes_at_a_length_that_the_ratio_does_not_divide(trained, predicted):
@@ -110,3 +109,27 @@ def test_training_decodes_at_a_length_that_the_ratio_does_not_divide(trained, pr
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     expected = [row["prediction"] for row in t5x_runs.results(predicted, "predict")]
     assert [row["prediction"] for row in rows] == expected
+
+
+@serving
+def test_an_exported_model_gives_in_tensorflow_what_infer_gives(
+    work, trained, plugin, predicted, answered, tmp_path
+):
+    import tensorflow as tf
+
+    options = ("export", "--gin_file=tiny.gin", f"--gin.CHECKPOINT_PATH={trained}")
+    options += ("--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.MODEL_DIR=unused")
+    for mode in ("score", "predict"):
+        paths = (f"--gin.MODEL_OUTPUT_DIR={tmp_path / mode / '1'}", f"--gin.INFER_MODE={mode}")
+        t5x_runs.call(t5x_runs.command(*options, *paths), work)
+
+    def answers(mode, texts):
+        model = tf.saved_model.load(str(tmp_path / f"{mode}_cpu" / "1"))
+        return model.signatures["serving_default"](tf.constant(texts))["output_0"].numpy()
+
+    rows = t5x_runs.results(answered / "score_run", "score")
+    scores = answers("score", ["\t".join(row["inputs"].values()) for row in rows])
+    np.testing.assert_allclose(scores, [row["score"] for row in rows], rtol=1e-4)
+    rows = t5x_runs.results(predicted, "predict")
+    texts = answers("predict", [row["inputs"]["inputs_pretokenized"] for row in rows]).reshape(-1)
+    assert [text.decode() for text in texts.tolist()] == [row["prediction"] for row in rows]

@@ -25,16 +25,16 @@ HOW = "docs/t5x.md shows how to install T5X"
 # T5X's programs, by the modules whose functions gin configures.
 PROGRAMS = {name: f"t5x.{name}" for name in ("train", "eval", "infer", "export", "precompile")}
 
-# Macros of the other engine, and what to set instead.
-_MESH = "give MESH_SHAPE = (data, fsdp, model)"
-_FOREIGN = {
-    BUILTIN: {"NUM_PARTITIONS": _MESH, "MODEL_PARALLEL_SUBMESH": _MESH},
-    T5X: {
-        "REMAT": "give NUM_MICROBATCHES",
-        "DATA_SHARDS": "T5X cuts the data by the number of hosts",
-        "LATENCY_SHAPES": "use variator bench, or --engine=builtin",
-    },
+# Macros of one engine alone, and what to set on the other.
+_OF_T5X = dict.fromkeys(
+    ("NUM_PARTITIONS", "MODEL_PARALLEL_SUBMESH"), "give MESH_SHAPE = (data, fsdp, model)"
+)
+_OF_BUILTIN = {
+    "REMAT": "give NUM_MICROBATCHES",
+    "DATA_SHARDS": "T5X cuts the data by the number of hosts",
+    "LATENCY_SHAPES": "use variator bench, or --engine=builtin",
 }
+_PLUGIN_MACROS = {"train": "INITIAL_PLUGIN_PATH", "eval": "PLUGIN_PATHS, a tuple"}  # builtin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,9 @@ def choose(asked: str | None) -> Engine:
     if asked not in (None, BUILTIN, T5X):
         near = did_you_mean(asked, (BUILTIN, T5X))
         raise ConfigError(f"--engine={asked}: the engines are {BUILTIN} and {T5X}.{near}")
-    root = _t5x_root()
     if asked == BUILTIN:
         return Engine(BUILTIN, "asked for")
-    if root is not None:
+    if (root := _t5x_root()) is not None:
         return Engine(T5X, f"t5x is importable, from {root}")
     if asked == T5X:
         raise ConfigError(f"--engine=t5x, but t5x cannot be imported; {HOW}.")
@@ -104,9 +103,7 @@ def parse(
       VariatorError: for any other error that shows before T5X starts.
     """
     if not args.gin_file:
-        raise ConfigError(
-            "no gin file given: --gin_file=nano_docs.gin is the smallest packaged one."
-        )
+        raise ConfigError("no gin file given: --gin_file=nano_docs.gin is the smallest one.")
     _refuse_foreign(engine.name, command, args.bindings)
     paths = [*args.gin_search_paths, *engine.search_paths(command)]
     if engine.name == BUILTIN:
@@ -123,23 +120,22 @@ def _preflight(command: str) -> None:
     import jax
 
     from variator_jax import t5x_engine
-    from variator_jax.t5x_engine import preflight
 
     jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-    gin_utils.configured(preflight.preflight)()  # the last, for it writes beside results
+    gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
 
 
 def _refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:
     """Refuses overrides of macros that only the other engine, or another command, reads."""
+    other, foreign = (T5X, _OF_T5X) if engine == BUILTIN else (BUILTIN, _OF_BUILTIN)
     for name in (binding.partition("=")[0].strip() for binding in bindings):
-        if name in _FOREIGN[engine]:
-            other = T5X if engine == BUILTIN else BUILTIN
-            hint = _FOREIGN[engine][name]
-            raise ConfigError(f"--gin.{name} is for the engine {other}; on {engine}: {hint}.")
-        if name == "PLUGIN_PATH" and command in ("train", "eval") and engine == BUILTIN:
-            instead = "INITIAL_PLUGIN_PATH" if command == "train" else "PLUGIN_PATHS, a tuple"
+        if name in foreign:
+            hint = f"on {engine}: {foreign[name]}"
+            raise ConfigError(f"--gin.{name} is for the engine {other}; {hint}.")
+        if name == "PLUGIN_PATH" and command in _PLUGIN_MACROS and engine == BUILTIN:
+            instead = _PLUGIN_MACROS[command]
             raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {instead}.")
 
 
@@ -156,25 +152,23 @@ def command_line(
     gin_files: Sequence[str],
     overrides: Sequence[tuple[str, str]],
     search_paths: Sequence[str],
-    rest: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> list[str]:
-    """The call of T5X's own program for a command."""
+    """The call of T5X's own program for a command, with further flags of that program."""
     folders = [os.getcwd(), *search_paths, str(gin_utils.configs_dir())]
+    precompile = command == "precompile"  # It only runs through T5X's common entrance.
     return [
-        sys.executable,
-        "-m",
-        "t5x.main" if command == "precompile" else PROGRAMS[command],
+        *(sys.executable, "-m", "t5x.main" if precompile else PROGRAMS[command]),
         *(f"--gin_file={gin_utils.find_config(name, search_paths)}" for name in gin_files),
         f"--gin_search_paths={','.join(folders)}",
         *(f"--gin.{name}={value}" for name, value in overrides),
-        # Of T5X's programs this one only runs through T5X's common entrance.
-        *(["--run_mode=precompile"] if command == "precompile" else []),
-        *rest,
+        *(["--run_mode=precompile"] if precompile else []),
+        *flags,
     ]
 
 
 def run_program(arguments: Sequence[str]) -> NoReturn:
-    """Becomes T5X's program: its signals and its exit code are this process's own."""
+    """Replaces this process by T5X's program, so that signals and the exit code are its own."""
     sys.stdout.flush()
     sys.stderr.flush()
     # `python -m` puts the current folder first, where a console command has its own.
@@ -186,7 +180,7 @@ def run_program(arguments: Sequence[str]) -> NoReturn:
 @contextlib.contextmanager
 def as_main(module: str) -> Iterator[None]:
     """Lets `import __main__` in a gin file mean T5X's program, as it will when that runs."""
-    own = sys.modules["__main__"]
+    main = sys.modules["__main__"]
     try:
         sys.modules["__main__"] = importlib.import_module(module)
         yield
@@ -198,7 +192,7 @@ def as_main(module: str) -> Iterator[None]:
             f"--engine={BUILTIN} trains, evaluates and infers without T5X."
         ) from error
     finally:
-        sys.modules["__main__"] = own
+        sys.modules["__main__"] = main
 
 
 def _t5x_root() -> pathlib.Path | None:

@@ -21,11 +21,16 @@ from variator_jax.gin_utils import as_override
 
 RATIOS = (2, 4, 8)
 _NOTE = (
-    "Why a figure may be missed: a minute of plugin training and 2,000 validation examples a task "
-    "leave a difference of about half a point to chance, and other work on the machine distorts "
-    "the latencies. Longer adaptation (TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine "
-    "help."
+    "A figure may be missed by chance: a minute of training and 2,000 examples a task leave about "
+    "half a point, and other work on the machine distorts the latencies. Longer adaptation "
+    "(TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine help."
 )
+_NEXT = """\
+Table, figures and plot: {folder}/report.md, report.json, report.png
+Where to go next:
+  variator inspect {folder}/adapted_4          what a plugin is
+  README.md, 'Your own data'                 adapt a plugin to your task
+  variator train --gin_file=mini_docs.gin ... a larger backbone of the same family"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ def run(folder: pathlib.Path) -> int:
 
 
 def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> None:
-    """Puts the stages' seconds into the report, prints it, and where to go next."""
+    """Adds the stages' seconds to the report and prints it, and what to do next."""
     from variator_jax.evaluation.report import read_report, write_report
     from variator_jax.evaluation.targets import QUICKSTART, targets_missed
 
@@ -101,21 +106,14 @@ def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> None:
     notes = (_NOTE,) if targets_missed(report, QUICKSTART) else ()
     write_report(dataclasses.replace(report, notes=notes), folder, QUICKSTART)
     print((folder / "report.md").read_text(encoding="utf-8"))
-    print(
-        f"Table, figures and plot: {folder}/report.md, report.json, report.png\n"
-        "Where to go next:\n"
-        f"  variator inspect {folder}/adapted_4          what a plugin is\n"
-        "  README.md, 'Your own data'                 adapt a plugin to your task\n"
-        "  variator train --gin_file=mini_docs.gin ... a larger backbone of the same family"
-    )
+    print(_NEXT.format(folder=folder))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart."""
     parser = argparse.ArgumentParser(prog="quickstart", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model_dir", default="runs/quickstart", help="where everything goes (%(default)s)"
-    )
+    where = "the folder of all results (%(default)s)"
+    parser.add_argument("--model_dir", default="runs/quickstart", help=where)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     return run(pathlib.Path(parser.parse_args(argv).model_dir).expanduser())
 

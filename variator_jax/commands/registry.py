@@ -60,24 +60,24 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
 
     Args:
       arguments: the command's name and its arguments.
-      program: what the program is called in messages.
+      program: the program's name in messages.
 
     Returns:
       The exit code: 0, 2 after a VariatorError, 130 after an interrupt from the keyboard, or 141 if
       nobody reads what is printed.
     """
-    _quiet_logging()
+    # Level 3, for TensorFlow reports a missing GPU as an error; here it only reads data.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))
     if not arguments:
         _program_parser(program).print_help()
         return 2
     try:
         args = _parse(arguments, program)
         args.run(args)
-        return 0
     except SystemExit as done:
-        if done.code in (0, None):  # argparse exits after --help and --version.
-            return 0
-        raise
+        if done.code not in (0, None):  # argparse exits after --help and --version.
+            raise
     except VariatorError as error:
         if os.environ.get("VARIATOR_DEBUG") == "1":
             traceback.print_exc()
@@ -90,10 +90,11 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
         # The reader, such as `head`, has ended. Python would raise again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    return 0
 
 
 def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
-    """The arguments of a command, its function, gin overrides and T5X's flags among them."""
+    """The arguments of a command, with its function, gin overrides and T5X's flags."""
     name = arguments[0]
     if name.startswith("-") and name not in ("-h", "--help", "--version"):
         raise ConfigError(f"the command comes first: {program} {'|'.join(COMMANDS)} {name} ...")
@@ -102,15 +103,11 @@ def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     args, unknown = _program_parser(program).parse_known_args(plain)
     if unknown:
         _refuse(unknown, args.parser)
+    overrides = [a for a in arguments[:end] if a.startswith(_GIN_PREFIX)]
+    if overrides and "gin_file" not in args:
+        raise ConfigError(f"{name} takes no gin overrides, found {overrides[0]}.")
+    args.bindings = [override.removeprefix(_GIN_PREFIX) for override in overrides]
     args.t5x_flags = arguments[end + 1 :]
-    args.bindings = [
-        a.removeprefix(_GIN_PREFIX) for a in arguments[:end] if a.startswith(_GIN_PREFIX)
-    ]
-    for binding in args.bindings:
-        if "gin_file" not in args:
-            raise ConfigError(f"{name} takes no gin overrides, found --gin.{binding}.")
-        if "=" not in binding:
-            raise ConfigError(f"--gin.{binding} has no value: write --gin.{binding}=VALUE.")
     return args
 
 
@@ -132,7 +129,7 @@ def _program_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"variator {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
     for entry in COMMANDS.values():
-        own = commands.add_parser(
+        subparser = commands.add_parser(
             entry.name,
             help=entry.summary,
             description=entry.summary,
@@ -140,9 +137,9 @@ def _program_parser(program: str) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        own.set_defaults(run=entry.run, parser=own)
+        subparser.set_defaults(run=entry.run, parser=subparser)
         for add in entry.arguments:
-            add(own)
+            add(subparser)
     return parser
 
 
@@ -160,30 +157,21 @@ def _refuse(unknown: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn
     raise ConfigError(f"{parser.prog}: unrecognized arguments: {' '.join(unknown)}.{near}")
 
 
-def _quiet_logging() -> None:
-    """Leaves the console to our own lines; what a user has set already stays."""
-    # Level 3, for TensorFlow reports a missing GPU as an error; here it only reads data.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if logging.get_verbosity() > logging.WARNING:
-        logging.set_verbosity(logging.WARNING)
-
-
 def _one_line(message: str) -> str:
     """The message without gin's trace of calls, its lines joined."""
-    own = re.split(r"\n +In (?:call to configurable|file|bindings string) ", message, maxsplit=1)[0]
-    lines = [line.strip() for line in own.splitlines() if line.strip()]
-    return " ".join(lines) or "unknown error"
+    message = re.split(r"\n +In (?:call to configurable|file|bindings string) ", message)[0]
+    return " ".join(message.split()) or "unknown error"
 
 
 # Arguments that several commands take.
 
 
 def gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that is configured by gin."""
+    """The arguments of every command that is configured by gin."""
     add = parser.add_argument
     files = "a gin file, or the name of a packaged one; repeatable, later ones override"
     add("--gin_file", action="append", default=[], metavar="FILE", help=files)
-    # For the help alone: the name is the user's, so `run` takes overrides out before argparse.
+    # For the help alone: `_parse` removes overrides, whose names are the user's, before argparse.
     overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
     add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
@@ -196,14 +184,11 @@ def _split(folders: str) -> list[str]:
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that an engine runs."""
+    """The arguments of every command that an engine runs."""
     add = parser.add_argument
     plan = "print the configuration and what the run will need, and stop"
     add("--dry_run", action="store_true", help=plan)
-    check = (
-        "check the arguments and gin files, and stop; unlike --dry_run it needs all that is "
-        "required, and looks at no devices"
-    )
+    check = "check arguments and gin files without looking at devices; nothing may be left unset"
     add("--check", action="store_true", help=check)
     add("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
     parser.add_argument_group("-- FLAG ...", "further flags of T5X's own program")

@@ -1,4 +1,4 @@
-"""`train`, `eval`, `infer`, `export` and `precompile`: what an engine runs."""
+"""What an engine runs: `train`, `eval`, `infer`, `export`, `precompile`; and `experiment`."""
 
 from __future__ import annotations
 
@@ -122,13 +122,11 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
 
 def _t5x_flags(args: argparse.Namespace) -> list[str]:
     """T5X's flags for the data folder, and for joining several processes of its training."""
-    flags = [f"--tfds_data_dir={args.tfds_data_dir}"] if args.tfds_data_dir else []
-    names = ("coordinator_address", "process_count", "process_index")
+    names = ("tfds_data_dir", "coordinator_address", "process_count", "process_index")
     values = {name: getattr(args, name, None) for name in names}
-    place = [f"--{name}={value}" for name, value in values.items() if value is not None]
-    if place or getattr(args, "multiprocess", False):
-        flags += ["--multiprocess_gpu", *place]
-    return flags
+    flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    joined = any(values[name] is not None for name in names[1:])
+    return [*flags, *(["--multiprocess_gpu"] if joined or vars(args).get("multiprocess") else [])]
 
 
 def _print_plan(command_name: str, builtin: bool) -> None:
@@ -141,7 +139,40 @@ def _print_plan(command_name: str, builtin: bool) -> None:
         train_only = {} if command_name == "train" else {"optimizer": None}
         print(gin_utils.configured(plan.plan)(**train_only))
     else:
-        from variator_jax.t5x_engine import plan as t5x_plan
+        from variator_jax import t5x_engine
 
-        print(gin_utils.configured(t5x_plan.plan)())
+        print(gin_utils.configured(t5x_engine.plan)())
     print(f"still to be set: {', '.join(missing) or 'nothing'}")
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    progress = "print what is done and what is missing, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=progress)
+    parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
+
+
+@command("experiment", gin_arguments, _experiment_arguments)
+def _experiment(args: argparse.Namespace) -> None:
+    """Run a grid of backbones, tasks, ratios and seeds; the same command resumes it.
+
+    variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
+        --gin.GLUE_DIR=glue
+    variator experiment --gin_file=experiments/glue_small.gin --gin.TEXT_DIR=wiki \
+        --gin.GLUE_DIR=glue --gin.SEEDS="(0,)" --dry_run
+    """
+    from variator_jax.experiment import drive, grid
+
+    if args.engine not in (None, engines.BUILTIN):
+        raise ConfigError("experiment runs on the built-in engine; leave --engine out.")
+    engines.parse(args, engines.choose(engines.BUILTIN))
+    experiment = gin_utils.configured(grid.Experiment)(search_paths=args.gin_search_paths)
+    if args.dry_run:
+        drive.lock(experiment, drive.preflight(experiment))
+        print(drive.describe(experiment))
+        return
+    from variator_jax.experiment import report, score
+
+    engines.use_tfds_folder(args.tfds_data_dir)
+    configs = drive.preflight(experiment, data=True)
+    records = drive.drive(experiment, configs, grid.run_training, score.score_cell)
+    print(report.report(experiment, records))

@@ -21,15 +21,9 @@ from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
+from variator_jax.t5x_engine import plugin_branch
 from variator_jax.t5x_engine.network import SplicedTransformer, network_of, refuse_scanned
-from variator_jax.t5x_engine.plugin_branch import (
-    PLUGIN,
-    PluginOptimizer,
-    Start,
-    is_trained,
-    start_values,
-    to_tree,
-)
+from variator_jax.t5x_engine.plugin_branch import PLUGIN, PluginOptimizer, Start, start_values
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
 from variator_jax.train.settings import check_trainable
@@ -59,14 +53,8 @@ class DistillationModel(models.EncoderDecoderModel):
         last_norms: tuple[str, str] = LAST_NORMS,
         feature_converter_cls: Any = None,
     ) -> None:
-        super().__init__(
-            module,
-            vocabulary,
-            vocabulary,
-            optimizer,
-            decode_fn=decode_fn,
-            feature_converter_cls=feature_converter_cls,
-        )
+        host = {"decode_fn": decode_fn, "feature_converter_cls": feature_converter_cls}
+        super().__init__(module, vocabulary, vocabulary, optimizer, **host)
         self.start = start
         self._comparison = comparison
         self._last_norms = last_norms
@@ -83,8 +71,8 @@ class DistillationModel(models.EncoderDecoderModel):
         types = {name: jnp.int32 for name in input_shapes} | dict(input_types or {})
         variables = dict(super().get_initial_variables(rng, input_shapes, types))
         if PLUGIN in variables["params"]:
-            tree = to_tree(start_values(self.start))
-            variables["params"] = {**variables["params"], PLUGIN: tree}
+            branch = plugin_branch.to_tree(start_values(self.start))
+            variables["params"] = {**variables["params"], PLUGIN: branch}
         return flax.core.freeze(variables)
 
     def for_batch(self, batch: Batch) -> DistillationModel:
@@ -102,7 +90,8 @@ class DistillationModel(models.EncoderDecoderModel):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The distillation loss of a batch, or a microbatch's share of it. Runs without dropout."""
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: x if is_trained(path) else jax.lax.stop_gradient(x), params
+            lambda path, x: x if plugin_branch.is_trained(path) else jax.lax.stop_gradient(x),
+            params,
         )
         teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
         student = self.outputs(params, batch, compressed=True)
@@ -116,26 +105,25 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         """The loss, and T5X's own figures of the student's logits."""
-        loss, found = self.loss_fn(params, batch, None)
+        loss, ours = self.loss_fn(params, batch, None)
         logits = self._compute_logits(params, batch)
         _, weights = losses.get_loss_normalizing_factor_and_weights(None, batch)
         targets = batch["decoder_target_tokens"]
         usual = self._compute_metrics(
             logits=logits, targets=targets, mask=weights, loss=loss, z_loss=jnp.zeros(())
         )
-        return loss, {**usual, **found}
+        return loss, {**usual, **ours}
 
     def outputs(self, params: Any, batch: Batch, compressed: bool) -> Outputs:
         """Last hidden states and logits of one pass, with the plugin in place or without it."""
+        stacks = ("encoder", "decoder")
+        packing = {f"{stack}_{name}" for stack in stacks for name in ("segment_ids", "positions")}
         logits, captured = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
-            encoder_segment_ids=batch.get("encoder_segment_ids"),
-            decoder_segment_ids=batch.get("decoder_segment_ids"),
-            encoder_positions=batch.get("encoder_positions"),
-            decoder_positions=batch.get("decoder_positions"),
+            **{name: batch[name] for name in packing & batch.keys()},
             enable_dropout=False,
             compressed=compressed,
             capture_intermediates=self._is_last_norm,
@@ -152,15 +140,13 @@ class DistillationModel(models.EncoderDecoderModel):
         return method == "__call__" and "/".join(module.path) in self._last_norms
 
     def _captured(self, captured: Mapping[str, Any], path: str) -> jax.Array:
-        found: Any = captured["intermediates"]
-        for name in (*path.split("/"), "__call__"):
-            if name not in found:
-                raise ConfigError(
-                    f"The network ran no module {path!r}, whose output would be its last hidden "
-                    "states; give the model's last_norms."
-                )
-            found = found[name]
-        return found[-1]
+        outputs = flax.traverse_util.flatten_dict(captured["intermediates"], sep="/")
+        if f"{path}/__call__" not in outputs:
+            raise ConfigError(
+                f"The network ran no module {path!r}, whose output would be its last hidden "
+                "states; give the model's last_norms."
+            )
+        return outputs[f"{path}/__call__"][-1]
 
 
 def model(
@@ -179,7 +165,7 @@ def model(
     pack_multiple: int = 1,
     decode_fn: Any = decoding.temperature_sample,
 ) -> DistillationModel:
-    """T5X's MODEL, from the settings that the built-in engine takes, too.
+    """T5X's MODEL, from the settings of the built-in engine.
 
     Args:
       backbone: shape of the backbone.
@@ -191,8 +177,7 @@ def model(
       seed: of a fresh plugin.
       trained: must be 'plugin'.
       initial_lora_path: must be None.
-      network: another Linen network with T5X's interface, in place of `t5x.examples.t5`'s; its
-        feed-forward layers are those that `plugin.sites` names.
+      network: a Linen network with T5X's interface, in place of `t5x.examples.t5`'s.
       last_norms: paths of the modules that put out its last hidden states.
       pack_multiple: packed examples start on multiples of it.
       decode_fn: T5X's decoding function; by default greedy, as T5X's temperature 0.
@@ -201,17 +186,7 @@ def model(
       ConfigError: for settings that T5X cannot serve, with what can.
       CheckpointError: for a plugin folder that is damaged or has another plugin.
     """
-    if trained != "plugin":
-        raise ConfigError(
-            f"TRAINED is {trained!r}: under T5X this library trains plugins. Train a backbone with "
-            "T5X's own t5x/configs/runs/finetune.gin, or with --engine=builtin."
-        )
-    if initial_lora_path is not None:
-        raise ConfigError(
-            f"INITIAL_LORA_PATH is {initial_lora_path!r}: T5X merges no LoRA. Write the merged "
-            "backbone with save_backbone, give that to variator convert --from variator --to t5x, "
-            "and its result as the checkpoint; or use --engine=builtin."
-        )
+    _refuse_unserved(trained, initial_lora_path)
     if network is not None:
         refuse_scanned(network)
     if optimizer is not None:
@@ -233,11 +208,24 @@ def model(
     )
 
 
+def _refuse_unserved(trained: str, lora: str | None) -> None:
+    if trained != "plugin":
+        raise ConfigError(
+            f"TRAINED is {trained!r}: under T5X this library trains plugins. A backbone is trained "
+            "by t5x/configs/runs/finetune.gin of T5X, or with --engine=builtin."
+        )
+    if lora is not None:
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is {lora!r}: T5X merges no LoRA. Merge it by save_backbone and "
+            "variator convert --to t5x, or use --engine=builtin."
+        )
+
+
 def _metrics(figures: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
     """The loss's terms, per step whatever the microbatches, and T5X's clocks."""
-    found = {name: metrics.AveragePerStep.from_model_output(x) for name, x in figures.items()}
+    averages = {name: metrics.AveragePerStep.from_model_output(x) for name, x in figures.items()}
     rows, length = batch["encoder_input_tokens"].shape
-    return found | {
+    return averages | {
         "timing/seqs_per_second": metrics.TimeRate.from_model_output(numerator=rows),
         "timing/steps_per_second": metrics.StepsPerTime.from_model_output(),
         "timing/input_tokens_per_second": metrics.TimeRate.from_model_output(

@@ -1,7 +1,7 @@
-"""T5X's own network under our splice: the plugin's parameters lie beside its own, in one tree.
+"""T5X's own network under our splice, with the plugin's parameters in the same tree.
 
-The network is held unmodified, and its parameter paths stay what they are (`encoder/layers_0/...`),
-so that any checkpoint of it restores. What is added lies under `plugin/`.
+The network is unmodified, and its parameter paths stay what they are (`encoder/layers_0/...`), so
+that any checkpoint of it restores. The plugin's parameters are added under `plugin/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from variator_jax.backbones.base import Mask, Stack
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, splice
-from variator_jax.t5x_engine.plugin_branch import PLUGIN, PluginParameters
+from variator_jax.t5x_engine.plugin_branch import PLUGIN, Parameters, from_tree, parameter_tree
 
 _SAME_NAMES = (
     "vocab_size", "num_heads", "num_encoder_layers", "num_decoder_layers", "head_dim", "mlp_dim",
@@ -34,23 +34,20 @@ def network_of(config: T5Config) -> nn.Module:
       ConfigError: for what T5X's network cannot be: an encoder alone, one with feed-forward layers
         of its own width, or another norm's epsilon.
     """
-    refused = {
-        "no decoder": not config.has_decoder,
-        "an encoder_mlp_dim of its own": config.encoder_mlp != config.mlp_dim,
-        f"layer_norm_epsilon {config.layer_norm_epsilon}": config.layer_norm_epsilon != 1e-6,
-    }
-    for reason, applies in refused.items():
-        if applies:
-            raise ConfigError(
-                f"Backbone {config.name!r} has {reason}; T5X's network always has a decoder, one "
-                "mlp_dim and layer_norm_epsilon 1e-6. Use --engine=builtin."
-            )
+    if (
+        not config.has_decoder
+        or config.encoder_mlp != config.mlp_dim
+        or config.layer_norm_epsilon != 1e-6
+    ):
+        raise ConfigError(
+            f"T5X's network has a decoder, one mlp_dim and layer_norm_epsilon 1e-6; found {config}."
+            " Use --engine=builtin."
+        )
     fields = {name: getattr(config, name) for name in _SAME_NAMES}
     # As in our own network, the softmax runs in float32 whatever the dtype.
     fields |= {"emb_dim": config.embed_dim, "float32_attention_logits": True}
-    return t5x_network.Transformer(
-        t5x_network.T5Config(**fields, dtype=jnp.dtype(config.dtype))
-    )
+    fields["dtype"] = jnp.dtype(config.dtype)
+    return t5x_network.Transformer(t5x_network.T5Config(**fields))
 
 
 def refuse_scanned(network: nn.Module) -> None:
@@ -62,9 +59,8 @@ def refuse_scanned(network: nn.Module) -> None:
     config = getattr(network, "config", None)
     if getattr(network, "scan_layers", False) or getattr(config, "scan_layers", False):
         raise ConfigError(
-            "The network scans its layers, so all of them are one module, and a plugin cannot be "
-            "spliced into each. Convert the checkpoint (variator convert --from t5x --to t5x "
-            "SRC DST writes the plain form) and use t5x.examples.t5's network."
+            "The network scans its layers, and a plugin needs one module for each. Convert the "
+            "checkpoint (variator convert --from t5x --to t5x SRC DST), and use t5x.examples.t5's."
         )
 
 
@@ -82,10 +78,11 @@ class SplicedTransformer(nn.Module):
     stack: Stack
 
     def setup(self) -> None:
-        """Puts the network's parameters at the top of the tree and the plugin's beside them."""
+        """Puts the network's parameters at the top of the tree and the plugin's in a branch."""
         nn.share_scope(self, self.network)
         if self.plugin_config.ratio > 1:
-            self.plugin = PluginParameters(self.plugin_config, self.stack, name=PLUGIN)
+            specs = parameter_tree(self.plugin_config, self.stack)
+            self.plugin = Parameters(specs, name=PLUGIN)
 
     def __call__(
         self,
@@ -123,7 +120,7 @@ class SplicedTransformer(nn.Module):
         self, tokens: jax.Array, segment_ids: jax.Array | None, compressed: bool
     ) -> Iterator[None]:
         # Always made, so that the tree is the same for both.
-        plugin = self.plugin() if self.plugin_config.ratio > 1 else None
+        plugin = from_tree(self.plugin()) if self.plugin_config.ratio > 1 else None
         config = self.plugin_config if compressed else PluginConfig(1)
         with splice(config, plugin, Mask(tokens > 0, segment_ids), stack=self.stack):
             yield

@@ -31,12 +31,12 @@ from variator_jax.store import load_plugin
 from variator_jax.train.jobs import initial_plugin, run_part
 
 PLUGIN = "plugin"  # the plugin's branch of the tree
-OUTPUT_SCALE = "output_scale"  # beside each key's trained parameters
+OUTPUT_SCALE = "output_scale"  # one leaf of each key's branch
 TRAINED, FROZEN = "plugin", "frozen"  # the labels of leaves
 
 
 def to_tree(plugin: PluginVariables) -> dict[str, Any]:
-    """A plugin's arrays as T5X's tree has them: by module path, output scales beside them."""
+    """A plugin's arrays as T5X's tree has them: by module path, with the output scales."""
     flat = {
         (*key.split("/"), *path): array
         for key, params in plugin.params.items()
@@ -48,62 +48,47 @@ def to_tree(plugin: PluginVariables) -> dict[str, Any]:
 
 def from_tree(tree: Mapping[str, Any]) -> PluginVariables:
     """The inverse of `to_tree`."""
-    flat = traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)), sep="/")
-    scales = {
-        path.removesuffix(f"/{OUTPUT_SCALE}"): array
-        for path, array in flat.items()
-        if path.endswith(f"/{OUTPUT_SCALE}")
-    }
-    params = {
-        key: traverse_util.unflatten_dict(
-            {
-                path.removeprefix(f"{key}/"): array
-                for path, array in flat.items()
-                if path.startswith(f"{key}/") and not path.endswith(OUTPUT_SCALE)
-            },
-            sep="/",
-        )
-        for key in scales
-    }
+    flat = traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)))
+    keys = ["/".join(path[:-1]) for path in flat if path[-1] == OUTPUT_SCALE]
+    params: dict[str, Any] = {}
+    scales = {}
+    for key in keys:
+        depth = key.count("/") + 1
+        leaves = {p[depth:]: x for p, x in flat.items() if "/".join(p[:depth]) == key}
+        scales[key] = leaves.pop((OUTPUT_SCALE,))
+        params[key] = traverse_util.unflatten_dict(leaves)
     return PluginVariables(params, scales)
 
 
-class PluginParameters(nn.Module):
-    """A plugin's parameters in a T5X tree, each with axes; what they start as is `model.py`'s."""
-
-    config: PluginConfig
-    stack: Stack
-
-    @nn.compact
-    def __call__(self) -> PluginVariables:
-        """The plugin's arrays, in the two trees that `splice` takes."""
-        branches: dict[str, dict[str, ArraySpec]] = {}
-        scale = ArraySpec((), (), nn.initializers.ones)
-        for key, specs in plugin_specs(self.config, self.stack).items():
-            branch, _, rest = key.partition("/")
-            named = {f"{rest}/{name}": spec for name, spec in specs.items()}
-            branches.setdefault(branch, {}).update({f"{rest}/{OUTPUT_SCALE}": scale, **named})
-        return from_tree({name: _Branch(specs, name=name)() for name, specs in branches.items()})
+def parameter_tree(config: PluginConfig, stack: Stack) -> dict[str, Any]:
+    """The specs of a plugin's arrays, as `to_tree` arranges the arrays."""
+    scale = ArraySpec((), (), nn.initializers.ones)
+    flat = {
+        f"{key}/{name}": spec
+        for key, specs in plugin_specs(config, stack).items()
+        for name, spec in {OUTPUT_SCALE: scale, **specs}.items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
-class _Branch(nn.Module):
-    """A subtree of parameters, by paths relative to it."""
+class Parameters(nn.Module):
+    """A tree of float32 parameters with logical axes.
 
-    specs: Mapping[str, ArraySpec]
+    Attributes:
+      specs: their `ArraySpec`s, in nested dicts.
+    """
+
+    specs: Mapping[str, Any]
 
     @nn.compact
     def __call__(self) -> dict[str, Any]:
-        children: dict[str, dict[str, ArraySpec]] = {}
-        tree = {}
-        for path, spec in self.specs.items():
-            name, _, rest = path.partition("/")
-            if rest:
-                children.setdefault(name, {})[rest] = spec
-            else:
-                tree[name] = param_with_axes(
-                    name, spec.init, spec.shape, jnp.float32, axes=spec.axes
-                )
-        return tree | {name: _Branch(specs, name=name)() for name, specs in children.items()}
+        """The arrays, in dicts as `specs`."""
+        return {
+            name: param_with_axes(name, spec.init, spec.shape, jnp.float32, axes=spec.axes)
+            if isinstance(spec, ArraySpec)
+            else Parameters(spec, name=name)()
+            for name, spec in self.specs.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +97,7 @@ class Start:
 
     Attributes:
       plugin: its settings.
-      backbone: shape of the backbone beside it.
+      backbone: shape of its backbone.
       path: a plugin folder, or one for each of several ratios; None or () for a fresh plugin.
       seed: of a fresh one.
     """
@@ -157,13 +142,10 @@ def chosen_path(path: str | Sequence[str], plugin: PluginConfig) -> pathlib.Path
     """
     if isinstance(path, str):
         return run_part(path, "plugin")
-    folders = [run_part(one, "plugin") for one in path]
-    ratios = [load_plugin(folder).config.ratio for folder in folders]
-    if plugin.ratio not in ratios:
-        raise ConfigError(
-            f"RATIO is {plugin.ratio}, but the plugins in {list(path)} have the ratios {ratios}."
-        )
-    return folders[ratios.index(plugin.ratio)]
+    folders = {load_plugin(f).config.ratio: f for f in (run_part(p, "plugin") for p in path)}
+    if plugin.ratio not in folders:
+        raise ConfigError(f"RATIO is {plugin.ratio}; the plugins in {path} have {list(folders)}.")
+    return folders[plugin.ratio]
 
 
 def is_trained(path: tuple[Any, ...]) -> bool:

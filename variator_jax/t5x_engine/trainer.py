@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from t5x import trainer as t5x_trainer
 from t5x import utils
 
 from variator_jax.backbones.base import Mask
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import calibrate, site_output_rms
+from variator_jax.t5x_engine.checks import check_same_run, write_record
 from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.partitioning import axes_leaves
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, from_tree, to_tree
-from variator_jax.t5x_engine.preflight import check_same_run, write_record
 
 
 class PluginInitializer(utils.TrainStateInitializer):
     """Makes what a checkpoint of a backbone lacks: the plugin and the optimizer's state.
 
     Modifications to the host: the backbone's leaves are not initialised but left as NaN that takes
-    no memory. T5X falls back on them for every leaf that it does not find, and random weights in
-    place of a missing leaf would go unnoticed, but for a warning; besides, they would double the
-    memory at the start.
+    no memory. T5X falls back on them for every leaf that it does not find; random weights would
+    hide a missing leaf, and double the memory at the start.
     """
 
     def from_scratch(self, init_rng: jax.Array) -> Any:
@@ -40,13 +41,12 @@ class PluginInitializer(utils.TrainStateInitializer):
             state = self._initialize_train_state(rng)
             return list(itertools.compress(jax.tree.leaves(state), jax.tree.leaves(real)))
 
-        kept = list(itertools.compress(_leaves(axes), jax.tree.leaves(real)))
+        kept = list(itertools.compress(axes_leaves(axes), jax.tree.leaves(real)))
+        partition = self._partitioner.partition
         made = iter(
-            self._partitioner.partition(
-                initialize, in_axis_resources=None, out_axis_resources=kept
-            )(init_rng)
+            partition(initialize, in_axis_resources=None, out_axis_resources=kept)(init_rng)
         )
-        return jax.tree.map(lambda x, keep: next(made) if keep else _nothing(x), shapes, real)
+        return jax.tree.map(lambda x, keep: next(made) if keep else _nan(x), shapes, real)
 
 
 class PluginTrainer(t5x_trainer.Trainer):
@@ -63,13 +63,11 @@ class PluginTrainer(t5x_trainer.Trainer):
         model: DistillationModel,
         train_state: Any,
         *,
-        task: str | None = None,
-        batch_size: int | None = None,
-        seed: int = 0,
+        training: Mapping[str, Any] | None = None,
         initial_checkpoint_path: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """As T5X's; `task` to `initial_checkpoint_path` are told for the record."""
+        """As T5X's; `training` and `initial_checkpoint_path` are for the record of the run."""
         super().__init__(model=model, train_state=train_state, **kwargs)
         self._calibrated = True
         if train_state is None:  # T5X's evaluation sets it later.
@@ -78,9 +76,8 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
-            training = {"task": task, "batch_size": batch_size, "seed": seed}
-            check_same_run(folder, model, training)
-            write_record(folder, model, training, initial_checkpoint_path)
+            check_same_run(folder, model, training or {})
+            write_record(folder, model, training or {}, initial_checkpoint_path)
 
     def train(
         self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
@@ -97,12 +94,8 @@ class PluginTrainer(t5x_trainer.Trainer):
 
         def measure(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             mask = Mask(batch["encoder_input_tokens"] > 0)
-            return site_output_rms(
-                lambda: model.outputs(params, batch, compressed=False),
-                config,
-                model.module.stack,
-                mask,
-            )
+            forward = functools.partial(model.outputs, params, batch, compressed=False)
+            return site_output_rms(forward, config, model.module.stack, mask)
 
         axes = (self._train_state_axes.params, self._partitioner.data_partition_spec)
         rms = self._partitioner.partition(measure, in_axis_resources=axes, out_axis_resources=None)(
@@ -111,7 +104,7 @@ class PluginTrainer(t5x_trainer.Trainer):
         plugin = calibrate(from_tree(state.params[PLUGIN]), rms)
         self.train_state = state.replace_params(state.params.copy({PLUGIN: to_tree(plugin)}))
 
-    @cached_property
+    @functools.cached_property
     def _partitioned_train_step(self) -> Any:
         def train_step(train_state: Any, batch: Any) -> Any:
             return t5x_trainer.train_with_lr(
@@ -141,20 +134,15 @@ def verify(params: Any) -> None:
         infinity; or a plugin that is not float32.
     """
     finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
-    bad = [
-        "/".join(key.key for key in path)
-        for path, good in jax.tree_util.tree_leaves_with_path(finite)
-        if not bool(utils.get_local_data(good))
-    ]
+    leaves = traverse_util.flatten_dict(finite, sep="/")
+    bad = [name for name, good in leaves.items() if not bool(utils.get_local_data(good))]
     if bad:
-        shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise CheckpointError(
-            f"INITIAL_CHECKPOINT_PATH left {len(bad)} of {len(jax.tree.leaves(finite))} leaves "
-            f"without finite values: {shown}. It is a checkpoint of another network, or damaged."
+            f"INITIAL_CHECKPOINT_PATH left {len(bad)} of {len(leaves)} leaves without finite "
+            f"values, such as {bad[0]}. It is a checkpoint of another network, or damaged."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params.get(PLUGIN, {})):
+    for name, leaf in traverse_util.flatten_dict(params.get(PLUGIN, {}), sep="/").items():
         if leaf.dtype != jnp.float32:
-            name = "/".join(key.key for key in path)
             raise CheckpointError(f"The plugin's {name} is {leaf.dtype}; plugins are float32.")
 
 
@@ -165,9 +153,5 @@ def _is_backbone(path: tuple[Any, ...]) -> bool:
     return (names[0] == "params" or "target" in names[:2]) and PLUGIN not in names
 
 
-def _leaves(axes: Any) -> list[Any]:
-    return jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, jax.P))
-
-
-def _nothing(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+def _nan(shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.broadcast_to(np.asarray(np.nan, shape.dtype), shape.shape)

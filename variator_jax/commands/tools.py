@@ -1,4 +1,4 @@
-"""`budget`, `inspect`, `report` and `bench`: the commands that do not train."""
+"""The commands that do not train: `budget`, `inspect`, `report`, `bench` and `convert`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="the folder with report.md or results.md")
+    parser.add_argument("path", help=f"the folder with {' or '.join(_REPORTS)}")
 
 
 @command("report", _report_arguments)
@@ -92,10 +92,8 @@ def _report(args: argparse.Namespace) -> None:
     folder = Path(args.path)
     table = next((folder / n for n in _REPORTS if (folder / n).is_file()), None)
     if table is None:
-        raise ConfigError(
-            f"{folder} holds neither {' nor '.join(_REPORTS)}: the evaluation or experiment has "
-            "not ended, or it was written elsewhere."
-        )
+        names = " nor ".join(_REPORTS)
+        raise ConfigError(f"{folder} holds neither {names}: not a finished evaluation's folder.")
     print(table.read_text(encoding="utf-8").rstrip())
     for plot in sorted(folder.glob("*.png")):
         print(f"\nPlot: {plot}")
@@ -116,3 +114,48 @@ def _bench(args: argparse.Namespace) -> None:
     from variator_jax.bench import run
 
     run.run(settings, args.output)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SRC", help="a folder, a file, or a URL such as gs://...")
+    add("target", metavar="DST", help="a folder that does not exist yet")
+    source = "what SRC is: hf, t5x or variator (backbones), official or t5x-run (plugins)"
+    add("--from", dest="source_format", metavar="FORMAT", required=True, help=source)
+    target = "what DST becomes: hf, t5x or variator; a plugin from t5x-run always becomes variator"
+    add("--to", dest="target_format", metavar="FORMAT", help=target)
+    add("--dtype", help="cast the weights to f32, bf16 or f16")
+    backbone = "the plugin's backbone: needed from official; from t5x-run, it must be the run's own"
+    add("--backbone", metavar="PATH", help=backbone)
+    scale = "from official: 100 for the released plugins, 1 for one trained on an unscaled T5"
+    add("--residual_scale", type=float, default=100.0, help=scale)
+
+
+@command("convert", _convert_arguments)
+def _convert(args: argparse.Namespace) -> None:
+    """Convert backbones between Hugging Face, T5X and variator, and others' plugins to variator.
+
+    variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16
+    variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base
+    variator convert --from variator --to t5x runs/nano/backbone nano_t5x
+    variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin \
+        --backbone t5_base
+    variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl
+    """
+    from variator_jax.store.convert import FORMATS, PLUGINS, check_format, convert, convert_plugin
+
+    source, target = args.source_format, args.target_format
+    check_format("--from", source, (*FORMATS, *PLUGINS))
+    if target is None and source != "t5x-run":
+        raise ConfigError(f"--to is missing: what DST becomes, one of {', '.join(FORMATS)}.")
+    if source not in PLUGINS:
+        if args.backbone is not None:
+            raise ConfigError(f"--backbone goes with --from {' or '.join(PLUGINS)} only.")
+        print(convert(source, target, args.source, args.target, args.dtype))
+        return
+    if target not in ("variator", None) or args.dtype is not None:
+        raise ConfigError(f"--from {source} goes with --to variator, and without --dtype.")
+    from variator_jax.commands.describe import describe
+
+    folder = convert_plugin(source, args.source, args.target, args.backbone, args.residual_scale)
+    print(describe(folder))

@@ -23,7 +23,7 @@ from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import VariatorError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import load_backbone, save_backbone
+from variator_jax.store import formats, load_backbone, save_backbone
 from variator_jax.train import jobs, optimizers, train
 from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
@@ -142,7 +142,7 @@ def _moments(backbone, mesh_shape):
 
 
 def _host(backbone):
-    return load_backbone(jobs.backbone_folder(str(backbone))).params
+    return load_backbone(formats.backbone_folder(str(backbone))).params
 
 
 def _flat(tree):

@@ -6,6 +6,8 @@ import shutil
 import jax
 import pytest
 from golden_vectors import config
+from hf_files import save_hf
+from t5x_files import save_t5x
 from tiny import random_params, random_plugin
 
 from variator_jax import (
@@ -25,8 +27,6 @@ from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import RatioEntry, Report
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Plugin
-from variator_jax.store.hugging_face import save_hf
-from variator_jax.store.t5x import save_t5x
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=1)
 PARAMS = random_params(SHAPE)

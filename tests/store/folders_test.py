@@ -22,11 +22,13 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import (
     arrays,
-    backbone_folder,
     load_backbone,
     load_plugin,
     save_backbone,
     save_plugin,
+)
+from variator_jax.store import (
+    backbone as backbones,
 )
 
 SHAPE = config("1_1", num_encoder_layers=3, num_decoder_layers=1)
@@ -189,7 +191,7 @@ def test_the_weights_of_a_backbone_are_hashed_once_or_not_at_all(whole, monkeypa
     load_backbone(whole / "backbone")
     assert hashed.count("backbone.safetensors") == 1
     hashed.clear()
-    backbone_folder.open_folder(whole / "backbone", verify=False)
+    backbones.open_folder(whole / "backbone", verify=False)
     assert "backbone.safetensors" not in hashed
 
 

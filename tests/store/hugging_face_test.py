@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import small_t5
 import torch_files
-from hf_files import VOCABULARY, state_dict, write
+from hf_files import VOCABULARY, save_hf, state_dict, write
 
 from variator_jax.backbones.t5 import CONFIGS
 from variator_jax.errors import CheckpointError
-from variator_jax.store import hugging_face, hugging_face_names, load_backbone
-from variator_jax.store.hugging_face import save_hf
+from variator_jax.store import hugging_face, load_backbone
 
 STATE = state_dict(small_t5.backbone(small_t5.GATED))
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
@@ -52,8 +51,8 @@ class TestLoad:
         expected = load_backbone(folder)
         (folder / "model.safetensors").unlink()
         # The table under three names, and a bias that the released files hold and nobody uses.
-        state = STATE | {name: STATE["shared.weight"] for name in hugging_face_names.ALIASES}
-        state[hugging_face_names.UNUSED] = np.zeros((32, 3), np.float32)
+        state = STATE | {name: STATE["shared.weight"] for name in hugging_face.ALIASES}
+        state[hugging_face.UNUSED] = np.zeros((32, 3), np.float32)
         torch_files.save_zip(folder / "pytorch_model.bin", state)
         small_t5.assert_same(load_backbone(folder).params, expected.params)
         (folder / "pytorch_model.bin").unlink()
@@ -69,7 +68,7 @@ class TestLoad:
         save_hf(tmp_path / "hf", plain, shard_size=8000)
         file = tmp_path / "hf" / "model.safetensors.index.json"
         index = json.loads(file.read_text())
-        for name in (*hugging_face_names.ALIASES, "lm_head.weight"):
+        for name in (*hugging_face.ALIASES, "lm_head.weight"):
             index["weight_map"][name] = index["weight_map"]["shared.weight"]
         file.write_text(json.dumps(index))
         small_t5.assert_same(load_backbone(tmp_path / "hf").params, plain.params)
@@ -175,7 +174,7 @@ class TestWrite:
 def test_names_and_configs_go_both_ways():
     for config in small_t5.CONFIGS.values():
         for path in small_t5.flat(small_t5.backbone(config).params):
-            assert hugging_face_names.path_of(hugging_face_names.name_of(path)) == path
+            assert hugging_face.path_of(hugging_face.name_of(path)) == path
     for name, config in CONFIGS.items():
         content = json.loads(json.dumps(hugging_face.render_config(config)))
         parsed = hugging_face.parse_config("config.json", content, config.vocab_size).config

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hf_files import save_hf
 from small_t5 import ENCODER, GATED, PLAIN, assert_same, backbone, flat
+from t5x_files import save_t5x
 from tiny import random_plugin
 
 from variator_jax import (
@@ -25,11 +27,9 @@ from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store.arrays import fingerprint
+from variator_jax.store.backbone import memory_source
 from variator_jax.store.formats import open_backbone
-from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.lora import collect_with_lora
-from variator_jax.store.source import memory_source
-from variator_jax.store.t5x import save_t5x
 
 CONFIG = LoraConfig(rank=3, alpha=4.5)
 TRAINING = {"task": "a_task", "steps": 30}

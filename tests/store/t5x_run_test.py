@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_t5
 import t5x_files
+from hf_files import save_hf
 from tiny import random_plugin
 
 from variator_jax import cli
@@ -16,7 +17,6 @@ from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, load_plugin, load_plugins, save_backbone
-from variator_jax.store.hugging_face import save_hf
 from variator_jax.store.t5x_run import load_t5x_plugin
 
 WRITERS = {

@@ -11,12 +11,13 @@ import orbax.checkpoint as ocp
 import pytest
 import small_t5
 import t5x_files
+from t5x_files import save_t5x
 
 from variator_jax.errors import CheckpointError
 from variator_jax.store import load_backbone
 from variator_jax.store.arrays import unflatten
-from variator_jax.store.source import collect
-from variator_jax.store.t5x import open_t5x, save_t5x
+from variator_jax.store.backbone import collect
+from variator_jax.store.t5x import open_t5x
 
 WRITERS = {"legacy": t5x_files.write_legacy, "orbax": t5x_files.write_orbax}
 SAMPLES = Path(__file__).parents[3] / "shared" / "t5x_checkpoints"

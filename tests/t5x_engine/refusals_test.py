@@ -7,6 +7,7 @@ import pytest
 import seqio
 import t5x_files
 import tiny
+from hf_files import save_hf
 
 from variator_jax import cli
 from variator_jax.commands import engines
@@ -14,7 +15,6 @@ from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import arrays, save_backbone, save_plugin
-from variator_jax.store.hugging_face import save_hf
 
 QUERY = "encoder/layers_1/attention/query/kernel"
 

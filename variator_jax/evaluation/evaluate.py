@@ -30,7 +30,7 @@ from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.store.formats import backbone_folder, run_part
 from variator_jax.train.settings import check_vocabulary, task_vocabulary
 
 _TOKENS = "encoder_input_tokens"

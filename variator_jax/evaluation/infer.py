@@ -26,8 +26,8 @@ from variator_jax.mesh import compile_on, mesh_or_none, place_everywhere, place_
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_backbone, load_plugin, t5x
 from variator_jax.store.arrays import fingerprint
+from variator_jax.store.formats import backbone_folder, run_part
 from variator_jax.store.t5x_run import load_t5x_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
 from variator_jax.train.settings import check_vocabulary
 
 MODES = ("predict", "score")

@@ -20,7 +20,7 @@ from variator_jax.experiment.neurons import activated_neurons
 from variator_jax.experiment.score import task_data
 from variator_jax.files import write_json
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.store.formats import backbone_folder, run_part
 
 _ROUNDS = 15
 _NEURON_BATCHES = 4

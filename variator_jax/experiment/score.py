@@ -35,7 +35,7 @@ from variator_jax.plugin import (
     stack_flops,
 )
 from variator_jax.store import Backbone, load_backbone, load_plugin
-from variator_jax.train.jobs import backbone_folder, run_part
+from variator_jax.store.formats import backbone_folder, run_part
 from variator_jax.train.student import student_leaves
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
+from variator_jax.files import is_url
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path
-from variator_jax.train.jobs import run_part
 
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
@@ -36,7 +36,7 @@ def absolute_path(path: str) -> str:
     """
     if not isinstance(path, str) or not path:
         raise ConfigError(f"A folder's path was expected, in quotes; found {path!r}.")
-    return path if formats.is_url(path) else os.path.abspath(os.path.expanduser(path))
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def restore_config(
@@ -164,10 +164,9 @@ def _leaves(path: str) -> tuple[str, dict[str, tuple[int, ...]]]:
 
 def _remedy(path: str) -> str:
     """How to make a T5X checkpoint of a backbone in another format, if it is one."""
-    folder = run_part(path, "backbone")
-    names = {formats.BACKBONE: "variator", formats.HUGGING_FACE: "hf"}
-    kind = names.get(formats.kind_of(folder)) if folder.is_dir() else None
-    if kind is None:
+    folder = formats.run_part(path, "backbone")
+    kind = formats.kind_of(folder) if folder.is_dir() else None
+    if kind not in (formats.BACKBONE, formats.HUGGING_FACE):
         return ""
     return (
         f" T5X restores its own checkpoints only. Convert this one: variator convert --from {kind} "

@@ -162,9 +162,9 @@ def test_what_is_not_finite_or_does_not_fit_is_never_written(whole, tmp_path):
     for save, words in (
         (lambda: plugin(lambda x: x * jnp.nan), "NaN or infinite"),
         (lambda: plugin(lambda x: x, PluginConfig(4, bottleneck=8)), "is missing"),
-        (lambda: plugin(lambda x: x.astype(jnp.bfloat16)), "dtype bfloat16; expected float32"),
+        (lambda: plugin(lambda x: x.astype(jnp.bfloat16)), "of bfloat16; expected"),
         (lambda: weights(lambda x: x * np.inf), "NaN or infinite"),
-        (lambda: weights(lambda x: x.astype(np.int32)), "has dtype int32"),
+        (lambda: weights(lambda x: x.astype(np.int32)), "of int32"),
     ):
         with pytest.raises(CheckpointError, match=words):
             save()
@@ -285,7 +285,7 @@ class TestDamage:
             (lambda x: np.full_like(x, np.nan), "NaN or infinite"),
             (lambda x: np.full_like(x, -np.inf), "NaN or infinite"),
             (lambda x: x[None], "has shape"),
-            (lambda x: x.astype(np.float64), "has dtype float64"),
+            (lambda x: x.astype(np.float64), "of float64"),
             (lambda x: None, "is missing"),
         ],
     )

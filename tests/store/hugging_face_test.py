@@ -136,8 +136,6 @@ class TestWrite:
         save_hf(tmp_path / "two", loaded)
         for name in ("model.safetensors", "config.json"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-        content = json.loads((tmp_path / "one" / "config.json").read_text())
-        assert content["dropout_rate"] == 0.1 and loaded.config.dropout_rate == 0.0
 
     def test_shards_have_their_size_and_an_index(self, folder, tmp_path):
         backbone, shards = load_backbone(folder), tmp_path / "shards"
@@ -167,7 +165,7 @@ class TestWrite:
         assert (out / "model.safetensors").read_bytes() == before
         assert sorted(x.name for x in tmp_path.iterdir()) == ["hf", "mine", "out"]
         (out / "tokenizer.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="holds tokenizer.json too"):
+        with pytest.raises(CheckpointError, match="holds tokenizer.json"):
             save_hf(out, load_backbone(folder))
 
 
@@ -235,7 +233,7 @@ class TestRefusals:
         (folder / "model.safetensors").unlink()
         refused(folder, "no model.safetensors")
         (folder / "config.json").write_text("[1]")
-        refused(folder, "config.json is not a JSON object")
+        refused(folder, "config.json is a list")
         (folder / "config.json").write_bytes(b"\xff\xfe")
         refused(folder, "config.json is not readable JSON")
         refused(tmp_path / "nothing", "There is no folder")

@@ -186,7 +186,7 @@ class TestDamage:
         [
             ({QUERY: None}, f"is missing {QUERY}"),
             ({QUERY: np.ones((3, 3), np.float32)}, r"shape \(3, 3\)"),
-            ({QUERY: np.ones((16, 12), np.int32)}, "dtype int32"),
+            ({QUERY: np.ones((16, 12), np.int32)}, "of int32"),
             ({QUERY: np.full((16, 12), np.nan, np.float32)}, f"{QUERY}.*NaN"),
             ({QUERY: np.full((16, 12), np.nan, jnp.bfloat16)}, f"{QUERY}.*NaN"),
             (
@@ -206,7 +206,7 @@ class TestDamage:
     def test_a_gap_between_layers(self, tree, tmp_path):
         gap = {path.replace("layers_1/", "layers_7/"): array for path, array in tree.items()}
         t5x_files.write_legacy(tmp_path / "checkpoint_5", gap)
-        refused(tmp_path / "checkpoint_5", "is missing encoder/layers_1")
+        refused(tmp_path / "checkpoint_5", "is missing decoder/layers_1")
 
     def test_msgpack_files(self, tree, tmp_path):
         folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)

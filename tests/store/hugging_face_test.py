@@ -73,12 +73,6 @@ class TestLoad:
         file.write_text(json.dumps(index))
         small_t5.assert_same(load_backbone(tmp_path / "hf").params, plain.params)
 
-    def test_a_table_under_its_alias_alone(self, folder):
-        state = {**STATE, "encoder.embed_tokens.weight": STATE["shared.weight"]}
-        del state["shared.weight"]
-        found = load_backbone(write(folder, state))
-        small_t5.assert_same(found.params, small_t5.backbone(small_t5.GATED).params)
-
     def test_ties_are_read_as_transformers_reads_them(self, folder):
         plain = state_dict(small_t5.backbone(small_t5.PLAIN))
         assert load_backbone(write(folder, plain, **RELU)).config.logits_via_embedding
@@ -244,11 +238,9 @@ class TestRefusals:
         index = shards / "model.safetensors.index.json"
         weight_map = json.loads(index.read_text())["weight_map"]
         name = next(x for x in weight_map if "Attention" in x)
-        less = {k: v for k, v in weight_map.items() if k != name}
         for changed, words in (
             ({**weight_map, name: "../x.safetensors"}, "outside of its folder"),
             ({**weight_map, name: 3}, "is a int"),
-            (less, f"differ: {name}"),
             ("all", "is a str"),
         ):
             index.write_text(json.dumps({"weight_map": changed}))

@@ -52,16 +52,6 @@ class TestRead:
         assert loaded.fingerprint == expected.fingerprint
         assert loaded.config == dataclasses.replace(expected.config, name=loaded.config.name)
 
-    def test_bfloat16_and_casting(self, tmp_path):
-        expected, tree = tree_of(small_t5.GATED, dtype="bfloat16")
-        loaded = load_backbone(t5x_files.write_legacy(tmp_path / "checkpoint_5", tree))
-        small_t5.assert_same(loaded.params, expected.params)
-        assert loaded.config.param_dtype == loaded.config.dtype == "bfloat16"
-        wide = load_backbone(tmp_path / "checkpoint_5", "float32")
-        assert wide.config.param_dtype == "float32" and wide.fingerprint == loaded.fingerprint
-        kernels = (x.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"] for x in (wide, expected))
-        assert np.array_equal(next(kernels).astype(jnp.bfloat16), next(kernels))
-
     @pytest.mark.parametrize(
         "store",
         [
@@ -175,9 +165,6 @@ class TestSamples:
         loaded = load_backbone(SAMPLES / "orbax")
         assert loaded.config.num_encoder_layers == 2 and loaded.config.embed_dim == 16
         small_t5.assert_same(load_backbone(save_t5x(tmp_path, loaded)).params, loaded.params)
-
-
-LAYER = {"layers_1/": "layers_7/"}
 
 
 class TestDamage:

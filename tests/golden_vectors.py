@@ -6,7 +6,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.store.arrays import unflatten
-from variator_jax.store.hugging_face_names import is_transposed, path_of
+from variator_jax.store.hugging_face import is_transposed, path_of
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 

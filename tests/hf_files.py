@@ -6,7 +6,8 @@ import numpy as np
 import safetensors.numpy
 import small_t5
 
-from variator_jax.store import hugging_face_names as hf
+from variator_jax.store import hugging_face as hf
+from variator_jax.store.backbone import Stream, memory_source
 
 VOCABULARY = b"any SentencePiece model"
 
@@ -16,6 +17,10 @@ def state_dict(backbone):
         hf.name_of(path): np.ascontiguousarray(x.T) if hf.is_transposed(path) else x
         for path, x in small_t5.flat(backbone.params).items()
     }
+
+
+def save_hf(path, backbone, **more):
+    hf.write(path, Stream(memory_source(path, backbone)), **more)
 
 
 def write(folder, state, **changes):

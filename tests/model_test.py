@@ -278,8 +278,8 @@ class TestGenerate:
 class TestAnyBackbone:
     @pytest.fixture(scope="class")
     def places(self, tmp_path_factory):
-        from variator_jax.store.hugging_face import save_hf
-        from variator_jax.store.t5x import save_t5x
+        from hf_files import save_hf
+        from t5x_files import save_t5x
 
         folder = tmp_path_factory.mktemp("places")
         save_backbone(folder / "run" / "backbone", SHAPE, PARAMS)

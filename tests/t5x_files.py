@@ -7,6 +7,13 @@ import small_t5
 import tensorstore
 from flax import traverse_util
 
+from variator_jax.store import t5x
+from variator_jax.store.backbone import Stream, memory_source
+
+
+def save_t5x(path, backbone):
+    return t5x.write(path, Stream(memory_source(path, backbone)))
+
 
 def t5x_tree(config, params, form="t5"):
     """Our parameters as T5X's `t5`, or `scalable_t5` 'scanned' or 'unscanned', has them; flat."""

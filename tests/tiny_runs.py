@@ -25,7 +25,7 @@ from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import VariatorError
 from variator_jax.model import VariatorModel
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import Plugin, load_backbone, save_backbone
+from variator_jax.store import Plugin, formats, load_backbone, save_backbone
 from variator_jax.train import jobs, optimizers, train
 from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
@@ -128,7 +128,7 @@ def _placement(backbone, mesh_shape):
     mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
     job = jobs.backbone_job(config(trained="backbone", initial_checkpoint_path=str(backbone)), mesh)
     params, _ = job.start()
-    host = load_backbone(jobs.backbone_folder(str(backbone))).params
+    host = load_backbone(formats.backbone_folder(str(backbone))).params
     assert all(map(np.array_equal, *map(jax.tree.leaves, (params, host))))
     optimizer = optimizers.optimizer("adamw", 1e-2, "constant")
     state = placed_state(init_state(params, optimizer), mesh)
@@ -151,7 +151,7 @@ def _parts(tree):
 
 def _model(backbone, mesh_shape):
     """Encodings, logits and answers of `VariatorModel`, on a mesh or on one device."""
-    loaded, settings = load_backbone(jobs.backbone_folder(str(backbone))), PluginConfig(4)
+    loaded, settings = load_backbone(formats.backbone_folder(str(backbone))), PluginConfig(4)
     mesh = meshes.make_mesh(TINY, 4, mesh_shape) if mesh_shape else None
     model = VariatorModel(loaded, Plugin(settings, random_plugin(settings, TINY)), mesh)
     tokens = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0], [9, 1, 0, 0, 0, 0]], np.int32)

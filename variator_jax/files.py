@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and one form of error for all of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,27 @@ import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from variator_jax.errors import CheckpointError, VariatorError
+from variator_jax.errors import CheckpointError
 
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether a path has a scheme, such as gs:// or file://."""
+    return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+
+
+def check_folder(path: str | os.PathLike) -> Path:
+    """The path of a folder that exists.
+
+    Raises:
+      CheckpointError: if it does not, or is a file.
+    """
+    if os.path.isfile(path):
+        raise CheckpointError(f"{path} is a file; a folder was expected.")
+    if not os.path.isdir(path):
+        raise CheckpointError(f"There is no folder {str(path)!r}.")
+    return Path(path)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -57,7 +75,8 @@ def atomic_folder(
     with wrap_errors(f"{path} cannot be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean_up(target, old)
-        _check_replaceable(target, replaces, holds)
+        if target.exists():
+            _check_replaceable(target, replaces, holds)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.draft-", dir=target.parent))
         try:
             draft.chmod(0o755)  # mkdtemp's 0700 would hide a shared folder from others
@@ -89,34 +108,25 @@ def _clean_up(target: Path, old: Path) -> None:
 
 
 def _check_replaceable(target: Path, replaces: Collection[str], holds: str) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise CheckpointError(f"{target} is a file; it cannot become a folder.")
-    names = sorted(item.name for item in target.iterdir())
-    if names and not set(names) & set(replaces):
-        raise CheckpointError(
-            f"{target} holds other things ({', '.join(names[:3])}); name a new folder."
-        )
-    for item in target.rglob("*"):
-        name = item.relative_to(target).as_posix()
-        known = name in replaces or re.fullmatch(holds, name)
-        if not known and (item.is_symlink() or not item.is_dir()):
-            raise CheckpointError(
-                f"{target} holds {name} too, which would be lost; move it or name a new folder."
-            )
+    files = [x for x in check_folder(target).rglob("*") if x.is_symlink() or not x.is_dir()]
+    names = sorted(file.relative_to(target).as_posix() for file in files)
+    others = [name for name in names if name not in replaces and not re.fullmatch(holds, name)]
+    if others or (names and not set(names) & set(replaces)):
+        lost = (others or names)[0]
+        raise CheckpointError(f"{target} holds {lost}, which would be lost; name a new folder.")
 
 
 @contextlib.contextmanager
 def wrap_errors(what: str) -> Iterator[None]:
-    """Turns the error of a library or of the system into a CheckpointError: "WHAT: its message"."""
+    """Turns an error of a library, the system or a setting into CheckpointError: "WHAT: reason"."""
     try:
         yield
-    except VariatorError:
+    except CheckpointError:
         raise
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         if isinstance(error, LookupError):  # whose message is the key alone
             text = f"{type(error).__name__} {text}"
-        reason = text.splitlines()[0].partition(" [source locations")[0]
-        raise CheckpointError(f"{what}: {reason[:300]}.") from error
+        reason = text.splitlines()[0].partition(" [source locations")[0][:500]
+        end = "" if reason.endswith((".", "?")) else "."
+        raise CheckpointError(f"{what}: {reason}{end}") from error

@@ -24,8 +24,9 @@ from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.decoding import START_TOKEN
 from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
-from variator_jax.store.plugin_folder import Plugin, check_belongs, check_shapes
-from variator_jax.store.source import Backbone
+from variator_jax.store.backbone import Backbone
+from variator_jax.store.description import check_belongs
+from variator_jax.store.plugins import Plugin, check_shapes
 from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.

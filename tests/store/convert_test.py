@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import small_t5
 import t5x_files
+from hf_files import save_hf
 
 from variator_jax import cli
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.store.arrays import parse_dtype
+from variator_jax.store.backbone import memory_source
 from variator_jax.store.convert import convert
-from variator_jax.store.hugging_face import save_hf
-from variator_jax.store.source import memory_source
 
 FORMATS = ("hf", "t5x", "variator")
 
@@ -72,7 +72,7 @@ def test_weights_that_leave_the_range_are_refused(backbone, tmp_path):
 
 def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
     from variator_jax.store import hugging_face
-    from variator_jax.store.source import Stream
+    from variator_jax.store.backbone import Stream
 
     source = hugging_face.open_hf(sources / "hf")
     alive, most = set(), []

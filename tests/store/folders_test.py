@@ -22,11 +22,13 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import (
     arrays,
-    backbone_folder,
     load_backbone,
     load_plugin,
     save_backbone,
     save_plugin,
+)
+from variator_jax.store import (
+    backbone as backbones,
 )
 
 SHAPE = config("1_1", num_encoder_layers=3, num_decoder_layers=1)
@@ -160,9 +162,9 @@ def test_what_is_not_finite_or_does_not_fit_is_never_written(whole, tmp_path):
     for save, words in (
         (lambda: plugin(lambda x: x * jnp.nan), "NaN or infinite"),
         (lambda: plugin(lambda x: x, PluginConfig(4, bottleneck=8)), "is missing"),
-        (lambda: plugin(lambda x: x.astype(jnp.bfloat16)), "dtype bfloat16; expected float32"),
+        (lambda: plugin(lambda x: x.astype(jnp.bfloat16)), "of bfloat16; expected"),
         (lambda: weights(lambda x: x * np.inf), "NaN or infinite"),
-        (lambda: weights(lambda x: x.astype(np.int32)), "has dtype int32"),
+        (lambda: weights(lambda x: x.astype(np.int32)), "of int32"),
     ):
         with pytest.raises(CheckpointError, match=words):
             save()
@@ -189,7 +191,7 @@ def test_the_weights_of_a_backbone_are_hashed_once_or_not_at_all(whole, monkeypa
     load_backbone(whole / "backbone")
     assert hashed.count("backbone.safetensors") == 1
     hashed.clear()
-    backbone_folder.open_folder(whole / "backbone", verify=False)
+    backbones.open_folder(whole / "backbone", verify=False)
     assert "backbone.safetensors" not in hashed
 
 
@@ -283,7 +285,7 @@ class TestDamage:
             (lambda x: np.full_like(x, np.nan), "NaN or infinite"),
             (lambda x: np.full_like(x, -np.inf), "NaN or infinite"),
             (lambda x: x[None], "has shape"),
-            (lambda x: x.astype(np.float64), "has dtype float64"),
+            (lambda x: x.astype(np.float64), "of float64"),
             (lambda x: None, "is missing"),
         ],
     )

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import small_t5
 import torch_files
-from hf_files import VOCABULARY, state_dict, write
+from hf_files import VOCABULARY, save_hf, state_dict, write
 
 from variator_jax.backbones.t5 import CONFIGS
 from variator_jax.errors import CheckpointError
-from variator_jax.store import hugging_face, hugging_face_names, load_backbone
-from variator_jax.store.hugging_face import save_hf
+from variator_jax.store import hugging_face, load_backbone
 
 STATE = state_dict(small_t5.backbone(small_t5.GATED))
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
@@ -52,8 +51,8 @@ class TestLoad:
         expected = load_backbone(folder)
         (folder / "model.safetensors").unlink()
         # The table under three names, and a bias that the released files hold and nobody uses.
-        state = STATE | {name: STATE["shared.weight"] for name in hugging_face_names.ALIASES}
-        state[hugging_face_names.UNUSED] = np.zeros((32, 3), np.float32)
+        state = STATE | {name: STATE["shared.weight"] for name in hugging_face.ALIASES}
+        state[hugging_face.UNUSED] = np.zeros((32, 3), np.float32)
         torch_files.save_zip(folder / "pytorch_model.bin", state)
         small_t5.assert_same(load_backbone(folder).params, expected.params)
         (folder / "pytorch_model.bin").unlink()
@@ -69,16 +68,10 @@ class TestLoad:
         save_hf(tmp_path / "hf", plain, shard_size=8000)
         file = tmp_path / "hf" / "model.safetensors.index.json"
         index = json.loads(file.read_text())
-        for name in (*hugging_face_names.ALIASES, "lm_head.weight"):
+        for name in (*hugging_face.ALIASES, "lm_head.weight"):
             index["weight_map"][name] = index["weight_map"]["shared.weight"]
         file.write_text(json.dumps(index))
         small_t5.assert_same(load_backbone(tmp_path / "hf").params, plain.params)
-
-    def test_a_table_under_its_alias_alone(self, folder):
-        state = {**STATE, "encoder.embed_tokens.weight": STATE["shared.weight"]}
-        del state["shared.weight"]
-        found = load_backbone(write(folder, state))
-        small_t5.assert_same(found.params, small_t5.backbone(small_t5.GATED).params)
 
     def test_ties_are_read_as_transformers_reads_them(self, folder):
         plain = state_dict(small_t5.backbone(small_t5.PLAIN))
@@ -137,8 +130,6 @@ class TestWrite:
         save_hf(tmp_path / "two", loaded)
         for name in ("model.safetensors", "config.json"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-        content = json.loads((tmp_path / "one" / "config.json").read_text())
-        assert content["dropout_rate"] == 0.1 and loaded.config.dropout_rate == 0.0
 
     def test_shards_have_their_size_and_an_index(self, folder, tmp_path):
         backbone, shards = load_backbone(folder), tmp_path / "shards"
@@ -168,14 +159,14 @@ class TestWrite:
         assert (out / "model.safetensors").read_bytes() == before
         assert sorted(x.name for x in tmp_path.iterdir()) == ["hf", "mine", "out"]
         (out / "tokenizer.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="holds tokenizer.json too"):
+        with pytest.raises(CheckpointError, match="holds tokenizer.json"):
             save_hf(out, load_backbone(folder))
 
 
 def test_names_and_configs_go_both_ways():
     for config in small_t5.CONFIGS.values():
         for path in small_t5.flat(small_t5.backbone(config).params):
-            assert hugging_face_names.path_of(hugging_face_names.name_of(path)) == path
+            assert hugging_face.path_of(hugging_face.name_of(path)) == path
     for name, config in CONFIGS.items():
         content = json.loads(json.dumps(hugging_face.render_config(config)))
         parsed = hugging_face.parse_config("config.json", content, config.vocab_size).config
@@ -236,7 +227,7 @@ class TestRefusals:
         (folder / "model.safetensors").unlink()
         refused(folder, "no model.safetensors")
         (folder / "config.json").write_text("[1]")
-        refused(folder, "config.json is not a JSON object")
+        refused(folder, "config.json is a list")
         (folder / "config.json").write_bytes(b"\xff\xfe")
         refused(folder, "config.json is not readable JSON")
         refused(tmp_path / "nothing", "There is no folder")
@@ -247,11 +238,9 @@ class TestRefusals:
         index = shards / "model.safetensors.index.json"
         weight_map = json.loads(index.read_text())["weight_map"]
         name = next(x for x in weight_map if "Attention" in x)
-        less = {k: v for k, v in weight_map.items() if k != name}
         for changed, words in (
             ({**weight_map, name: "../x.safetensors"}, "outside of its folder"),
             ({**weight_map, name: 3}, "is a int"),
-            (less, f"differ: {name}"),
             ("all", "is a str"),
         ):
             index.write_text(json.dumps({"weight_map": changed}))

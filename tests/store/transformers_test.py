@@ -6,11 +6,11 @@ import io
 import numpy as np
 import pytest
 import small_t5
+from hf_files import save_hf
 
 from variator_jax.backbones.t5 import Transformer
 from variator_jax.backbones.t5.decoding import greedy_decode
 from variator_jax.store import load_backbone
-from variator_jax.store.hugging_face import save_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -29,7 +29,7 @@ from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 from variator_jax.store import Backbone, load_plugin
-from variator_jax.train.jobs import run_part
+from variator_jax.store.formats import run_part
 
 Settings = tuple[PluginConfig, PluginVariables | None]
 

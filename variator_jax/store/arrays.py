@@ -20,21 +20,16 @@ from variator_jax.files import wrap_errors
 SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while it is written
 WEIGHTS = ("float32", "bfloat16", "float16")
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": _BFLOAT16,
-}
+_DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": _BFLOAT16}
 _SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class Stored(NamedTuple):
-    """An array in a file, not read yet."""
+    """An array in a file, not read yet; T5X's are read by parts: `read(index)`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
 
 
 def parse_dtype(dtype: Any) -> np.dtype | None:
@@ -48,10 +43,8 @@ def parse_dtype(dtype: Any) -> np.dtype | None:
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     name = _SHORT.get(name, name)
     if name not in WEIGHTS:
-        raise ConfigError(
-            f"Weights have no dtype {name!r}, only float32 (f32), bfloat16 (bf16) and float16 "
-            f"(f16).{did_you_mean(name, [*WEIGHTS, *_SHORT])}"
-        )
+        near = did_you_mean(name, [*WEIGHTS, *_SHORT])
+        raise ConfigError(f"Weights have no dtype {name!r}, only {', '.join(WEIGHTS)}.{near}")
     return np.dtype(name)
 
 
@@ -71,23 +64,19 @@ def open_arrays(path: pathlib.Path) -> dict[str, Stored]:
     Raises:
       CheckpointError: if the file is missing or damaged, or an array has a dtype of no weights.
     """
-    what = f"{path} cannot be read"
-    with wrap_errors(what):
+    with wrap_errors(f"{path} cannot be read"):
         file = safe_open(path, framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
     def stored(name: str) -> Stored:
         def read() -> np.ndarray:
-            with wrap_errors(what):
+            with wrap_errors(f"{path} cannot be read"):
                 return file.get_tensor(name)
 
-        code = slices[name].get_dtype()
+        shape, code = slices[name].get_shape(), slices[name].get_dtype()
         if code not in _DTYPES:
-            raise CheckpointError(
-                f"{path}: {name} has dtype {code}; expected {', '.join(WEIGHTS)}. Quantised "
-                "weights are not read."
-            )
-        return Stored(tuple(slices[name].get_shape()), _DTYPES[code], read)
+            raise CheckpointError(f"{path}: {name} is {code}. Quantised weights are not read.")
+        return Stored(tuple(shape), _DTYPES[code], read)
 
     return {name: stored(name) for name in slices}
 
@@ -203,21 +192,31 @@ def check_arrays(
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
-    for problem, one, other in (
-        ("is missing", expected, arrays),
-        ("has unexpected", arrays, expected),
-    ):
-        names = sorted(map(name_of, set(one) - set(other)))
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(f"{what} {problem} {', '.join(names[:3])}{more}.")
+    missing, unexpected = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
+    if missing or unexpected:
+        names = sorted(map(name_of, missing or unexpected))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        problem = "is missing" if missing else "has unexpected"
+        raise CheckpointError(f"{what} {problem} {', '.join(names[:3])}{more}.")
     for name, like in expected.items():
         shape, dtype = tuple(arrays[name].shape), np.dtype(arrays[name].dtype).name
-        if shape != tuple(like.shape):
+        if shape != tuple(like.shape) or dtype not in dtypes:
             raise CheckpointError(
-                f"{what}: {name_of(name)} has shape {shape}; expected {tuple(like.shape)}."
+                f"{what}: {name_of(name)} has shape {shape} of {dtype}; expected "
+                f"{tuple(like.shape)} of {' or '.join(dtypes)}."
             )
-        if dtype not in dtypes:
-            raise CheckpointError(
-                f"{what}: {name_of(name)} has dtype {dtype}; expected {' or '.join(dtypes)}."
-            )
+
+
+def read_arrays(
+    what: str | os.PathLike, arrays: Mapping[str, Stored], expected: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Reads the expected arrays, which must be float32 and finite.
+
+    Raises:
+      CheckpointError: as `check_arrays` and `check_finite`.
+    """
+    check_arrays(what, arrays, expected)
+    leaves = {name: np.asarray(array.read()) for name, array in arrays.items()}
+    for name, leaf in leaves.items():
+        check_finite(f"{what}: {name}", leaf)
+    return leaves

@@ -6,16 +6,23 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
-from variator_jax.store import backbone_folder, formats, hugging_face, t5x, t5x_run
+from variator_jax.files import is_url
+from variator_jax.store import backbone as backbones
+from variator_jax.store import formats, hugging_face, t5x, t5x_run
+from variator_jax.store.backbone import Backbone, Leaf, Stream
 from variator_jax.store.official import RESIDUAL_SCALE, load_official
-from variator_jax.store.plugin_folder import save_plugin
-from variator_jax.store.source import Backbone, Leaf, Source, Stream
+from variator_jax.store.plugins import save_plugin
 
-FORMATS = ("hf", "t5x", "variator")
+WRITERS: dict[str, Callable[[pathlib.Path, Stream], Any]] = {
+    formats.HUGGING_FACE: hugging_face.write,
+    formats.T5X: t5x.write,
+    formats.BACKBONE: backbones.write,
+}
+FORMATS = tuple(WRITERS)
 PLUGINS = ("official", "t5x-run")  # sources of plugin folders
 _EVERY = 5.0  # seconds between two lines of progress
 
@@ -49,17 +56,11 @@ def convert(
     """
     check_format("--to", target, FORMATS)
     start, folder = time.monotonic(), new_folder(destination, target)
-    if source != "t5x" and formats.is_url(path):
+    if source != formats.T5X and is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    openers: dict[str, Any] = {"hf": hugging_face.open_hf, "t5x": t5x.open_t5x}
-    opened = openers.get(source, backbone_folder.open_folder)(path)
-    writers: dict[str, Any] = {
-        "hf": hugging_face.write,
-        "t5x": t5x.write,
-        "variator": backbone_folder.write,
-    }
-    stream = Stream(opened, dtype, show_progress(opened))
-    writers[target](folder, stream)
+    opened = formats.OPENERS[source](path)
+    stream = Stream(opened, dtype, show_progress)
+    WRITERS[target](folder, stream)
     return (
         f"backbone {opened.config.name} in {folder}\n"
         f"  leaves:      {len(opened.leaves)}\n"
@@ -98,7 +99,7 @@ def convert_plugin(
         plugin = load_official(path, owner, residual_scale)
     else:
         run = t5x_run.open_run(t5x.open_checkpoint(path))
-        plugin = t5x_run.read_plugin(run, owner, show_progress(run.source))
+        plugin = t5x_run.read_plugin(run, owner, show_progress)
         fingerprint = plugin.description["backbone"]["fingerprint"]
         owner = owner or Backbone(run.source.config, {}, fingerprint)
     save_plugin(folder, plugin.config, plugin.variables, owner, plugin.description["training"])
@@ -111,23 +112,19 @@ def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
     Raises:
       CheckpointError: if it does, or is behind a URL.
     """
-    if formats.is_url(path):
+    if is_url(path):
         raise CheckpointError(f"{path}: folders are written locally only.")
-    folder = t5x.target_folder(path) if target == "t5x" else pathlib.Path(path)
+    folder = t5x.target_folder(path) if target == formats.T5X else pathlib.Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; it is left alone. Name a new folder.")
     return folder
 
 
-def show_progress(source: Source) -> Callable[[Leaf], None]:
-    """Returns a function to call after each leaf: it prints a line every few seconds."""
-    total, done, last = len(source.leaves), 0, time.monotonic()
-
-    def show(leaf: Leaf) -> None:
-        nonlocal done, last
-        done += 1
-        if done == total or time.monotonic() - last > _EVERY:
+def show_progress(leaves: Sequence[Leaf]) -> Iterator[Leaf]:
+    """Iterates over leaves, and prints a line to stderr every few seconds."""
+    last = time.monotonic()
+    for done, leaf in enumerate(leaves, start=1):
+        yield leaf
+        if done == len(leaves) or time.monotonic() - last > _EVERY:
             last = time.monotonic()
-            print(f"{done} of {total} leaves, {leaf.path}", file=sys.stderr)
-
-    return show
+            print(f"{done} of {len(leaves)} leaves, {leaf.path}", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any, NewType, TypeVar
 
 import numpy as np
 
-from variator_jax.errors import CheckpointError, VariatorError, did_you_mean
+from variator_jax.errors import CheckpointError, did_you_mean
 from variator_jax.files import atomic_folder, wrap_errors
 from variator_jax.store import arrays
 
@@ -38,6 +38,42 @@ class Owner:
 def owner_content(backbone: Any) -> dict[str, Any]:
     """What a description keeps of its `Owner`."""
     return {"name": backbone.config.name, "fingerprint": backbone.fingerprint}
+
+
+def check_belongs(what: str, content: Mapping[str, Any], backbone: Any) -> None:
+    """Compares the fingerprints in the description of a plugin or a LoRA with a backbone's.
+
+    Args:
+      what: the plugin or LoRA, as a message begins.
+      content: its description, whose types were checked.
+      backbone: the backbone it is to be used with.
+
+    Raises:
+      CheckpointError: with both fingerprints.
+    """
+    owner = content["backbone"]
+    if owner["fingerprint"] != backbone.fingerprint:
+        theirs = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
+        ours = _title(backbone.config.name, backbone.fingerprint, backbone.lora)
+        hint = ""
+        if owner.get("lora") and not backbone.lora:
+            hint = " Give its LoRA, too: INITIAL_LORA_PATH, or load_backbone(..., lora=...)."
+        problem = f"belongs to backbone {theirs}; this backbone is {ours}"
+        raise CheckpointError(f"{what} {problem}.{hint}")
+    trained, given = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
+    if trained and given and trained != given:
+        raise CheckpointError(
+            f"{what} was trained with the vocabulary of fingerprint {trained}; the backbone's is "
+            f"{given}: the same text would become other tokens."
+        )
+
+
+def _title(name: str, fingerprint: str, lora: Mapping[str, str] | None) -> str:
+    merged = ""
+    if lora:
+        task = f"task {lora['task']!r}, " if lora["task"] else ""
+        merged = f" with a LoRA merged in ({task}{lora['fingerprint'][:12]})"
+    return f"{name!r}{merged} with fingerprint {fingerprint}"
 
 
 def save_folder(
@@ -77,12 +113,8 @@ def load_arrays(
     """
     file = folder / f"{kind}.safetensors"
     stored = arrays.open_arrays(file)
-    arrays.check_arrays(file, stored, expected)
     check_files(folder, {file.name: checksums.get(file.name, "")})
-    leaves = {name: array.read() for name, array in stored.items()}
-    for name, leaf in leaves.items():
-        arrays.check_finite(f"{file}: {name}", leaf)
-    return leaves
+    return arrays.read_arrays(file, stored, expected)
 
 
 def write_description(
@@ -128,10 +160,8 @@ def read_description(
         raise CheckpointError(f"{path} does not describe a {kind.replace('_', ' ')}.")
     version = content.pop("format_version", None)
     if type(version) is not int or not 1 <= version <= newest:
-        raise CheckpointError(
-            f"{path} has format version {str(version)[:40]}; this release reads 1 to {newest}. "
-            "Update variator_jax to read a newer one."
-        )
+        known = f"this release reads 1 to {newest}. Update variator_jax to read a newer one"
+        raise CheckpointError(f"{path} has format version {str(version)[:40]}; {known}.")
     signature = parse(Sha256, content.pop("checksum", None), f"{path}: 'checksum'")
     text = path.read_text(encoding="utf8")  # mail may have changed the line ends; this undoes it
     if _signed(text, signature) != text:
@@ -148,10 +178,8 @@ def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
     for name, expected in checksums.items():
         actual = arrays.file_checksum(folder / name)
         if actual != expected:
-            raise CheckpointError(
-                f"{folder / name} was changed or damaged: its checksum is {actual}; expected "
-                f"{expected}."
-            )
+            reason = f"its checksum is {actual}; expected {expected}"
+            raise CheckpointError(f"{folder / name} was changed or damaged: {reason}.")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -169,14 +197,8 @@ def parse_json(path: str | pathlib.Path, data: bytes) -> dict[str, Any]:
     with wrap_errors(f"{path} is not readable JSON"):
         if len(data) > _LONGEST:
             raise ValueError(f"it is longer than {_LONGEST:,} bytes")
-        content = json.loads(data, parse_constant=_refuse_constant)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return content
-
-
-def _refuse_constant(constant: str) -> typing.NoReturn:
-    raise ValueError(f"{constant} is not a number of JSON")
+        content = json.loads(data)
+    return _typed(dict, content, str(path))
 
 
 def config_content(config: Any) -> dict[str, Any]:
@@ -212,7 +234,7 @@ def parse(kind: Any, value: Any, context: str) -> Any:
         exact = [option for option in arguments if option is type(value)]
         others = [option for option in arguments if option is not type(None)]
         return parse((exact or others)[0], value, context)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, _typed(dict, value, context), context)
     if origin in (list, Sequence):
         return [parse(arguments[0], item, context) for item in _typed(list, value, context)]
@@ -226,23 +248,19 @@ def parse(kind: Any, value: Any, context: str) -> Any:
     return _typed(kind, value, context)
 
 
-def _parse_dataclass(kind: type[T], content: dict[str, Any], context: str) -> T:
+def _parse_dataclass(kind: Any, content: dict[str, Any], context: str) -> Any:
     annotations = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in content:
-        if name not in fields:
-            raise CheckpointError(
-                f"{context} has an unknown field {name[:100]!r}.{did_you_mean(name, fields)}"
-            )
-    for name, field in fields.items():
+        if name not in annotations:
+            near = did_you_mean(name, annotations)
+            raise CheckpointError(f"{context} has an unknown field {name[:100]!r}.{near}")
+    for field in dataclasses.fields(kind):
         required = field.default is field.default_factory is dataclasses.MISSING
-        if required and name not in content:
-            raise CheckpointError(f"{context} has no {name!r}.{did_you_mean(name, content)}")
+        if required and field.name not in content:
+            raise CheckpointError(f"{context} has no {field.name!r}.")
     values = {name: parse(annotations[name], x, f"{context}.{name}") for name, x in content.items()}
-    try:
+    with wrap_errors(f"{context} is not usable"):
         return kind(**values)
-    except (VariatorError, TypeError, re.error) as error:
-        raise CheckpointError(f"{context} is not usable: {error}") from error
 
 
 def _typed(kind: type, value: Any, context: str) -> Any:

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
-from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import wrap_errors
 from variator_jax.store import arrays, description
-from variator_jax.store.description import Owner, Sha256
-from variator_jax.store.plugin_folder import check_belongs
-from variator_jax.store.source import Backbone, Leaf, Source, collect, read_leaf
+from variator_jax.store.backbone import Backbone, Leaf, Source, collect, read_leaf
+from variator_jax.store.description import Owner, Sha256, check_belongs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +76,8 @@ def save_lora(
       CheckpointError: if the folder cannot be written, the arrays are not those of the settings on
         this backbone, or one of them is not finite.
     """
-    try:
+    with wrap_errors(f"The LoRA does not fit backbone {backbone.config.name!r}"):
         weights = lora_weights(config, backbone.params)
-    except ConfigError as error:
-        name = backbone.config.name
-        raise CheckpointError(f"The LoRA does not fit backbone {name!r}: {error}") from error
     leaves = arrays.flatten(params)
     arrays.check_arrays("The LoRA", leaves, _expected(config, weights))
     content = {
@@ -110,12 +106,8 @@ def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora
     record, content = description.read_description(folder / "lora.json", "lora", _Description)
     if backbone is not None:
         check_belongs(f"The LoRA in {folder}", content, backbone)
-    for name, shape in record.weights.items():
-        if len(shape) != 2 or min(shape) < 1:
-            raise CheckpointError(
-                f"{folder}: {name[:80]} is not a matrix, its shape is {shape[:8]}."
-            )
-    expected = _expected(record.config, record.weights)
+    with wrap_errors(f"{folder / 'lora.json'} is not usable"):
+        expected = _expected(record.config, record.weights)
     leaves = description.load_arrays(folder, "lora", expected, record.file_checksums)
     return Lora(record.config, arrays.unflatten(leaves), content)
 
@@ -147,15 +139,14 @@ def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
         lora = load_lora(lora)
     check_belongs("The LoRA", lora.description, backbone)
     weights = arrays.flatten(backbone.params)
-    _check_fits(lora, {path: leaf.shape for path, leaf in weights.items()})
+    _check_fits(lora, weights)
     for path, (a, b) in pairs(lora.params):
         merged = merge_weight(np.asarray(weights[path]), a, b, lora.config)
         on_host = isinstance(weights[path], np.ndarray)
         weights[path] = merged if on_host else jnp.asarray(merged)
     params = arrays.unflatten(weights)
-    return dataclasses.replace(
-        backbone, params=params, fingerprint=arrays.fingerprint(params), lora=_identity(lora)
-    )
+    changed = dataclasses.replace(backbone, params=params, fingerprint=arrays.fingerprint(params))
+    return dataclasses.replace(changed, lora=_identity(lora))
 
 
 def collect_with_lora(
@@ -171,13 +162,13 @@ def collect_with_lora(
         one is refused when the last of them was read; one of another shape at once.
       lora: the LoRA, or its folder.
       dtype: what the leaves are cast to when they are merged; None keeps each one's.
-      place: puts a leaf where it belongs; see `source.collect`.
+      place: puts a leaf where it belongs; see `backbone.collect`.
 
     Raises:
       CheckpointError: if a leaf cannot be read, or the LoRA is another backbone's.
     """
     lora = lora if isinstance(lora, Lora) else load_lora(lora)
-    _check_fits(lora, {leaf.path: leaf.shape for leaf in source.leaves})
+    _check_fits(lora, {leaf.path: leaf for leaf in source.leaves})
     changes, config, digest = dict(pairs(lora.params)), lora.config, arrays.Fingerprint()
 
     def merged(leaf: Leaf) -> Leaf:
@@ -190,20 +181,18 @@ def collect_with_lora(
 
         return dataclasses.replace(leaf, read=read)
 
-    leaves = tuple(map(merged, source.leaves))
+    leaves = [merged(leaf) for leaf in source.leaves]
     backbone = collect(dataclasses.replace(source, leaves=leaves, fingerprint=None), dtype, place)
     bare = dataclasses.replace(backbone, params={}, fingerprint=digest.hexdigest())
     check_belongs("The LoRA", lora.description, bare)
     return dataclasses.replace(backbone, lora=_identity(lora))
 
 
-def _check_fits(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    owner = lora.description["backbone"]["name"]
-    try:
+def _check_fits(lora: Lora, weights: Mapping[str, Any]) -> None:
+    with wrap_errors(f"The LoRA belongs to backbone {lora.description['backbone']['name']!r}"):
         for path, (a, b) in pairs(lora.params):
-            check_fits(path, shapes.get(path), (a.shape[0], b.shape[1]))
-    except ConfigError as error:
-        raise CheckpointError(f"The LoRA belongs to backbone {owner!r}. {error}") from error
+            shape = weights[path].shape if path in weights else None
+            check_fits(path, shape, (a.shape[0], b.shape[1]))
 
 
 def _identity(lora: Lora) -> dict[str, str]:

@@ -7,19 +7,21 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import CheckpointError
+from variator_jax.files import wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
-from variator_jax.store.arrays import check_finite
+from variator_jax.store import arrays
+from variator_jax.store.backbone import Backbone
 from variator_jax.store.pickles import open_state_dict
-from variator_jax.store.plugin_folder import Plugin, check_shapes, describe_plugin
-from variator_jax.store.source import Backbone
+from variator_jax.store.plugins import Plugin, check_shapes, describe_plugin
 
 # Its converter divides T5's residual stream by 100, and its plugins were trained in that scale.
 RESIDUAL_SCALE = 100.0
-_NAME = re.compile(r"mux_layer\.(\d{1,4})\.(.+)")
+_LAYER = re.compile(r"(mux_layer\.\d{1,4})\.(mux_layer|demux_adapter)\..+")
 
 
 def load_official(
@@ -42,21 +44,18 @@ def load_official(
     if not 0 < residual_scale < float("inf"):
         raise CheckpointError(f"A residual scale is a positive number; found {residual_scale}.")
     state = {name: stored.read() for name, stored in open_state_dict(path).items()}
-    try:
-        config, variables = plugin_from_state_dict(state, residual_scale)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    training = {
-        "source": f"official release, {pathlib.Path(path).name}",
-        "residual_scale": residual_scale,
-    }
+    config, variables = plugin_from_state_dict(state, residual_scale, str(path))
+    source = f"official release, {pathlib.Path(path).name}"
+    training = {"source": source, "residual_scale": residual_scale}
     plugin = Plugin(config, variables, describe_plugin(backbone, training))
     check_shapes(str(path), plugin, backbone)
     return plugin
 
 
 def plugin_from_state_dict(
-    state: Mapping[str, np.ndarray], output_scale: float = RESIDUAL_SCALE
+    state: Mapping[str, np.ndarray],
+    output_scale: float = RESIDUAL_SCALE,
+    what: str = "The official plugin",
 ) -> tuple[PluginConfig, PluginVariables]:
     """Turns `mux_layer.{i}...` arrays into a plugin that pools padding as the official code does.
 
@@ -64,22 +63,16 @@ def plugin_from_state_dict(
       state: official names to arrays; linear weights are `[out, in]`.
       output_scale: the a of every layer; 100 for a plugin of the official scaled backbones on a
         backbone in T5X's or transformers' scale, 1 for one trained without scaling.
+      what: the file, for messages.
 
     Raises:
       CheckpointError: if a weight is missing, unknown, misshapen, or not a finite number.
     """
-    layers: dict[int, dict[str, np.ndarray]] = {}
-    for name, array in state.items():
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise CheckpointError(f"{name!r} is not a weight of an official Variator plugin.")
-        layers.setdefault(int(match[1]), {})[match[2]] = array
-    first = layers[min(layers)]
-    sizes = [np.shape(first.get(f"{name}.weight")) for name in ("mux_layer", "demux_adapter.w_in")]
-    if any(len(size) != 2 or 0 in size for size in sizes):
-        raise CheckpointError("The official plugin's first layer has no proper matrices.")
-    (ratio, width), (bottleneck, _) = sizes
-    embed = width // ratio
+    layers = sorted({match[1] for name in state if (match := _LAYER.fullmatch(name))})
+    with wrap_errors(f"{what} is not an official plugin"):
+        ratio, width = state[f"{layers[0]}.mux_layer.weight"].shape
+        bottleneck, _ = state[f"{layers[0]}.demux_adapter.w_in.weight"].shape
+        embed = width // ratio
     # Weights are [out, in]; w_in's input is the FFN's output, then the normalised hidden vector.
     shapes = {
         "mux_layer.weight": (ratio, ratio * embed),
@@ -89,40 +82,33 @@ def plugin_from_state_dict(
         "demux_adapter.w_out.weight": (embed, bottleneck),
         "demux_adapter.w_out.bias": (embed,),
     }
-    for layer, weights in layers.items():
-        _check(f"mux_layer.{layer}", weights, shapes)
-    keys = {layer: f"encoder/layers_{layer}/mlp" for layer in sorted(layers)}
+    expected = {
+        f"{layer}.{name}": jax.ShapeDtypeStruct(shape, np.float32)
+        for layer in layers
+        for name, shape in shapes.items()
+    }
+    arrays.check_arrays(what, state, expected, (*arrays.WEIGHTS, "float64"))
+    for name, array in state.items():
+        arrays.check_finite(f"{what}: {name}", array)
+    keys = {layer: f"encoder/layers_{int(layer.rpartition('.')[2])}/mlp" for layer in layers}
     return PluginConfig(ratio, bottleneck, pool_padding=True), PluginVariables(
-        params={key: _params(layers[layer], embed) for layer, key in keys.items()},
+        params={key: _params(state, layer, embed) for layer, key in keys.items()},
         output_scales={key: jnp.float32(output_scale) for key in keys.values()},
     )
 
 
-def _check(
-    prefix: str, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    for name in sorted(weights.keys() ^ shapes.keys()):
-        problem = "has an unknown" if name in weights else "is missing"
-        raise CheckpointError(f"The official plugin {problem} '{prefix}.{name}'.")
-    for name, shape in shapes.items():
-        array, full_name = weights[name], f"'{prefix}.{name}'"
-        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
-            raise CheckpointError(
-                f"{full_name} has shape {array.shape} of {array.dtype}; expected {shape} of floats."
-            )
-        check_finite(full_name, array)
+def _params(state: Mapping[str, np.ndarray], layer: str, embed: int) -> dict:
+    def weight(name: str) -> jnp.ndarray:
+        return jnp.asarray(state[f"{layer}.{name}"], jnp.float32)
 
-
-def _params(weights: Mapping[str, np.ndarray], embed: int) -> dict:
-    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
-    w_in = arrays["demux_adapter.w_in.weight"]
+    w_in = weight("demux_adapter.w_in.weight")
     return {
-        "compression": {"kernel": arrays["mux_layer.weight"].T, "bias": arrays["mux_layer.bias"]},
+        "compression": {"kernel": weight("mux_layer.weight").T, "bias": weight("mux_layer.bias")},
         "decompression": {
             "repeated_kernel": w_in[:, :embed].T,
             "input_kernel": w_in[:, embed:].T,
-            "input_bias": arrays["demux_adapter.w_in.bias"],
-            "output_kernel": arrays["demux_adapter.w_out.weight"].T,
-            "output_bias": arrays["demux_adapter.w_out.bias"],
+            "input_bias": weight("demux_adapter.w_in.bias"),
+            "output_kernel": weight("demux_adapter.w_out.weight").T,
+            "output_bias": weight("demux_adapter.w_out.bias"),
         },
     }

@@ -2,7 +2,9 @@
 
 Two layouts: T5X's older one, a msgpack file `checkpoint` with zarr arrays in folders, which all
 public T5, Flan-T5, mT5 and ByT5 checkpoints have; and Orbax's `_METADATA` with zarr arrays, mostly
-in OCDBT. What the trees in them look like is in `t5x_tree.py`.
+in OCDBT. Three forms of the tree in them: `t5x/examples/t5` keeps 2-D kernels in `layers_i` and one
+position bias a stack, as ours; `t5x/examples/scalable_t5` keeps heads apart (3-D kernels) and a
+position bias in every layer; with scanned layers, a stack's layers are one array along axis 1.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,26 +23,21 @@ import tensorstore
 from flax import serialization, traverse_util
 
 from variator_jax.backbones.t5 import T5Config
+from variator_jax.backbones.t5.names import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import wrap_errors
-from variator_jax.store import t5x_tree
-from variator_jax.store.arrays import unflatten
-from variator_jax.store.formats import is_url
-from variator_jax.store.source import (
-    Backbone,
-    Source,
-    Stream,
-    make_source,
-    memory_source,
-    stored_config,
-)
-from variator_jax.store.t5x_tree import Sliced
+from variator_jax.files import check_folder, is_url, wrap_errors
+from variator_jax.store.arrays import Stored, unflatten
+from variator_jax.store.backbone import Leaf, Source, Stream, make_source, stored_config
 
 PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin, beside the backbone
 _LEGACY, _METADATA, _MANIFEST = "checkpoint", "_METADATA", "manifest.ocdbt"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = {"driver", "kvstore", "metadata"}  # what stands for an array kept elsewhere
 _CHUNK = 1 << 28  # bytes; a host that restores a shard reads little more
+_BIAS, _HEAD = "relpos_bias/rel_embedding", "decoder/logits_dense/kernel"
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
+_AXIS = 1  # of the layers, T5Config.param_scan_axis in T5X
 _Store = dict[str, Any]  # a key-value store, as tensorstore describes it
 
 
@@ -48,8 +46,8 @@ class Checkpoint(NamedTuple):
 
     folder: str  # `checkpoint_<step>`, or its URL
     origin: str  # the part of it that holds the arrays, for messages
-    backbone: dict[str, Sliced]
-    plugin: dict[str, Sliced]
+    backbone: dict[str, Stored]
+    plugin: dict[str, Stored]
 
 
 def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
@@ -67,8 +65,8 @@ def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
 
 def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> Source:
     """The leaves of a checkpoint's backbone, with or without a plugin beside it."""
-    leaves = t5x_tree.to_leaves(checkpoint.origin, checkpoint.backbone)
-    config = config or t5x_tree.deduce_config(checkpoint.origin, leaves)
+    leaves = _to_leaves(checkpoint.origin, checkpoint.backbone)
+    config = config or _deduce_config(checkpoint.origin, leaves)
     return make_source(checkpoint.origin, stored_config(config, leaves), leaves)
 
 
@@ -84,9 +82,10 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     folder = str(path).rstrip("/")
     if not is_url(path):
-        if not os.path.isdir(folder):
-            raise CheckpointError(f"There is no folder {folder!r}.")
-        folder = _latest(folder)
+        check_folder(folder)
+        steps = [int(match[1]) for x in os.listdir(folder) if (match := _STEP.fullmatch(x))]
+        if steps:
+            folder = os.path.join(folder, f"checkpoint_{max(steps)}")
     for inner in ("state", "."):
         origin = f"{folder}/{inner}".removesuffix("/.")
         content = read_key(origin, _METADATA)
@@ -96,21 +95,12 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     else:
         content = read_key(folder, _LEGACY)
         if content is None:
-            raise CheckpointError(
-                f"{folder} is not a T5X checkpoint: no {_METADATA}, no {_LEGACY}."
-            )
+            missing = f"no {_METADATA}, no {_LEGACY}"
+            raise CheckpointError(f"{folder} is not a T5X checkpoint: {missing}.")
         target = _open_legacy(folder, content)
-    if os.path.basename(folder) == "state":
-        folder = os.path.dirname(folder)
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
     backbone = {name: array for name, array in target.items() if name not in plugin}
-    return Checkpoint(folder, origin, backbone, plugin)
-
-
-def _latest(folder: str) -> str:
-    """The latest of a folder's checkpoints, or the folder itself if it holds none."""
-    steps = [int(match[1]) for name in os.listdir(folder) if (match := _STEP.fullmatch(name))]
-    return os.path.join(folder, f"checkpoint_{max(steps)}") if steps else folder
+    return Checkpoint(re.sub("/state$", "", folder), origin, backbone, plugin)
 
 
 def _store(path: str) -> _Store:
@@ -132,7 +122,7 @@ def read_key(folder: str, name: str) -> bytes | None:
         return None if result.state == "missing" else bytes(result.value)
 
 
-def _open_array(store: _Store, path: str, origin: str, driver: str = "zarr") -> Sliced:
+def _open_array(store: _Store, path: str, origin: str, driver: str = "zarr") -> Stored:
     """Opens a zarr array; a missing chunk is an error and not a run of zeros."""
     spec = {
         "driver": driver,
@@ -145,14 +135,14 @@ def _open_array(store: _Store, path: str, origin: str, driver: str = "zarr") -> 
         if metadata.get("order", "C") != "C" or str(metadata.get("dtype", "")).startswith(">"):
             raise ValueError(f"its layout is unusual: {metadata}")
 
-    def read(index: Any) -> np.ndarray:
+    def read(index: Any = ...) -> np.ndarray:
         with wrap_errors(f"{origin} cannot be read"):
             return array[index].read().result()
 
-    return Sliced(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
+    return Stored(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
 
 
-def _open_orbax(origin: str, content: bytes) -> dict[str, Sliced]:
+def _open_orbax(origin: str, content: bytes) -> dict[str, Stored]:
     with wrap_errors(f"{origin}/{_METADATA} does not describe an Orbax checkpoint"):
         metadata = json.loads(content)
         paths = [
@@ -169,16 +159,13 @@ def _open_orbax(origin: str, content: bytes) -> dict[str, Sliced]:
             if read_key(origin, _MANIFEST) is None:
                 raise CheckpointError(f"{origin}/{_MANIFEST} is missing.")
             store = {"driver": "ocdbt", "base": store, "path": ""}
+    names = {"/".join(path[1:]): ".".join(path) for path in paths if path[0] == "target"}
     return {
-        "/".join(path[1:]): _open_array(
-            store, ".".join(path), f"{origin}: {'.'.join(path)}", driver
-        )
-        for path in paths
-        if path[0] == "target"
+        path: _open_array(store, name, f"{origin}: {name}", driver) for path, name in names.items()
     }
 
 
-def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
+def _open_legacy(folder: str, content: bytes) -> dict[str, Stored]:
     file = f"{folder}/{_LEGACY}"
     if content.startswith(b"model_checkpoint_path"):
         raise CheckpointError(f"{file} is a TensorFlow checkpoint; convert it with T5X first.")
@@ -186,10 +173,10 @@ def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
     def is_leaf(_: Any, node: Any) -> bool:
         return not isinstance(node, dict) or node.keys() >= _PLACEHOLDER
 
-    def opened(path: str, leaf: Any) -> Sliced:
+    def opened(path: str, leaf: Any) -> Stored:
         if isinstance(leaf, np.ndarray | np.generic):
             array = np.asarray(leaf)
-            return Sliced(array.shape, array.dtype, array.__getitem__)
+            return Stored(array.shape, array.dtype, lambda index=...: array[index])
         # Before tensorstore 0.1.14 the path was outside. Drivers (file, gfile, gcs) and buckets
         # are those of the machine that wrote it.
         inner = leaf["kvstore"].get("path") or leaf["path"]
@@ -208,12 +195,117 @@ def _open_legacy(folder: str, content: bytes) -> dict[str, Sliced]:
         return {path: opened(path, leaf) for path, leaf in leaves.items()}
 
 
-def save_t5x(path: str | os.PathLike, backbone: Backbone) -> pathlib.Path:
-    """Writes a checkpoint that T5X restores, atomically.
+def _to_leaves(origin: str, target: Mapping[str, Stored]) -> list[Leaf]:
+    """Our leaves of a tree in any of the forms.
+
+    Raises:
+      CheckpointError: if position biases differ between layers, or the arrays have odd shapes.
+    """
+    leaves = [leaf for name, array in target.items() for leaf in _unscanned(origin, name, array)]
+    for stack in ("encoder", "decoder"):
+        own = re.compile(f"{stack}/layers_\\d+/{_BIAS}")
+        tables = [leaf for leaf in leaves if own.fullmatch(leaf.path)]
+        if tables:
+            leaves = [leaf for leaf in leaves if leaf not in tables]
+            leaves.append(_shared_bias(origin, f"{stack}/{_BIAS}", tables))
+    return leaves
+
+
+def _unscanned(origin: str, name: str, array: Stored) -> Iterator[Leaf]:
+    """The leaves in an array: one for each layer where layers are scanned."""
+    match = _SCANNED.fullmatch(name)
+    if match is None:
+        yield _leaf(name, name, array.shape, array, ())
+        return
+    with wrap_errors(f"{origin}: {name} has shape {array.shape} and no axis of layers"):
+        depth = array.shape[_AXIS]
+    shape = array.shape[:_AXIS] + array.shape[_AXIS + 1 :]
+    for i in range(depth):
+        path = f"{match[1]}/layers_{i}/{match[2]}"
+        yield _leaf(name, path, shape, array, (slice(None), i))
+
+
+def _leaf(name: str, path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Leaf:
+    if len(shape) == 3 and path.endswith(("query/kernel", "key/kernel", "value/kernel")):
+        shape = (shape[0], shape[1] * shape[2])  # [embed, heads, kv]
+    elif len(shape) == 3 and path.endswith("out/kernel"):
+        shape = (shape[0] * shape[1], shape[2])  # [heads, kv, embed]
+
+    def read() -> np.ndarray:
+        return np.asarray(array.read(index), order="C").reshape(shape)
+
+    return Leaf(path, name, shape, array.dtype, read)
+
+
+def _shared_bias(origin: str, path: str, leaves: list[Leaf]) -> Leaf:
+    first, *others = leaves
+    table = first.read()
+    for other in others:
+        if not np.array_equal(other.read(), table):
+            raise CheckpointError(
+                f"{origin}: the position bias {other.path} differs from {first.path}; this network "
+                "shares one among all layers, as T5 does."
+            )
+    return Leaf(path, first.name, table.shape, table.dtype, lambda: table)
+
+
+def _deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
+    """The shape of a backbone by its leaves, whose files hold no settings.
+
+    One feed-forward input is T5 1.0's relu, two are T5 1.1's gated gelu.
+
+    Raises:
+      CheckpointError: if a leaf that the shape depends on is missing or odd.
+    """
+    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
+    with wrap_errors(f"{origin} is not a T5"):
+        vocab, embed = shapes["token_embedder/embedding"]
+        heads, _ = shapes[f"encoder/{_BIAS}"]
+        _, joined = shapes["encoder/layers_0/attention/query/kernel"]  # [embed, heads * kv]
+        _, mlp = shapes[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
+        if joined % heads:
+            raise ValueError(f"{joined} query columns do not divide by {heads} heads")
+        matches = [match for path in shapes if (match := _LAYER.fullmatch(path))]
+        encoder, decoder = (
+            len({match[2] for match in matches if match[1] == stack})
+            for stack in ("encoder", "decoder")
+        )
+        config = T5Config(
+            name="t5",
+            vocab_size=vocab,
+            embed_dim=embed,
+            num_heads=heads,
+            head_dim=joined // heads,
+            mlp_dim=mlp,
+            num_encoder_layers=encoder,
+            num_decoder_layers=decoder,
+            mlp_activations=("gelu", "linear") if gated else ("relu",),
+            logits_via_embedding=_HEAD not in shapes if decoder else not gated,
+        )
+    return with_name(config, origin)
+
+
+def _check_deducible(source: Source) -> None:
+    """Refuses a backbone whose settings `_deduce_config` would not deduce from its leaves."""
+    config = source.config
+    deduced = _deduce_config(f"backbone {config.name}", source.leaves)
+    settings = ["mlp_activations", "layer_norm_epsilon", "mlp_dim"]
+    for name in settings + ["logits_via_embedding"] * config.has_decoder:
+        ours, theirs = getattr(config, name), getattr(deduced, name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"Backbone {config.name!r} has {name} {ours}. A T5X checkpoint holds no settings: "
+                f"it would be read as having {theirs}. Write another format."
+            )
+
+
+def write(path: str | os.PathLike, stream: Stream) -> pathlib.Path:
+    """Writes a checkpoint that T5X restores, with Orbax, from memory as a whole.
 
     Args:
       path: a folder `checkpoint_<step>`, or the folder in which to make `checkpoint_0`.
-      backbone: with a decoder, or an encoder alone.
+      stream: a backbone with a decoder, or an encoder alone.
 
     Returns:
       The checkpoint's folder.
@@ -223,15 +315,8 @@ def save_t5x(path: str | os.PathLike, backbone: Backbone) -> pathlib.Path:
         from its arrays, which are all that such a checkpoint holds.
     """
     folder = target_folder(path)
-    write(folder, Stream(memory_source(folder, backbone)))
-    return folder
-
-
-def write(folder: pathlib.Path, stream: Stream) -> None:
-    """Writes `checkpoint_<step>` with Orbax, from memory as a whole; see `save_t5x`."""
-    t5x_tree.check_deducible(stream.source)
-    match = _STEP.fullmatch(folder.name)
-    step = np.asarray(int(match[1]) if match else 0, np.int32)
+    _check_deducible(stream.source)
+    step = np.asarray(int(folder.name.removeprefix("checkpoint_")), np.int32)
     state = {"target": unflatten(dict(stream)), "state": {"step": step}}
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
     save = ocp.args.Composite(state=ocp.args.PyTreeSave(state, save_args=chunks))
@@ -240,6 +325,7 @@ def write(folder: pathlib.Path, stream: Stream) -> None:
         ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
     ):
         checkpointer.save(folder.absolute(), save)
+    return folder
 
 
 def target_folder(path: str | os.PathLike) -> pathlib.Path:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
+from variator_jax.files import is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
-from variator_jax.store import arrays, plugin_folder, t5x
+from variator_jax.store import arrays, plugins, t5x
+from variator_jax.store.arrays import Stored
+from variator_jax.store.backbone import Backbone, Leaf, Source, identify
 from variator_jax.store.description import parse, parse_json
-from variator_jax.store.plugin_folder import Plugin
-from variator_jax.store.source import Backbone, Leaf, Source, identify
-from variator_jax.store.t5x_tree import Sliced
+from variator_jax.store.plugins import Plugin
 
 SETTINGS = "variator_plugin.json"
 
@@ -45,7 +44,7 @@ class T5XRun:
       origin: the same with the settings' file, for messages.
       source: the backbone's leaves.
       config: the plugin's settings.
-      leaves: the plugin's leaves, by the names of a plugin folder.
+      leaves: the plugin's leaves, by their names in the checkpoint.
       training: what made it, for people.
     """
 
@@ -53,7 +52,7 @@ class T5XRun:
     origin: str
     source: Source
     config: PluginConfig
-    leaves: Mapping[str, Sliced]
+    leaves: Mapping[str, Stored]
     training: Mapping[str, Any]
 
 
@@ -84,20 +83,18 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     if not checkpoint.plugin:
         raise CheckpointError(f"{origin} holds no compression plugin: its tree has no 'plugin'.")
     if not checkpoint.backbone:
-        raise CheckpointError(
-            f"{origin} holds a compression plugin and no backbone to identify it."
-        )
+        raise CheckpointError(f"{origin} holds a compression plugin and no backbone.")
     file, settings = _read_settings(checkpoint.folder)
     origin = f"{origin} with {file}"
     source = t5x.backbone_source(checkpoint, settings.backbone)
-    config = plugin_folder.parse_config(settings.plugin, f"{file}: 'plugin'")
-    expected = plugin_folder.expected_leaves(origin, config, T5(source.config).stack())
+    with wrap_errors(f"{origin} is not usable"):
+        config = PluginConfig.from_json(settings.plugin)
+        expected = plugins.expected_leaves(config, T5(source.config).stack())
     named = {_name(path): like for path, like in expected.items()}
     arrays.check_arrays(origin, checkpoint.plugin, named)
-    leaves = {path: checkpoint.plugin[_name(path)] for path in expected}
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
     training["initial_checkpoint_path"] = settings.initial_checkpoint_path
-    return T5XRun(checkpoint.folder, origin, source, config, leaves, training)
+    return T5XRun(checkpoint.folder, origin, source, config, checkpoint.plugin, training)
 
 
 def _name(path: str) -> str:
@@ -108,7 +105,7 @@ def _name(path: str) -> str:
 
 def _read_settings(folder: str) -> tuple[str, _Settings]:
     """The run's settings, from the checkpoint or from the folder around it."""
-    here = folder if t5x.is_url(folder) else os.path.abspath(folder)
+    here = folder if is_url(folder) else os.path.abspath(folder)
     for place in (here, os.path.dirname(here)):
         file, content = f"{place}/{SETTINGS}", t5x.read_key(place, SETTINGS)
         if content is not None:
@@ -117,20 +114,22 @@ def _read_settings(folder: str) -> tuple[str, _Settings]:
 
 
 def read_plugin(
-    run: T5XRun, backbone: Backbone | None = None, progress: Callable[[Leaf], Any] | None = None
+    run: T5XRun,
+    backbone: Backbone | None = None,
+    progress: Callable[..., Iterable[Leaf]] = iter,
 ) -> Plugin:
     """Reads an opened run, the backbone included; see `load_t5x_plugin`.
 
     Args:
       run: the run.
       backbone: one that must be the run's.
-      progress: called after each leaf of the backbone.
+      progress: as for `Stream`.
     """
     variables = read_variables(run)  # first: it is small and most likely to be damaged
     trained_on = identify(run.source, progress)
     if backbone is not None:
         _check_owner(run, trained_on, backbone)
-    description = plugin_folder.describe_plugin(backbone or trained_on, run.training)
+    description = plugins.describe_plugin(backbone or trained_on, run.training)
     return Plugin(run.config, variables, description)
 
 
@@ -140,10 +139,10 @@ def read_variables(run: T5XRun) -> PluginVariables:
     Raises:
       CheckpointError: if one cannot be read or is not finite.
     """
-    leaves = {path: np.asarray(array.read(...)) for path, array in run.leaves.items()}
-    for path, leaf in leaves.items():
-        arrays.check_finite(f"{run.origin}: {_name(path)}", leaf)
-    return plugin_folder.to_variables(run.config, T5(run.source.config).stack(), leaves)
+    stack = T5(run.source.config).stack()
+    leaves = arrays.read_arrays(run.origin, run.leaves, run.leaves)
+    expected = plugins.expected_leaves(run.config, stack)
+    return plugins.to_variables(run.config, stack, {x: leaves[_name(x)] for x in expected})
 
 
 def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:

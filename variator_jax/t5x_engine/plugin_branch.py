@@ -28,7 +28,8 @@ from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, plugin_specs
 from variator_jax.plugin.sites.base import ArraySpec
 from variator_jax.store import load_plugin
-from variator_jax.train.jobs import initial_plugin, run_part
+from variator_jax.store.formats import run_part
+from variator_jax.train.jobs import initial_plugin
 
 PLUGIN = "plugin"  # the plugin's branch of the tree
 OUTPUT_SCALE = "output_scale"  # one leaf of each key's branch

@@ -29,9 +29,9 @@ from variator_jax.store import (
     save_plugin,
 )
 from variator_jax.store.arrays import file_checksum, fingerprint
-from variator_jax.store.formats import open_backbone
+from variator_jax.store.backbone import collect
+from variator_jax.store.formats import backbone_folder, open_backbone, run_part
 from variator_jax.store.lora import collect_with_lora
-from variator_jax.store.source import collect
 from variator_jax.train.init import fresh_plugin
 from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
 from variator_jax.train.settings import (
@@ -183,27 +183,6 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
         "backbone": backbone.fingerprint,
     }
     return Job(LoraTraining(T5(backbone.config), lora), identity, start, export)
-
-
-def run_part(path: str, part: str) -> pathlib.Path:
-    """`path` itself, or the 'backbone' or 'plugin' folder in it where `path` is a run folder."""
-    folder = pathlib.Path(path)
-    return folder / part if (folder / part).is_dir() else folder
-
-
-def backbone_folder(path: str) -> pathlib.Path:
-    """The folder that `path` names, or the backbone in it where it is a run folder.
-
-    Raises:
-      CheckpointError: if there is nothing, with how to get a backbone.
-    """
-    folder = run_part(path, "backbone")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise CheckpointError(
-            f"INITIAL_CHECKPOINT_PATH {path!r} holds no backbone. Train one with "
-            "--gin_file=runs/backbone.gin, or name a Hugging Face, T5X or variator folder."
-        )
-    return folder
 
 
 def load_initial_backbone(

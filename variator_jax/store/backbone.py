@@ -1,4 +1,8 @@
-"""Backbones read array by array from any format: a `Source` opens one, a `Stream` reads it."""
+"""Backbones, read array by array from any format, and our own folder for them.
+
+A reader of a format makes a `Source`, a `Stream` reads it, a writer of a format takes the stream.
+Our folder holds `backbone.json`, `backbone.safetensors` and the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,8 +20,12 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.errors import CheckpointError
-from variator_jax.files import wrap_errors
-from variator_jax.store import arrays
+from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.store import arrays, description
+from variator_jax.store.description import Sha256
+
+VOCABULARY = "spiece.model"
+_HOLDS = r"backbone(-\d{5}-of-\d{5})?\.safetensors|spiece\.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +41,6 @@ class Backbone:
     vocabulary_file: pathlib.Path | None = None
     vocabulary_fingerprint: str | None = None
     lora: Mapping[str, str] | None = None
-
-    @property
-    def title(self) -> str:
-        """Its name for messages, with the LoRA that was merged into it."""
-        return title(self.config.name, self.lora)
-
-
-def title(name: str, lora: Mapping[str, str] | None) -> str:
-    """The name of a backbone for messages, with the LoRA that was merged into it."""
-    if lora is None:
-        return repr(name)
-    task = f"task {lora['task']!r}, " if lora["task"] else ""
-    return f"{name!r} with a LoRA merged in ({task}{lora['fingerprint'][:12]})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Source:
 
     origin: str
     config: T5Config
-    leaves: tuple[Leaf, ...]
+    leaves: Sequence[Leaf]
     vocabulary_file: pathlib.Path | None = None
     fingerprint: str | None = None
 
@@ -76,7 +73,7 @@ def make_source(
     config: T5Config,
     leaves: Iterable[Leaf],
     name_of: Callable[[str], str] = str,
-    **more: Any,
+    vocabulary_file: pathlib.Path | None = None,
 ) -> Source:
     """A source, after comparing the leaves of a file with those that its config needs.
 
@@ -85,28 +82,23 @@ def make_source(
       config: the shape of the backbone.
       leaves: what the file has, in any order.
       name_of: our path of a leaf -> what the file would call it.
-      **more: the other fields of `Source`.
+      vocabulary_file: the vocabulary in the folder.
 
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
-    leaves = sorted(leaves, key=lambda leaf: leaf.path)
-    by_path = {leaf.path: leaf for leaf in leaves}
-    if len(by_path) < len(leaves):
-        raise CheckpointError(f"{origin} holds an array twice, under two names.")
+    by_path = {leaf.path: leaf for leaf in sorted(leaves, key=lambda leaf: leaf.path)}
     # The depth first: a wrong one would make a thousand missing leaves.
     for stack in ("encoder", "decoder"):
         expected = getattr(config, f"num_{stack}_layers")
-        numbers = {path.split("/")[1] for path in by_path if path.startswith(f"{stack}/layers_")}
-        if len(numbers) != expected:
-            counts = f"{len(numbers)} {stack} layers, the config has {expected}"
-            raise CheckpointError(f"{origin}: the weights have {counts}.")
-    with wrap_errors(
-        f"{origin}: no backbone has the shape {config}"
-    ):  # sizes beyond JAX's integers
+        layers = {path.split("/")[1] for path in by_path if path.startswith(f"{stack}/layers_")}
+        if len(layers) != expected:
+            depth = f"{len(layers)} {stack} layers, the config has {expected}"
+            raise CheckpointError(f"{origin}: the weights have {depth}.")
+    with wrap_errors(f"{origin}: no backbone has the shape {config}"):  # beyond JAX's integers
         shapes = _shapes(config)
     arrays.check_arrays(origin, by_path, shapes, arrays.WEIGHTS, name_of)
-    return Source(str(origin), config, tuple(leaves), **more)
+    return Source(str(origin), config, tuple(by_path.values()), vocabulary_file)
 
 
 @functools.lru_cache(maxsize=4)
@@ -127,11 +119,10 @@ def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
 def stored_config(config: T5Config, leaves: Iterable[Leaf]) -> T5Config:
     """The config of a backbone whose file keeps no dtype: that of its embedding."""
     dtypes = {leaf.path: leaf.dtype for leaf in leaves}
-    return cast_config(config, dtypes.get("token_embedder/embedding"))
+    return _cast_config(config, dtypes.get("token_embedder/embedding"))
 
 
-def cast_config(config: T5Config, dtype: np.dtype | None) -> T5Config:
-    """The config of the backbone whose leaves were cast to `dtype`."""
+def _cast_config(config: T5Config, dtype: np.dtype | None) -> T5Config:
     if dtype is None or dtype.name not in arrays.WEIGHTS:
         return config
     # float16 is for storage only: T5's feed-forward layers leave its range.
@@ -145,14 +136,17 @@ class Stream:
     Args:
       source: where the leaves come from.
       dtype: what they are cast to; None keeps each one's.
-      progress: called after each leaf.
+      progress: iterates over the leaves in place of `iter`, to show how far it is.
     """
 
     def __init__(
-        self, source: Source, dtype: Any = None, progress: Callable[[Leaf], Any] | None = None
+        self,
+        source: Source,
+        dtype: Any = None,
+        progress: Callable[[Sequence[Leaf]], Iterable[Leaf]] = iter,
     ) -> None:
         self.source, self.dtype, self._progress = source, arrays.parse_dtype(dtype), progress
-        self.config = cast_config(source.config, self.dtype)
+        self.config = _cast_config(source.config, self.dtype)
         self.bytes, self._digest = 0, arrays.Fingerprint()
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -161,14 +155,12 @@ class Stream:
         Raises:
           CheckpointError: if a leaf cannot be read, or holds a NaN or an infinite number.
         """
-        for leaf in self.source.leaves:
+        for leaf in self._progress(self.source.leaves):
             array = read_leaf(self.source, leaf, self.dtype)
             self.bytes += array.nbytes
             if self.source.fingerprint is None or self.dtype is not None:
                 self._digest.add(leaf.path, array)
             yield leaf.path, array
-            if self._progress is not None:
-                self._progress(leaf)
 
     @property
     def fingerprint(self) -> str:
@@ -214,7 +206,7 @@ def collect(
     return stream.backbone(arrays.unflatten(leaves))
 
 
-def identify(source: Source, progress: Callable[[Leaf], Any] | None = None) -> Backbone:
+def identify(source: Source, progress: Callable[..., Iterable[Leaf]] = iter) -> Backbone:
     """What `collect` returns, without the parameters: each leaf is read, and none is kept.
 
     Raises:
@@ -224,3 +216,68 @@ def identify(source: Source, progress: Callable[[Leaf], Any] | None = None) -> B
     for _ in stream:
         pass
     return stream.backbone({})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    fingerprint: Sha256
+    config: T5Config
+    vocabulary_fingerprint: Sha256 | None
+    file_checksums: Mapping[str, Sha256]
+
+
+def save_backbone(
+    path: str | os.PathLike, config: T5Config, params: dict, vocabulary_file: str | None = None
+) -> str:
+    """Writes a backbone folder atomically and returns the backbone's fingerprint.
+
+    Raises:
+      CheckpointError: if the folder cannot be written, the parameters are not those of the config,
+        or one of them is not finite.
+    """
+    vocabulary = None if vocabulary_file is None else pathlib.Path(vocabulary_file)
+    backbone = Backbone(config, params, "", vocabulary)
+    return write(path, Stream(memory_source(path, backbone)))
+
+
+def write(path: str | os.PathLike, stream: Stream) -> str:
+    """Writes a backbone folder from a stream, 5 GB in memory at a time; see `save_backbone`."""
+    with atomic_folder(path, replaces=("backbone.json",), holds=_HOLDS) as draft:
+        arrays.write_arrays(draft, "backbone", stream)
+        vocabulary = stream.source.vocabulary_file
+        if vocabulary is not None:
+            shutil.copyfile(vocabulary, draft / VOCABULARY)
+        content = {
+            "fingerprint": stream.fingerprint,
+            "config": description.config_content(stream.config),
+            "vocabulary_fingerprint": vocabulary and arrays.file_checksum(draft / VOCABULARY),
+        }
+        description.write_description(draft / "backbone.json", "backbone", content)
+    return stream.fingerprint
+
+
+def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
+    """The leaves of a backbone folder, after comparing its description and its checksums.
+
+    Args:
+      path: the folder.
+      verify: False skips the checksums of the weights, and reads no more than their headers.
+
+    Raises:
+      CheckpointError: if anything is missing, damaged or does not fit.
+    """
+    folder = pathlib.Path(path)
+    file = folder / "backbone.json"
+    record, _ = description.read_description(file, "backbone", _Description)
+    vocabulary = None if record.vocabulary_fingerprint is None else folder / VOCABULARY
+    leaves: list[Leaf] = []
+    for name, checksum in sorted(record.file_checksums.items()):
+        if not re.fullmatch(_HOLDS, name):
+            raise CheckpointError(f"{file} has a checksum of {name[:80]!r}, which is not its own.")
+        if name != VOCABULARY:
+            stored = arrays.open_arrays(folder / name)
+            leaves += [Leaf(path, path, *array) for path, array in stored.items()]
+        if verify or name == VOCABULARY:
+            description.check_files(folder, {name: checksum})
+    source = make_source(folder, record.config, leaves, vocabulary_file=vocabulary)
+    return dataclasses.replace(source, fingerprint=record.fingerprint)

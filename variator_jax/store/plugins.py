@@ -1,8 +1,8 @@
 """Plugin folders, `plugin.json` and `plugin.safetensors`, and sets of them for one backbone.
 
 Format 2 keeps a list of sites, and arrays by module path; format 1, with FFN sites only and arrays
-by `layers_<i>`, is still read. A set that `save_plugins` wrote holds `plugins.json` and a plugin
-folder `ratio_<k>` each. Any other folder of plugins, or of runs that ended with one, is a set, too.
+by `layers_<i>`, is still read. A set holds `plugins.json` and a plugin folder `ratio_<k>` each;
+which folders are read as sets is decided in `formats.load_plugins`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 
 from variator_jax.backbones.base import FfnStack, Stack
 from variator_jax.backbones.t5 import T5
-from variator_jax.errors import CheckpointError, PluginError
-from variator_jax.files import atomic_folder
+from variator_jax.errors import CheckpointError
+from variator_jax.files import atomic_folder, check_folder, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
-from variator_jax.store import arrays, description, formats
-from variator_jax.store.description import Owner, Sha256
-from variator_jax.store.source import Backbone, title
+from variator_jax.store import arrays, description
+from variator_jax.store.backbone import Backbone
+from variator_jax.store.description import Owner, Sha256, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
 _MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
@@ -120,16 +120,18 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     Raises:
       CheckpointError: if anything is missing or damaged, or the plugin is another backbone's.
     """
-    folder = formats.check_folder(path)
+    folder = check_folder(path)
     file = folder / "plugin.json"
     record, content = description.read_description(file, "plugin", _Description, VERSION)
     if backbone is not None:
         check_belongs(f"The plugin in {folder}", content, backbone)
-    config, owner = parse_config(record.config, str(file)), record.backbone
+    owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
     stack = FfnStack(owner.num_encoder_layers, owner.embed_dim)
-    expected = expected_leaves(str(file), config, stack)
+    with wrap_errors(f"{file} is not usable"):
+        config = PluginConfig.from_json(record.config)
+        expected = expected_leaves(config, stack)
     names = {name: name for name in expected}
     if not isinstance(record.config.get("sites"), list):
         names = {name: _format_1_name(name, str(config.sites)) for name in expected}
@@ -137,18 +139,6 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     leaves = description.load_arrays(folder, "plugin", stored, record.file_checksums)
     leaves = {name: leaves[names[name]] for name in expected}
     return Plugin(config, to_variables(config, stack, leaves), content)
-
-
-def parse_config(content: dict[str, Any], context: str) -> PluginConfig:
-    """The settings of a plugin in a JSON file; absent fields take their defaults.
-
-    Raises:
-      CheckpointError: for an unknown field, or a value that cannot be.
-    """
-    try:
-        return PluginConfig.from_json(content)
-    except (PluginError, TypeError) as error:
-        raise CheckpointError(f"{context} is not usable: {error}") from error
 
 
 def _format_1_name(name: str, pattern: str) -> str:
@@ -161,18 +151,13 @@ def _leaves(variables: PluginVariables) -> dict[str, Any]:
     return arrays.flatten({"params": variables.params, "output_scales": variables.output_scales})
 
 
-def expected_leaves(
-    what: str, config: PluginConfig, stack: Stack
-) -> dict[str, jax.ShapeDtypeStruct]:
+def expected_leaves(config: PluginConfig, stack: Stack) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves of a plugin on a stack, by the names of its file.
 
     Raises:
-      CheckpointError: if the settings name layers that the stack does not have.
+      PluginError: if the settings name layers that the stack does not have.
     """
-    try:
-        specs = plugin_specs(config, stack)
-    except PluginError as error:
-        raise CheckpointError(f"{what} is not usable: {error}") from error
+    specs = plugin_specs(config, stack)
     shapes: dict[str, tuple[int, ...]] = {f"output_scales/{key}": () for key in specs}
     for key, group in specs.items():
         shapes |= {f"params/{key}/{name}": spec.shape for name, spec in group.items()}
@@ -193,35 +178,6 @@ def to_variables(
     )
 
 
-def check_belongs(what: str, content: Mapping[str, Any], backbone: Backbone) -> None:
-    """Compares the fingerprints in a plugin's description with a backbone's.
-
-    Args:
-      what: the plugin, as a message begins.
-      content: the plugin's description, whose types were checked.
-      backbone: the backbone it is to be spliced into.
-
-    Raises:
-      CheckpointError: with both fingerprints.
-    """
-    owner = content["backbone"]
-    if owner["fingerprint"] != backbone.fingerprint:
-        hint = ""
-        if owner.get("lora") and not backbone.lora:
-            hint = " Give its LoRA, too: INITIAL_LORA_PATH, or load_backbone(..., lora=...)."
-        raise CheckpointError(
-            f"{what} belongs to backbone {title(owner['name'], owner.get('lora'))} with "
-            f"fingerprint {owner['fingerprint']}; this backbone is {backbone.title} with "
-            f"fingerprint {backbone.fingerprint}.{hint}"
-        )
-    theirs, ours = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
-    if theirs and ours and theirs != ours:
-        raise CheckpointError(
-            f"{what} was trained with the vocabulary of fingerprint {theirs}; the backbone's "
-            f"vocabulary has {ours}, so that the same text would become other tokens."
-        )
-
-
 def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     """Compares a plugin's arrays with what its settings need on a backbone.
 
@@ -229,7 +185,8 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
       CheckpointError: naming the first array that is missing, unexpected or misshapen.
     """
     owner = f"{what} on backbone {backbone.config.name!r}"
-    expected = expected_leaves(owner, plugin.config, T5(backbone.config).stack())
+    with wrap_errors(f"{owner} is not usable"):
+        expected = expected_leaves(plugin.config, T5(backbone.config).stack())
     arrays.check_arrays(owner, _leaves(plugin.variables), expected)
 
 
@@ -263,66 +220,7 @@ def save_plugins(
         description.write_description(draft / INDEX, "plugin_set", content)
 
 
-def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[int, Plugin]:
-    """Reads the plugins of one backbone, by compression ratio in rising order.
-
-    Args:
-      path: a plugin folder, a set, a run folder, or a folder of plugin or run folders; or a T5X
-        checkpoint with a plugin, whose backbone is read to the end for its fingerprint.
-      backbone: the backbone they must belong to; None leaves that to whoever uses them.
-
-    Raises:
-      CheckpointError: if there is none, one is damaged, two have the same ratio, or not all belong
-        to the same backbone.
-    """
-    folder = formats.check_folder(path)
-    kind = formats.kind_of(folder)
-    if kind == formats.T5X:
-        from variator_jax.store.t5x_run import load_t5x_plugin  # most users have none
-
-        plugin = load_t5x_plugin(folder, backbone)
-        return {plugin.config.ratio: plugin}
-    members = [] if kind == formats.BACKBONE else [folder]
-    if kind == formats.RUN:
-        members = [folder / "plugin"]
-        if not members[0].is_dir():
-            raise CheckpointError(f"The run folder {folder} holds no plugin before the run ended.")
-    elif kind not in (formats.PLUGIN, formats.BACKBONE):
-        members = _members(folder)
-    if not members:
-        raise formats.unknown(folder, "plugin (plugin.json) or folder of plugins")
-    return _by_ratio(folder, {member: load_plugin(member, backbone) for member in members})
-
-
-def _members(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The plugin folders of a set; where there is an index, exactly those that it names."""
-    folders, index = formats.plugin_folders(folder), folder / INDEX
-    if not os.path.lexists(index):
-        return folders
-    record, _ = description.read_description(index, "plugin_set", _SetDescription)
-    named = [folder / f"ratio_{ratio}" for ratio in record.ratios]
-    if set(named) != set(folders) or not named:
-        names = ", ".join(sorted(item.name for item in set(named) ^ set(folders))) or "no plugin"
-        raise CheckpointError(f"{index} and the plugins in its folder differ in {names}.")
-    return named
-
-
-def _by_ratio(folder: pathlib.Path, loaded: Mapping[pathlib.Path, Plugin]) -> dict[int, Plugin]:
-    """The members by ratio, if they belong to one backbone."""
-    places: dict[int, pathlib.Path] = {}
-    first, *_ = loaded
-    for member, plugin in loaded.items():
-        one, other = (loaded[each].description["backbone"] for each in (first, member))
-        if one["fingerprint"] != other["fingerprint"]:
-            raise CheckpointError(
-                f"{folder} mixes backbones: {first.relative_to(folder)} belongs to "
-                f"{one['name']!r} with fingerprint {one['fingerprint']}, "
-                f"{member.relative_to(folder)} to {other['name']!r} with {other['fingerprint']}."
-            )
-        known = places.setdefault(plugin.config.ratio, member)
-        if known is not member:
-            names = f"{known.relative_to(folder)} and {member.relative_to(folder)}"
-            raise CheckpointError(
-                f"{folder} has two plugins of ratio {plugin.config.ratio}: {names}."
-            )
-    return {ratio: loaded[places[ratio]] for ratio in sorted(places)}
+def indexed_members(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The plugin folders that the index of a set names."""
+    record, _ = description.read_description(folder / INDEX, "plugin_set", _SetDescription)
+    return [folder / f"ratio_{ratio}" for ratio in record.ratios]

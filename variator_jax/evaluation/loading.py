@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from variator_jax import mesh as meshes
 from variator_jax.evaluation.data import EvalData
 from variator_jax.store import Backbone, load_backbone, load_lora
+from variator_jax.store.backbone import collect
 from variator_jax.store.formats import backbone_folder, open_backbone
 from variator_jax.store.lora import collect_with_lora
-from variator_jax.store.source import collect
 from variator_jax.train.settings import check_vocabulary
 
 

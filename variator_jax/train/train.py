@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import ConfigError, did_you_mean
-from variator_jax.train.checkpointing import Checkpoints
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
-from variator_jax.train.logs import RunLog
 from variator_jax.train.loop import HostBatch, fit
+from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.settings import DataConfig, TrainConfig
 from variator_jax.train.step import (
     Metrics,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Backbone, Batch, Outputs
+from variator_jax.backbones.lora import LoraConfig, merge_lora
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.train import losses
@@ -148,6 +149,21 @@ class TaskTraining:
             "task": losses.cross_entropy(logits, targets, mask)[0],
             "accuracy": losses.accuracy(logits, targets, mask)[0],
         }
+
+
+class LoraTraining(TaskTraining):
+    """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
+
+    def __init__(self, backbone: Backbone, config: LoraConfig) -> None:
+        super().__init__(backbone)
+        self._config = config
+
+    def terms(
+        self, trained: dict, frozen: dict | None, batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Those of `TaskTraining` on the merged weights, which is what will be served."""
+        merged = merge_lora(frozen or {}, trained, self._config)
+        return super().terms(merged, None, batch, rng)
 
 
 def _mask(term: str, batch: Batch) -> jax.Array:

@@ -40,11 +40,11 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"MODEL_DIR cannot be made: {error}.") from error
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
-        error = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
-        message = error.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
-        error = bytes(meshes.from_first(np.frombuffer(message, np.uint8))).rstrip(b"\0").decode()
-        if error:
-            raise CheckpointError(error)
+        difference = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
+        text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+        text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
+        if text:
+            raise CheckpointError(text.decode(errors="ignore"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
 

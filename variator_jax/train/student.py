@@ -93,15 +93,13 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     The weights that it shares with the teacher are exported as they are, so they are kept in the
     run's `param_dtype`, whatever dtype a frozen backbone is kept in elsewhere.
     """
-    plugin, data = config.plugin, config.data
+    plugin = config.plugin
     if plugin is None or plugin.ratio == 1:
         raise ConfigError(
             "A student has the FLOPs of a plugin of ratio 2 or more: set RATIO to that ratio."
         )
-    path = config.initial_backbone("A student is made from a backbone, its teacher")
-    dtype = config.backbone.param_dtype
-    teacher = load_initial_backbone(path, config.shape, data, mesh, dtype)
-    mlp_dim = student_mlp_dim(teacher.config, data.feature_lengths["inputs"], plugin)
+    teacher = load_initial_backbone(config, mesh, config.backbone.param_dtype)
+    mlp_dim = student_mlp_dim(teacher.config, config.data.feature_lengths["inputs"], plugin)
     student = narrowed(teacher.config, mlp_dim)
     shape = meshes.MeshShape(*mesh.devices.shape)
     meshes.check_shape(shape, student, shape.data * shape.fsdp, shape.size)

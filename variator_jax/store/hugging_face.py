@@ -16,7 +16,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
-from variator_jax.backbones.t5.names import with_name
+from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.store import hugging_face_names as names

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.backbones.t5.names import with_name
+from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store.source import Leaf, Source
 

@@ -168,7 +168,7 @@ def test_an_encoder_may_have_feed_forward_layers_of_its_own_width():
         ("nano", {"mlp_activations": ("rellu",)}, "relu"),
         ("nano", {"dtype": "float8"}, "dtype"),
         ("nano", {"num_heads": 0}, "num_heads"),
-        ("nano", {"encoder_mlp_dim": 0}, "encoder_mlp_dim is 0"),
+        ("nano", {"encoder_mlp_dim": 0}, "encoder_mlp is 0"),
     ],
 )
 def test_unknown_names_and_values_name_the_nearest(name, fields, message):

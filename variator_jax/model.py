@@ -262,8 +262,7 @@ class VariatorModel:
         file, config = self.backbone.vocabulary_file, self.backbone.config
         if file is None and not config.name.startswith("byt5"):
             raise ConfigError(
-                f"Backbone {config.name!r} came without a vocabulary (spiece.model), "
-                "so that it takes token ids only."
+                f"Backbone {config.name!r} came without a vocabulary; it takes ids only."
             )
         tokenizer = load_tokenizer(file) if file else ByteTokenizer(config.vocab_size)
         if tokenizer.size > config.vocab_size:
@@ -368,20 +367,17 @@ def _texts(inputs: Inputs) -> list[str] | None:
 def _by_ratio(
     plugins: Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None,
 ) -> dict[int, Plugin]:
-    if plugins is None:
-        return {}
-    if isinstance(plugins, Plugin):
-        plugins = [plugins]
-    if isinstance(plugins, Mapping):
-        for ratio, plugin in plugins.items():
-            if plugin.config.ratio != ratio:
-                raise PluginError(
-                    f"The plugin given for ratio {ratio} is one of ratio {plugin.config.ratio}."
-                )
-        plugins = plugins.values()
+    if plugins is None or isinstance(plugins, Plugin):
+        plugins = [plugins] if plugins else []
+    if not isinstance(plugins, Mapping):
+        pairs = [(plugin.config.ratio, plugin) for plugin in plugins]
+    else:
+        pairs = list(plugins.items())
     by_ratio: dict[int, Plugin] = {}
-    for plugin in plugins:
-        if plugin.config.ratio in by_ratio:
-            raise PluginError(f"Two plugins of ratio {plugin.config.ratio} were given.")
-        by_ratio[plugin.config.ratio] = plugin
+    for ratio, plugin in pairs:
+        if plugin.config.ratio != ratio:
+            raise PluginError(f"The plugin for ratio {ratio} has ratio {plugin.config.ratio}.")
+        if ratio in by_ratio:
+            raise PluginError(f"Two plugins of ratio {ratio} were given.")
+        by_ratio[ratio] = plugin
     return {ratio: by_ratio[ratio] for ratio in sorted(by_ratio) if ratio > 1}

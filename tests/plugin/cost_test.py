@@ -78,15 +78,6 @@ def test_layers_and_sites_add_up():
         stack_flops(TINY_STACK, 64, PluginConfig(4, layers=(3,)))
 
 
-def test_ablations_are_cheaper_by_what_they_leave_out():
-    embed, length, layers = TINY.embed_dim, 64, TINY.num_encoder_layers
-    full = stack_flops(TINY_STACK, length, PluginConfig(4))
-    mean = stack_flops(TINY_STACK, length, PluginConfig(4, compression="mean"))
-    repeat = stack_flops(TINY_STACK, length, PluginConfig(4, decompression="repeat"))
-    assert full - mean == layers * length * 2 * embed * 4
-    assert full - repeat == layers * (length * 4 * embed * 64 + length // 4 * 2 * embed * 64)
-
-
 def test_a_length_that_does_not_divide_is_padded_on_the_plugins_side_only():
     plugin = PluginConfig(4)
     step = stack_flops(TINY_STACK, 64, plugin) - stack_flops(TINY_STACK, 61, plugin)

@@ -159,14 +159,6 @@ def test_examples_packed_on_group_boundaries_equal_examples_alone(ratio):
     np.testing.assert_allclose(found[8:], second[:6], atol=1e-5)
 
 
-def test_pooling_padding_is_what_the_option_turns_on():
-    text = np.pad(_tokens(1, 5), ((0, 0), (0, 3)))
-    masked, pooled = (
-        _encode(text, PluginConfig(4, pool_padding=pool))[0, :5] for pool in (False, True)
-    )
-    assert np.abs(masked - pooled).max() > 1e-3
-
-
 def _recorded(config, plugin, tokens, inner):
     """Length of the FFNs' inputs and their outputs, seen from inside or outside of a splice."""
     seen = {}
@@ -204,16 +196,6 @@ def test_averaging_and_repeating_is_the_mean_of_a_group():
     assert length == out.shape[1] == 6
     np.testing.assert_array_equal(out[0, 0], out[0, 3])
     np.testing.assert_array_equal(out[0, 4], out[0, 5])
-
-
-@pytest.mark.parametrize("decompression", ["bottleneck", "repeat"])
-@pytest.mark.parametrize("compression", ["learned", "mean"])
-def test_ablations_have_only_the_parameters_they_use(compression, decompression):
-    config = PluginConfig(4, compression=compression, decompression=decompression)
-    parts = set(init_plugin(config, STACK, jax.random.key(0)).params[FFN.format(0)])
-    assert ("compression" in parts) == (compression == "learned")
-    assert ("decompression" in parts) == (decompression == "bottleneck")
-    assert np.isfinite(_encode(_tokens(1, 8), config)).all()
 
 
 def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_finite():
@@ -292,11 +274,6 @@ def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):
     with pytest.raises(PluginError, match=message):
         with splice(config, variables, jnp.ones((1, 4), bool)):
             NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
-
-
-def test_layers_that_a_stack_does_not_have_are_refused():
-    with pytest.raises(PluginError, match=r"\[7\]"):
-        init_plugin(PluginConfig(2, layers=(7,)), STACK, jax.random.key(0))
 
 
 @pytest.mark.parametrize("spliced", ["by hand", "with a stack", "as a model"])

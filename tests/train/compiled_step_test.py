@@ -51,18 +51,6 @@ def arrays(step, *kinds):
     return [tuple(a) for kind, results in step["collectives"] if kind in kinds for a in results]
 
 
-def test_the_reader_finds_collectives_and_their_results():
-    text = """
-  %all-reduce.1 = (f32[], f32[8,4]{1,0}, /*index=5*/bf16[2]{0}) all-reduce(%a, %b, %c), channel_id=1
-  %get-tuple-element.1 = f32[] get-tuple-element(%all-reduce.1), index=0
-  ROOT %ag = pred[16]{0} all-gather-start(%fusion), dimensions={0}
-"""
-    assert compiled_steps.collectives(text) == [
-        ["all-reduce", [[[], 4], [[8, 4], 128], [[2], 4]]],
-        ["all-gather", [[[16], 16]]],
-    ]
-
-
 def test_copies_exchange_the_plugin_s_gradients_and_nothing_else(found, mesh=(4, 1, 1)):
     step = found[0][mesh]
     assert {kind for kind, _ in step["collectives"]} == {"all-reduce"}

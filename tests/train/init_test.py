@@ -5,7 +5,6 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import TINY, random_params
@@ -15,7 +14,7 @@ from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone
-from variator_jax.train import init as fresh
+from variator_jax.train import jobs as fresh
 from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
 
@@ -91,12 +90,10 @@ def test_a_run_that_dies_while_it_writes_leaves_no_scales(tmp_path, monkeypatch)
     assert plugin(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", '{"layers_0": 1.0}', f'{{"{NAMES[0]}": 1, "{NAMES[1]}": "much"}}', "[]"]
-)
+@pytest.mark.parametrize("text", ["{", "{}", f'{{"{NAMES[0]}": 1, "{NAMES[1]}": "much"}}'])
 def test_scales_that_cannot_be_read_are_an_error(tmp_path, text):
     (tmp_path / "calibration.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"calibration\.json does not hold .* MODEL_DIR"):
+    with pytest.raises(CheckpointError, match="does not hold the output scales"):
         plugin(tmp_path)
 
 
@@ -118,9 +115,3 @@ def test_all_processes_use_what_process_0_reads(tmp_path, monkeypatch):
     first[:] = [np.float32([0, 0, 0])]
     assert fresh._kept_scales(file, NAMES) is None
     assert len(asked) == 2 and not np.any(asked)
-
-
-def test_kept_scales_are_exact(tmp_path):
-    exact = dict(zip(NAMES, np.float32([0.1, 1 / 3]), strict=True))
-    fresh._keep_scales(tmp_path / "f.json", {k: jnp.float32(v) for k, v in exact.items()})
-    assert fresh._kept_scales(tmp_path / "f.json", NAMES) == exact

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from variator_jax.errors import ConfigError, TrainingError
-from variator_jax.train.checkpointing import Checkpoints
-from variator_jax.train.logs import RunLog
 from variator_jax.train.loop import Schedule, fit
+from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.step import TrainState
 
 BATCH = {"encoder_input_tokens": np.ones((1, 2))}
@@ -149,7 +148,7 @@ def test_periods_are_positive(field):
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = None
-from variator_jax.train.logs import RunLog
+from variator_jax.train.run_folder import RunLog
 
 log = RunLog(sys.argv[1], 4)
 log.write("train", 3, {"loss": 0.5})

@@ -18,8 +18,8 @@ from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
 from variator_jax.mesh import make_mesh
-from variator_jax.train.jobs import LoraTraining, lora_job
-from variator_jax.train.objectives import TaskTraining
+from variator_jax.train.jobs import lora_job
+from variator_jax.train.objectives import LoraTraining, TaskTraining
 from variator_jax.train.step import init_state, make_eval_step, make_train_step
 
 LENGTHS = dict(tiny_runs.DATA.feature_lengths)

@@ -175,7 +175,8 @@ def test_the_exported_folder_is_scored_and_is_the_backbone_of_further_runs(train
     assert 0 <= entry.quality[tiny_runs.TASK] <= 100
     mesh = meshes.make_mesh(student.config, 8)
     folder = str(trained.exported.parent)
-    loaded = jobs.load_initial_backbone(folder, student.config, tiny_runs.DATA, mesh)
+    settings = tiny_runs.config(backbone=student.config, initial_checkpoint_path=folder)
+    loaded = jobs.load_initial_backbone(settings, mesh, None)
     assert loaded.fingerprint == student.fingerprint
     assert loaded.config.encoder_mlp == student.config.encoder_mlp
     assert_same(loaded.params, student.params)
@@ -193,8 +194,8 @@ def test_a_student_starts_in_float32_from_a_rounded_teacher(teacher):
 @pytest.mark.parametrize(
     "settings, error, message",
     [
-        ({"plugin": PluginConfig(1)}, ConfigError, "set RATIO to that ratio"),
-        ({"plugin": None}, ConfigError, "set RATIO to that ratio"),
+        ({"plugin": PluginConfig(1)}, ConfigError, "set RATIO"),
+        ({"plugin": None}, ConfigError, "set RATIO"),
         ({"initial_checkpoint_path": None}, ConfigError, "set INITIAL_CHECKPOINT_PATH"),
         ({"trained": "students"}, ConfigError, "TRAINED is 'students'.*Did you mean 'student'"),
         ({"trained": "backbone", "initial_checkpoint_path": "student"}, CheckpointError, "mlp"),

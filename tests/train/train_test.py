@@ -82,7 +82,7 @@ def test_a_folder_is_never_continued_as_another_run(backbone_run, plugin_run, tm
     with pytest.raises(CheckpointError, match="run of variator_jax 0.1.*another MODEL_DIR"):
         tiny_runs.run(tmp_path, **other)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(CheckpointError, match="run.json is not readable JSON"):
+    with pytest.raises(CheckpointError, match="run.json cannot be read"):
         tiny_runs.run(tmp_path, **other)
 
 
@@ -118,8 +118,8 @@ UNTRAINED = {"compression": "mean", "decompression": "repeat"}
         ({"initial_checkpoint_path": None}, ConfigError, "set INITIAL_CHECKPOINT_PATH"),
         ({"initial_checkpoint_path": "/none"}, CheckpointError, "holds no backbone"),
         ({"num_microbatches": 3}, ConfigError, "must divide BATCH_SIZE"),
-        ({"model_dir": "gs://bucket/run"}, ConfigError, "not a local folder"),
-        ({"model_dir": 7}, ConfigError, "must be a path, in quotes"),
+        ({"model_dir": "gs://bucket/run"}, ConfigError, "of a local folder"),
+        ({"model_dir": 7}, ConfigError, "must be the path"),
         ({"trained": "plugins"}, ConfigError, "Did you mean 'plugin'"),
         ({"backbone": get_config("nano", vocab_size=384)}, CheckpointError, "another shape"),
         (

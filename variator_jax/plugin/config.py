@@ -68,7 +68,8 @@ class PluginConfig:
     def to_json(self) -> dict[str, Any]:
         """The form in which plugin folders keep it: `pool_padding` and a list of sites."""
         kinds = {kind: name for name, kind in SITE_KINDS.items()}
-        sites = [{"kind": kinds[type(site)], **_fields(site)} for site in self.parts]
+        parts: Sequence[Any] = self.parts
+        sites = [{"kind": kinds[type(site)], **dataclasses.asdict(site)} for site in parts]
         return {"pool_padding": self.pool_padding, "sites": sites}
 
     @classmethod
@@ -98,18 +99,8 @@ class PluginConfig:
         return cls(pool_padding=pool_padding, sites=sites) if sites else cls(1)
 
     def _ffn(self) -> Ffn:
-        return Ffn(
-            self.ratio,
-            self.layers,
-            self.bottleneck,
-            self.compression,
-            self.decompression,
-            str(self.sites),
-        )
-
-
-def _fields(site: Any) -> dict[str, Any]:
-    return dataclasses.asdict(site)
+        parts, pattern = (self.compression, self.decompression), str(self.sites)
+        return Ffn(self.ratio, self.layers, self.bottleneck, *parts, pattern)
 
 
 def _from_fields(kind: type, content: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
-from variator_jax.backbones.t5.names import with_name
+from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays

@@ -23,7 +23,7 @@ import tensorstore
 from flax import serialization, traverse_util
 
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.backbones.t5.names import with_name
+from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store.arrays import Stored, unflatten

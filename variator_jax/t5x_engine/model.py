@@ -95,7 +95,7 @@ class DistillationModel(models.EncoderDecoderModel):
         )
         teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
         student = self.outputs(params, batch, compressed=True)
-        sums = self._comparison.terms(student, teacher, batch)
+        sums = self._comparison.compare(student, teacher, batch)
         weights = self._whole_weights or self._comparison.weights(batch)
         means = {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
         loss = jnp.asarray(

@@ -6,19 +6,25 @@ The step and the loop are the same for all; the differences are in a `Job`.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.lora import LoraConfig, init_lora, lora_weights, merge_lora
+from variator_jax.backbones.lora import init_lora, lora_weights
 from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.plugin import PluginConfig, PluginVariables
+from variator_jax.files import write_file
+from variator_jax.plugin import PluginConfig, PluginVariables, calibrate, init_plugin
+from variator_jax.plugin.calibration import site_output_rms
 from variator_jax.store import (
     Backbone,
     Plugin,
@@ -32,15 +38,12 @@ from variator_jax.store.arrays import file_checksum, fingerprint
 from variator_jax.store.backbone import collect
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part
 from variator_jax.store.lora import collect_with_lora
-from variator_jax.train.init import fresh_plugin
-from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
+from variator_jax.train.objectives import Batch, Distillation, LoraTraining, Objective, TaskTraining
 from variator_jax.train.settings import (
-    DataConfig,
     TrainConfig,
     check_packing,
     check_trainable,
     check_vocabulary,
-    vocabulary_file,
 )
 
 # What must agree between a loaded backbone and the run's; dtypes, dropout and remat may differ.
@@ -69,14 +72,12 @@ class Job:
 
 def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
-    data = config.data
-    check_vocabulary(data.task, data.vocabulary(), config.shape)
+    check_vocabulary(config.data.task, config.data.vocabulary(), config.shape)
     shape, initial = config.shape, None
     if config.initial_checkpoint_path is not None:
         # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
         # fine-tuning would be lost in its rounding.
-        dtype = shape.param_dtype
-        initial = load_initial_backbone(config.initial_checkpoint_path, shape, data, mesh, dtype)
+        initial = load_initial_backbone(config, mesh, shape.param_dtype)
         shape = initial.config
 
     def start() -> tuple[dict, None]:
@@ -94,27 +95,21 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
 
 def export_backbone(config: TrainConfig, shape: T5Config, params: dict) -> pathlib.Path:
     """Writes a trained backbone into the run folder; all processes call this together."""
+    from variator_jax.data.vocabulary import local_model_file
+
     folder = pathlib.Path(config.model_dir) / "backbone"
     gathered = jax.tree.map(meshes.gather, params)
     if jax.process_index() == 0:
-        save_backbone(folder, shape, gathered, vocabulary_file(config.data.vocabulary()))
+        save_backbone(folder, shape, gathered, local_model_file(config.data.vocabulary()))
     return folder
 
 
 def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a plugin of a frozen backbone, a fresh one or one to adapt."""
     plugin = check_trainable(config.plugin, T5(config.shape).stack())
-    data = config.data
-    if data.packed:
-        check_packing(data.pack_multiple, plugin.ratio)
-    backbone = load_initial_backbone(
-        config.initial_backbone("A plugin is trained on a backbone"),
-        config.shape,
-        data,
-        mesh,
-        config.backbone_dtype,
-        config.initial_lora_path,
-    )
+    if config.data.packed:
+        check_packing(config.data.pack_multiple, plugin.ratio)
+    backbone = load_initial_backbone(config, mesh, config.backbone_dtype)
     initial = None
     if config.initial_plugin_path is not None:
         initial = initial_plugin(config.initial_plugin_path, plugin, backbone.config)
@@ -141,30 +136,87 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     return Job(objective, identity, start, export)
 
 
-class LoraTraining(TaskTraining):
-    """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
+def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginVariables:
+    """A new plugin, calibrated on the run's first batch, or as the run folder keeps it.
 
-    def __init__(self, backbone: T5, config: LoraConfig) -> None:
-        super().__init__(backbone)
-        self._config = config
+    Raises:
+      CheckpointError: if what the run folder keeps cannot be read.
+    """
+    network, data = T5(backbone.config), config.data
+    plugin = check_trainable(config.plugin, network.stack())
+    fresh = init_plugin(plugin, network.stack(), jax.random.key(config.seed))
+    # Measured once and kept, because a resumed run must continue in the very same units.
+    file = pathlib.Path(config.model_dir) / "calibration.json"
+    rms = _kept_scales(file, fresh.output_scales)
+    if rms is None:
+        batch = next(data.train(0, meshes.own_rows(mesh, data.batch_size)))
+        batches = meshes.global_microbatches(batch, mesh, config.num_microbatches)
+        with meshes.activations(mesh):
+            rms = measure_output_scales(network, backbone.params, plugin, batches)
+        if jax.process_index() == 0:
+            # Atomically, so that a run that dies here leaves no file.
+            scales = {name: float(value) for name, value in rms.items()}
+            write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())
+    return calibrate(fresh, {name: jnp.float32(value) for name, value in rms.items()})
 
-    def terms(
-        self, trained: dict, frozen: dict | None, batch: Batch, rng: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Those of `TaskTraining` on the merged weights, which is what will be served."""
-        merged = merge_lora(frozen or {}, trained, self._config)
-        return super().terms(merged, None, batch, rng)
+
+def measure_output_scales(
+    backbone: T5, params: dict, plugin: PluginConfig, batches: Iterable[Batch]
+) -> dict[str, Any]:
+    """The RMS of what each site's modules add, `{'encoder/layers_<i>/mlp': a}`, float32.
+
+    Args:
+      backbone: the network.
+      params: its parameters.
+      plugin: whose sites.
+      batches: on the mesh; one at a time is run, all are measured as one.
+    """
+    # Rematerialised layers would keep what is measured inside themselves.
+    network = T5(dataclasses.replace(backbone.config, remat=False))
+
+    @jax.jit
+    def measure(params: dict, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+        mask = network.masks(batch)["encoder"]
+        run = functools.partial(network.apply, params, batch)
+        return site_output_rms(run, plugin, network.stack(), mask), jnp.sum(mask.valid)
+
+    parts = [jax.tree.map(meshes.gather, measure(params, batch)) for batch in batches]
+    tokens = max(sum(int(count) for _, count in parts), 1)
+    # The RMS of a part without tokens is not a number. In float64, so that of one part is exact.
+    squares = {
+        key: sum(float(rms[key]) ** 2 * int(count) for rms, count in parts if count)
+        for key in parts[0][0]
+    }
+    return {key: np.float32(np.sqrt(total / tokens)) for key, total in squares.items()}
+
+
+def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, Any] | None:
+    """The keys' scales in a file as process 0 reads it, in every process; None without a file.
+
+    Others may see an older state of a shared folder: a process that then measured alone would wait
+    for the others in vain.
+    """
+    row: np.ndarray = np.zeros(1 + len(names), np.float32)
+    if jax.process_index() == 0 and file.is_file():
+        try:
+            scales = json.loads(file.read_text(encoding="utf8"))
+            row[:] = [1.0, *(scales[name] for name in names)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{file} does not hold the output scales of this run: {error!r}. Start again in "
+                "another MODEL_DIR."
+            ) from error
+    flag, *values = meshes.from_first(row)
+    return dict(zip(names, values, strict=True)) if flag else None
 
 
 def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a fresh LoRA of a frozen backbone on the task's own loss."""
-    path = config.initial_backbone("A LoRA is trained on a backbone")
     if not config.backbone.has_decoder:
         raise ConfigError(
             f"Backbone {config.backbone.name!r} has no decoder, so a LoRA has no task loss."
         )
-    lora = config.lora
-    backbone = load_initial_backbone(path, config.shape, config.data, mesh, config.backbone_dtype)
+    lora, backbone = config.lora, load_initial_backbone(config, mesh, config.backbone_dtype)
     lora_weights(lora, backbone.params)  # refuses now a site that matches nothing
 
     def start() -> tuple[dict, dict]:
@@ -177,51 +229,45 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
             save_lora(folder, lora, params, backbone, training)
         return folder
 
-    identity = {
-        "trained": "lora",
-        "lora": dataclasses.asdict(lora),
-        "backbone": backbone.fingerprint,
-    }
+    settings = dataclasses.asdict(lora)
+    identity = {"trained": "lora", "lora": settings, "backbone": backbone.fingerprint}
     return Job(LoraTraining(T5(backbone.config), lora), identity, start, export)
 
 
-def load_initial_backbone(
-    path: str,
-    config: T5Config,
-    data: DataConfig,
-    mesh: Mesh,
-    dtype: str | None = None,
-    lora_path: str | None = None,
-) -> Backbone:
-    """Loads a backbone into its place on the mesh, if the run's shape and vocabulary are its own.
+def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) -> Backbone:
+    """Loads a run's backbone into its place on the mesh, if shape and vocabulary are the run's.
 
     One array at a time is in the host's memory, so a backbone may be larger than that. A LoRA is
     merged into each of them on its way.
     """
-    folder = backbone_folder(path)
-    lora = None if lora_path is None else load_lora(lora_path)
+    if config.initial_checkpoint_path is None:
+        raise ConfigError(
+            f"TRAINED={config.trained!r} needs a backbone: set INITIAL_CHECKPOINT_PATH to its "
+            "folder."
+        )
+    folder, data, shape = backbone_folder(config.initial_checkpoint_path), config.data, config.shape
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
-        stored, expected = getattr(source.config, field), getattr(config, field)
+        stored, expected = getattr(source.config, field), getattr(shape, field)
         if stored != expected:
             raise CheckpointError(
                 f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
-                f"{stored}; this run's {config.name!r} has {expected}."
+                f"{stored}; this run's {shape.name!r} has {expected}."
             )
-    given = source.vocabulary_file
-    trained_with = None if given is None else file_checksum(given)
-    check_vocabulary(data.task, data.vocabulary(), config, trained_with)
+    file = source.vocabulary_file
+    checksum = None if file is None else file_checksum(file)
+    check_vocabulary(data.task, data.vocabulary(), shape, checksum)
     shardings = traverse_util.flatten_dict(meshes.parameter_shardings(source.config, mesh), sep="/")
 
     def place(name: str, array: Any) -> jax.Array:
         return meshes.place(array, shardings[name])
 
-    if lora is None:
+    if config.initial_lora_path is None:
         loaded = collect(source, dtype, place)
     else:
-        loaded = collect_with_lora(source, lora, dtype, place)
+        loaded = collect_with_lora(source, load_lora(config.initial_lora_path), dtype, place)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
-    kept = dataclasses.replace(config, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
+    kept = dataclasses.replace(shape, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
     return dataclasses.replace(loaded, config=kept)
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from variator_jax.errors import ConfigError, TrainingError
-from variator_jax.train.checkpointing import Checkpoints
-from variator_jax.train.logs import RunLog
+from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.step import Metrics, TrainState
 
 HostBatch = Mapping[str, np.ndarray]

@@ -5,7 +5,6 @@ All objectives share one interface, so one step and one loop train plugins and b
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Backbone, Batch, Outputs
+from variator_jax.backbones.lora import LoraConfig, merge_lora
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.train import losses
@@ -33,41 +33,32 @@ class Objective(Protocol):
         """Each term's sum over a batch or a microbatch; terms without a coefficient only inform."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How a student's outputs are compared with its teacher's, whichever network made them.
+    """How a student's outputs are compared with its teacher's, whichever network made them."""
 
-    Attributes:
-      config: the weights of the losses.
-      embed_dim: width of the hidden states.
-      has_decoder: False for an encoder alone, which is compared by its hidden states only.
-    """
+    def __init__(self, config: LossConfig, embed_dim: int, has_decoder: bool = True) -> None:
+        """Leaves out terms that count nothing; an encoder alone has its hidden states only.
 
-    config: LossConfig
-    embed_dim: int
-    has_decoder: bool = True
-
-    @property
-    def coefficients(self) -> dict[str, float]:
-        """How much each term counts; terms that count nothing are left out."""
-        config = self.config
-        terms = {"encoder_hidden": config.encoder_hidden}
-        if self.has_decoder:
-            terms |= {
-                "decoder_hidden": config.decoder_hidden,
-                "logits": config.logits,
-                "task": config.task,
-            }
-        return {name: value for name, value in terms.items() if value}
+        Args:
+          config: the weights of the losses.
+          embed_dim: width of the hidden states.
+          has_decoder: False for an encoder alone.
+        """
+        names = ["encoder_hidden"]
+        if has_decoder:
+            names += ["decoder_hidden", "logits", "task"]
+        weights = {name: getattr(config, name) for name in names}
+        self.coefficients: Mapping[str, float] = {k: v for k, v in weights.items() if v}
+        self._embed_dim, self._temperature = embed_dim, config.temperature
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, valid positions of the targets."""
         return {
-            name: _count(_mask(name, batch)) * (self.embed_dim if name.endswith("_hidden") else 1)
+            name: _count(_mask(name, batch)) * (self._embed_dim if name.endswith("_hidden") else 1)
             for name in self.coefficients
         }
 
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    def compare(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Each term's sum over the batch. The caller has stopped the teacher's gradient."""
         return {name: self._term(name, student, teacher, batch)[0] for name in self.coefficients}
 
@@ -80,30 +71,24 @@ class Comparison:
             return losses.hidden_mse(student.hidden[stack], teacher.hidden[stack], mask)
         # [batch, target length, vocab]
         if name == "logits":
-            temperature = self.config.temperature
-            return losses.logits_kl(student.logits, teacher.logits, mask, temperature)
+            return losses.logits_kl(student.logits, teacher.logits, mask, self._temperature)
         return losses.cross_entropy(student.logits, batch["decoder_target_tokens"], mask)
 
 
-class TeacherStudent:
+class TeacherStudent(Comparison):
     """Compares a student's outputs with its teacher's, both without dropout."""
 
     def __init__(self, teacher: SplicedModel, student: SplicedModel, config: LossConfig) -> None:
         self._teacher, self._student = teacher, student
         shape = teacher.backbone.config
-        self._comparison = Comparison(config, shape.embed_dim, shape.has_decoder)
-        self.coefficients: Mapping[str, float] = self._comparison.coefficients
+        super().__init__(config, shape.embed_dim, shape.has_decoder)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid elements of the hidden states, valid positions of the targets."""
-        return self._comparison.weights(batch)
-
-    def compare(
+    def run(
         self, teacher: tuple[Any, Any], student: tuple[Any, Any], batch: Batch
     ) -> dict[str, jax.Array]:
         """The terms, for parameters and plugin arrays of both; the teacher gets no gradient."""
         expected = jax.lax.stop_gradient(self._teacher.apply(*teacher, batch))
-        return self._comparison.terms(self._student.apply(*student, batch), expected, batch)
+        return self.compare(self._student.apply(*student, batch), expected, batch)
 
 
 class Distillation(TeacherStudent):
@@ -121,7 +106,7 @@ class Distillation(TeacherStudent):
         """Runs teacher and student and compares them."""
         backbone, output_scales = frozen
         plugin = PluginVariables(trained, output_scales)
-        return self.compare((backbone, None), (backbone, plugin), batch)
+        return self.run((backbone, None), (backbone, plugin), batch)
 
 
 class TaskTraining:
@@ -148,6 +133,21 @@ class TaskTraining:
             "task": losses.cross_entropy(logits, targets, mask)[0],
             "accuracy": losses.accuracy(logits, targets, mask)[0],
         }
+
+
+class LoraTraining(TaskTraining):
+    """The task's own cross-entropy: `trained` is A and B, `frozen` is the backbone's parameters."""
+
+    def __init__(self, backbone: Backbone, config: LoraConfig) -> None:
+        super().__init__(backbone)
+        self._config = config
+
+    def terms(
+        self, trained: dict, frozen: dict | None, batch: Batch, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Those of `TaskTraining` on the merged weights, which is what will be served."""
+        merged = merge_lora(frozen or {}, trained, self._config)
+        return super().terms(merged, None, batch, rng)
 
 
 def _mask(term: str, batch: Batch) -> jax.Array:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import optax
 
 from variator_jax.errors import ConfigError, did_you_mean
-
-_SCHEDULES = ("constant", "linear")
 
 
 def schedule(
@@ -17,20 +17,14 @@ def schedule(
     Raises:
       ConfigError: for an unknown name, or a decay that ends before the warm-up does.
     """
-    if name not in _SCHEDULES:
-        raise ConfigError(
-            f"No schedule is named {name!r}.{did_you_mean(name, _SCHEDULES)} Known: {_SCHEDULES}."
-        )
+    ends = {"constant": learning_rate, "linear": 0.0}
+    _check_known("schedule", name, ends)
     if name == "linear" and train_steps <= warmup_steps:
         raise ConfigError(
-            f"A linear decay over {train_steps} steps leaves nothing after {warmup_steps} steps of "
-            "warm-up; lower WARMUP_STEPS or raise TRAIN_STEPS."
+            f"A linear decay over {train_steps} steps ends within {warmup_steps} steps of warm-up; "
+            "lower WARMUP_STEPS or raise TRAIN_STEPS."
         )
-    after: optax.Schedule = (
-        optax.constant_schedule(learning_rate)
-        if name == "constant"
-        else optax.linear_schedule(learning_rate, 0.0, train_steps - warmup_steps)
-    )
+    after = optax.linear_schedule(learning_rate, ends[name], max(train_steps - warmup_steps, 1))
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
@@ -79,12 +73,15 @@ def optimizer(
         "adamw_relative": (adam, optax.scale_by_param_block_rms(), *decayed),
         "adafactor": (optax.adafactor(learning_rate=None), *flipped),
     }
-    if name not in optimizers:
-        raise ConfigError(
-            f"No optimizer is named {name!r}.{did_you_mean(name, optimizers)} "
-            f"Known: {', '.join(optimizers)}."
-        )
+    _check_known("optimizer", name, optimizers)
     update = optax.chain(*optimizers[name])
     if clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(
+            f"No {what} is named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+        )

@@ -66,31 +66,26 @@ class Plan:
     compressed: bool = True
 
     def __str__(self) -> str:
-        rows = [
-            f"{part.name:<18}{part.numbers:>18,}{_readable(part.bytes):>14}" for part in self.parts
-        ]
+        first, last = f"backbone {self.backbone.name}", ""
+        if self.compressed:
+            stack, plugin = T5(self.backbone).stack(), self.plugin
+            share = plugin_parameters(plugin, stack) / backbone_parameters(self.backbone)
+            first += f", plugin of ratio {plugin.ratio} ({share:.2%} of its parameters)"
+            last = (
+                f"\nencoder FLOPs at {self.length} tokens: "
+                f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "
+                f"{flops_allowed_speedup(stack, self.length, plugin):.2f} times as fast"
+            )
+        rows = [f"{p.name:<18}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
         total = _readable(sum(part.bytes for part in self.parts))
-        plugin, flops = self._compression() if self.compressed else ("", [])
         return "\n".join(
             (
-                f"backbone {self.backbone.name}{plugin}, {self.devices} device(s)",
+                f"{first}, {self.devices} device(s)",
                 f"{'':<18}{'numbers':>18}{'per device':>14}",
                 *rows,
-                f"{'together':<18}{'':>18}{total:>14}, without activations",
-                *flops,
+                f"{'together':<18}{'':>18}{total:>14}, without activations{last}",
             )
         )
-
-    def _compression(self) -> tuple[str, list[str]]:
-        """The plugin's part of the first line, and the last lines."""
-        stack = T5(self.backbone).stack()
-        saved = flops_saved(stack, self.length, self.plugin)
-        allowed = flops_allowed_speedup(stack, self.length, self.plugin)
-        share = plugin_parameters(self.plugin, stack) / backbone_parameters(self.backbone)
-        return f", plugin of ratio {self.plugin.ratio} ({share:.2%} of its parameters)", [
-            f"encoder FLOPs at {self.length} tokens: {saved:.1%} saved, so at most "
-            f"{allowed:.2f} times as fast"
-        ]
 
 
 def _readable(count: int) -> str:
@@ -133,30 +128,26 @@ def plan(
     """
     frozen = trained in ("plugin", "lora") and backbone_dtype is not None
     dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
-    rows = batch_size // num_microbatches
+    rows, length, key = batch_size // num_microbatches, feature_lengths["inputs"], jax.random.key(0)
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
-    weights = _placed(backbone, mesh)
+    moved = weights = _placed(backbone, mesh)
     parts = [_part("backbone", weights, weights, dtype)]
-    if trained == "backbone":
-        moved = weights
-    elif trained == "student":
-        mlp_dim = student_mlp_dim(backbone, feature_lengths["inputs"], plugin)
+    if trained == "student":
+        mlp_dim = student_mlp_dim(backbone, length, plugin)
         moved = student_leaves(_placed(narrowed(backbone, mlp_dim), mesh))
         parts.append(_part("student", moved, moved))
     elif trained == "lora":
-        settings = lora or LoraConfig()
-        moved = jax.eval_shape(lambda: init_lora(settings, weights, jax.random.key(0)))
+        moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))
         parts.append(_part("LoRA", moved, {}))
-    else:
-        stack = T5(backbone).stack()
-        fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
+    elif trained == "plugin":
+        fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(backbone).stack(), key))
         moved = fresh.params
         parts.append(_part("plugin", fresh, {}))
     if optimizer is not None:
         parts.append(_part("gradients", moved, moved))
         parts.append(_part("optimizer state", jax.eval_shape(optimizer.init, moved), moved))
     compressed = trained in ("plugin", "student")
-    return Plan(backbone, plugin, tuple(parts), mesh.size, feature_lengths["inputs"], compressed)
+    return Plan(backbone, plugin, tuple(parts), mesh.size, length, compressed)
 
 
 def _placed(config: T5Config, mesh: Any) -> dict:
@@ -170,12 +161,12 @@ def _placed(config: T5Config, mesh: Any) -> dict:
 
 def _part(name: str, tree: Any, params: Any, dtype: Any = None) -> Part:
     """Counts parameters or an optimizer's state; leaves without a sharding are replicated."""
-    numbers = bytes_ = 0
-    shardings = jax.tree.leaves(moment_shardings(tree, params))
-    for leaf, sharding in zip(jax.tree.leaves(tree), shardings, strict=True):
-        shards = 1
+
+    def leaf_part(leaf: Any, sharding: NamedSharding | bool) -> Part:
+        parts = 1
         if isinstance(sharding, NamedSharding):
-            shards = leaf.size // math.prod(sharding.shard_shape(leaf.shape))
-        part = Part.of(name, [leaf], dtype, shards)
-        numbers, bytes_ = numbers + part.numbers, bytes_ + part.bytes
-    return Part(name, numbers, bytes_)
+            parts = leaf.size // math.prod(sharding.shard_shape(leaf.shape))
+        return Part.of(name, [leaf], dtype, parts)
+
+    leaves = jax.tree.leaves(jax.tree.map(leaf_part, tree, moment_shardings(tree, params)))
+    return Part(name, sum(x.numbers for x in leaves), sum(x.bytes for x in leaves))

@@ -47,11 +47,7 @@ class DataConfig:
     data_shards: int = 1
 
     def __post_init__(self) -> None:
-        if self.data_shards < 1 or self.batch_size % self.data_shards:
-            raise ConfigError(
-                f"DATA_SHARDS is {self.data_shards!r}; it must divide BATCH_SIZE, "
-                f"{self.batch_size}."
-            )
+        _check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
 
     def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
         """The endless training batches from batch `start` on; the same ones in every run.
@@ -62,13 +58,9 @@ class DataConfig:
         """
         share = self.batch_size // self.data_shards
         wanted = range(self.batch_size) if rows is None else rows
-        return self._batches(
-            "train",
-            start_batch=start,
-            seed=self.seed,
-            streams=self.data_shards,
-            read_streams=sorted({row // share for row in wanted}),
-        )
+        read = sorted({row // share for row in wanted})
+        streams = {"streams": self.data_shards, "read_streams": read}
+        return self._batches("train", start_batch=start, seed=self.seed, **streams)
 
     def validation(self) -> list[HostBatch]:
         """The same `eval_batches` batches of the validation split each time, tasks mixed."""
@@ -141,16 +133,11 @@ class TrainConfig:
     remat: bool | str = False
 
     def __post_init__(self) -> None:
-        batch_size, parts = self.data.batch_size, self.num_microbatches
-        if parts < 1 or batch_size % parts:
-            raise ConfigError(
-                f"NUM_MICROBATCHES is {parts!r}; it must divide BATCH_SIZE, {batch_size}."
-            )
+        _check_divides("NUM_MICROBATCHES", self.num_microbatches, self.data.batch_size)
         if self.initial_lora_path is not None and self.trained != "plugin":
             raise ConfigError(
-                "INITIAL_LORA_PATH is for a run that trains a plugin; TRAINED is "
-                f"{self.trained!r}. Write the merged backbone with save_backbone, and give it as "
-                "INITIAL_CHECKPOINT_PATH."
+                f"INITIAL_LORA_PATH is for a plugin run; TRAINED is {self.trained!r}. Save the "
+                "merged backbone with save_backbone, and set INITIAL_CHECKPOINT_PATH to it."
             )
 
     @property
@@ -158,11 +145,10 @@ class TrainConfig:
         """The backbone's shape with the run's `remat`."""
         return dataclasses.replace(self.backbone, remat=self.remat)
 
-    def initial_backbone(self, reason: str) -> str:
-        """`initial_checkpoint_path`, where a run cannot do without; `reason` begins the message."""
-        if self.initial_checkpoint_path is None:
-            raise ConfigError(f"{reason}: set INITIAL_CHECKPOINT_PATH to its folder.")
-        return self.initial_checkpoint_path
+
+def _check_divides(name: str, value: int, batch_size: int) -> None:
+    if value < 1 or batch_size % value:
+        raise ConfigError(f"{name} is {value!r}; it must divide BATCH_SIZE, {batch_size}.")
 
 
 def task_vocabulary(task: str) -> Any:
@@ -170,13 +156,6 @@ def task_vocabulary(task: str) -> Any:
     from variator_jax.data.batches import task_or_mixture
 
     return task_or_mixture(task).output_features["inputs"].vocabulary
-
-
-def vocabulary_file(vocabulary: Any) -> str | None:
-    """The SentencePiece model of a seqio vocabulary, of a URL's a local copy; None for bytes."""
-    from variator_jax.data.vocabulary import local_model_file
-
-    return local_model_file(vocabulary)
 
 
 def check_vocabulary(
@@ -199,12 +178,13 @@ def check_vocabulary(
             f"Task {task!r} has a vocabulary of {vocabulary.vocab_size} tokens, backbone "
             f"{config.name!r} only {config.vocab_size} embeddings."
         )
-    file = vocabulary_file(vocabulary) if fingerprint else None
+    from variator_jax.data.vocabulary import local_model_file
+
+    file = local_model_file(vocabulary) if fingerprint else None
     if file and file_checksum(file) != fingerprint:
         raise CheckpointError(
             f"The backbone was trained with another vocabulary than that of task {task!r}, "
-            f"{vocabulary.sentencepiece_model_file}: the same text would become other tokens. "
-            "Set VOCABULARY to the backbone's own."
+            f"{vocabulary.sentencepiece_model_file}. Set VOCABULARY to the backbone's own."
         )
 
 
@@ -219,8 +199,8 @@ def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:
     check_causal(plugin, stack)
     if not any(plugin_specs(plugin, stack).values()):
         raise ConfigError(
-            "This plugin has nothing to train: sites with compression 'mean' and decompression "
-            "'repeat' have no parameters. Evaluate it without training."
+            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
+            "no parameters. Evaluate it without training."
         )
     return plugin
 

@@ -46,7 +46,7 @@ class StudentDistillation(TeacherStudent):
         self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Runs teacher and student and compares them."""
-        return self.compare((frozen, None), (whole_student(trained, frozen), None), batch)
+        return self.run((frozen, None), (whole_student(trained, frozen), None), batch)
 
 
 def whole_student(trained: Mapping[str, Any], teacher: dict) -> dict:
@@ -67,19 +67,14 @@ def initial_student(teacher: dict, mlp_dim: int) -> dict[str, np.ndarray]:
         mlp = f"encoder/{layer}/mlp/"
         kernels = {path: leaf for path, leaf in flat.items() if path.startswith(mlp)}
         if kernels:
-            kept = _strongest(kernels, mlp_dim)
+            strengths = [
+                np.linalg.norm(kernel.astype(np.float32), axis=1 - _neuron_axis(path))
+                for path, kernel in kernels.items()
+            ]
+            kept = np.sort(np.argsort(-np.prod(strengths, axis=0), kind="stable")[:mlp_dim])
             for path, kernel in kernels.items():
                 flat[path] = np.take(kernel, kept, axis=_neuron_axis(path))
     return flat
-
-
-def _strongest(kernels: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """Numbers of the neurons with the largest products of norms, rising."""
-    strengths = [
-        np.linalg.norm(kernel.astype(np.float32), axis=1 - _neuron_axis(path))
-        for path, kernel in kernels.items()
-    ]
-    return np.sort(np.argsort(-np.prod(strengths, axis=0), kind="stable")[:count])
 
 
 def _neuron_axis(path: str) -> int:
@@ -93,15 +88,11 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     The weights that it shares with the teacher are exported as they are, so they are kept in the
     run's `param_dtype`, whatever dtype a frozen backbone is kept in elsewhere.
     """
-    plugin, data = config.plugin, config.data
+    plugin = config.plugin
     if plugin is None or plugin.ratio == 1:
-        raise ConfigError(
-            "A student has the FLOPs of a plugin of ratio 2 or more: set RATIO to that ratio."
-        )
-    path = config.initial_backbone("A student is made from a backbone, its teacher")
-    dtype = config.backbone.param_dtype
-    teacher = load_initial_backbone(path, config.shape, data, mesh, dtype)
-    mlp_dim = student_mlp_dim(teacher.config, data.feature_lengths["inputs"], plugin)
+        raise ConfigError("A student has the FLOPs of a plugin of ratio 2 or more: set RATIO.")
+    teacher = load_initial_backbone(config, mesh, config.backbone.param_dtype)
+    mlp_dim = student_mlp_dim(teacher.config, config.data.feature_lengths["inputs"], plugin)
     student = narrowed(teacher.config, mlp_dim)
     shape = meshes.MeshShape(*mesh.devices.shape)
     meshes.check_shape(shape, student, shape.data * shape.fsdp, shape.size)

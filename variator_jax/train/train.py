@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import ConfigError, did_you_mean
-from variator_jax.train.checkpointing import Checkpoints
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
-from variator_jax.train.logs import RunLog
 from variator_jax.train.loop import HostBatch, fit
+from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.settings import DataConfig, TrainConfig
 from variator_jax.train.step import (
     Metrics,
@@ -57,6 +56,8 @@ def train(config: TrainConfig) -> TrainResult:
       VariatorError: for anything that cannot work, before the first step; or a loss or gradient
         that is not finite, at its step.
     """
+    import gin
+
     if config.trained not in JOBS:
         raise ConfigError(
             f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
@@ -75,7 +76,9 @@ def train(config: TrainConfig) -> TrainResult:
     if mesh.size > 1:
         log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
     try:
-        _write_operative_config(config.model_dir)
+        if jax.process_index() == 0:  # empty when it was called from Python
+            text = gin.operative_config_str()
+            pathlib.Path(config.model_dir, "operative_config.gin").write_text(text, encoding="utf8")
         return _run(job, config, mesh, checkpoints, log)
     finally:
         checkpoints.close()
@@ -88,8 +91,8 @@ def _run(
     data, optimizer, parts = config.data, config.optimizer, config.num_microbatches
     params, frozen = job.start()
     # A copy, because the step gives its input's buffers up and these may be the backbone's own.
-    state = init_state(jax.tree.map(lambda x: jnp.array(x, copy=True), params), optimizer)
-    state = placed_state(state, mesh)
+    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    state = placed_state(init_state(copy, optimizer), mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         log.print(f"  resuming at step {int(state.step)}")
@@ -100,23 +103,18 @@ def _run(
         with meshes.activations(mesh):
             return step(state, frozen, meshes.global_batch(batch, mesh))
 
-    state, interrupted = fit(
-        state,
-        on_mesh,
-        functools.partial(data.train, rows=meshes.own_rows(mesh, data.batch_size)),
-        config.schedule,
-        checkpoints,
-        log,
-        _evaluation(job, frozen, data, mesh, parts),
-    )
+    batches = functools.partial(data.train, rows=meshes.own_rows(mesh, data.batch_size))
+    evaluate = _evaluation(job, frozen, data, mesh, parts)
+    state, interrupted = fit(state, on_mesh, batches, config.schedule, checkpoints, log, evaluate)
+    last = int(state.step)
     if interrupted:
-        log.print(f"  stopped and saved at step {int(state.step)}; the same command continues")
-        return TrainResult(int(state.step), True, None)
-    summary = {"task": data.task, "steps": int(state.step), "batch_size": data.batch_size}
+        log.print(f"  stopped and saved at step {last}; the same command continues")
+        return TrainResult(last, True, None)
+    summary = {"task": data.task, "steps": last, "batch_size": data.batch_size}
     exported = job.export(state.params, frozen, summary)
     meshes.wait_for_all("exported")
     log.print(f"  wrote {exported}")
-    return TrainResult(int(state.step), False, exported)
+    return TrainResult(last, False, exported)
 
 
 def _evaluation(
@@ -140,12 +138,3 @@ def _evaluation(
         return {name: float(value) for name, value in means.items()}
 
     return evaluate
-
-
-def _write_operative_config(model_dir: str) -> None:
-    """Keeps the gin configuration that the run used; empty when it was called from Python."""
-    import gin
-
-    if jax.process_index() == 0:
-        text = gin.operative_config_str()
-        pathlib.Path(model_dir, "operative_config.gin").write_text(text, encoding="utf8")

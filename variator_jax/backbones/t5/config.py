@@ -1,4 +1,4 @@
-"""T5 shapes by name. What a layer computes is in `layers.py`, `attention.py`, `network.py`."""
+"""T5 shapes by name, and names by shape; what layers compute is in the files beside this one."""
 
 from __future__ import annotations
 
@@ -46,32 +46,22 @@ class T5Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for field in ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, field) < 1:
+        sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "encoder_mlp")
+        least = dict.fromkeys((*sizes, "num_encoder_layers"), 1) | {"num_decoder_layers": 0}
+        for field, smallest in least.items():
+            if getattr(self, field) < smallest:
                 raise ConfigError(
-                    f"T5Config.{field} is {getattr(self, field)}; it must be positive."
+                    f"T5Config.{field} is {getattr(self, field)}; it must be at least {smallest}."
                 )
-        if self.encoder_mlp < 1:
-            raise ConfigError(
-                f"T5Config.encoder_mlp_dim is {self.encoder_mlp_dim}; it must be positive, or None "
-                "for mlp_dim."
-            )
-        if self.num_encoder_layers < 1 or self.num_decoder_layers < 0:
-            raise ConfigError(
-                f"T5Config needs an encoder layer or more and no negative decoder layers; "
-                f"found {self.num_encoder_layers} and {self.num_decoder_layers}."
-            )
-        if self.remat not in (False, True, "dots"):
-            raise ConfigError(f"T5Config.remat is {self.remat!r}; it is False, True or 'dots'.")
-        for activation in self.mlp_activations:
-            if activation not in _ACTIVATIONS:
+        choices: list[tuple[str, Any, tuple]] = [("remat", self.remat, (False, True, "dots"))]
+        choices += [("mlp_activations", name, _ACTIVATIONS) for name in self.mlp_activations]
+        choices += [("dtype", name, _DTYPES) for name in (self.dtype, self.param_dtype)]
+        for field, value, known in choices:
+            if value not in known:
                 raise ConfigError(
-                    f"T5Config.mlp_activations holds {activation!r}; known are {_ACTIVATIONS}."
-                    f"{did_you_mean(activation, _ACTIVATIONS)}"
+                    f"T5Config.{field} has {value!r}; known are {known}."
+                    f"{did_you_mean(str(value), map(str, known))}"
                 )
-        for dtype in (self.dtype, self.param_dtype):
-            if dtype not in _DTYPES:
-                raise ConfigError(f"T5Config has dtype {dtype!r}; known are {_DTYPES}.")
 
     @property
     def gated(self) -> bool:
@@ -89,65 +79,49 @@ class T5Config:
         return self.num_decoder_layers > 0
 
 
-def _t5(embed: int, heads: int, head_dim: int, mlp: int, layers: int | tuple[int, int]) -> dict:
-    encoder, decoder = layers if isinstance(layers, tuple) else (layers, layers)
-    return dict(
-        embed_dim=embed,
-        num_heads=heads,
-        head_dim=head_dim,
-        mlp_dim=mlp,
-        num_encoder_layers=encoder,
-        num_decoder_layers=decoder,
-    )
-
-
-_T5_1_0 = {
-    "small": _t5(512, 8, 64, 2048, 6),
-    "base": _t5(768, 12, 64, 3072, 12),
-    "large": _t5(1024, 16, 64, 4096, 24),
-    "3b": _t5(1024, 32, 128, 16384, 24),
-    "11b": _t5(1024, 128, 128, 65536, 24),
+# embed_dim, num_heads, head_dim, mlp_dim, num_encoder_layers, num_decoder_layers
+_Shapes = dict[str, tuple[int, int, int, int, int, int]]
+_T5_1_0: _Shapes = {
+    "small": (512, 8, 64, 2048, 6, 6),
+    "base": (768, 12, 64, 3072, 12, 12),
+    "large": (1024, 16, 64, 4096, 24, 24),
+    "3b": (1024, 32, 128, 16384, 24, 24),
+    "11b": (1024, 128, 128, 65536, 24, 24),
 }
-_T5_1_1 = {
-    "small": _t5(512, 6, 64, 1024, 8),
-    "base": _t5(768, 12, 64, 2048, 12),
-    "large": _t5(1024, 16, 64, 2816, 24),
-    "xl": _t5(2048, 32, 64, 5120, 24),
-    "xxl": _t5(4096, 64, 64, 10240, 24),
+_T5_1_1: _Shapes = {
+    "small": (512, 6, 64, 1024, 8, 8),
+    "base": (768, 12, 64, 2048, 12, 12),
+    "large": (1024, 16, 64, 2816, 24, 24),
+    "xl": (2048, 32, 64, 5120, 24, 24),
+    "xxl": (4096, 64, 64, 10240, 24, 24),
 }
-_BYT5 = {
-    "small": _t5(1472, 6, 64, 3584, (12, 4)),
-    "base": _t5(1536, 12, 64, 3968, (18, 6)),
-    "large": _t5(1536, 16, 64, 3840, (36, 12)),
-    "xl": _t5(2560, 32, 64, 6720, (36, 12)),
-    "xxl": _t5(4672, 64, 64, 12352, (36, 12)),
+_BYT5: _Shapes = {
+    "small": (1472, 6, 64, 3584, 12, 4),
+    "base": (1536, 12, 64, 3968, 18, 6),
+    "large": (1536, 16, 64, 3840, 36, 12),
+    "xl": (2560, 32, 64, 6720, 36, 12),
+    "xxl": (4672, 64, 64, 12352, 36, 12),
 }
 # Our own sizes for machines without an accelerator; 4,224 rows hold the documentation vocabulary.
-_OURS = {
-    "nano": _t5(128, 4, 32, 320, (3, 1)),
-    "micro": _t5(192, 6, 32, 512, (6, 2)),
-    "mini": _t5(256, 4, 64, 704, (8, 4)),
+_OURS: _Shapes = {
+    "nano": (128, 4, 32, 320, 3, 1),
+    "micro": (192, 6, 32, 512, 6, 2),
+    "mini": (256, 4, 64, 704, 8, 4),
 }
-
-
-def _registry() -> dict[str, T5Config]:
-    plain = dict(mlp_activations=("relu",), logits_via_embedding=True)
-    families: list[tuple[str, dict[str, dict], int, dict[str, Any]]] = [
-        ("t5_1_0_", _T5_1_0, 32128, plain),
-        ("t5_1_1_", _T5_1_1, 32128, {}),
-        ("flan_t5_", _T5_1_1, 32128, {}),
-        ("mt5_", _T5_1_1, 250112, {}),
-        ("byt5_", _BYT5, 384, {}),
-        ("", _OURS, 4224, {"relpos_stddev": 1.5}),
-    ]
-    return {
-        prefix + size: T5Config(name=prefix + size, vocab_size=vocab, **shape, **extra)
-        for prefix, sizes, vocab, extra in families
-        for size, shape in sizes.items()
-    }
-
-
-CONFIGS = _registry()
+_PLAIN = {"mlp_activations": ("relu",), "logits_via_embedding": True}
+_FAMILIES: dict[str, tuple[_Shapes, int, dict[str, Any]]] = {
+    "t5_1_0_": (_T5_1_0, 32128, _PLAIN),
+    "t5_1_1_": (_T5_1_1, 32128, {}),
+    "flan_t5_": (_T5_1_1, 32128, {}),
+    "mt5_": (_T5_1_1, 250112, {}),
+    "byt5_": (_BYT5, 384, {}),
+    "": (_OURS, 4224, {"relpos_stddev": 1.5}),
+}
+CONFIGS = {
+    family + size: T5Config(family + size, vocab_size, *shape, **settings)
+    for family, (shapes, vocab_size, settings) in _FAMILIES.items()
+    for size, shape in shapes.items()
+}
 
 
 def get_config(name: str, **overrides: Any) -> T5Config:
@@ -166,3 +140,47 @@ def get_config(name: str, **overrides: Any) -> T5Config:
         if field not in fields:
             raise ConfigError(f"T5Config has no field {field!r}.{did_you_mean(field, fields)}")
     return dataclasses.replace(CONFIGS[name], **overrides)
+
+
+_COMPARED = ("embed_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "gated")
+_HINTS = ("flan_t5", "mt5", "byt5", "t5_1_0", "t5_1_1")  # a hint is searched in this order
+
+
+def with_name(config: T5Config, hint: str = "") -> T5Config:
+    """The config under the name of the released backbone that has its shape.
+
+    A shape that was never released is called `<family>_custom`; encoders alone end in `_encoder`.
+
+    Args:
+      config: any config; its `name` is ignored.
+      hint: text that may name a family, such as 'google/flan-t5-base'.
+    """
+    family = _family(config, hint.lower().replace("-", "_"))
+    compared = [*_COMPARED]
+    if config.has_decoder:
+        compared += ["num_decoder_layers", "logits_via_embedding"]
+    same = [
+        name
+        for name, known in CONFIGS.items()
+        if all(getattr(config, field) == getattr(known, field) for field in compared)
+    ]
+    # T5 1.1, Flan-T5 and mT5 share their shapes: the vocabulary decides, then the hint.
+    same.sort(
+        key=lambda name: (
+            abs(CONFIGS[name].vocab_size - config.vocab_size),
+            not name.startswith(family),
+        )
+    )
+    name = same[0] if same else f"{family}_custom"
+    return dataclasses.replace(config, name=name if config.has_decoder else f"{name}_encoder")
+
+
+def _family(config: T5Config, hint: str) -> str:
+    for family in _HINTS:
+        if family in hint:
+            return family
+    if not config.gated:
+        return "t5_1_0"
+    if config.vocab_size > 200_000:
+        return "mt5"
+    return "byt5" if config.vocab_size in (256, 259, 384) else "t5_1_1"

@@ -25,11 +25,7 @@ class Decoded(NamedTuple):
 
 
 def greedy_decode(
-    module: Transformer,
-    params: dict,
-    encoded: jax.Array,
-    encoder_input_tokens: jax.Array,
-    max_length: int,
+    module: Transformer, params: dict, encoded: jax.Array, inputs: jax.Array, max_length: int
 ) -> Decoded:
     """The most likely next token at every step, until EOS or `max_length` tokens.
 
@@ -37,11 +33,11 @@ def greedy_decode(
       module: a backbone with a decoder.
       params: its parameters.
       encoded: `[batch, length, embed]`, the encoder's output.
-      encoder_input_tokens: `[batch, length]` int, for the cross-attention's mask.
+      inputs: `[batch, length]` int, the encoder's tokens, for the cross-attention's mask.
       max_length: tokens to generate at the most, EOS included.
     """
     batch = encoded.shape[0]
-    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
+    step, cache = _decoder(module, params, encoded, inputs, max_length)
 
     def body(state: tuple) -> tuple:
         i, last, tokens, scores, done, cache = state
@@ -52,14 +48,8 @@ def greedy_decode(
         gained = jnp.take_along_axis(log_probabilities, chosen[:, None], axis=-1)[:, 0]
         chosen = jnp.where(done, 0, chosen)
         scores = scores + jnp.where(done, 0.0, gained)
-        return (
-            i + 1,
-            chosen,
-            tokens.at[:, i].set(chosen),
-            scores,
-            done | (chosen == EOS_TOKEN),
-            cache,
-        )
+        tokens, done = tokens.at[:, i].set(chosen), done | (chosen == EOS_TOKEN)
+        return i + 1, chosen, tokens, scores, done, cache
 
     state = (
         jnp.int32(0),
@@ -77,7 +67,7 @@ def beam_decode(
     module: Transformer,
     params: dict,
     encoded: jax.Array,
-    encoder_input_tokens: jax.Array,
+    inputs: jax.Array,
     max_length: int,
     num_beams: int = 4,
     length_penalty: float = 0.6,
@@ -90,8 +80,8 @@ def beam_decode(
     batch = encoded.shape[0]
     # [batch * beams, ...]
     encoded = jnp.repeat(encoded, num_beams, axis=0)
-    encoder_input_tokens = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
-    step, cache = _decoder(module, params, encoded, encoder_input_tokens, max_length)
+    inputs = jnp.repeat(inputs, num_beams, axis=0)
+    step, cache = _decoder(module, params, encoded, inputs, max_length)
 
     def normalise(scores: jax.Array, length: jax.Array | int) -> jax.Array:
         return scores / ((5.0 + length) / 6.0) ** length_penalty
@@ -104,18 +94,16 @@ def beam_decode(
         gained = jax.nn.log_softmax(logits).reshape(batch, num_beams, -1)
         vocab = gained.shape[-1]
         # [batch, 2 * beams], so that even if half of them end here, as many can continue.
-        scores, flat = jax.lax.top_k(
-            (state.scores[:, :, None] + gained).reshape(batch, -1), 2 * num_beams
-        )
+        sums = (state.scores[:, :, None] + gained).reshape(batch, -1)
+        scores, flat = jax.lax.top_k(sums, 2 * num_beams)
         parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
         # [batch, 2 * beams, max_length]
         tokens = _pick(state.tokens, parent).at[:, :, state.i].set(token)
         ended = token == EOS_TOKEN
 
         # [batch, 3 * beams]
-        pool = jnp.concatenate(
-            [state.finished, jnp.where(ended, normalise(scores, state.i + 1), _NEVER)], axis=1
-        )
+        ending = jnp.where(ended, normalise(scores, state.i + 1), _NEVER)
+        pool = jnp.concatenate([state.finished, ending], axis=1)
         finished, best = jax.lax.top_k(pool, num_beams)
         finished_tokens = _pick(jnp.concatenate([state.finished_tokens, tokens], axis=1), best)
 
@@ -131,10 +119,9 @@ def beam_decode(
 
     state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
     has_finished = state.finished[:, 0] > _NEVER
-    return Decoded(
-        jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0]),
-        jnp.where(has_finished, state.finished[:, 0], normalise(state.scores[:, 0], max_length)),
-    )
+    tokens = jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0])
+    unended = normalise(state.scores[:, 0], max_length)
+    return Decoded(tokens, jnp.where(has_finished, state.finished[:, 0], unended))
 
 
 class _Beams(NamedTuple):
@@ -159,25 +146,14 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _decoder(
-    module: Transformer,
-    params: dict,
-    encoded: jax.Array,
-    encoder_input_tokens: jax.Array,
-    max_length: int,
+    module: Transformer, params: dict, encoded: jax.Array, inputs: jax.Array, max_length: int
 ) -> tuple[Step, dict]:
     """One step of the decoder, and an empty cache."""
 
     def call(tokens: jax.Array, **cache: dict) -> tuple[jax.Array, dict]:
-        logits, updated = module.apply(
-            {"params": params, **cache},
-            encoded,
-            encoder_input_tokens,
-            tokens,
-            decode=True,
-            max_decode_length=max_length,
-            mutable=["cache"],
-            method="decode",
-        )
+        settings = {"decode": True, "max_decode_length": max_length, "mutable": ["cache"]}
+        variables, arguments = {"params": params, **cache}, (encoded, inputs, tokens)
+        logits, updated = module.apply(variables, *arguments, **settings, method="decode")
         return logits[:, 0], updated["cache"]
 
     def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:

@@ -1,0 +1,162 @@
+"""What a run writes while it trains: its identity, its training checkpoints and its metrics."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from variator_jax import mesh as meshes
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.train.step import TrainState
+
+_LONGEST = 4096  # bytes of a message between processes
+
+
+class Checkpoints:
+    """The training checkpoints of one run folder: the train state, which is what a step changes.
+
+    Its `run.json` holds what the run trains; a folder is never continued as another run.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
+        if not isinstance(model_dir, str | os.PathLike) or "://" in str(model_dir):
+            raise ConfigError(
+                f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
+            )
+        self._folder = pathlib.Path(model_dir).absolute()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"MODEL_DIR cannot be made: {error}.") from error
+        # Process 0 reads the file; all processes raise its error, so that none waits for another.
+        difference = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
+        text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+        text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
+        if text:
+            raise CheckpointError(text.decode(errors="ignore"))
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved whole, None for a fresh run."""
+        return self._manager.latest_step()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          CheckpointError: if it does not fit.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        step = self._manager.latest_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self._folder} cannot be restored: "
+                f"{str(error).splitlines()[0]} Choose another MODEL_DIR to start afresh."
+            ) from error
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background, unless that step is saved already."""
+        step = int(state.step)
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
+    """Writes what the run trains; returns how the folder's run differs, empty if it does not."""
+    path = folder / "run.json"
+    identity = json.loads(json.dumps(identity))
+    try:
+        if not path.is_file():
+            path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
+            return ""
+        before = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        return f"{path} cannot be read as JSON, or written: {error}."
+    if before.get("trained") == "plugin" and "sites" not in (before.get("plugin") or {}):
+        return (
+            f"{folder} holds a plugin run of variator_jax 0.1, which cannot be continued. Choose "
+            f"another MODEL_DIR; INITIAL_PLUGIN_PATH can start from {folder}/plugin."
+        )
+    for name in identity:
+        if before.get(name) != identity[name]:
+            return (
+                f"{folder} holds another run: its {name} is {before.get(name)!r}, this one's is "
+                f"{identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
+            )
+    return ""
+
+
+class RunLog:
+    """Metrics by step: console lines, `log.jsonl`, and TensorBoard events where it is installed.
+
+    A resumed run appends. Of several processes only the first writes.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, train_steps: int) -> None:
+        folder = pathlib.Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._train_steps, self._main = train_steps, jax.process_index() == 0
+        name = folder / "log.jsonl" if self._main else os.devnull
+        self._jsonl = open(name, "a", encoding="utf8")  # noqa: SIM115
+        self._events: Any = None
+        if self._main and importlib.util.find_spec("tensorboard") is not None:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+            self._events = EventFileWriter(str(folder / "tensorboard"))
+
+    def print(self, text: str) -> None:
+        """Prints one line to standard error."""
+        if self._main:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends `metrics` of 'train' or 'eval' to the files."""
+        row: dict[str, Any] = {"kind": kind, "step": step, "time": round(time.time(), 3), **metrics}
+        self._jsonl.write(json.dumps(row) + "\n")
+        self._jsonl.flush()
+        if self._events is not None:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+
+            summary = summary_pb2.Summary()
+            for name, value in metrics.items():
+                summary.value.add(tag=f"{kind}/{name}", simple_value=value)
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+            self._events.add_event(event)
+            self._events.flush()
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Prints a line of training progress; `metrics` has steps/s and tokens/s among others."""
+        seconds = (self._train_steps - step) / max(metrics["steps_per_second"], 1e-9)
+        width = len(str(self._train_steps))
+        self.print(
+            f"  step {step:>{width}}/{self._train_steps}  loss {metrics['loss']:.4f}  "
+            f"{metrics['steps_per_second']:.2f} steps/s  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s  "
+            f"ETA {datetime.timedelta(seconds=round(seconds))}"
+        )
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._jsonl.close()
+        if self._events is not None:
+            self._events.close()

@@ -45,7 +45,7 @@ def test_it_runs_where_only_jax_and_its_kin_are(tmp_path):
     assert [row["ratio"] for row in steps["rows"]] == [2]
     # Both baselines are missing, and both are named with the reason.
     assert result.stdout.count("did not run: ModuleNotFoundError: No module named 'torch'") == 2
-    assert (tmp_path / "out/bench.md").read_text().rstrip() == result.stdout.rstrip()
+    assert result.stdout.rstrip().endswith((tmp_path / "out/bench.md").read_text().rstrip())
 
 
 def test_steps_are_measured_before_encoders(monkeypatch):

@@ -303,7 +303,7 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
         ({"data": EvalData(TASK, LENGTHS, batch_size=0)}, "BATCH_SIZE is 0"),
         ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
         ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
-        ({"plugin_path": "nowhere"}, "holds no plugin"),
+        ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
         ({"ratio": 4}, "there is no plugin: name its folder"),
     ],
 )

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 def test_scores_on_a_mesh_are_those_of_one_device(folder):
-    flags = f"{tiny_runs.QUICK} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     paths = os.pathsep.join([str(tiny_runs.ROOT), *filter(None, sys.path)])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
     program = [sys.executable, __file__, str(folder)]

@@ -12,10 +12,9 @@ import pytest
 import tiny_runs
 from tiny import random_params, random_plugin
 
-from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.data import EvalData, load_for
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
-from variator_jax.evaluation.loading import load_for
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone, save_plugin
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
@@ -22,7 +21,6 @@ from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import (
     Backbone,
     Plugin,
-    load_lora,
     load_plugin,
     save_backbone,
     save_lora,
@@ -30,8 +28,7 @@ from variator_jax.store import (
 )
 from variator_jax.store.arrays import file_checksum, fingerprint
 from variator_jax.store.formats import open_backbone
-from variator_jax.store.lora import collect_with_lora
-from variator_jax.store.source import collect
+from variator_jax.store.lora import load_on_mesh
 from variator_jax.train.init import fresh_plugin
 from variator_jax.train.objectives import Batch, Distillation, Objective, TaskTraining
 from variator_jax.train.settings import (
@@ -220,7 +217,6 @@ def load_initial_backbone(
     merged into each of them on its way.
     """
     folder = backbone_folder(path)
-    lora = None if lora_path is None else load_lora(lora_path)
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
         stored, expected = getattr(source.config, field), getattr(config, field)
@@ -232,15 +228,7 @@ def load_initial_backbone(
     given = source.vocabulary_file
     trained_with = None if given is None else file_checksum(given)
     check_vocabulary(data.task, data.vocabulary(), config, trained_with)
-    shardings = traverse_util.flatten_dict(meshes.parameter_shardings(source.config, mesh), sep="/")
-
-    def place(name: str, array: Any) -> jax.Array:
-        return meshes.place(array, shardings[name])
-
-    if lora is None:
-        loaded = collect(source, dtype, place)
-    else:
-        loaded = collect_with_lora(source, lora, dtype, place)
+    loaded = load_on_mesh(source, mesh, dtype, lora_path)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
     kept = dataclasses.replace(config, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
     return dataclasses.replace(loaded, config=kept)

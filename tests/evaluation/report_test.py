@@ -9,8 +9,14 @@ import pytest
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import DataError
 from variator_jax.evaluation.report import read_report, report_markdown, write_report
-from variator_jax.evaluation.schema import Backbone, LatencyEntry, Report, ratio_entry
-from variator_jax.evaluation.targets import QUICKSTART, targets_missed
+from variator_jax.evaluation.schema import (
+    QUICKSTART,
+    Backbone,
+    LatencyEntry,
+    Report,
+    ratio_entry,
+    targets_missed,
+)
 from variator_jax.plugin import (
     PluginConfig,
     flops_allowed_speedup,

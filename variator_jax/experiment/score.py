@@ -17,10 +17,10 @@ from variator_jax import gin_utils
 from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult
+from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.experiment import similar_tokens, truncation
 from variator_jax.experiment.grid import Cell, Experiment
 from variator_jax.experiment.stages import configure, scoring

@@ -9,7 +9,7 @@ from variator_jax import cli
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import arguments, budget
-from variator_jax.bench.collectives import Collective, collectives, loop_trips
+from variator_jax.bench.budget import Collective, collectives, loop_trips
 from variator_jax.commands import engines
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, plugin_parameters

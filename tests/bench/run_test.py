@@ -14,7 +14,7 @@ from imports_test import BLOCK, ROOT
 
 from variator_jax import cli
 from variator_jax.backbones.t5 import get_config, shape_params
-from variator_jax.bench import arguments, latency, run, train_step
+from variator_jax.bench import arguments, latency, run
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
 
@@ -45,7 +45,7 @@ def test_it_runs_where_only_jax_and_its_kin_are(tmp_path):
     assert [row["ratio"] for row in steps["rows"]] == [2]
     # Both baselines are missing, and both are named with the reason.
     assert result.stdout.count("did not run: ModuleNotFoundError: No module named 'torch'") == 2
-    assert (tmp_path / "out/bench.md").read_text().rstrip() == result.stdout.rstrip()
+    assert result.stdout.rstrip().endswith((tmp_path / "out/bench.md").read_text().rstrip())
 
 
 def test_steps_are_measured_before_encoders(monkeypatch):
@@ -66,8 +66,8 @@ def test_a_step_is_timed_with_its_flops_and_memory(monkeypatch):
         ratios=(2, 4), rounds=2, train=True, targets=4, microbatches=2, remat=True
     )
     marks = iter([60, 70, 70, 70])  # of the device: the second step does not raise its mark
-    monkeypatch.setattr(train_step, "device_peak", lambda device: next(marks))
-    result = train_step.bench_steps(config, params, Shape(4, 16), settings)
+    monkeypatch.setattr(run, "device_peak", lambda device: next(marks))
+    result = run.bench_steps(config, params, Shape(4, 16), settings)
     two, row = result.rows
     assert (two.ratio, two.peak_bytes) == (2, 70)
     assert row.ratio == 4 and len(row.seconds) == len(result.peak.seconds) == 2

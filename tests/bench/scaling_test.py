@@ -69,12 +69,11 @@ def test_the_table_has_a_line_a_mesh_and_marks_what_is_too_large(monkeypatch):
 
 def test_layers_are_extended_from_two_depths(monkeypatch):
     from variator_jax.bench import budget
-    from variator_jax.bench.collectives import Collective
 
     def counted(backbone, **settings):
         assert settings["batch_size"] == scaling.ROWS and settings["remat"]
         layers = backbone.num_encoder_layers
-        moved = {"all-gather": Collective(1, 10 * layers)}
+        moved = {"all-gather": budget.Collective(1, 10 * layers)}
         return budget.Budget("", "", 100 + layers, 0, 1000.0 * layers, moved)
 
     monkeypatch.setattr(budget, "budget", counted)

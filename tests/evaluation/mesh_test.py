@@ -12,10 +12,9 @@ import pytest
 import tiny_runs
 from tiny import random_params, random_plugin
 
-from variator_jax.evaluation.data import EvalData
+from variator_jax.evaluation.data import EvalData, load_for
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
-from variator_jax.evaluation.loading import load_for
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, save_backbone, save_plugin
 
@@ -53,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def test_scores_on_a_mesh_are_those_of_one_device(folder):
-    flags = f"{tiny_runs.QUICK} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     paths = os.pathsep.join([str(tiny_runs.ROOT), *filter(None, sys.path)])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
     program = [sys.executable, __file__, str(folder)]

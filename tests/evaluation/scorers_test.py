@@ -6,8 +6,7 @@ import pytest
 
 from variator_jax.backbones.t5 import T5, get_config, init_params
 from variator_jax.errors import ConfigError, DataError, PluginError
-from variator_jax.evaluation.control import skip_encoder_ffn
-from variator_jax.evaluation.scorers import encoder, label_scorer, target_scorer
+from variator_jax.evaluation.scorers import encoder, label_scorer, skip_encoder_ffn, target_scorer
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, init_plugin
 

@@ -17,7 +17,7 @@ from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import arrays, save_backbone, save_plugin
-from variator_jax.store.hugging_face import save_hf
+from variator_jax.store.hugging_face import write as save_hf
 
 QUERY = "encoder/layers_1/attention/query/kernel"
 SETTINGS = PluginConfig(4, bottleneck=8)

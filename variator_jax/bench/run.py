@@ -1,31 +1,45 @@
-"""`variator bench`: measures what was asked, prints it and writes it down."""
+"""`variator bench`: measures what was asked, prints it and writes it down.
+
+The distillation step is the built-in engine's, on one device: the paper's losses, AdamW behind
+gradient clipping, a frozen backbone, random tokens without padding.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from variator_jax import mesh as meshes
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.network import shape_params
-from variator_jax.bench.arguments import BenchSettings
+from variator_jax.bench import results
+from variator_jax.bench.arguments import BenchSettings, Shape
+from variator_jax.bench.budget import compile_step, compiled_flops, step_shapes
 from variator_jax.bench.hardware import hardware
-from variator_jax.bench.latency import bench_encoder, random_params
-from variator_jax.bench.output import log
-from variator_jax.bench.results import (
-    BenchResult,
-    Measurement,
-    bench_markdown,
-    plot_bench,
-    to_json,
+from variator_jax.bench.latency import (
+    bench_encoder,
+    random_params,
+    random_tokens,
+    row_name,
+    timed_with_peak,
 )
-from variator_jax.bench.train_step import bench_steps
+from variator_jax.bench.output import log
+from variator_jax.bench.results import STEP, BenchResult, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.files import write_json
+from variator_jax.plugin import PluginConfig
+from variator_jax.train import optimizers
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
@@ -53,7 +67,7 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
                 f"The device ran out of memory: {str(error).splitlines()[0]} Take a smaller batch, "
                 "length or backbone, --dtype bfloat16, --remat, or more --microbatches."
             ) from error
-        markdown = bench_markdown(result)
+        markdown = results.bench_markdown(result)
         print(markdown.rstrip())
         if output is not None:
             _write(result, markdown, Path(output))
@@ -102,10 +116,85 @@ def measure(settings: BenchSettings) -> BenchResult:
 
 
 def _write(result: BenchResult, markdown: str, folder: Path) -> None:
-    write_json(folder / "bench.json", to_json(result))
+    write_json(folder / "bench.json", results.to_json(result))
     (folder / "bench.md").write_text(markdown, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         log("no plot: matplotlib is not installed")
         return
-    plot_bench(result, folder / "bench.png")
+    results.plot_bench(result, folder / "bench.png")
     log(f"written: {folder}/bench.json, bench.md, bench.png")
+
+
+def bench_steps(
+    config: T5Config,
+    params: Any,
+    shape: Shape,
+    settings: BenchSettings,
+) -> Measurement:
+    """Times a step at each ratio of 2 or more, in turns with a large matrix product.
+
+    Args:
+      config: shape and dtype of the backbone.
+      params: all its weights.
+      shape: rows and tokens of the encoder's input.
+      settings: the others.
+    """
+    config = dataclasses.replace(config, remat=settings.remat)
+    ratios = [ratio for ratio in settings.ratios if ratio > 1]
+    steps = {row_name(ratio): _Step(config, params, ratio, shape, settings) for ratio in ratios}
+    peak, seconds = timed_with_peak(steps, config.dtype, settings.rounds)
+    rows = [
+        Timing(name, seconds[name], step.flops, step.ratio, None, "", step.peak_bytes, step.loss())
+        for name, step in steps.items()
+    ]
+    details = {name: getattr(settings, name) for name in ("targets", "microbatches", "remat")}
+    return Measurement(STEP, shape.batch, shape.length, peak, rows, details)
+
+
+class _Step:
+    """A compiled step that keeps its own state; a call runs it once."""
+
+    def __init__(
+        self, config: T5Config, params: Any, ratio: int, shape: Shape, settings: BenchSettings
+    ) -> None:
+        device = jax.devices()[0]
+        rows = shape.batch // settings.microbatches
+        mesh = meshes.make_mesh(config, rows, (1, 1, 1), [device])
+        plugin, optimizer = PluginConfig(ratio), optimizers.optimizer("adamw", 1e-3, "constant")
+        lengths = {"inputs": shape.length, "targets": settings.targets}
+        dtype = jnp.dtype(config.param_dtype)
+        shapes = step_shapes(config, plugin, optimizer, lengths, shape.batch, dtype, mesh)
+        objective = Distillation(T5(config), plugin, LossConfig())
+        compiled = compile_step(objective, optimizer, settings.microbatches, shapes, mesh)
+        self.ratio, self.flops = ratio, compiled_flops(compiled, settings.microbatches)
+        self._compiled = compiled
+        # An untrained plugin of zeros serves, as the time does not depend on it.
+        state, (_, scales), batch = shapes
+        self._state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), state)
+        scales = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), scales)
+        self._frozen = jax.device_put((params, scales), meshes.replicated(mesh))
+        tokens = {name: random_tokens(config, *x.shape) for name, x in batch.items()}
+        self._batch = meshes.global_batch(tokens, mesh)
+        before = device_peak(device)
+        jax.block_until_ready(self())
+        after, analysis = device_peak(device), compiled.memory_analysis()
+        needed = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+        # The device's mark is of the whole process: it counts where this step has raised it.
+        self.peak_bytes = after if after > before else needed
+
+    def __call__(self) -> object:
+        # The step takes over the memory of the state that it is given.
+        self._state, self._metrics = self._compiled(self._state, self._frozen, self._batch)
+        return self._state, self._metrics
+
+    def loss(self) -> float:
+        """Of the last step."""
+        return float(self._metrics["loss"])
+
+
+def device_peak(device: Any) -> int:
+    """The most bytes in use so far, by the device's own account; 0 without one."""
+    try:
+        return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return 0

@@ -96,8 +96,7 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     import jax
 
     from variator_jax.backbones.t5 import get_config
-    from variator_jax.bench.budget import budget
-    from variator_jax.bench.collectives import Collective
+    from variator_jax.bench.budget import Collective, budget
     from variator_jax.plugin import PluginConfig
     from variator_jax.train import optimizers
 

@@ -1,15 +1,24 @@
-"""Which examples are scored or answered, and how they are batched. seqio is imported when used."""
+"""What is scored or answered: tasks, their batches, and the backbone in its place on a mesh.
+
+seqio is imported when a task is asked for.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from variator_jax.errors import DataError
+from variator_jax.mesh import mesh_or_none
+from variator_jax.store import Backbone
+from variator_jax.store.formats import backbone_folder, open_backbone
+from variator_jax.store.lora import load_on_mesh
+from variator_jax.train.settings import check_vocabulary
 
 Batch = Mapping[str, np.ndarray]
 
@@ -37,58 +46,91 @@ class EvalData:
         Raises:
           DataError: for an unknown task or split, lengths or a batch size that cannot be.
         """
-        from variator_jax.data.batches import check_request, task_or_mixture, tasks_of
+        from variator_jax.data import batches
 
-        provider = task_or_mixture(self.task)
-        check_request(provider, self.split, self.feature_lengths, self.batch_size)
-        return [task.name for task in tasks_of(provider, self.split)]
+        provider = batches.task_or_mixture(self.task)
+        batches.check_request(provider, self.split, self.feature_lengths, self.batch_size)
+        return [task.name for task in batches.tasks_of(provider, self.split)]
 
     def batches(self, task: str) -> Iterator[Batch]:
-        """One pass over a task in T5X's layout, the last batch filled up with empty rows."""
+        """One pass in the task's own order, in T5X's layout; empty rows fill the last batch up."""
+        return self._batches(task, 0)
+
+    def _batches(self, task: str, start: int) -> Iterator[Batch]:
         from variator_jax.data.batches import batches
 
-        lengths, size = self.feature_lengths, self.batch_size
-        return batches(task, self.split, size, lengths, shuffle=False, repeat=False, pad_last=True)
+        return batches(
+            *(task, self.split, self.batch_size, self.feature_lengths),
+            start_batch=start,
+            shuffle=False,
+            repeat=False,
+            pad_last=True,
+        )
 
     def examples(self, task: str, start: int = 0) -> Iterator[tuple[list[dict[str, Any]], Batch]]:
-        """One pass in the task's own order, from example `start` on, with the texts.
-
-        Yields:
-          The fields of each example before it was tokenised (`*_pretokenized`), and a batch in
-          T5X's layout, of at most `batch_size` rows.
+        """`batches` from number `start` on, each behind its examples' fields before tokenising.
 
         Raises:
           DataError: if the task cannot be read.
         """
-        from variator_jax.data._tf import seqio, tf
+        from variator_jax.data._tf import tf
         from variator_jax.data.batches import task_or_mixture
 
-        lengths = {name: int(length) for name, length in self.feature_lengths.items()}
-        # The seed decides the noise of span corruption; it is T5X's in runs/infer.gin.
         dataset = task_or_mixture(task).get_dataset(
-            lengths, self.split, shuffle=False, seed=0, num_epochs=1
+            dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1
         )
-        features = seqio.EncDecFeatureConverter(pack=False)(dataset, lengths)
-        pairs = tf.data.Dataset.zip((dataset, features)).skip(start).prefetch(tf.data.AUTOTUNE)
-        remaining = pairs.as_numpy_iterator()
+        dataset = dataset.map(
+            lambda example: {k: v for k, v in example.items() if k.endswith("_pretokenized")}
+        )
+        texts = map(_plain, dataset.skip(start * self.batch_size).as_numpy_iterator())
         try:
-            while rows := list(itertools.islice(remaining, self.batch_size)):
-                inputs, arrays = [_texts(example) for example, _ in rows], [row for _, row in rows]
-                yield inputs, {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
+            for batch in self._batches(task, start):
+                yield list(itertools.islice(texts, self.batch_size)), batch
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0]
             raise DataError(f"task {task!r} cannot be read: {reason}") from error
 
 
-def _texts(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that T5X writes: those of an example before it was tokenised."""
-    return {k: _plain(v) for k, v in example.items() if k.endswith("_pretokenized")}
-
-
 def _plain(value: Any) -> Any:
     """`value` in JSON's types."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf8", errors="replace")
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def load_for(
+    data: EvalData, path: str, lora: str | None, mesh_shape: Sequence[int] | None
+) -> tuple[Backbone, Mesh | None]:
+    """A backbone for some tasks, and the mesh that its arrays are placed on as they are read.
+
+    Args:
+      data: the tasks; the mesh must divide their batches.
+      path: a backbone folder in any format, or a run folder that holds one.
+      lora: a LoRA folder or a run folder, merged into the backbone; None for none.
+      mesh_shape: `(data, fsdp, model)` devices; None chooses. With one device there is no mesh.
+
+    Raises:
+      CheckpointError: as `load_backbone`.
+      ConfigError: for a mesh that is not possible, or a vocabulary that is not the backbone's.
+      DataError: as `EvalData.tasks`.
+    """
+    tasks = data.tasks()
+    source = open_backbone(backbone_folder(path))
+    mesh = mesh_or_none(source.config, data.batch_size, mesh_shape)
+    backbone = load_on_mesh(source, mesh, lora=lora)
+    for task in tasks:
+        for feature in features(task).values():
+            trained_with = backbone.vocabulary_fingerprint
+            check_vocabulary(task, feature.vocabulary, backbone.config, trained_with)
+    return backbone, mesh
+
+
+def features(task: str) -> Mapping[str, Any]:
+    """The seqio features of a task, 'inputs' and 'targets', with their vocabularies."""
+    from variator_jax.data.batches import task_or_mixture
+
+    return task_or_mixture(task).output_features

@@ -19,12 +19,11 @@ from variator_jax.bench.latency import measure_encoder_latency, random_params
 from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
-from variator_jax.evaluation.control import skip_encoder_ffn
-from variator_jax.evaluation.data import Batch, EvalData
-from variator_jax.evaluation.loading import features, load_for
+from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
 from variator_jax.evaluation.schema import LatencyEntry, Report, ratio_entry
+from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin

@@ -1,14 +1,17 @@
 """`variator infer`: the answers of a backbone, with a plugin or without, to all of a task.
 
-The interface and the files are those of T5X's `infer.py`, for one ratio a run.
+The interface and the files are those of T5X's `infer.py`, for one ratio a run. A file appears
+complete or not at all: next to a complete `NAME` is `NAME.COMPLETED`, which holds the identity of
+the run. While it is written, `NAME` is in the folder `tmp-NAME`; a stopped run continues there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,10 @@ from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError, DataError, TrainingError, did_you_mean
+from variator_jax.errors import ConfigError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
-from variator_jax.evaluation.data import Batch, EvalData
-from variator_jax.evaluation.loading import features, load_for
-from variator_jax.evaluation.result_files import Draft, finished
+from variator_jax.evaluation.data import Batch, EvalData, features, load_for
+from variator_jax.files import write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
@@ -33,6 +35,7 @@ _LOG_PERIOD = 100  # batches
 
 # A full batch -> an answer a row: token ids [batch, length], or scores [batch].
 Answer = Callable[[Batch], np.ndarray]
+Identity = Mapping[str, Any]
 
 
 def infer(
@@ -45,13 +48,12 @@ def infer(
     ratio: int | None = None,
     mode: str = "predict",
     mesh_shape: Sequence[int] | None = None,
-) -> list[pathlib.Path]:
+) -> list[Path]:
     """Answers every example of a task or mixture, and writes a file a task to `output_dir`.
 
-    A file is named `<task>-<mode>.jsonl-00000-of-00001`, as T5X names it, and holds an object a
-    line in the task's own order: `{"inputs": {...}, "prediction": text}` or
-    `{"inputs": {...}, "score": number}`. A finished file is not computed again, and a run that was
-    stopped continues.
+    A file is named `<task>-<mode>.jsonl-00000-of-00001`, and holds an object a line in the task's
+    own order: `{"inputs": {...}, "prediction": text}` or `{"inputs": {...}, "score": number}`.
+    A finished file is not computed again, and a run that was stopped continues.
 
     Args:
       output_dir: a local folder.
@@ -70,8 +72,7 @@ def infer(
       The files, one a task.
 
     Raises:
-      VariatorError: for a plugin of another backbone, a file of another run in `output_dir`, and
-        anything else that cannot work.
+      VariatorError: for a plugin of another backbone, or a file of another run in `output_dir`.
     """
     folder = _output_folder(output_dir)
     if mode not in MODES:
@@ -87,15 +88,12 @@ def infer(
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)
     paths = {task: folder / f"{task}-{mode}.jsonl-00000-of-00001" for task in data.tasks()}
-    done = {task for task, path in paths.items() if finished(path, identity | {"task": task})}
-    for task, path in paths.items():
-        if task in done:
-            log(f"  {task}: finished before, {path}")
-            continue
+    missing = [t for t, path in paths.items() if not finished(path, identity | {"task": t})]
+    for task in missing:
         try:
-            _write_task(task, path, data, answer, identity | {"task": task})
+            _write_task(task, paths[task], data, answer, identity | {"task": task})
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
+            raise ConfigError(f"{paths[task]} cannot be written: {error}.") from error
     return list(paths.values())
 
 
@@ -123,14 +121,16 @@ def _plugin(
 
 
 def _write_task(
-    task: str, path: pathlib.Path, data: EvalData, answer: Answer, identity: dict[str, Any]
+    task: str, path: Path, data: EvalData, answer: Answer, identity: dict[str, Any]
 ) -> None:
     draft = Draft(path, identity, data.batch_size)
     if draft.lines:
         log(f"  {task}: continues after {draft.lines} examples")
     decode = features(task)["targets"].vocabulary.decode
-    for number, (inputs, batch) in enumerate(data.examples(task, draft.lines), start=1):
-        rows = answer(_fill(batch, data.batch_size))[: len(inputs)].tolist()
+    for number, (inputs, batch) in enumerate(
+        data.examples(task, draft.lines // data.batch_size), start=1
+    ):
+        rows = answer(batch)[: len(inputs)].tolist()
         if identity["mode"] == "predict":
             answers = [{"prediction": decode(ids)} for ids in rows]
         else:
@@ -138,8 +138,6 @@ def _write_task(
         draft.append({"inputs": i} | a for i, a in zip(inputs, answers, strict=True))
         if number % _LOG_PERIOD == 0:
             log(f"  {task}: {draft.lines} examples")
-    if not draft.lines:
-        raise DataError(f"task {task!r} has no examples in the split {data.split!r}")
     draft.publish()
     log(f"  {task}: {draft.lines} examples, wrote {path}")
 
@@ -170,14 +168,6 @@ def _answer(
     return score
 
 
-def _fill(batch: Batch, size: int) -> Batch:
-    """Repeats the last row until there are `size`, so that decoding ends no later for it."""
-    return {
-        name: np.pad(value, [(0, size - len(value)), (0, 0)], mode="edge")
-        for name, value in batch.items()
-    }
-
-
 def _identity(
     mode: str, backbone: Backbone, plugin: Plugin | None, data: EvalData
 ) -> dict[str, Any]:
@@ -198,12 +188,85 @@ def _identity(
     return json.loads(json.dumps(identity))
 
 
-def _output_folder(path: str | os.PathLike) -> pathlib.Path:
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"INFER_OUTPUT_DIR is {path!r}; it must be a path, in quotes.")
-    if "://" in str(path):
+def _output_folder(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike) or "://" in str(path):
+        raise ConfigError(f"INFER_OUTPUT_DIR is {path!r}; expected the path of a local folder.")
+    return Path(path)
+
+
+def finished(path: Path, identity: Identity) -> bool:
+    """Whether the complete file of this very run is there.
+
+    Args:
+      path: the file of results.
+      identity: what makes the run this one, in JSON's types.
+
+    Raises:
+      ConfigError: if the file of another run is there, with the differences.
+    """
+    mark = _mark(path)
+    if not (mark.is_file() and path.is_file()):
+        return False
+    known = _identity_in(mark)
+    differs = [key for key in identity if known.get(key) != identity[key]]
+    if differs:
+        parts = ", ".join(f"{k} {known.get(k)!r} and not {identity[k]!r}" for k in differs)
         raise ConfigError(
-            f"INFER_OUTPUT_DIR {str(path)!r} is not a local folder; the built-in engine writes to "
-            "local or mounted folders only."
+            f"{path} holds the results of another run, with {parts}: name another "
+            f"INFER_OUTPUT_DIR, or remove {mark.name}."
         )
-    return pathlib.Path(path)
+    return True
+
+
+class Draft:
+    """A file of results in the making.
+
+    What a stopped run of the same identity left is kept up to its last complete batch, what one of
+    another identity left is removed.
+
+    Attributes:
+      lines: how many results it holds.
+    """
+
+    def __init__(self, path: Path, identity: Identity, batch: int = 1) -> None:
+        """`batch` is how many lines are appended at once."""
+        self._path, self._identity = path, identity
+        self._folder = path.with_name(f"tmp-{path.name}")
+        self._file = self._folder / path.name
+        owner = self._folder / "identity.json"
+        if _identity_in(owner) != identity:
+            self._file.unlink(missing_ok=True)
+            write_json(owner, identity)
+        written = self._file.read_bytes().split(b"\n") if self._file.exists() else [b""]
+        self.lines = (len(written) - 1) // batch * batch  # the last part has no line break
+        if self._file.exists():
+            os.truncate(self._file, sum(len(line) + 1 for line in written[: self.lines]))
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a batch of results, each as one line."""
+        lines = [json.dumps(record) + "\n" for record in records]
+        with self._file.open("a", encoding="utf8") as file:
+            file.writelines(lines)
+        self.lines += len(lines)
+
+    def publish(self) -> None:
+        """Moves the file to its place."""
+        with self._file.open("rb") as file:
+            os.fsync(file.fileno())
+        # The old mark goes first: at no moment does it vouch for a file that is not its own.
+        _mark(self._path).unlink(missing_ok=True)
+        os.replace(self._file, self._path)
+        write_json(_mark(self._path), self._identity)
+        shutil.rmtree(self._folder)
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.COMPLETED")
+
+
+def _identity_in(path: Path) -> dict[str, Any]:
+    """The identity in a file; empty if there is none, as in T5X's."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,6 +1,6 @@
 """Writes a report into a folder, as `report.json`, `report.md` and `report.png`, and reads it back.
 
-What a report holds is defined in `schema`, what it promises in `targets`, the plot in `plots`.
+What a report holds is defined in `schema`, the plot in `plots`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from pathlib import Path
 from variator_jax.bench.output import NONE, bullets, markdown_table
 from variator_jax.errors import DataError
 from variator_jax.evaluation.plots import plot_report
-from variator_jax.evaluation.schema import Backbone, LatencyEntry, RatioEntry, Report, Scores
-from variator_jax.evaluation.targets import Targets, targets_missed
+from variator_jax.evaluation.schema import (
+    Backbone,
+    LatencyEntry,
+    RatioEntry,
+    Report,
+    Scores,
+    Targets,
+    targets_missed,
+)
 from variator_jax.files import write_json
 
 #: Points above the majority class that a backbone needs on a task for it to be informative.

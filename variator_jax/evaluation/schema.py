@@ -1,5 +1,7 @@
 """The report as data: frozen dataclasses whose fields are the keys of `report.json`.
 
+`Targets` are the figures that the quickstart promises.
+
 Qualities are on a scale of 0 to 100, shares are fractions of 1, times are in the unit that the
 field is named after.
 """
@@ -7,7 +9,8 @@ field is named after.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.cost import backbone_parameters
@@ -146,3 +149,96 @@ def ratio_entry(
         plugin=f"{'_'.join(sites)}_x{plugin.ratio}" if sites else "",
         sites=sites,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Promised figures; a field left empty promises nothing.
+
+    Attributes:
+      over_majority: part of a classification task's name -> points above the majority score.
+      largest_drop: ratio -> points that the mean of the classification tasks may lose.
+      control_drop: points that this mean must lose without encoder FFNs.
+      speed_config: shape whose cost is promised, at `speed_length` and `speed_ratio`.
+      saved: the least share of its encoder FLOPs saved.
+      efficiency: the least share of the speed-up that the saved FLOPs allow.
+    """
+
+    over_majority: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"topic": 25.0, "pair": 10.0}
+    )
+    largest_drop: Mapping[int, float] = dataclasses.field(default_factory=lambda: {2: 1.0, 4: 2.0})
+    control_drop: float = 5.0
+    speed_config: str = "t5_1_0_base"
+    speed_length: int = 256
+    speed_ratio: int = 4
+    saved: float = 0.43
+    efficiency: float = 0.85
+
+
+QUICKSTART = Targets()
+
+
+def targets_missed(report: Report, targets: Targets) -> list[str]:
+    """One sentence for each promised figure that the report misses; "nan" if it is absent."""
+    checks = [*_quality(report, targets), *_speed(report, targets)]
+    return [sentence for kept, sentence in checks if not kept]
+
+
+def _quality(report: Report, targets: Targets) -> Iterator[tuple[bool, str]]:
+    """Whether each promise of quality is kept, and the sentence for one that is not."""
+    backbone = report.at(1)
+    identical = backbone is not None and backbone.identical_to_backbone
+    yield identical, "k=1 is not bit-identical to the backbone, or was not evaluated."
+    for part, margin in targets.over_majority.items():
+        tasks = [task for task in report.majority if part in task]
+        yield bool(tasks), f"No classification task is named after {part!r}: it is not checked."
+        for task in tasks:
+            gain = report.reference.get(task, math.nan) - report.majority[task]
+            yield (
+                gain >= margin,
+                f"The uncompressed backbone beats the majority class of {task} by {gain:.1f} "
+                f"points; at least {margin:.1f} were promised.",
+            )
+
+    def drop(scores: Scores) -> float:
+        before, after = report.mean(report.reference), report.mean(scores)
+        return math.nan if before is None or after is None else before - after
+
+    for ratio, limit in targets.largest_drop.items():
+        entry = report.at(ratio)
+        lost = drop(entry.quality if entry else {})
+        yield (
+            lost <= limit,
+            f"k={ratio} loses {lost:.1f} points of the mean of the classification tasks; at most "
+            f"{limit:.1f} were promised.",
+        )
+    lost = drop(report.control_no_ffn)
+    yield (
+        lost >= targets.control_drop,
+        f"Without encoder FFNs the mean of the classification tasks falls by {lost:.1f} points; at "
+        f"least {targets.control_drop:.1f} were promised.",
+    )
+
+
+def _speed(report: Report, targets: Targets) -> Iterator[tuple[bool, str]]:
+    """As `_quality`, of the speed."""
+    shape = f"{targets.speed_config} at length {targets.speed_length} and k={targets.speed_ratio}"
+    expected = (targets.speed_config, targets.speed_length)
+    entry = report.at(targets.speed_ratio)
+    measured = entry.latency if entry else ()
+    rows = [row for row in measured if (row.config, row.length) == expected]
+    yield bool(rows), f"The cost of {shape} was not measured."
+    for row in rows:
+        saved = 1 - 1 / row.flops_allowed_speedup
+        reached = row.speedup / row.flops_allowed_speedup
+        yield (
+            saved >= targets.saved,
+            f"{shape} saves {saved:.1%} of the encoder FLOPs; at least {targets.saved:.0%} were "
+            "promised.",
+        )
+        yield (
+            reached >= targets.efficiency,
+            f"{shape} (batch {row.batch}) runs {row.speedup:.2f} times as fast, {reached:.0%} of "
+            f"what the saved FLOPs allow; at least {targets.efficiency:.0%} were promised.",
+        )

@@ -6,7 +6,8 @@ serves every plugin with the same settings. What scores mean for a task is decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from variator_jax.backbones.base import Stack
 from variator_jax.errors import DataError
 from variator_jax.evaluation.data import Batch
 from variator_jax.mesh import compile_on
 from variator_jax.model import SplicedModel
+from variator_jax.plugin import intercept_modules
 
 # (backbone parameters, plugin variables or None, batch) -> scores
 Scorer = Callable[[Any, Any, Batch], Any]
@@ -89,6 +92,28 @@ def encoder(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
         return model.encode(params, variables, arrays["encoder_input_tokens"])
 
     return _compiled(encode, mesh, _ENCODER)
+
+
+@contextmanager
+def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
+    """A control: while active, every FFN of the stack returns zeros like its input.
+
+    A plugin can only lose what the FFNs contribute: a task whose score hardly falls without them
+    says nothing about plugins.
+
+    Enter it inside the function that is jitted: one that was compiled before runs as it was
+    compiled.
+
+    Raises:
+      PluginError: on leaving, if no FFN was skipped.
+    """
+    paths = {stack.path("ffn", layer) for layer in range(stack.layers)}
+
+    def skip(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> jax.Array:
+        return jnp.zeros_like(stack.stream("ffn", args, kwargs))
+
+    with intercept_modules(paths.__contains__, skip):
+        yield
 
 
 def _compiled(function: Callable[..., Any], mesh: Mesh | None, names: Sequence[str]) -> Scorer:

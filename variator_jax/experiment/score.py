@@ -24,10 +24,10 @@ from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency
-from variator_jax.evaluation.control import skip_encoder_ffn
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult
+from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.experiment import rivals
 from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment, configure, scoring
 from variator_jax.experiment.neurons import activated_neurons

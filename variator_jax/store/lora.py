@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
 from variator_jax.files import wrap_errors
 from variator_jax.store import arrays, description
@@ -198,3 +200,27 @@ def _check_fits(lora: Lora, weights: Mapping[str, Any]) -> None:
 def _identity(lora: Lora) -> dict[str, str]:
     """Which LoRA was merged, for descriptions and messages."""
     return {"fingerprint": lora.fingerprint, "task": lora.task}
+
+
+def load_on_mesh(
+    source: Source, mesh: Mesh | None, dtype: Any = None, lora: str | os.PathLike | None = None
+) -> Backbone:
+    """Reads a backbone, each array straight to its place: one at a time is in the host's memory.
+
+    Args:
+      source: of `open_backbone`.
+      mesh: None for the first device.
+      dtype: what the weights are cast to; None keeps each one's.
+      lora: a LoRA folder or a run folder, merged into the weights on their way.
+
+    Raises:
+      CheckpointError: if an array cannot be read, or the LoRA is another backbone's.
+    """
+    shardings = arrays.flatten(meshes.parameter_shardings(source.config, mesh)) if mesh else {}
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return meshes.place(array, shardings[path]) if mesh else jax.device_put(array)
+
+    if lora is None:
+        return collect(source, dtype, place)
+    return collect_with_lora(source, lora, dtype, place)

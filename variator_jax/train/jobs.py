@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
@@ -28,16 +27,14 @@ from variator_jax.plugin.calibration import site_output_rms
 from variator_jax.store import (
     Backbone,
     Plugin,
-    load_lora,
     load_plugin,
     save_backbone,
     save_lora,
     save_plugin,
 )
 from variator_jax.store.arrays import file_checksum, fingerprint
-from variator_jax.store.backbone import collect
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part
-from variator_jax.store.lora import collect_with_lora
+from variator_jax.store.lora import load_on_mesh
 from variator_jax.train.objectives import Batch, Distillation, LoraTraining, Objective, TaskTraining
 from variator_jax.train.settings import (
     TrainConfig,
@@ -257,15 +254,7 @@ def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) ->
     file = source.vocabulary_file
     checksum = None if file is None else file_checksum(file)
     check_vocabulary(data.task, data.vocabulary(), shape, checksum)
-    shardings = traverse_util.flatten_dict(meshes.parameter_shardings(source.config, mesh), sep="/")
-
-    def place(name: str, array: Any) -> jax.Array:
-        return meshes.place(array, shardings[name])
-
-    if config.initial_lora_path is None:
-        loaded = collect(source, dtype, place)
-    else:
-        loaded = collect_with_lora(source, load_lora(config.initial_lora_path), dtype, place)
+    loaded = load_on_mesh(source, mesh, dtype, config.initial_lora_path)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
     kept = dataclasses.replace(shape, layer_norm_epsilon=loaded.config.layer_norm_epsilon)
     return dataclasses.replace(loaded, config=kept)

@@ -1,6 +1,6 @@
 """Errors in the user's words, and the nearest right name.
 
-Everything that a user can get wrong ends in a `VariatorError`, whose message says what was found
+Everything that a user can get wrong ends in a `VariatorError`, whose message has what was found
 and what was expected. The command line prints that message as one line; anything else that reaches
 the user is a bug in this library.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 class VariatorError(Exception):
-    """A slip of the user's, told in the user's words."""
+    """A user error; the message uses the user's terms."""
 
 
 class ConfigError(VariatorError):
@@ -32,7 +32,7 @@ class PluginError(VariatorError):
 
 
 class TrainingError(VariatorError):
-    """A run that cannot go on, such as one whose loss is no longer finite."""
+    """A run that cannot continue, such as one whose loss is no longer finite."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

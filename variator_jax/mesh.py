@@ -252,7 +252,7 @@ def default_shape(
     """Picks the mesh with the least communication that keeps weights under half of device memory.
 
     Data parallelism communicates least, and FSDP less than model parallelism: a plugin's gradients
-    are small, gathered weights are not, and activations are exchanged in every layer. Where nothing
+    are small, gathered weights are not, and activations move in every layer. Where nothing
     fits, it is the mesh that cuts the weights most.
 
     Args:

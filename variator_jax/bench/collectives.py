@@ -1,4 +1,4 @@
-"""What a compiled program exchanges between devices, and how often its loops run, from its text."""
+"""The collectives of a compiled program, and how often its loops run, from its text."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _preflight(command: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-    gin_utils.configured(preflight.preflight)()  # the last, for it writes beside results
+    gin_utils.configured(preflight.preflight)()  # last: it writes to the results' folder
 
 
 def _refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:

@@ -204,7 +204,7 @@ def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
     """Makes each word a piece that always wins, in place of the rarest ordinary pieces.
 
     SentencePiece's own user-defined symbols would also match inside longer words ('no' in 'note'),
-    so a word that is no piece yet enters as an ordinary one, likelier than any way of spelling it.
+    so a word not yet a piece enters as an ordinary one, likelier than any way of spelling it.
     """
     message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
     proto, normal = message.FromString(model), message.SentencePiece.NORMAL

@@ -1,7 +1,7 @@
 """A control for the evaluation: the backbone with its encoder FFNs skipped altogether.
 
 A compression plugin can only lose what the encoder's FFNs contribute. Where a task's score hardly
-falls without them, a small loss under compression says nothing about the plugin.
+falls without them, a small loss under compression is no evidence for the plugin.
 """
 
 from __future__ import annotations

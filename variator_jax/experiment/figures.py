@@ -27,7 +27,7 @@ ARM_GROUPS = {
 
 
 def save(draw: Callable[[], Any], path: Path) -> None:
-    """Draws a figure, and writes a PNG of 200 dots an inch at `path` and an SVG beside it."""
+    """Draws a figure, and writes a PNG of 200 dots an inch at `path` and an SVG next to it."""
     import matplotlib
 
     # The salt makes the ids in an SVG the same in each run.
@@ -63,7 +63,7 @@ def ratio_figure(table: pd.DataFrame, metric: str) -> Any:
 
 
 def arms_figure(table: pd.DataFrame, ratio: int, metric: str) -> Any:
-    """Every arm at one ratio: a panel a task, a line per arm, the gap beside it.
+    """Every arm at one ratio: a panel a task, a line per arm, and the gap.
 
     Args:
       table: the rows of one backbone, see `results.rows`.

@@ -1,4 +1,4 @@
-"""What is measured once for a backbone, beside its cells: latency and activated neurons.
+"""What is measured once per backbone, apart from its cells: latency and activated neurons.
 
 Each is kept in a file, like a cell; delete the file to measure again, on a quieter machine.
 """
@@ -102,7 +102,7 @@ def _kept(
 
 
 def _load(experiment: Experiment, backbone: str) -> tuple[Backbone, list[tuple[Cell, Settings]]]:
-    """A backbone's first teacher, and the method's cell and plugin of each ratio beside it."""
+    """A backbone's first teacher, and the method's cell and plugin of each ratio."""
     task, seed = experiment.tasks[0], experiment.seeds[0]
     cells = [Cell(backbone, task, ARMS[METHOD], ratio, seed) for ratio in experiment.ratios]
     teacher = load_backbone(backbone_folder(str(experiment.teacher_folder(cells[0]))))

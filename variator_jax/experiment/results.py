@@ -12,7 +12,7 @@ from variator_jax.experiment.grid import TEACHER
 
 MEAN = "mean"  # the task that stands for all of them
 
-# What a cell's record holds beside its score, the same for each of its seeds.
+# Fields of a cell's record besides its score, the same for each of its seeds.
 COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
 LATENCY = ["milliseconds", "spread", "speedup", "allowed"]
 _ROW = ["backbone", "task", "arm", "ratio"]
@@ -38,7 +38,7 @@ def rows(
         details: means of further scores, such as F1.
         examples: that a score is over, of all tasks together for 'mean'.
         flops_saved: share of the encoder's FLOPs; negative where it costs more.
-        extra_parameters, extra_parameters_share: weights beside the backbone's, over them.
+        extra_parameters, extra_parameters_share: weights added to the backbone's, and their share.
         parameters: the backbone's.
         majority: score of the majority class, NaN where there is none.
         milliseconds, spread: a measured encoder pass and its interquartile range; NaN if not

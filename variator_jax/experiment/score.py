@@ -48,7 +48,7 @@ class Scored:
       variables: its arrays.
       intervention: in place of a plugin, None for none.
       flops: of one encoder pass over a row of the task's length; None for those of the plugin.
-      extra_parameters: trained weights beside the teacher's, without those of the plugin.
+      extra_parameters: trained weights in addition to the teacher's, without the plugin's.
     """
 
     backbone: Backbone

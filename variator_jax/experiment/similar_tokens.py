@@ -97,7 +97,7 @@ def merge(x: jax.Array, token_mask: jax.Array, owners: jax.Array, groups: int) -
       owners: `[batch, length]` int, from `destinations`.
       groups: number of destinations of a row.
     """
-    # Numbers that are no destination are dropped by the sum.
+    # The sum drops numbers that are not a destination.
     owners = jnp.where(token_mask & (owners >= 0), owners, groups)
 
     def total(values: jax.Array, owners: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ from variator_jax.store.source import (
 )
 from variator_jax.store.t5x_tree import Sliced
 
-PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin, beside the backbone
+PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin
 _LEGACY, _METADATA, _MANIFEST = "checkpoint", "_METADATA", "manifest.ocdbt"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = {"driver", "kvstore", "metadata"}  # what stands for an array kept elsewhere
@@ -66,7 +66,7 @@ def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
 
 
 def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> Source:
-    """The leaves of a checkpoint's backbone, with or without a plugin beside it."""
+    """The leaves of a checkpoint's backbone, with or without a plugin."""
     leaves = t5x_tree.to_leaves(checkpoint.origin, checkpoint.backbone)
     config = config or t5x_tree.deduce_config(checkpoint.origin, leaves)
     return make_source(checkpoint.origin, stored_config(config, leaves), leaves)

@@ -1,6 +1,6 @@
 """A T5X run that trained a plugin: its checkpoints, read as a plugin that belongs to a backbone.
 
-Such a checkpoint is any of T5X's with the plugin beside the backbone, under `target/plugin`;
+Such a checkpoint is any of T5X's with the plugin next to the backbone, under `target/plugin`;
 `variator_plugin.json` in the run's folder has the settings of both. The engine that writes them is
 `t5x_engine`.
 """

@@ -1,6 +1,6 @@
 """The T5X engine: plugins trained and run by T5X's own programs. The only package that imports t5x.
 
-gin files name what is here; `docs/t5x.md` says how they are used. T5X is imported with it.
+gin files name what is here; `docs/t5x.md` shows how they are used. T5X is imported with it.
 """
 
 from variator_jax.t5x_engine.data import get_dataset

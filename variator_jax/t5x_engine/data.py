@@ -33,7 +33,7 @@ def get_dataset(
 ) -> BatchIterator:
     """T5X's `get_dataset_fn` over the built-in engine's batches.
 
-    A run that is resumed goes on where its latest checkpoint stands, without any saved iterator:
+    A resumed run continues at the step of its latest checkpoint, without any saved iterator:
     the order depends on the seed alone, and neither on the process nor on the number of hosts.
 
     Args:
@@ -118,7 +118,7 @@ class BatchIterator(dataset_iterator.DatasetIterator):
             file.write(json.dumps({"batches": self._given}))
 
     def restore(self, filename: Any) -> None:
-        """Goes on after as many batches as `filename` says."""
+        """Continues after the number of batches in `filename`."""
         with gfile.GFile(str(filename), "r") as file:
             self._go_to(int(json.loads(file.read())["batches"]))
 

@@ -1,7 +1,7 @@
-"""T5X's own network under our splice: the plugin's parameters lie beside its own, in one tree.
+"""T5X's own network under our splice: the plugin's parameters and its own are one tree.
 
 The network is held unmodified, and its parameter paths stay what they are (`encoder/layers_0/...`),
-so that any checkpoint of it restores. What is added lies under `plugin/`.
+so that any checkpoint of it restores. The added leaves are under `plugin/`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SplicedTransformer(nn.Module):
     stack: Stack
 
     def setup(self) -> None:
-        """Puts the network's parameters at the top of the tree and the plugin's beside them."""
+        """Puts the network's parameters at the top of the tree and the plugin's in its branch."""
         nn.share_scope(self, self.network)
         if self.plugin_config.ratio > 1:
             self.plugin = PluginParameters(self.plugin_config, self.stack, name=PLUGIN)

@@ -12,7 +12,7 @@ from t5x import partitioning
 
 from variator_jax.errors import ConfigError
 
-# The plugin is small: it lies whole on every device.
+# The plugin is small: it is replicated on every device.
 PLUGIN_RULES = (("plugin_in", None), ("plugin_ratio", None), ("plugin_hidden", None))
 
 

@@ -26,7 +26,7 @@ def plan(
 
     Args:
       model: T5X's model.
-      partitioner: T5X's partitioner, which says what is spread over how many devices.
+      partitioner: T5X's partitioner, which knows how arrays are sharded.
       feature_lengths: tokens of `inputs` and `targets`.
       batch_size: rows of a batch.
       backbone_dtype: what the backbone is cast to; None for float32.

@@ -31,12 +31,12 @@ from variator_jax.store import load_plugin
 from variator_jax.train.jobs import initial_plugin, run_part
 
 PLUGIN = "plugin"  # the plugin's branch of the tree
-OUTPUT_SCALE = "output_scale"  # beside each key's trained parameters
+OUTPUT_SCALE = "output_scale"  # next to each key's trained parameters
 TRAINED, FROZEN = "plugin", "frozen"  # the labels of leaves
 
 
 def to_tree(plugin: PluginVariables) -> dict[str, Any]:
-    """A plugin's arrays as T5X's tree has them: by module path, output scales beside them."""
+    """A plugin's arrays as T5X's tree has them: by module path, with output scales."""
     flat = {
         (*key.split("/"), *path): array
         for key, params in plugin.params.items()
@@ -112,7 +112,7 @@ class Start:
 
     Attributes:
       plugin: its settings.
-      backbone: shape of the backbone beside it.
+      backbone: shape of the plugin's backbone.
       path: a plugin folder, or one for each of several ratios; None or () for a fresh plugin.
       seed: of a fresh one.
     """

@@ -1,6 +1,6 @@
 """Preflight checks: surface errors before T5X starts, where they would be late or silent.
 
-What a run trains is recorded beside its checkpoints in `variator_plugin.json`, which a resumed run
+What a run trains is recorded next to its checkpoints in `variator_plugin.json`, which a resumed run
 is compared with and `variator convert --from t5x-run` reads.
 """
 
@@ -22,7 +22,7 @@ from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.partitioner import model_devices
 from variator_jax.train.settings import check_packing, check_vocabulary
 
-_RESULTS = "variator_results.json"  # beside T5X's results: what they are the results of
+_RESULTS = "variator_results.json"  # next to T5X's results: the settings that made them
 
 
 def preflight(
@@ -42,10 +42,10 @@ def preflight(
     mesh_shape: Sequence[int] | None = None,
     num_partitions: int = 1,
 ) -> models.BaseModel:
-    """Checks what gin has made, and what T5X checks late or never.
+    """Checks the configuration for errors that T5X raises late or never.
 
     Args:
-      model: T5X's model; to have been made is most of what there is to check.
+      model: T5X's model; making it has checked most settings already.
       task: a registered task or mixture.
       model_dir: the folder of a training run, which may hold one already.
       packed: whether examples are packed.
@@ -56,12 +56,12 @@ def preflight(
       periods: steps between evaluations and between checkpoints; 0 for none.
       output_dir: where an export goes.
       results_dir: where inference writes, and may have written before.
-      results_of: what makes its results these ones.
+      results_of: the settings that determine its results.
       mesh_shape: the mesh, if given.
       num_partitions: devices that share one copy of the weights, without `mesh_shape`.
 
     Raises:
-      VariatorError: for what T5X or the plugin cannot work with.
+      VariatorError: for settings that T5X or the plugin does not support.
     """
     shape = model.start.backbone
     if task is not None:
@@ -119,7 +119,7 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
 
 
 def check_same_run(folder: str, model: DistillationModel, training: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run in whose folder another one was begun.
+    """Refuses to resume in the folder of another run.
 
     Args:
       folder: MODEL_DIR.
@@ -151,7 +151,7 @@ def check_same_run(folder: str, model: DistillationModel, training: Mapping[str,
 def write_record(
     folder: str, model: DistillationModel, training: Mapping[str, Any], checkpoint: str | None
 ) -> None:
-    """Writes what a run trains, unless it is a run that goes on."""
+    """Writes what a run trains, unless the run is resumed."""
     file = os.path.join(folder, SETTINGS)
     if gfile.exists(file):
         return

@@ -1,4 +1,4 @@
-"""Which checkpoint a T5X program restores, looked at before T5X does.
+"""Which checkpoint a T5X program restores, checked before T5X starts.
 
 T5X restores what it finds, and makes the rest up. So the leaves' names and shapes are compared
 with the model's beforehand, and what is to come from elsewhere (a fresh plugin, the optimizer's
@@ -32,7 +32,7 @@ def absolute_path(path: str) -> str:
     """The path as T5X's Orbax wants it; URLs stay as they are.
 
     Raises:
-      ConfigError: if it is no path.
+      ConfigError: if it is not a path.
     """
     if not isinstance(path, str) or not path:
         raise ConfigError(f"A folder's path was expected, in quotes; found {path!r}.")
@@ -48,7 +48,7 @@ def restore_config(
     check_owner: bool = True,
     model_dir: str | None = None,
 ) -> utils.RestoreCheckpointConfig:
-    """T5X's settings for restoring a backbone, and a plugin beside it.
+    """T5X's settings for restoring a backbone and its plugin.
 
     Args:
       path: a T5X checkpoint, or a local folder of some, whose latest is taken.
@@ -111,7 +111,7 @@ def check_leaves(
     wanted: Mapping[str, tuple[int, ...]],
     opening: str = "",
 ) -> None:
-    """Compares a checkpoint's leaves with those that are wanted; more of them do no harm.
+    """Compares a checkpoint's leaves with those that are wanted; additional leaves are ignored.
 
     Raises:
       CheckpointError: for a missing leaf, or one of another shape, with the nearest remedy.

@@ -55,7 +55,7 @@ class PluginTrainer(t5x_trainer.Trainer):
     Modifications to the host:
       A fresh run's backbone is checked leaf by leaf, and its plugin calibrated on the first batch.
       A microbatch's loss is divided by the whole batch's weights, for T5X adds gradients up.
-      The plugin's settings are written beside the checkpoints.
+      The plugin's settings are written next to the checkpoints.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PluginTrainer(t5x_trainer.Trainer):
         initial_checkpoint_path: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """As T5X's; `task` to `initial_checkpoint_path` are told for the record."""
+        """As T5X's; `task` to `initial_checkpoint_path` are written to the record."""
         super().__init__(model=model, train_state=train_state, **kwargs)
         self._calibrated = True
         if train_state is None:  # T5X's evaluation sets it later.

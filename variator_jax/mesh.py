@@ -142,7 +142,7 @@ def compile_on(
         device where the parameters are.
       function: maps parameters, plugin arrays and a dict of `[rows, ...]` arrays to a tree of
         `[rows, ...]` arrays.
-      static: names of keyword arguments for each of whose values it is compiled anew.
+      static: names of keyword arguments; each new value compiles again.
     """
     compiled = jax.jit(function, static_argnames=tuple(static))
     if mesh is None:

@@ -99,7 +99,7 @@ def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
 def vocabulary_of(given: Any) -> seqio.Vocabulary:
     """Returns the vocabulary that a task is given: a seqio one, a path or URL, or the default.
 
-    None stands for the documentation corpus's. Errors are those of `load_vocabulary`.
+    None: the documentation corpus's. Errors are those of `load_vocabulary`.
     """
     if given is None:
         return docs_vocabulary()
@@ -135,11 +135,11 @@ def trained_vocabulary(
     For backbones that are trained from nothing; a published backbone has its vocabulary already.
 
     Args:
-      path: the model file. Once written it stays, whatever the texts become.
+      path: the model file. Once written it is kept, even if the texts change.
       data_dir: a folder of .txt or .txt.gz files, as for `wikipedia.wikipedia_task`; those for
         validation are left out.
       pieces: size, without the 100 sentinels.
-      whole_words: words that shall each be one piece, such as a task's verbalizers.
+      whole_words: words that become one piece each, such as a task's verbalizers.
 
     Raises:
       DataError: if there is neither a file nor a folder with texts, or they are too few.
@@ -170,7 +170,7 @@ def train_sentencepiece(
     Args:
       sentences: the training text.
       pieces: size of the vocabulary; fewer come out if the text does not have so many.
-      whole_words: words that shall each be one piece, also at the start of a text.
+      whole_words: words that become one piece each, also at the start of a text.
 
     Raises:
       DataError: if SentencePiece cannot train on this text.

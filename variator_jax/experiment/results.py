@@ -10,7 +10,7 @@ import pandas as pd
 
 from variator_jax.experiment.grid import TEACHER
 
-MEAN = "mean"  # the task that stands for all of them
+MEAN = "mean"  # the mean over all tasks
 
 # Fields of a cell's record besides its score, the same for each of its seeds.
 COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]

@@ -125,7 +125,7 @@ def _load_teacher(folder: str) -> Backbone:
 
 
 # One function for each way to score. All take an experiment, a cell, its teacher, and the recipe's
-# plugin at the cell's ratio, whose FLOPs are those of the rivals.
+# plugin at the cell's ratio, whose FLOPs are those of the baselines.
 
 
 def _plugin(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:

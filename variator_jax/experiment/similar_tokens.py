@@ -1,4 +1,4 @@
-"""A rival without training: similar tokens are merged before an FFN and unmerged after it.
+"""A baseline without training: similar tokens are merged before an FFN and unmerged after it.
 
 It is token merging in the style of ToMe (Bolya et al., 2023) and of its form for Stable Diffusion,
 which unmerges after each block: every k-th position of a row is a destination, and every other

@@ -1,6 +1,6 @@
 """The rows of an experiment as Markdown: tables, and sentences that follow from them.
 
-The sentences compare the method with its rivals and name tasks on which the teacher has learned
+The sentences compare the method with its baselines and name tasks on which the teacher has learned
 little; the conclusions are the reader's.
 """
 
@@ -20,7 +20,7 @@ _NONE = "–"
 # What the method is compared with, in this order, where it ran.
 _RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
 
-# How the method compares with a rival: beyond the deviation over seeds, within it, below it.
+# How the method compares with a baseline: beyond the deviation over seeds, within it, below it.
 _RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
 _HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
 
@@ -145,7 +145,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
-    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
+    """Each ratio of the method: its gap, and how it compares with baselines of that ratio."""
     for _, row in rows[rows["arm"] == METHOD].iterrows():
         same_ratio = rows[rows["ratio"] == row["ratio"]].set_index("arm")
         parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}

@@ -1,4 +1,4 @@
-"""A rival without training: inputs are cut to the length whose FLOPs a compressed one has.
+"""A baseline without training: inputs cut to the length with the FLOPs of a compressed one.
 
 Batches are numpy arrays in T5X's names; nothing here runs a model.
 """

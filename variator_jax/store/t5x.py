@@ -38,7 +38,7 @@ from variator_jax.store.t5x_tree import Sliced
 PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin
 _LEGACY, _METADATA, _MANIFEST = "checkpoint", "_METADATA", "manifest.ocdbt"
 _STEP = re.compile(r"checkpoint_(\d+)")
-_PLACEHOLDER = {"driver", "kvstore", "metadata"}  # what stands for an array kept elsewhere
+_PLACEHOLDER = {"driver", "kvstore", "metadata"}  # placeholder of an array kept elsewhere
 _CHUNK = 1 << 28  # bytes; a host that restores a shard reads little more
 _Store = dict[str, Any]  # a key-value store, as tensorstore describes it
 

@@ -147,7 +147,7 @@ def read_variables(run: T5XRun) -> PluginVariables:
 
 
 def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
-    """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
+    """Compares the backbone in a checkpoint with the expected owner of its plugin."""
     if trained_on.fingerprint != backbone.fingerprint:
         raise CheckpointError(
             f"The plugin in {run.origin} was trained on backbone {trained_on.config.name!r} with "

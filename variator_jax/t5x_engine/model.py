@@ -234,7 +234,7 @@ def model(
 
 
 def _metrics(figures: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
-    """The loss's terms, per step whatever the microbatches, and T5X's clocks."""
+    """The loss's terms, per step for any number of microbatches, and T5X's timers."""
     found = {name: metrics.AveragePerStep.from_model_output(x) for name, x in figures.items()}
     rows, length = batch["encoder_input_tokens"].shape
     return found | {

@@ -101,7 +101,7 @@ def _check_periods(periods: Sequence[int]) -> None:
 
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
-    """T5X leaves finished files alone, whatever they are the results of."""
+    """Refuses results of other settings: T5X does not overwrite finished files."""
     identity = json.loads(json.dumps(identity, default=str))
     file = os.path.join(folder, _RESULTS)
     before = None

@@ -22,7 +22,7 @@ from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path
 from variator_jax.train.jobs import run_part
 
-# What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
+# What T5X must not restore from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
 _FRESH_PLUGIN = (f"target/{PLUGIN}/.*", None)
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -58,7 +58,7 @@ def restore_config(
       training: a new run, which takes nothing but the backbone from `path`.
       dtype: what the backbone is cast to; None keeps the checkpoint's.
       check_owner: whether to read every weight once, to see that a plugin folder belongs to them.
-      model_dir: the folder of a run that is resumed if it has checkpoints, whatever `path` is.
+      model_dir: the folder of a run; if it has checkpoints it is resumed, and `path` ignored.
 
     Raises:
       CheckpointError: if there is no T5X checkpoint, or one of another backbone or plugin.
@@ -142,7 +142,7 @@ def check_leaves(
 
 
 def _wanted(model: DistillationModel) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's parameters, whatever its network is."""
+    """The shapes of the model's parameters, for any network."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     shapes = {name: (1, 8) for name in names}
     types = dict.fromkeys(names, jnp.int32)

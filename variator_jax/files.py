@@ -39,7 +39,7 @@ def check_folder(path: str | os.PathLike) -> Path:
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file atomically, with its folder; readers see the old or the new content.
 
-    A killed writer leaves a draft beside it, whose name begins with a dot.
+    A killed writer leaves a draft next to it, whose name begins with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

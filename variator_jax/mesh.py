@@ -134,7 +134,7 @@ def compile_on(
         device where the parameters are.
       function: maps parameters, plugin arrays and a dict of `[rows, ...]` arrays to a tree of
         `[rows, ...]` arrays.
-      static: names of keyword arguments for each of whose values it is compiled anew.
+      static: names of keyword arguments; each new value compiles again.
     """
     compiled = jax.jit(function, static_argnames=tuple(static))
     if mesh is None:
@@ -244,7 +244,7 @@ def default_shape(
     """Picks the mesh with the least communication that keeps weights under half of device memory.
 
     Data parallelism communicates least, and FSDP less than model parallelism: a plugin's gradients
-    are small, gathered weights are not, and activations are exchanged in every layer. Where nothing
+    are small, gathered weights are not, and activations move in every layer. Where nothing
     fits, it is the mesh that cuts the weights most.
 
     Args:

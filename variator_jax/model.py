@@ -346,7 +346,7 @@ def _checked(buckets: Sequence[int]) -> tuple[int, ...]:
 
 
 def _cut(array: Any, rows: int, length: int) -> jax.Array:
-    """The first rows and positions; on the host, for a slice on the device compiles anew."""
+    """The first rows and positions; on the host: each new slice on the device compiles."""
     if array.shape[:2] == (rows, length):
         return array
     return jax.device_put(np.asarray(array)[:rows, :length])

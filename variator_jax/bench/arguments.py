@@ -1,4 +1,4 @@
-"""The arguments of `variator bench` and `variator budget`, and the settings that they stand for.
+"""The arguments of `variator bench` and `variator budget`, and their settings.
 
 Nothing heavy is imported before a backbone is named. Defaults stand here only, for `--help`.
 """

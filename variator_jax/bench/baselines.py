@@ -27,7 +27,7 @@ def start_baselines(config: T5Config, tokens: np.ndarray) -> dict[str, Baseline]
     """Both baselines on `tokens` `[batch, length]`, each run once already."""
     try:
         model, inputs = _encoder(config, tokens)
-    except Exception as error:  # Whatever fails in other libraries is reported, ours still timed.
+    except Exception as error:  # Any failure of other libraries is reported, ours still timed.
         return dict.fromkeys((EAGER, COMPILED), _reason(error))
     return {
         EAGER: _started(lambda: model, inputs),

@@ -63,7 +63,7 @@ class Budget:
       arguments: bytes of backbone, plugin, optimizer state and batch.
       temporary: bytes that the step needs on top.
       flops: of its matrix products and all else that the compiler counts, in all microbatches.
-      collectives: what is exchanged, by kind, in all microbatches.
+      collectives: bytes by kind of collective, over all microbatches.
       hbm_bytes: memory of a device; None where it was not named.
     """
 

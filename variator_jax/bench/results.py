@@ -216,7 +216,7 @@ def _draw(axes: Any, one: Measurement) -> None:
     ratios = [row.ratio or 1 for row in rows]
     measured = [one.figures(row)["speedup"] for row in rows]
     allowed = [row.allowed_speedup for row in rows]
-    # The quartiles of the rounds' own speed-ups may lie on one side of the ratio of medians.
+    # The quartiles of the rounds' own speed-ups may be on one side of the ratio of medians.
     quartiles = [one.speedup_quartiles(row) for row in rows]
     below = [max(m - low, 0.0) for m, (low, _) in zip(measured, quartiles, strict=True)]
     above = [max(high - m, 0.0) for m, (_, high) in zip(measured, quartiles, strict=True)]

@@ -4,7 +4,7 @@
     python -m variator_jax.bench.scaling --output runs/scaling --counted runs/scaling/scaling.json
 
 The step is compiled for as many pretended devices, at two depths, and what each layer adds is added
-for the other layers: every layer of a stack is the same, so FLOPs and exchanged bytes grow by equal
+for the other layers: all layers of a stack are equal, so FLOPs and collective bytes grow by equal
 parts. Times are predicted from these figures and stated speeds; nothing here is timed. The second
 form predicts from figures that were counted before, without compiling anything.
 """
@@ -66,7 +66,7 @@ FILLED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One mesh: what each device holds, computes and exchanges in a step."""
+    """One mesh: what each device holds, computes and communicates in a step."""
 
     backbone: str
     devices: int

@@ -109,7 +109,7 @@ def ensure_corpus() -> Path:
       DataError: if the cache folder cannot be written, or no docstring was found.
     """
     # Not named after the packages: what is trained on the corpus and on its vocabulary must stay
-    # usable when a package comes or goes. Delete the folder to read the installation anew.
+    # usable when a package comes or goes. Delete the folder to read the installation again.
     folder = cache_root() / f"docs-v{FORMAT_VERSION}"
     if (folder / "manifest.json").is_file():
         return folder

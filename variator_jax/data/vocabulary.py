@@ -124,7 +124,7 @@ def trained_vocabulary(
       data_dir: a folder of .txt or .txt.gz files, as for `published.wikipedia_task`; those for
         validation are left out.
       pieces: size, without the 100 sentinels.
-      whole_words: words that shall each be one piece, such as a task's verbalizers.
+      whole_words: words that become one piece each, such as a task's verbalizers.
 
     Raises:
       DataError: if there is neither a file nor a folder with texts, or they are too few.
@@ -151,7 +151,7 @@ def train_sentencepiece(
     Args:
       sentences: the training text, of which a random sample is used.
       pieces: size of the vocabulary; fewer come out if the text does not have so many.
-      whole_words: words that shall each be one piece, also at the start of a text.
+      whole_words: words that become one piece each, also at the start of a text.
 
     Raises:
       DataError: if SentencePiece cannot train on this text.
@@ -184,7 +184,7 @@ def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
     """Makes each word a piece that always wins, in place of the rarest ordinary pieces.
 
     SentencePiece's own user-defined symbols would also match inside longer words ('no' in 'note'),
-    so a word that is no piece yet enters as an ordinary one, likelier than any way of spelling it.
+    so a word not yet a piece enters as an ordinary one, likelier than any way of spelling it.
     """
     message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
     proto, normal = message.FromString(model), message.SentencePiece.NORMAL

@@ -30,7 +30,7 @@ class Arm:
     Attributes:
       name: its name in files and on the command line.
       meaning: what it is, in a line of a table.
-      scored: 'plugin' (a plugin beside the teacher), 'student' (a backbone of its own), 'teacher',
+      scored: 'plugin' (a plugin on the teacher), 'student' (a backbone of its own), 'teacher',
         'no_ffn', 'truncated', 'mean_pool' or 'similar_tokens'.
       compressed: whether it has a compression ratio.
       pretrained: whether its plugin is pre-trained.
@@ -101,13 +101,13 @@ class Experiment:
       backbones: names of packaged shapes, as in gin_configs/backbones, in rising order of size.
       tasks: names of the recipe's task files.
       ratios: compression ratios of the method.
-      seeds: each pre-trains and adapts plugins of its own, beside a teacher of its own.
+      seeds: each pre-trains and adapts plugins of its own, on a teacher of its own.
       one_teacher: whether all seeds share the first one's teacher, which spares the fine-tuning;
         standard deviations are then those of the plugins' training alone.
-      arms: what is compared beside the teacher; see `ARMS`.
+      arms: what is compared with the teacher; see `ARMS`.
       arm_ratios: the ratios of all arms but the method itself.
       backbone_paths: backbone -> a folder to start from, in place of training one.
-      settings: macros for every stage, such as where data lie.
+      settings: macros for every stage, such as the folders of data.
       latency: (rows, tokens) of the encoder passes that are timed for each backbone, or None.
       neurons: whether activated neurons are counted, on each backbone's first task and seed.
       search_paths: folders where gin files are looked for before the packaged ones.

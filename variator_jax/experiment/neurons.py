@@ -93,7 +93,7 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
             SplicedModel(backbone, plugin).encode(params, variables, tokens)
         counts = {}
         for layer in plain:
-            # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input
+            # [batch, groups, k]; without regard to `pool_padding`: groups of padding are not inputs
             ratio = ratios.get(layer, 1)
             members = make_groups(mask, ratio).members
             groups = members.any(-1)

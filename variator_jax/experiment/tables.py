@@ -1,6 +1,6 @@
 """The rows of an experiment as Markdown: tables, and sentences that follow from them.
 
-The sentences compare the method with its rivals and name tasks on which the teacher has learned
+The sentences compare the method with its baselines and name tasks on which the teacher has learned
 little; the conclusions are the reader's.
 """
 
@@ -134,7 +134,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
-    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
+    """Each ratio of the method: its gap, and how it compares with baselines of that ratio."""
     for _, row in rows[rows["arm"] == METHOD].iterrows():
         rivals = rows[rows["ratio"] == row["ratio"]].set_index("arm")["scores"]
         parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}

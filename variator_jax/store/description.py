@@ -120,7 +120,7 @@ def load_arrays(
 def write_description(
     path: pathlib.Path, kind: str, content: Mapping[str, Any], version: int = 1
 ) -> None:
-    """Writes a description, with checksums of itself and of the files beside it."""
+    """Writes a description, with checksums of itself and of the folder's other files."""
     others = sorted(file for file in path.parent.iterdir() if file.is_file())
     files = {file.name: arrays.file_checksum(file) for file in others}
     head = {"kind": kind, "format_version": version}

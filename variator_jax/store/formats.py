@@ -22,7 +22,7 @@ PLUGIN, PLUGIN_SET, LORA, RUN = "plugin", "plugin_set", "lora", "run"
 REPORT, FOLDERS, UNKNOWN = "report", "folders", "unknown"
 _PARTS = ("backbone", "lora", "plugin")
 # A folder is of the first kind one of whose files it holds. Arrays without their description are
-# damaged folders; their reader says what is missing.
+# damaged folders; their reader reports what is missing.
 _MARKS: dict[str, tuple[str, ...]] = {
     BACKBONE: ("backbone.json", "backbone.safetensors"),
     PLUGIN: ("plugin.json", "plugin.safetensors"),
@@ -51,7 +51,7 @@ def kind_of(path: str | os.PathLike) -> str:
     with wrap_errors(f"{folder} cannot be read"):
         names = os.listdir(folder)
     for kind, marks in _MARKS.items():
-        # A broken link counts, too: its reader says what is wrong with it.
+        # A broken link counts, too: its reader reports the error.
         if any(os.path.lexists(folder / mark) for mark in marks):
             return kind
     if any(re.fullmatch(r"checkpoint_\d+", name) for name in names):

@@ -1,7 +1,7 @@
 """LoRA folders, `lora.json` and `lora.safetensors`, and LoRAs merged into their backbones.
 
 A merged backbone is one like any other, with a fingerprint of its own, which identifies the plugins
-that were trained beside it.
+that were trained on it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def load_official(
 ) -> Plugin:
     """Reads an official plugin for a backbone of the same shape.
 
-    The file does not name the backbone it was trained beside, so only the shape can be checked.
+    The file does not name the backbone it was trained on, so only the shape can be checked.
 
     Args:
       path: the file: a state dict saved by torch.save, in either of its layouts.

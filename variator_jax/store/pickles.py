@@ -155,7 +155,7 @@ class _Unpickler(pickle.Unpickler):
             self._names[f"torch.{name}"] = _Name(dtype=np.dtype(code))
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in a pickle; none is ever imported."""
+        """The replacement of a name in a pickle; none is ever imported."""
         full_name = f"{module}.{name}"
         if full_name not in self._names:
             raise ValueError(f"it refers to {full_name[:100]!r}; nothing was run")
@@ -227,7 +227,7 @@ class _Sealed:
 
 
 class _Name(_Sealed):
-    """What stands for a name in a pickle: a call or a dtype."""
+    """The replacement of a name in a pickle: a call or a dtype."""
 
     def __init__(self, call: Any = None, dtype: np.dtype | None = None) -> None:
         self._call, self.dtype = call, dtype

@@ -29,10 +29,10 @@ from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store.arrays import Stored, unflatten
 from variator_jax.store.backbone import Leaf, Source, Stream, make_source, stored_config
 
-PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin, beside the backbone
+PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin
 _LEGACY, _METADATA, _MANIFEST = "checkpoint", "_METADATA", "manifest.ocdbt"
 _STEP = re.compile(r"checkpoint_(\d+)")
-_PLACEHOLDER = {"driver", "kvstore", "metadata"}  # what stands for an array kept elsewhere
+_PLACEHOLDER = {"driver", "kvstore", "metadata"}  # placeholder of an array kept elsewhere
 _CHUNK = 1 << 28  # bytes; a host that restores a shard reads little more
 _BIAS, _HEAD = "relpos_bias/rel_embedding", "decoder/logits_dense/kernel"
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")

@@ -1,6 +1,6 @@
 """A T5X run that trained a plugin: its checkpoints, read as a plugin that belongs to a backbone.
 
-Such a checkpoint is any of T5X's with the plugin beside the backbone, under `target/plugin`;
+Such a checkpoint is any of T5X's with the plugin next to the backbone, under `target/plugin`;
 `variator_plugin.json` in the run's folder has the settings of both. The engine that writes them is
 `t5x_engine`.
 """
@@ -146,7 +146,7 @@ def read_variables(run: T5XRun) -> PluginVariables:
 
 
 def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
-    """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
+    """Compares the backbone in a checkpoint with the expected owner of its plugin."""
     if trained_on.fingerprint != backbone.fingerprint:
         raise CheckpointError(
             f"The plugin in {run.origin} was trained on backbone {trained_on.config.name!r} with "

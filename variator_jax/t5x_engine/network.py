@@ -44,7 +44,7 @@ def network_of(config: T5Config) -> nn.Module:
             " Use --engine=builtin."
         )
     fields = {name: getattr(config, name) for name in _SAME_NAMES}
-    # As in our own network, the softmax runs in float32 whatever the dtype.
+    # As in our own network, the softmax runs in float32 for any dtype.
     fields |= {"emb_dim": config.embed_dim, "float32_attention_logits": True}
     fields["dtype"] = jnp.dtype(config.dtype)
     return t5x_network.Transformer(t5x_network.T5Config(**fields))

@@ -166,7 +166,7 @@ class PluginOptimizer(optimizers.OptaxWrapper):
     """T5X's wrapper of an optax optimizer, applied to the plugin's parameters and to no others.
 
     Modifications to the host: `apply_gradient` hands frozen leaves through. Adding a zero would
-    leave their values alone, but not the sign of a zero, and would write every weight anew.
+    leave their values alone, but not the sign of a zero, and would rewrite every weight.
     """
 
     def __init__(self, optimizer: optax.GradientTransformation) -> None:

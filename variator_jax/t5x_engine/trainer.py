@@ -55,7 +55,7 @@ class PluginTrainer(t5x_trainer.Trainer):
     Modifications to the host:
       A fresh run's backbone is checked leaf by leaf, and its plugin calibrated on the first batch.
       A microbatch's loss is divided by the whole batch's weights, for T5X adds gradients up.
-      The plugin's settings are written beside the checkpoints.
+      The plugin's settings are written next to the checkpoints.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class _Window:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets everything and starts the clock anew."""
+        """Resets all sums and the timer."""
         self._metrics: list[Metrics] = []
         self._tokens = 0
         self._started = time.monotonic()

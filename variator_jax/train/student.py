@@ -86,7 +86,7 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a student that costs what the backbone with `plugin` does; exports a backbone folder.
 
     The weights that it shares with the teacher are exported as they are, so they are kept in the
-    run's `param_dtype`, whatever dtype a frozen backbone is kept in elsewhere.
+    run's `param_dtype`, for any dtype of the frozen backbone elsewhere.
     """
     plugin = config.plugin
     if plugin is None or plugin.ratio == 1:

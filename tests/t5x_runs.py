@@ -123,10 +123,13 @@ def folder_leaves(folder):
     from flax import traverse_util
 
     from variator_jax.store import load_plugin
-    from variator_jax.t5x_engine.plugin_branch import to_tree
 
-    flat = traverse_util.flatten_dict({"plugin": to_tree(load_plugin(folder).variables)}, sep="/")
-    return {name: np.asarray(leaf) for name, leaf in flat.items()}
+    variables = load_plugin(folder).variables
+    leaves = {f"plugin/{key}/output_scale": a for key, a in variables.output_scales.items()}
+    for key, params in variables.params.items():
+        for name, array in traverse_util.flatten_dict(params, sep="/").items():
+            leaves[f"plugin/{key}/{name}"] = array
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 def same_bits(one, other):

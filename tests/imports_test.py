@@ -18,6 +18,9 @@ for name in ("airio", "clu", "seqio", "t5", "t5x", "tensorflow", "tensorflow_dat
 """
 LIGHT = """
 import variator_jax
+from variator_jax.commands import quickstart
+
+assert "train" in quickstart.registry.COMMANDS  # run as a program, without `cli`
 from variator_jax import cli
 
 assert cli.main(["--help"]) == 0

@@ -10,6 +10,7 @@ import pytest
 import seqio
 import t5x_files
 import tiny
+from hf_files import save_hf
 
 from variator_jax import cli, gin_utils
 from variator_jax.commands import engines
@@ -17,7 +18,6 @@ from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import arrays, save_backbone, save_plugin
-from variator_jax.store.hugging_face import write as save_hf
 
 QUERY = "encoder/layers_1/attention/query/kernel"
 SETTINGS = PluginConfig(4, bottleneck=8)

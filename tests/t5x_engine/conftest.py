@@ -14,7 +14,7 @@ import t5x_runs
 
 from variator_jax.backbones.t5 import get_config, init_params
 from variator_jax.commands import engines
-from variator_jax.store import Backbone, arrays, t5x
+from variator_jax.store import Backbone, arrays
 
 HERE = Path(__file__).parent
 
@@ -105,7 +105,7 @@ def work(tmp_path_factory, backbone):
         for i in range(120):
             text = "".join(rng.choice(list("abc "), rng.integers(3, 40))).strip() or "a"
             rows.writerow((f"{text}{i}", text.count("a") % 2))
-    t5x.save_t5x(folder / "backbone" / "checkpoint_1000", backbone)
+    t5x_files.save_t5x(folder / "backbone" / "checkpoint_1000", backbone)
     tree = t5x_files.t5x_tree(backbone.config, backbone.params)
     t5x_files.write_legacy(folder / "legacy" / "checkpoint_1000", tree)
     return folder

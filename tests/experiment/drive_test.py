@@ -170,6 +170,6 @@ def test_missing_data_are_found_before_anything_runs(tmp_path):
         line = "Some sentence about a river and a town. " * 20
         (tmp_path / "texts" / name).write_text(f"{line}\n" * 40)
     experiment = _small(tmp_path, VOCABULARY_FILE=str(tmp_path / "missing.model"))
-    with pytest.raises(ConfigError, match="sst2.gin: there is no folder .*glue.$"):
+    with pytest.raises(ConfigError, match="sst2.gin: DATA_DIR .*no local folder"):
         drive.preflight(experiment, data=True)
     drive.preflight(experiment)

@@ -1,9 +1,7 @@
 """An experiment's checks and its driver: what is refused, growth, failures, kills."""
 
-import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,29 +14,11 @@ from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment import drive
 from variator_jax.experiment.grid import Experiment
 
-ROOT = Path(__file__).parents[2]
-NAMES = dict(recipe="experiments/small", backbones=("nano",), tasks=("sst2",))
-GRID = dict(**NAMES, ratios=(2, 4), seeds=(0, 1), arms=("variator", "no_ffn", "student"))
-
-# A run whose steps take a while and leave a trace of each time that they end.
-SCRIPT = """
-import json, sys, time
-import drive_test
-from variator_jax.experiment import drive, grid
-
-def slowly(call, name):
-    time.sleep(0.01)
-    with open(sys.argv[2], "a") as log:
-        log.write(f"{name}\\n")
-    return call
-
-drive.drive(
-    grid.Experiment(**json.loads(sys.argv[1])),
-    {},
-    lambda e, step: slowly(drive_test.run_training, step.name)(e, step),
-    lambda e, cell: slowly(drive_test.score, str(cell))(e, cell),
-)
-"""
+FOLDER = Path(__file__).parent
+GRID = dict(
+    recipe="experiments/small", backbones=("nano",), tasks=("sst2",), ratios=(2, 4), seeds=(0, 1),
+    arms=("variator", "no_ffn", "student"),
+)  # fmt: skip
 
 
 def _experiment(folder, **changes):
@@ -87,34 +67,49 @@ def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error
         drive.drive(_experiment(tmp_path), {}, fail, score)
 
 
+def drive_slowly(grid, log):
+    """Drives an experiment whose steps take a while and leave a line in the log."""
+
+    def slowly(call):
+        def step(experiment, item):
+            time.sleep(0.01)
+            with open(log, "a") as file:
+                file.write(f"{item}\n")
+            return call(experiment, item)
+
+        return step
+
+    drive.drive(Experiment(**grid), {}, slowly(run_training), slowly(score))
+
+
 def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
-    log, folder = tmp_path / "log", tmp_path / "experiment"
-    grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(folder)}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(grid), str(log)]
-    total, rng, seen = len(list(Experiment(**grid).cells())), random.Random(0), {}
+    log, rng, seen = tmp_path / "log", random.Random(0), {}
+    grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(tmp_path)}
+    total = len(list(Experiment(**grid).cells()))
+    script = f"import drive_test; drive_test.drive_slowly({grid!r}, {str(log)!r})"
+    path = f"{FOLDER.parents[1]}{os.pathsep}{FOLDER}"
     log.touch()
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
-
-    def finished():
-        return {p.name: p.read_bytes() for p in (folder / "cells").glob("[!.]*.json")}
-
     for kill in range(11):
         before = log.stat().st_size
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": path},
+            stderr=subprocess.DEVNULL,
+        )
         if kill < 10:
             # It is killed at some moment after it has done something new.
             while process.poll() is None and log.stat().st_size <= before:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.03))
-            process.send_signal(signal.SIGKILL)
-            assert len(finished()) < total  # killed before the end, indeed
+            process.kill()
         process.wait()
-        assert seen.items() <= finished().items()  # neither lost nor made again
-        seen = finished()
-    assert len(seen) == total and process.returncode == 0
+        cells = {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("[!.]*.json")}
+        assert seen.items() <= cells.items()  # neither lost nor made again
+        assert (len(cells) == total) == (kill == 10)
+        seen = cells
     # Only what was cut off can appear twice in the log: at most one step a kill.
     lines = log.read_text().splitlines()
-    assert len(lines) - len(set(lines)) <= 10
+    assert process.returncode == 0 and len(lines) - len(set(lines)) <= 10
 
 
 def _small(folder, **macros):

@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from variator_jax.experiment import tables
+from variator_jax.experiment import report
 from variator_jax.experiment.grid import MEAN
-from variator_jax.experiment.report import rows
 
 
 def _records(task, seed=0, details=(), **scores):
@@ -35,7 +34,7 @@ LATENCY[0] |= dict(backbone="nano", arm="variator", ratio=4)
 
 
 def test_rows_are_those_of_a_calculation_by_hand():
-    table = rows(RECORDS, LATENCY).set_index(["task", "arm"])
+    table = report.rows(RECORDS, LATENCY).set_index(["task", "arm"])
     row = table.loc["sst2", "variator"]
     assert (row["seeds"], row["mean"], row["gap"]) == (2, 80.0, 2.0)  # gaps 1 and 3
     assert row["std"] == row["gap_std"] == pytest.approx(math.sqrt(2))
@@ -45,7 +44,7 @@ def test_rows_are_those_of_a_calculation_by_hand():
     row = table.loc[MEAN, "variator"]
     assert (row["seeds"], row["mean"], row["gap"], row["examples"]) == (2, 75.25, 1.25, 800)
     assert math.isnan(table.loc[MEAN, "backbone"]["speedup"])
-    assert MEAN not in set(rows(RECORDS[:4])["task"])
+    assert MEAN not in set(report.rows(RECORDS[:4])["task"])
 
 
 def _lines(markdown):
@@ -53,27 +52,27 @@ def _lines(markdown):
 
 
 def test_tables_show_scores_gaps_costs_and_latency():
-    table = rows(RECORDS, LATENCY)
-    header, _, teacher, method, majority = _lines(tables.quality_table(table))
+    table = report.rows(RECORDS, LATENCY)
+    header, _, teacher, method, majority = _lines(report.quality_table(table))
     assert header[:6] == ["arm", "k", "sst2", "mrpc", "mean", "gap of the mean"]
     assert header[6:] == ["FLOPs saved", "extra parameters"]
     assert teacher[:2] + teacher[-3:] == ["uncompressed", "", "–", "", ""]
     assert method[:4] == ["compression plugin", "4", "80.0 ± 1.4", "70.5 ± 0.7"]
     assert method[4:] == ["75.2 ± 1.1", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
     assert majority[2:5] == ["50.0"] * 3
-    details = _lines(tables.details_table(table))
+    details = _lines(report.details_table(table))
     assert details[2:] == [["uncompressed", "", "81.0"], ["compression plugin", "4", "81.0"]]
-    assert tables.details_table(rows(_records("sst2", backbone=80.0))) == ""
-    sizes = _lines(tables.size_table(table))[-1]
+    assert report.details_table(report.rows(_records("sst2", backbone=80.0))) == ""
+    sizes = _lines(report.size_table(table))[-1]
     assert sizes[:6] == ["nano", "0.01 M", "4", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
     assert sizes[6:] == ["2.00 ms", "1.50x", "94 %"]
-    assert _lines(tables.size_table(rows(RECORDS)))[-1][6:] == ["–"] * 3
+    assert _lines(report.size_table(report.rows(RECORDS)))[-1][6:] == ["–"] * 3
 
 
 def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
     records = [record | {"majority": None} for record in _records("squad", backbone=60.0)]
-    table = rows(records + _records("sst2", backbone=80.0))
-    assert _lines(tables.quality_table(table))[-1][:5] == ["majority class", "", "–", "50.0", "–"]
+    table = report.rows(records + _records("sst2", backbone=80.0))
+    assert _lines(report.quality_table(table))[-1][:5] == ["majority class", "", "–", "50.0", "–"]
 
 
 INFORMATIVE = _records("sst2", backbone=80.0, variator=79.0, mean_pool=60.0, no_pretraining=79.5)
@@ -102,6 +101,6 @@ CONTROL = "without any encoder FFN the teacher loses 0.50 ± 0.00 points, so thi
     ],
 )
 def test_remarks_compare_the_method_with_each_rival_of_the_same_tasks(records, expected):
-    lines = tables.remarks(rows(records)).splitlines()
+    lines = report.remarks(report.rows(records)).splitlines()
     for line, text in zip(lines, [*expected, "2.0 on sst2 (400 examples)"], strict=True):
         assert text in line

@@ -48,25 +48,22 @@ def curve(axes, label, upright=1):
     return list(drawn.lines[0].get_xdata()), list(drawn.lines[0].get_ydata()), bars
 
 
-def test_quality_against_the_ratio():
-    figure = figures.ratio_figure(table(arms=("student",)), "F1")
+def test_quality_against_the_ratio_is_a_curve_for_each_arm_of_several_ratios():
+    rows = table(arms=("student", "mean_pool"))
+    more = rows[rows["arm"] == "mean_pool"].assign(ratio=2)
+    figure = figures.ratio_figure(pd.concat([rows, more]), "F1")
     assert [axes.get_title() for axes in figure.axes] == ["sst2", "rte", "mean of 2 tasks"]
     axes = figure.axes[0]
     assert axes.get_ylabel() == "F1 (%)" and ticks(axes) == ["2", "4", "8"]
-    bars = pytest.approx([0.4, 0.8, 1.6])
-    assert curve(axes, "compression plugin") == ([2, 4, 8], [79.0, 78.0, 76.0], bars)
-    # The student has one ratio only, so it is no curve; the control needs none.
-    assert legend(figure) == {"uncompressed", "no encoder FFN (control)", "compression plugin"}
+    ratios, *drawn = curve(axes, "compression plugin")
+    assert drawn == [[79.0, 78.0, 76.0], pytest.approx([0.4, 0.8, 1.6])]
+    others, *drawn = curve(axes, "mean-pooling, untrained")
+    assert drawn[0] == [78.0, 78.0]
+    assert others[0] > 2 > ratios[0]  # a little aside, so that both error bars can be seen
+    arms = {"no encoder FFN (control)", "compression plugin", "mean-pooling, untrained"}
+    assert legend(figure) == {"uncompressed", *arms}
     assert axes.patches[0].get_height() == pytest.approx(2 * 0.2)
     assert figure.get_suptitle() == "nano; error bars: standard deviation over 3 seeds"
-
-
-def test_an_arm_of_several_ratios_is_a_curve_and_one_seed_has_no_deviation():
-    rows = table(("sst2",), arms=("mean_pool",), seeds=1)
-    figure = figures.ratio_figure(pd.concat([rows, rows.tail(3).head(1).assign(ratio=2)]), "F1")
-    ratios, *drawn = curve(figure.axes[0], "mean-pooling, untrained")
-    assert drawn == [[78.0, 78.0], [0, 0]] and "one seed" in figure.get_suptitle()
-    assert ratios[0] > 2  # a little aside, so that the error bars of both arms can be seen
 
 
 def test_all_arms_at_one_ratio():
@@ -93,8 +90,9 @@ def test_sizes():
     hollow = [list(line.get_ydata()) for line in speed.lines if line.get_mfc() == "white"]
     assert [pytest.approx([1 + 0.2 * k] * 3) for k in (2, 4, 8)] == [y for y in hollow if y]
     assert figure.get_suptitle().startswith("mean of 2 tasks")
-    figure = figures.size_figure(table(("sst2",)).assign(speedup=float("nan")))
+    figure = figures.size_figure(table(("sst2",), seeds=1).assign(speedup=float("nan")))
     assert np.isnan(curve(figure.axes[3], "k = 4")[1]).all()
+    assert figure.get_suptitle() == "sst2; one seed"
 
 
 def test_neurons_against_the_ratio_and_layer_by_layer():

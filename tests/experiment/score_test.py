@@ -11,7 +11,7 @@ from tiny import random_params
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import PluginError
-from variator_jax.experiment.neurons import activated_neurons
+from variator_jax.experiment.score import activated_neurons
 from variator_jax.plugin import PluginConfig, PluginVariables
 
 RELU = dataclasses.replace(

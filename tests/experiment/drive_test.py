@@ -82,15 +82,12 @@ def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
     grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(tmp_path)}
     total = len(list(Experiment(**grid).cells()))
     script = f"import drive_test; drive_test.drive_slowly({grid!r}, {str(log)!r})"
-    path = f"{FOLDER.parents[1]}{os.pathsep}{FOLDER}"
+    path = {"PYTHONPATH": f"{FOLDER.parents[1]}{os.pathsep}{FOLDER}"}
+    child = dict(args=[sys.executable, "-c", script], env={**os.environ, **path})
     log.touch()
     for kill in range(11):
         before = log.stat().st_size
-        process = subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.DEVNULL,
-        )
+        process = subprocess.Popen(**child, stderr=subprocess.DEVNULL)
         if kill < 10:
             # It is killed at some moment after it has done something new.
             while process.poll() is None and log.stat().st_size <= before:

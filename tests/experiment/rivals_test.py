@@ -129,15 +129,14 @@ def test_a_row_is_cut_in_the_middle_of_what_comes_before_the_suffix():
 
 
 @pytest.mark.parametrize(
-    "batches, suffix",
+    "rows, suffix",
     [
-        ([[[5, 6, 7, 8], [9, 7, 8]], [[7, 8], []]], 2),
-        ([[[1, 2], [2, 1]]], 0),
-        ([[[3, 4, 5]]], 3),
+        ([[5, 6, 7, 8], [9, 7, 8], [7, 8], []], 2),
+        ([[1, 2], [2, 1]], 0),
         # Rows as long as the feature length may have lost their ending, and count only alone.
-        ([[[5, 6, 7, 8], [1, 2, 3, 4, 5, 1]], [[9, 7, 8]]], 2),
-        ([[[1, 2, 3, 4, 5, 1], [2, 1, 1, 1, 5, 1]]], 2),
+        ([[5, 6, 7, 8], [1, 2, 3, 4, 5, 1], [9, 7, 8]], 2),
+        ([[1, 2, 3, 4, 5, 1], [2, 1, 1, 1, 5, 1]], 2),
     ],
 )
-def test_the_common_suffix_is_what_all_complete_rows_end_with(batches, suffix):
-    assert rivals.common_suffix([batch(*rows, width=6) for rows in batches]) == suffix
+def test_the_common_suffix_is_what_all_complete_rows_end_with(rows, suffix):
+    assert rivals.common_suffix([batch(row, width=6) for row in rows]) == suffix

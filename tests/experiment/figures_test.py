@@ -1,45 +1,34 @@
 """The figures of an experiment hold what their rows say; how they look is for eyes."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from variator_jax.experiment.figures import (
-    arms_figure,
-    neuron_figure,
-    ratio_figure,
-    save,
-    size_figure,
-)
+from variator_jax.experiment import figures
 from variator_jax.experiment.grid import ARMS
 
 SIZES = {"nano": 1_400_000, "micro": 4_300_000, "mini": 11_900_000}
 
 
-def table(tasks=("sst2", "rte", "mean"), backbones=("nano",), arms=(), seeds=3, timed=True):
+def table(tasks=("sst2", "rte", "mean"), backbones=("nano",), arms=(), seeds=3):
     """Rows of the method at ratios 2, 4 and 8, of other arms at 4 and of arms without a ratio."""
-    others = [(arm, 4) for arm in arms]
-    settings = [("variator", 2), ("variator", 4), ("variator", 8), *others]
-    settings += [("backbone", 1), ("no_ffn", 1)]
-    rows = [
-        dict(backbone=backbone, task=task, arm=arm, ratio=ratio, seeds=seeds)
-        for backbone in backbones
-        for task in tasks
-        for arm, ratio in settings
-    ]
-    frame = pd.DataFrame(rows)
-    ratio = frame["ratio"]
-    means = {"backbone": 80.0, "no_ffn": 60.0}
-    frame["mean"] = frame["arm"].map(means).fillna(80 - ratio / 2)
-    frame["gap"] = 80 - frame["mean"]
-    frame["std"] = 0.2 * ratio * (seeds > 1)
-    frame["gap_std"] = frame["std"] / 2
-    frame["parameters"] = frame["backbone"].map(SIZES)
-    frame["flops_saved"] = 0.6 * (1 - 1 / ratio)
-    frame["extra_parameters_share"] = 0.01 * ratio
-    measured = 1.0 if timed else float("nan")
-    frame["allowed"], frame["speedup"] = 1 + 0.2 * ratio, 0.9 * measured * (1 + 0.2 * ratio)
-    return frame.assign(milliseconds=8.0, spread=0.8)
+    settings = [*(("variator", k) for k in (2, 4, 8)), *((arm, 4) for arm in arms)]
+    rows = itertools.product(backbones, tasks, [*settings, ("backbone", 1), ("no_ffn", 1)])
+    frame = pd.DataFrame(
+        [(backbone, task, *setting) for backbone, task, setting in rows],
+        columns=["backbone", "task", "arm", "ratio"],
+    )
+    ratio, allowed = frame["ratio"], 1 + 0.2 * frame["ratio"]
+    mean = frame["arm"].map({"backbone": 80.0, "no_ffn": 60.0}).fillna(80 - ratio / 2)
+    frame = frame.assign(seeds=seeds, mean=mean, gap=80 - mean, flops_saved=0.6)
+    std = 0.2 * ratio * (seeds > 1)
+    return frame.assign(
+        std=std, gap_std=std / 2, parameters=frame["backbone"].map(SIZES),
+        extra_parameters_share=0.01 * ratio, allowed=allowed, speedup=0.9 * allowed,
+        milliseconds=8.0, spread=0.8,
+    )  # fmt: skip
 
 
 def ticks(axes, which="x"):
@@ -54,69 +43,56 @@ def legend(owner):
 def curve(axes, label, upright=1):
     """The points of a curve, and half the lengths of its error bars."""
     (drawn,) = [c for c in axes.containers if c.get_label() == label]
-    segments = drawn.lines[2][0].get_segments() if drawn.lines[2] else []
+    segments = drawn.lines[2][0].get_segments()
     bars = [(s[1][upright] - s[0][upright]) / 2 for s in segments if len(s)]
     return list(drawn.lines[0].get_xdata()), list(drawn.lines[0].get_ydata()), bars
 
 
-def test_quality_against_the_ratio():
-    figure = ratio_figure(table(arms=("student",)), "F1")
+def test_quality_against_the_ratio_is_a_curve_for_each_arm_of_several_ratios():
+    rows = table(arms=("student", "mean_pool"))
+    more = rows[rows["arm"] == "mean_pool"].assign(ratio=2)
+    figure = figures.ratio_figure(pd.concat([rows, more]), "F1")
     assert [axes.get_title() for axes in figure.axes] == ["sst2", "rte", "mean of 2 tasks"]
     axes = figure.axes[0]
     assert axes.get_ylabel() == "F1 (%)" and ticks(axes) == ["2", "4", "8"]
-    bars = pytest.approx([0.4, 0.8, 1.6])
-    assert curve(axes, "compression plugin") == ([2, 4, 8], [79.0, 78.0, 76.0], bars)
-    # The student has one ratio only, so it is no curve; the control needs none.
-    assert legend(figure) == {"uncompressed", "no encoder FFN (control)", "compression plugin"}
-    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
-    assert [line.get_ydata()[0] for line in dashed] == [80.0]
+    ratios, *drawn = curve(axes, "compression plugin")
+    assert drawn == [[79.0, 78.0, 76.0], pytest.approx([0.4, 0.8, 1.6])]
+    others, *drawn = curve(axes, "mean-pooling, untrained")
+    assert drawn[0] == [78.0, 78.0]
+    assert others[0] > 2 > ratios[0]  # a little aside, so that both error bars can be seen
+    arms = {"no encoder FFN (control)", "compression plugin", "mean-pooling, untrained"}
+    assert legend(figure) == {"uncompressed", *arms}
     assert axes.patches[0].get_height() == pytest.approx(2 * 0.2)
     assert figure.get_suptitle() == "nano; error bars: standard deviation over 3 seeds"
 
 
-def test_an_arm_of_several_ratios_is_a_curve_and_one_seed_has_no_deviation():
-    rows = table(("sst2",), arms=("mean_pool",), seeds=1)
-    figure = ratio_figure(pd.concat([rows, rows.tail(3).head(1).assign(ratio=2)]), "accuracy")
-    (axes,) = figure.axes
-    ratios, scores, bars = curve(axes, "mean-pooling, untrained")
-    assert (scores, bars) == ([78.0, 78.0], [0, 0])
-    # A little aside, so that both error bars can be seen.
-    assert ratios[0] > 2 > curve(axes, "compression plugin")[0][0]
-    assert not axes.patches and "one seed" in figure.get_suptitle()
-
-
 def test_all_arms_at_one_ratio():
     arms = [arm for arm in ARMS if arm not in ("backbone", "variator", "no_ffn")]
-    figure = arms_figure(table(arms=arms), 4, "accuracy")
+    figure = figures.arms_figure(table(arms=arms), 4, "accuracy")
     axes = figure.axes[0]
     assert ticks(axes, "y") == [ARMS[arm].meaning for arm in ["variator", *arms, "no_ffn"]]
-    assert not any(ticks(figure.axes[1], "y"))
     assert legend(figure) == {"uncompressed", "ours", "ablations", "baselines and controls"}
     assert curve(axes, "ours", upright=0) == ([78.0], [0.0], pytest.approx([0.8]))
     # The control has no ratio, and each arm's gap is written beside its line.
-    assert 60.0 in curve(axes, "baselines and controls")[0]
     texts = sorted(text.get_text() for text in axes.texts)
     assert texts == [*["+2.0"] * (1 + len(arms)), "+20.0", "gap"]
-    assert figure.get_suptitle().startswith("k = 4; nano;")
 
 
 def test_sizes():
-    figure = size_figure(table(backbones=SIZES))
+    figure = figures.size_figure(table(backbones=SIZES))
     gap, flops, weights, speed = figure.axes
     assert ticks(gap) == ["nano\n1.4 M", "micro\n4.3 M", "mini\n11.9 M"]
-    assert curve(gap, "k = 4")[1:] == ([2.0] * 3, pytest.approx([0.4] * 3))
-    assert curve(flops, "k = 2")[1] == pytest.approx([30.0] * 3)
-    assert curve(weights, "k = 8")[1] == pytest.approx([8.0] * 3)
     # Half of the spread, as a share of the time: 0.05 of the speed-up.
-    speedups, bars = (pytest.approx([x] * 3) for x in (0.9 * 1.8, 0.9 * 1.8 * 0.05))
-    assert curve(speed, "k = 4")[1:] == (speedups, bars)
+    drawn = (gap, 4, 2.0, 0.4), (flops, 2, 60.0, 0), (weights, 8, 8.0, 0), (speed, 4, 1.62, 0.081)
+    for axes, ratio, height, bar in drawn:
+        expected = pytest.approx([height] * 3), pytest.approx([bar] * 3)
+        assert curve(axes, f"k = {ratio}")[1:] == expected
     hollow = [list(line.get_ydata()) for line in speed.lines if line.get_mfc() == "white"]
     assert [pytest.approx([1 + 0.2 * k] * 3) for k in (2, 4, 8)] == [y for y in hollow if y]
-    assert {"k = 2", "k = 4", "k = 8", "allowed by the saved FLOPs"} < legend(figure)
     assert figure.get_suptitle().startswith("mean of 2 tasks")
-    figure = size_figure(table(("sst2",), timed=False))
+    figure = figures.size_figure(table(("sst2",), seeds=1).assign(speedup=float("nan")))
     assert np.isnan(curve(figure.axes[3], "k = 4")[1]).all()
-    assert figure.get_suptitle().startswith("sst2;")
+    assert figure.get_suptitle() == "sst2; one seed"
 
 
 def test_neurons_against_the_ratio_and_layer_by_layer():
@@ -126,19 +102,18 @@ def test_neurons_against_the_ratio_and_layer_by_layer():
         for k in (2, 4)
         for layer in (*layers, "mean")
     ]
-    means, _, mini = neuron_figure(pd.DataFrame(shares)).axes
+    means, _, mini = figures.neuron_figure(pd.DataFrame(shares)).axes
     # Ratio 1 is one token, whose share every row holds.
     assert ticks(means) == ["1", "2", "4"]
-    merged, union = means.lines[:2]
-    assert list(merged.get_ydata()) == pytest.approx([5.0, 20.0, 40.0])
-    assert list(union.get_ydata()) == pytest.approx([5.0, 40.0, 80.0])
+    heights = [list(line.get_ydata()) for line in means.lines[:2]]
+    assert heights == [pytest.approx([5.0, 20.0, 40.0]), pytest.approx([5.0, 40.0, 80.0])]
     assert legend(means) == {"nano", "mini", "merged input", "all tokens of its group"}
     assert mini.get_title() == "mini, layer by layer" and legend(mini) > {"one token", "k = 2"}
-    assert [len(line.get_xdata()) for line in mini.lines[:2]] == [3, 3]
+    assert len(mini.lines[0].get_xdata()) == 3
 
 
 def test_a_figure_is_saved_as_png_and_svg_the_same_each_time(tmp_path):
     for name in ("one.png", "two.png"):
-        save(lambda: size_figure(table()), tmp_path / name)
+        figures.save(lambda: figures.size_figure(table()), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -1,7 +1,5 @@
 """Rivals without training: what is merged or cut, and that it costs what a plugin costs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,36 +17,29 @@ STACK = NANO.stack()
 BASE = T5(get_config("t5_1_0_base")).stack()
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _through(x, mask, ratio):
-    return rivals.on_merged(lambda merged: merged, x, mask, ratio)
+_on_merged = jax.jit(rivals.on_merged, static_argnums=(0, 3))
 
 
 def through(x, mask, ratio):
     """What the tokens of an FFN's input get from one that changes nothing."""
-    return np.asarray(_through(np.asarray(x, np.float32), np.asarray(mask), ratio))
+    return np.asarray(_on_merged(jnp.asarray, np.asarray(x, np.float32), np.asarray(mask), ratio))
 
 
-# Destinations are positions 0, 2 and 4.
-MERGES = {
-    # Position 3 points in the direction of 0, and 1 in that of 4.
-    "most similar": (
-        [[1, 0], [0, 3], [1, 1], [2, 0], [0, 1], [9, 9]],
-        [True, True, True, True, True, False],
-        [[1.5, 0], [0, 2], [1, 1], [1.5, 0], [0, 2], [0, 0]],
-    ),
-    "padding is no destination": (
-        [[1, 0], [0, 1], [0, 1], [0, 1]],
-        [True, True, False, False],
-        [[0.5, 0.5], [0.5, 0.5], [0, 0], [0, 0]],
-    ),
-    "no destination": ([[1, 1]] * 4, [False, True, False, False], [[0, 0]] * 4),
-}
-
-
-@pytest.mark.parametrize("name", MERGES)
-def test_tokens_join_their_most_similar_destination_and_share_its_mean(name):
-    x, mask, expected = MERGES[name]
+@pytest.mark.parametrize(
+    "x, mask, expected",
+    [
+        # Destinations are positions 0, 2 and 4: 3 points in the direction of 0, and 1 in that of 4.
+        (
+            [[1, 0], [0, 3], [1, 1], [2, 0], [0, 1], [9, 9]],
+            [True, True, True, True, True, False],
+            [[1.5, 0], [0, 2], [1, 1], [1.5, 0], [0, 2], [0, 0]],
+        ),
+        # Padding is no destination.
+        (np.eye(4, 2)[[0, 1, 1, 1]], [True, True, False, False], [[0.5, 0.5]] * 2 + [[0, 0]] * 2),
+        ([[1, 1]] * 4, [False, True, False, False], [[0, 0]] * 4),  # and there may be none
+    ],
+)
+def test_tokens_join_their_most_similar_destination_and_share_its_mean(x, mask, expected):
     np.testing.assert_allclose(through([x], [mask], 2)[0], expected)
 
 
@@ -106,11 +97,10 @@ def test_rivals_cost_what_a_plugin_costs_with_no_vector_to_spare(stack, plugin, 
     most = stack_flops(stack, length, plugin)
     groups = round(length / rivals.same_flops_ratio(stack, length, plugin))
     shorter = rivals.same_flops_length(stack, length, plugin)
-    costs = {
-        groups: lambda n: rivals.similar_tokens_flops(stack, length, length / n),
-        shorter: lambda n: stack_flops(stack, n),
-    }
-    for count, cost in costs.items():
+    for count, cost in (
+        (groups, lambda n: rivals.similar_tokens_flops(stack, length, length / n)),
+        (shorter, lambda n: stack_flops(stack, n)),
+    ):
         assert count == 1 or cost(count) <= most
         assert count == length or cost(count + 1) > most
 
@@ -139,15 +129,14 @@ def test_a_row_is_cut_in_the_middle_of_what_comes_before_the_suffix():
 
 
 @pytest.mark.parametrize(
-    "batches, suffix",
+    "rows, suffix",
     [
-        ([[[5, 6, 7, 8], [9, 7, 8]], [[7, 8], []]], 2),
-        ([[[1, 2], [2, 1]]], 0),
-        ([[[3, 4, 5]]], 3),
+        ([[5, 6, 7, 8], [9, 7, 8], [7, 8], []], 2),
+        ([[1, 2], [2, 1]], 0),
         # Rows as long as the feature length may have lost their ending, and count only alone.
-        ([[[5, 6, 7, 8], [1, 2, 3, 4, 5, 1]], [[9, 7, 8]]], 2),
-        ([[[1, 2, 3, 4, 5, 1], [2, 1, 1, 1, 5, 1]]], 2),
+        ([[5, 6, 7, 8], [1, 2, 3, 4, 5, 1], [9, 7, 8]], 2),
+        ([[1, 2, 3, 4, 5, 1], [2, 1, 1, 1, 5, 1]], 2),
     ],
 )
-def test_the_common_suffix_is_what_all_complete_rows_end_with(batches, suffix):
-    assert rivals.common_suffix([batch(*rows, width=6) for rows in batches]) == suffix
+def test_the_common_suffix_is_what_all_complete_rows_end_with(rows, suffix):
+    assert rivals.common_suffix([batch(row, width=6) for row in rows]) == suffix

@@ -8,8 +8,6 @@ import tiny_runs
 
 from variator_jax import cli
 
-SHAPE = dict(vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
-SHAPE |= dict(num_encoder_layers=1, num_decoder_layers=1)
 SETTINGS = dict(
     MIXTURE_OR_TASK_NAME=tiny_runs.TASK, TASK_FEATURE_LENGTHS={"inputs": 18, "targets": 6},
     BATCH_SIZE=16, WARMUP_STEPS=0, SCHEDULE="constant", BOTTLENECK=4, EVAL_PERIOD=0, EVAL_BATCHES=1,
@@ -19,11 +17,14 @@ GRID = dict(
     RECIPE="small", BACKBONES=("tiny",), TASKS=("parity",), RATIOS=(2,), ARM_RATIOS=(2,),
     SEEDS=(0,), ARMS=("variator", "no_adaptation", *RIVALS), LATENCY=(2, 8), SETTINGS=SETTINGS,
 )  # fmt: skip
+SHAPE = dict(
+    name="nano", vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
+    num_encoder_layers=1, num_decoder_layers=1,
+)  # fmt: skip
 BACKBONE = """
 from __gin__ import dynamic_registration
 from variator_jax.backbones.t5 import config
 BACKBONE = @config.get_config()
-config.get_config.name = 'nano'
 config.get_config.dtype = %DTYPE
 config.get_config.dropout_rate = %DROPOUT_RATE
 """
@@ -35,13 +36,15 @@ def _bindings(values, prefix=""):
 
 
 FILES = {
+    f"small/{kind}": f"{STAGE.format(kind)}TRAIN_STEPS = 2"
+    for kind in ("backbone", "finetune", "pretrain", "adapt", "student")
+}
+FILES |= {
     "backbones/tiny": BACKBONE + _bindings(SHAPE, "config.get_config."),
     "small/parity": "TRAIN_STEPS = 3",
     "small/score": f"{STAGE.format('pretrain')}include 'runs/eval.gin'",
     "grid": f"include 'experiments/experiment.gin'\n{_bindings(GRID)}",
 }
-for kind in ("backbone", "finetune", "pretrain", "adapt", "student"):
-    FILES[f"small/{kind}"] = f"{STAGE.format(kind)}TRAIN_STEPS = 2"
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,11 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     Raises:
       ConfigError: what the first step of a run would raise, after the names of its files.
     """
+    from variator_jax.train import loop, optimizers, settings
+
+    # What a run of training is made of, as far as making it costs little.
+    parts: list[Callable[..., object]] = [optimizers.optimizer, loop.Schedule]
+    parts += [settings.DataConfig] if data else []
     configs: Configs = {}
     checked = []
     for step in plan(experiment):
@@ -55,15 +60,14 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
         checked.append((step.files, shared))
         try:
             configure(experiment, step)
-            for function in _cheap_parts(data) if step.cell is None else ():
+            for function in parts if step.cell is None else ():
                 gin_utils.configured(function)()
         except VariatorError as error:
             reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
             hint = " (of an experiment: in SETTINGS)" if "required, but not set" in reason else ""
             raise ConfigError(f"{step.config}: {reason}{hint}") from None
         # What an arm sets is part of the arm, not of the recipe.
-        settings = experiment.settings
-        arm = {name for name, value in step.macros.items() if value != settings.get(name)}
+        arm = {k for k, value in step.macros.items() if value != experiment.settings.get(k)}
         names = sorted(_macros_in_use(gin_utils.resolved_config()) - _PER_RUN - _FREE - arm)
         macros = {name: str(gin_utils.macro(name)) for name in names}
         configs[step.config] = configs.get(step.config, {}) | macros
@@ -146,13 +150,6 @@ def describe(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def _cheap_parts(data: bool) -> list[Callable[..., object]]:
-    """What a run of training is made of, as far as making it costs little."""
-    from variator_jax.train import loop, optimizers, settings
-
-    return [optimizers.optimizer, loop.Schedule, *([settings.DataConfig] if data else [])]
-
-
 def _macros_in_use(config: str) -> set[str]:
     """The macros that a configuration reads, but for those that only unread macros read."""
     statements = [part.partition(" = ") for part in re.split(r"\n(?=[\w./]+ = )", f"\n{config}")]
@@ -169,9 +166,9 @@ def _macros_in_use(config: str) -> set[str]:
 def _refuse_changes(experiment: Experiment, place: str, current: dict, made: dict) -> None:
     for name in sorted(current.keys() & made.keys()):
         if current[name] != made[name]:
-            folder, first = experiment.model_dir, experiment.backbones[0]
+            folder = experiment.model_dir
             raise ConfigError(
                 f"{place}{name} is {current[name]!r}; what is in {folder} was made with "
                 f"{made[name]!r}. Choose another MODEL_DIR; its BACKBONE_PATHS may name a "
-                f"backbone of this one, such as {folder}/{first}/pretrained."
+                f"backbone of this one, such as {folder}/{experiment.backbones[0]}/pretrained."
             )

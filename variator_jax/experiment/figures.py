@@ -15,7 +15,6 @@ import pandas as pd
 
 from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
-from variator_jax.experiment.tables import overall_rows
 
 _HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")
 _ARMS = list(ARMS)  # in the order of legends and lines
@@ -168,6 +167,11 @@ def neuron_figure(neurons: pd.DataFrame) -> Any:
 
 
 # What the figures share.
+
+
+def overall_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The method's rows of the mean over tasks, or of the only task."""
+    return table[(table["arm"] == METHOD) & (table["task"] == table["task"].iloc[-1])]
 
 
 def _panels(

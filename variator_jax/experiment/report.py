@@ -1,9 +1,14 @@
-"""The report of an experiment: from cells to a row for each arm, and to the files in its folder."""
+"""The report of an experiment: a row for each arm, and from the rows tables, remarks and figures.
+
+The remarks compare the method with its rivals and name tasks on which the teacher has learned
+little; the conclusions are the reader's.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +16,12 @@ from typing import Any
 import pandas as pd
 
 from variator_jax.bench.hardware import hardware
-from variator_jax.experiment import figures, score, tables
-from variator_jax.experiment.grid import MEAN, METHOD, TEACHER, Experiment
+from variator_jax.evaluation.report import MIN_MARGIN
+from variator_jax.experiment import figures, score
+from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
 from variator_jax.experiment.score import Rows
 from variator_jax.files import write_json
 
-Plots = dict[str, Callable[[], Any]]  # file name -> what draws the figure
 _HOW_TO_READ = (
     "Scores are on a scale of 0 to 100, mean ± standard deviation over seeds; the gap is the "
     "teacher's score less the arm's, seed by seed."
@@ -28,6 +33,12 @@ _ONE_TEACHER = (
 # What a cell's record holds beside its score, the same for each of its seeds.
 _COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
 _LATENCY = ["milliseconds", "spread", "speedup", "allowed"]
+_NONE = "–"
+_HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
+# What the method is compared with, in this order, where it ran.
+_RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
+# How the method compares with a rival: beyond the deviation over seeds, within it, below it.
+_RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
 
 
 def report(experiment: Experiment, records: Rows) -> str:
@@ -102,9 +113,11 @@ def rows(records: Rows, latency: Iterable[Mapping[str, Any]] = ()) -> pd.DataFra
     return table.reset_index().merge(measured, "left", [*keys])
 
 
-def _plots(experiment: Experiment, table: pd.DataFrame, neurons: Rows) -> Plots:
+def _plots(
+    experiment: Experiment, table: pd.DataFrame, neurons: Rows
+) -> dict[str, Callable[[], Any]]:
     metric = "score" if table["majority"].isna().any() else "accuracy"
-    plots: Plots = {}
+    plots: dict[str, Callable[[], Any]] = {}
     for backbone, part in table.groupby("backbone", sort=False):
         if METHOD in experiment.arms:
             plots[f"ratios_{backbone}"] = partial(figures.ratio_figure, part, metric)
@@ -126,10 +139,10 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
         f"{_HOW_TO_READ}{_ONE_TEACHER if one_teacher else ''}",
     ]
     for backbone, part in table.groupby("backbone", sort=False):
-        sections += [f"## {backbone}", tables.quality_table(part)]
-        sections += [tables.remarks(part), tables.details_table(part)]
+        sections += [f"## {backbone}", quality_table(part)]
+        sections += [remarks(part), details_table(part)]
     if METHOD in experiment.arms:
-        sections += ["## Sizes and latency", tables.size_table(table)]
+        sections += ["## Sizes and latency", size_table(table)]
     if latency:
         sections.append(
             "Encoder passes of {batch} x {length} tokens in {dtype} on {hardware}, medians of "
@@ -137,9 +150,174 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
             "saved FLOPs allow.".format(**latency[0])
         )
     if neurons:
-        sections += ["## Activated neurons", tables.neuron_table(neurons)]
+        sections += ["## Activated neurons", neuron_table(neurons)]
         sections.append(
             "Share of the encoder's FFN neurons that fire, mean over layers; "
             "task {task}, seed {seed}.".format(**neurons[0])
         )
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+# Tables.
+
+
+def quality_table(rows: pd.DataFrame) -> str:
+    """One line an arm and ratio of a backbone: each task's mean ± deviation, the gap, the costs."""
+    gap = "gap of the mean" if MEAN in set(rows["task"]) else "gap"
+    lines = []
+    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
+        line = _names(arm, ratio) | {row["task"]: _score(row) for _, row in group.iterrows()}
+        overall = group.iloc[-1]
+        compared = {gap: _gap(overall)} | _costs(overall)
+        lines.append(line | ({gap: _NONE} if arm == TEACHER else compared))
+    majority = rows.groupby("task")["majority"].first()
+    lines.append({"arm": "majority class"} | {task: _plain(x) for task, x in majority.items()})
+    return _as_table(lines)
+
+
+def details_table(rows: pd.DataFrame) -> str:
+    """Further scores, such as F1, one line an arm and ratio; empty where there are none."""
+    lines = []
+    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
+        line = _names(arm, ratio)
+        for row in group.itertuples():
+            names = [name for name in row.details if name not in _HEADLINES]
+            line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
+        lines.append(line)
+    return _as_table(lines) if len(lines[0]) > 2 else ""
+
+
+def size_table(table: pd.DataFrame) -> str:
+    """One line a backbone and ratio of the method: gap, costs and latency."""
+    lines = [
+        {
+            "backbone": row["backbone"],
+            "parameters": f"{row['parameters'] / 1e6:,.2f} M",
+            "k": str(row["ratio"]),
+            "gap": _gap(row),
+            **_costs(row),
+            "encoder pass": _plain(row["milliseconds"], "{:.2f} ms"),
+            "speed-up": _plain(row["speedup"], "{:.2f}x"),
+            "of allowed": _plain(100 * row["speedup"] / row["allowed"], "{:.0f} %"),
+        }
+        for _, row in figures.overall_rows(table).iterrows()
+    ]
+    return _as_table(lines)
+
+
+def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
+    """Mean shares over layers, one line a backbone and ratio; see `score.neurons`."""
+    kinds = {"token": "one token", "share": "merged vector", "union": "a group's tokens together"}
+    return _as_table(
+        {"backbone": row["backbone"], "k": str(row["ratio"])}
+        | {name: _percent(row[kind]) for kind, name in kinds.items()}
+        for row in neurons
+        if row["layer"] == "mean"
+    )
+
+
+def remarks(rows: pd.DataFrame) -> str:
+    """Markdown bullets on one backbone's rows."""
+    tasks = rows[rows["task"] != MEAN]
+    weak = dict(_weak_tasks(tasks))
+    lines = [*_against_rivals(rows[rows["task"] == rows["task"].iloc[-1]]), *weak.values()]
+    if weak:
+        # The comparisons once more, without the tasks that blur the mean.
+        for task, part in tasks[~tasks["task"].isin(weak)].groupby("task", sort=False):
+            lines += [f"On {task} alone, {line}" for line in _against_rivals(part)]
+    lines.append(_standard_errors(tasks[tasks["arm"] == TEACHER]))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# Cells.
+
+
+def _as_table(lines: Iterable[Mapping[str, str]]) -> str:
+    """A table of lines, each column -> text."""
+    frame = pd.DataFrame(lines).fillna("")
+    return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True)
+
+
+def _names(arm: str, ratio: int) -> dict[str, str]:
+    return {"arm": ARMS[arm].meaning, "k": str(ratio) if ARMS[arm].compressed else ""}
+
+
+def _costs(row: pd.Series) -> dict[str, str]:
+    extra = _percent(row["extra_parameters_share"], 2)
+    return {"FLOPs saved": _percent(row["flops_saved"]), "extra parameters": extra}
+
+
+def _score(row: pd.Series) -> str:
+    return f"{row['mean']:.1f}" + (f" ± {row['std']:.1f}" if row["seeds"] > 1 else "")
+
+
+def _gap(row: pd.Series) -> str:
+    return f"{row['gap']:+.2f} ± {row['gap_std']:.2f}"
+
+
+def _plain(value: float, form: str = "{:.1f}") -> str:
+    return _NONE if pd.isna(value) else form.format(value)
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+# Sentences.
+
+
+def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
+    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
+    for _, row in rows[rows["arm"] == METHOD].iterrows():
+        rivals = rows[rows["ratio"] == row["ratio"]].set_index("arm")["scores"]
+        parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}
+        for name in [name for name in _RIVALS if name in rivals]:
+            gains = pd.Series(row["scores"]) - pd.Series(rivals[name])  # seed by seed
+            gain, std = gains.mean(), gains.std() if len(gains) > 1 else 0.0
+            rank = _LEVEL if abs(gain) <= std else _BETTER if gain > 0 else _WORSE
+            parts[rank].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
+        comparisons = [f"{rank} {_list(names)}" for rank, names in parts.items() if names]
+        yield "; ".join([f"k = {row['ratio']}: the plugin {_change(row)}", *comparisons]) + "."
+
+
+def _change(row: pd.Series) -> str:
+    """What a row loses or gains against the teacher."""
+    verb = "gains" if row["gap"] < 0 else "loses"
+    return f"{verb} {abs(row['gap']):.2f} ± {row['gap_std']:.2f} points"
+
+
+def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Tasks on which FFNs or the teacher itself contribute little, each with a sentence."""
+    for task, rows in tasks.groupby("task", sort=False):
+        reasons = []
+        for _, row in rows.iterrows():
+            above = row["mean"] - row["majority"]
+            if row["arm"] == TEACHER and above < MIN_MARGIN:
+                reasons.append(
+                    f"the teacher is {above:+.1f} points from the majority class, so differences "
+                    "on it are chance"
+                )
+            if row["arm"] == "no_ffn" and row["gap"] < MIN_MARGIN:
+                reasons.append(
+                    f"without any encoder FFN the teacher {_change(row)}, so this task is not "
+                    "informative about plugins"
+                )
+        if reasons:
+            yield str(task), f"{task}: {'; '.join(reasons)}."
+
+
+def _standard_errors(teachers: pd.DataFrame) -> str:
+    """The standard error that each task's number of examples leaves to a score."""
+    errors = [
+        f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
+        f"({row.examples:,} examples)"
+        for row in teachers.itertuples()
+    ]
+    return (
+        f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; a "
+        "difference between two arms has up to 1.4 times as much."
+    )
+
+
+def _list(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

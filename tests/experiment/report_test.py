@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from variator_jax.experiment import tables
+from variator_jax.experiment import report
 from variator_jax.experiment.grid import MEAN
-from variator_jax.experiment.report import rows
 
 
 def _records(task, seed=0, details=(), **scores):
@@ -35,7 +34,7 @@ LATENCY[0] |= dict(backbone="nano", arm="variator", ratio=4)
 
 
 def test_rows_are_those_of_a_calculation_by_hand():
-    table = rows(RECORDS, LATENCY).set_index(["task", "arm"])
+    table = report.rows(RECORDS, LATENCY).set_index(["task", "arm"])
     row = table.loc["sst2", "variator"]
     assert (row["seeds"], row["mean"], row["gap"]) == (2, 80.0, 2.0)  # gaps 1 and 3
     assert row["std"] == row["gap_std"] == pytest.approx(math.sqrt(2))
@@ -45,7 +44,7 @@ def test_rows_are_those_of_a_calculation_by_hand():
     row = table.loc[MEAN, "variator"]
     assert (row["seeds"], row["mean"], row["gap"], row["examples"]) == (2, 75.25, 1.25, 800)
     assert math.isnan(table.loc[MEAN, "backbone"]["speedup"])
-    assert MEAN not in set(rows(RECORDS[:4])["task"])
+    assert MEAN not in set(report.rows(RECORDS[:4])["task"])
 
 
 def _lines(markdown):
@@ -53,67 +52,55 @@ def _lines(markdown):
 
 
 def test_tables_show_scores_gaps_costs_and_latency():
-    table = rows(RECORDS, LATENCY)
-    header, _, teacher, method, majority = _lines(tables.quality_table(table))
+    table = report.rows(RECORDS, LATENCY)
+    header, _, teacher, method, majority = _lines(report.quality_table(table))
     assert header[:6] == ["arm", "k", "sst2", "mrpc", "mean", "gap of the mean"]
     assert header[6:] == ["FLOPs saved", "extra parameters"]
     assert teacher[:2] + teacher[-3:] == ["uncompressed", "", "–", "", ""]
     assert method[:4] == ["compression plugin", "4", "80.0 ± 1.4", "70.5 ± 0.7"]
     assert method[4:] == ["75.2 ± 1.1", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
     assert majority[2:5] == ["50.0"] * 3
-    details = _lines(tables.details_table(table))
+    details = _lines(report.details_table(table))
     assert details[2:] == [["uncompressed", "", "81.0"], ["compression plugin", "4", "81.0"]]
-    assert tables.details_table(rows(_records("sst2", backbone=80.0))) == ""
-    sizes = _lines(tables.size_table(table))[-1]
+    assert report.details_table(report.rows(_records("sst2", backbone=80.0))) == ""
+    sizes = _lines(report.size_table(table))[-1]
     assert sizes[:6] == ["nano", "0.01 M", "4", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
     assert sizes[6:] == ["2.00 ms", "1.50x", "94 %"]
-    assert _lines(tables.size_table(rows(RECORDS)))[-1][6:] == ["–"] * 3
+    assert _lines(report.size_table(report.rows(RECORDS)))[-1][6:] == ["–"] * 3
 
 
 def test_a_task_without_a_majority_class_has_none_and_neither_has_the_mean():
     records = [record | {"majority": None} for record in _records("squad", backbone=60.0)]
-    table = rows(records + _records("sst2", backbone=80.0))
-    majority = _lines(tables.quality_table(table))[-1]
-    assert majority[:5] == ["majority class", "", "–", "50.0", "–"]
+    table = report.rows(records + _records("sst2", backbone=80.0))
+    assert _lines(report.quality_table(table))[-1][:5] == ["majority class", "", "–", "50.0", "–"]
 
 
-def _remarks(*records):
-    return tables.remarks(rows(sum(records, []))).splitlines()
+INFORMATIVE = _records("sst2", backbone=80.0, variator=79.0, mean_pool=60.0, no_pretraining=79.5)
+WEAK = _records("rte", backbone=51.0, variator=48.0, mean_pool=50.0, no_ffn=50.5)
+TWO_SEEDS = _records("sst2", 0, backbone=80.0, variator=79.0, student=78.0)
+TWO_SEEDS += _records("sst2", 1, backbone=80.0, variator=77.0, student=77.5)  # +1.0 and -0.5
+COMPARED = (
+    "k = 4: the plugin loses 1.00 ± 0.00 points; it is above *mean-pooling, untrained* "
+    "(+19.0 ± 0.0); it is **below** *without plugin pre-training* (-0.5 ± 0.0)."
+)
+CHANCE = "the teacher is +1.0 points from the majority class, so differences on it are chance"
+CONTROL = "without any encoder FFN the teacher loses 0.50 ± 0.00 points, so this task is not"
 
 
-def test_the_method_is_compared_with_each_rival():
-    scores = {"backbone": 80.0, "variator": 79.0, "mean_pool": 60.0, "no_pretraining": 79.5}
-    first, *_ = _remarks(_records("sst2", **scores))
-    assert first == (
-        "- k = 4: the plugin loses 1.00 ± 0.00 points; it is above *mean-pooling, untrained* "
-        "(+19.0 ± 0.0); it is **below** *without plugin pre-training* (-0.5 ± 0.0)."
-    )
-
-
-def test_a_difference_below_its_deviation_over_seeds_is_level():
-    first, *_ = _remarks(
-        _records("sst2", 0, backbone=80.0, variator=79.0, student=78.0),
-        _records("sst2", 1, backbone=80.0, variator=77.0, student=77.5),
-    )  # +1.0 and -0.5
-    assert "it is **level with** *smaller student, distilled* (+0.2 ± 1.1)" in first
-
-
-def test_tasks_that_are_not_informative_are_named_and_the_others_compared_alone():
-    informative = _records("sst2", backbone=80.0, variator=79.0, mean_pool=70.0)
-    lines = _remarks(
-        _records("rte", backbone=51.0, variator=48.0, mean_pool=50.0, no_ffn=50.5), informative
-    )
-    assert lines[0].startswith("- k = 4: the plugin loses 2.00 ± 0.00 points")  # of the mean
-    assert "(+3.5 ± 0.0)" in lines[0]
-    assert lines[1].startswith("- rte: the teacher is +1.0 points from the majority class")
-    assert "; without any encoder FFN the teacher loses 0.50" in lines[1]
-    assert lines[2] == (
-        "- On sst2 alone, k = 4: the plugin loses 1.00 ± 0.00 points; it is above "
-        "*mean-pooling, untrained* (+9.0 ± 0.0)."
-    )
-    assert not [line for line in _remarks(informative) if "alone" in line or "sst2:" in line]
-
-
-def test_the_standard_error_is_that_of_a_share_of_the_examples():
-    *_, last = _remarks(_records("sst2", backbone=80.0))
-    assert "standard error of 2.0 on sst2 (400 examples)" in last
+@pytest.mark.parametrize(
+    "records, expected",
+    [
+        (INFORMATIVE, [COMPARED]),
+        # A difference below its deviation over seeds.
+        (TWO_SEEDS, ["it is **level with** *smaller student, distilled* (+0.2 ± 1.1)"]),
+        # Tasks that are not informative are named, and the others compared alone once more.
+        (
+            WEAK + INFORMATIVE,
+            ["the plugin loses 2.00", f"rte: {CHANCE}; {CONTROL}", f"On sst2 alone, {COMPARED}"],
+        ),
+    ],
+)
+def test_remarks_compare_the_method_with_each_rival_of_the_same_tasks(records, expected):
+    lines = report.remarks(report.rows(records)).splitlines()
+    for line, text in zip(lines, [*expected, "2.0 on sst2 (400 examples)"], strict=True):
+        assert text in line

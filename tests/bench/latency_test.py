@@ -18,11 +18,6 @@ CONFIG = get_config("nano", num_encoder_layers=1)
 STACK = T5(CONFIG).stack()
 
 
-def plugin(ratio):
-    config = PluginConfig(ratio, bottleneck=8)
-    return config, init_plugin(config, STACK, jax.random.key(0))
-
-
 @pytest.fixture(scope="module")
 def params():
     return latency.random_params(CONFIG)
@@ -49,21 +44,22 @@ def test_rounds_rotate_and_every_call_is_timed_once_a_round():
     assert seconds == {key: [1.0] * 4 for key in calls}
 
 
-def test_rows_hold_medians_spreads_and_speedups(params, monkeypatch):
+def test_rows_hold_medians_spreads_and_speedups(monkeypatch):
     seconds = {1: [0.4, 0.4, 0.9], 4: [0.1, 0.2, 0.3]}
     monkeypatch.setattr(latency, "interleaved_seconds", lambda calls, *_: seconds)
-    plugins = {4: plugin(4)}
-    one, four = latency.measure_encoder_latency(CONFIG, params, plugins, 2, 16)
-    assert (one.ratio, one.milliseconds, one.speedup) == (1, 400.0, 1.0)
-    found = (four.ratio, four.milliseconds, four.spread, four.speedup)
-    assert found == pytest.approx((4, 200.0, 100.0, 2.0))
-    assert four.flops_allowed_speedup == flops_allowed_speedup(STACK, 16, plugin(4)[0])
+    four = PluginConfig(4)
+    rows = latency.measure_encoder_latency(CONFIG, {4: four}, Shape(2, 16))
+    assert rows[1] == latency.Latency("nano", 2, 16, 400.0, 1.0, 1.0, 250.0)
+    figures = (rows[4].milliseconds, rows[4].spread, rows[4].speedup)
+    assert figures == pytest.approx((200.0, 100.0, 2.0))
+    assert rows[4].flops_allowed_speedup == flops_allowed_speedup(STACK, 16, four)
     with pytest.raises(ConfigError, match="at least one round"):
-        latency.measure_encoder_latency(CONFIG, params, {}, 1, 8, rounds=0)
+        latency.measure_encoder_latency(CONFIG, {}, Shape(1, 8), rounds=0)
 
 
 def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
-    config, variables = plugin(2)
+    config = PluginConfig(2, bottleneck=8)
+    variables = init_plugin(config, STACK, jax.random.key(0))
     tokens = jnp.arange(2, 18).reshape(2, 8)
     plain = latency.encoder_call(CONFIG, PluginConfig(1))(params, None, tokens)
     call = latency.encoder_call(CONFIG, config)

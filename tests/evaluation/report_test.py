@@ -12,7 +12,7 @@ from variator_jax.evaluation.report import read_report, report_markdown, write_r
 from variator_jax.evaluation.schema import (
     QUICKSTART,
     Backbone,
-    LatencyEntry,
+    Latency,
     Report,
     ratio_entry,
     targets_missed,
@@ -42,7 +42,7 @@ def entry(ratio, efficiency=0.9):
     speedup = 1 + (allowed - 1) * efficiency if ratio == 1 else allowed * efficiency
     time = {"milliseconds": 100 / speedup, "speedup": speedup, "spread": 2.0}
     rows = [
-        LatencyEntry(name, batch, length, flops_allowed_speedup=allowed, **time)
+        Latency(name, batch, length, flops_allowed_speedup=allowed, **time)
         for name, batch, length in (("nano", 8, 128), ("t5_1_0_base", 4, 256))
     ]
     return ratio_entry(NANO, plugin, 128, QUALITY[ratio], ratio == 1, rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
+from variator_jax.bench.output import COLOURS, GREY, STYLE
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
 from variator_jax.experiment.tables import overall_rows
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from variator_jax.backbones.t5 import T5, get_config, shape_params
-from variator_jax.bench import hardware, latency
+from variator_jax.bench import latency, output
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
@@ -95,12 +95,12 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
 
 
 def test_machines_are_named_by_kind_and_number(monkeypatch, tmp_path):
-    assert f"jax {jax.__version__}" in hardware.hardware()
+    assert f"jax {jax.__version__}" in output.hardware()
     cpuinfo = tmp_path / "cpuinfo"
-    assert len(hardware._cpu_model(cpuinfo)) > len("CPU ")
+    assert len(output._cpu_model(cpuinfo)) > len("CPU ")
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Imaginary C2\nmodel name\t: Other\n")
-    assert hardware._cpu_model(cpuinfo) == "CPU Imaginary C2"
+    assert output._cpu_model(cpuinfo) == "CPU Imaginary C2"
     for platform, name in (("gpu", "2 x Imaginary G1 (gpu), jax"), ("cpu", "JAX as 2 devices")):
         device = types.SimpleNamespace(platform=platform, device_kind="Imaginary G1")
         monkeypatch.setattr(jax, "devices", lambda device=device: [device] * 2)
-        assert name in hardware.hardware()
+        assert name in output.hardware()

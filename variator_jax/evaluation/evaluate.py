@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from variator_jax.backbones.t5 import T5, T5Config, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.arguments import Shape
-from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency
-from variator_jax.bench.output import log
+from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for

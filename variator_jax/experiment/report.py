@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.bench.hardware import hardware
+from variator_jax.bench.output import hardware
 from variator_jax.experiment import figures, score, tables
 from variator_jax.experiment.grid import MEAN, METHOD, TEACHER, Experiment
 from variator_jax.experiment.score import Rows

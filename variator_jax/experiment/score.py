@@ -23,8 +23,8 @@ from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.arguments import Shape
-from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import measure_encoder_latency
+from variator_jax.bench.output import hardware
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult

@@ -103,15 +103,9 @@ def measure(settings: BenchSettings) -> BenchResult:
     for package in importlib.metadata.distributions():
         if package.metadata["Name"] in packages:
             versions[package.metadata["Name"]] = package.version
-    return BenchResult(
-        config.name,
-        settings.dtype,
-        settings.rounds,
-        hardware(),
-        versions,
-        (*encoders, *steps),
-        notes,
-    )
+    measured = (*encoders, *steps)
+    names = (config.name, settings.dtype, settings.rounds, hardware(), versions)
+    return BenchResult(*names, measured, notes)
 
 
 def _write(result: BenchResult, markdown: str, folder: Path) -> None:
@@ -125,10 +119,7 @@ def _write(result: BenchResult, markdown: str, folder: Path) -> None:
 
 
 def bench_steps(
-    config: T5Config,
-    params: Any,
-    shape: Shape,
-    settings: BenchSettings,
+    config: T5Config, params: Any, shape: Shape, settings: BenchSettings
 ) -> Measurement:
     """Times a step at each ratio of 2 or more, in turns with a large matrix product.
 

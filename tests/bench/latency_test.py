@@ -33,12 +33,18 @@ def test_random_params_are_the_encoders_part_of_the_tree_and_give_varied_outputs
     assert np.isfinite(encoded).all() and np.std(encoded) > 0.1
 
 
-def test_rounds_rotate_and_every_call_is_timed_once_a_round():
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock on which all that is timed takes a second."""
+    clock = types.SimpleNamespace(perf_counter=itertools.count(0.0).__next__)
+    monkeypatch.setattr(latency, "time", clock)
+
+
+def test_rounds_rotate_and_every_call_is_timed_once_a_round(ticking):
     calls, log = {}, []
     for key in (1, 2, 4):
         calls[key] = lambda key=key: log.append(key)
-    ticks = itertools.count()
-    seconds = latency.interleaved_seconds(calls, rounds=4, clock=lambda: float(next(ticks)))
+    seconds = latency.interleaved_seconds(calls, rounds=4)
     assert log[:6] == [1, 1, 2, 2, 4, 4]  # one call that compiles and one that warms up
     assert log[6:] == [1, 2, 4, 2, 4, 1, 4, 1, 2, 1, 2, 4]
     assert seconds == {key: [1.0] * 4 for key in calls}
@@ -69,7 +75,7 @@ def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
     assert all(np.size(constant) < CONFIG.embed_dim * CONFIG.mlp_dim for constant in constants)
 
 
-def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch):
+def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch, ticking):
     from variator_jax.bench import baselines
 
     calls, log = [], []
@@ -80,10 +86,8 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
 
     monkeypatch.setattr(latency, "matrix_size", lambda: 32)
     monkeypatch.setattr(baselines, "start_baselines", start)
-    ticks = itertools.count()
     settings = BenchSettings(ratios=(4,), rounds=3, peer=True)
-    clock = lambda: float(next(ticks))  # noqa: E731
-    result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings, clock)
+    result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings)
     one, four, a, b = result.rows
     assert all(row.seconds == [1.0] * 3 for row in (one, four, a, result.peak))
     assert (one.ratio, four.ratio, a.ratio) == (1, 4, None)

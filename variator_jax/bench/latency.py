@@ -24,7 +24,6 @@ from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 Params = Any
-Clock = Callable[[], float]
 Call = Callable[[], object]
 Plugins = Mapping[int, PluginConfig]  # by ratio
 Key = TypeVar("Key")
@@ -93,11 +92,7 @@ def measure_encoder_latency(
 
 
 def bench_encoder(
-    config: T5Config,
-    params: Params,
-    shape: Shape,
-    settings: BenchSettings,
-    clock: Clock = time.perf_counter,
+    config: T5Config, params: Params, shape: Shape, settings: BenchSettings
 ) -> Measurement:
     """Times `encode` of full rows with fresh plugins, and baselines in the same rounds.
 
@@ -106,7 +101,6 @@ def bench_encoder(
       params: its weights, at least those of embeddings and encoder.
       shape: rows and tokens.
       settings: ratios, rounds, and whether baselines are timed.
-      clock: seconds, rising.
     """
     stack = T5(config).stack()
     plugins = {ratio: PluginConfig(ratio) for ratio in settings.ratios}
@@ -118,7 +112,7 @@ def bench_encoder(
 
         baselines = start_baselines(config, tokens)
         calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
-    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds, clock)
+    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds)
     rows = [
         Timing(
             row_name(ratio),
@@ -155,9 +149,7 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
     return jax.jit(SplicedModel(T5(config), plugin).encode)
 
 
-def interleaved_seconds(
-    calls: Mapping[Key, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
-) -> dict[Key, list[float]]:
+def interleaved_seconds(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:
     """Seconds of each call in each round; every round begins with the next call of the circle."""
     for call in calls.values():
         for _ in range(2):  # the first compiles, the second warms caches and allocators up
@@ -167,9 +159,9 @@ def interleaved_seconds(
     for first in range(rounds):
         turn = first % len(order)
         for key in order[turn:] + order[:turn]:
-            start = clock()
+            start = time.perf_counter()
             jax.block_until_ready(calls[key]())
-            seconds[key].append(clock() - start)
+            seconds[key].append(time.perf_counter() - start)
     return seconds
 
 
@@ -214,14 +206,14 @@ def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
 
 
 def timed_with_peak(
-    calls: Mapping[Any, Call], dtype: str, rounds: int, clock: Clock = time.perf_counter
+    calls: Mapping[Any, Call], dtype: str, rounds: int
 ) -> tuple[Timing, dict[Any, list[float]]]:
     """Times calls in turns with one large matrix product, the best that the device can reach."""
     size = matrix_size()
     # Random numbers: processors slow down where bits toggle, and zeros would not.
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
     calls = {PEAK: bound(jax.jit(jnp.dot), a, a), **calls}
-    seconds = interleaved_seconds(calls, rounds, clock)
+    seconds = interleaved_seconds(calls, rounds)
     return Timing(f"{PEAK}, {size} x {size}", seconds.pop(PEAK), 2.0 * size**3), seconds
 
 

@@ -77,7 +77,7 @@ def with_ratio(report, ratio, **changes):
 
 def test_the_files_have_the_promised_fields_and_read_back(tmp_path):
     report = good_report(notes=("A remark.",))
-    assert write_report(report, tmp_path, QUICKSTART) == []
+    write_report(report, tmp_path, QUICKSTART)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.png"}
     assert read_report(tmp_path / "report.json") == report
     content = json.loads((tmp_path / "report.json").read_text())

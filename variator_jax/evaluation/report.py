@@ -39,10 +39,8 @@ _LATENCY = (
 )
 
 
-def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> list[str]:
-    """Writes the three files, making the folder if needed, and returns the promised figures missed.
-
-    Without `targets` nothing was promised.
+def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> None:
+    """Writes the three files, making the folder if needed; without `targets` nothing was promised.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
@@ -54,15 +52,13 @@ def write_report(report: Report, folder: Path | str, targets: Targets | None = N
         json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise DataError(f"The report has a figure that is not finite: {content}") from error
-    missed = targets_missed(report, targets) if targets else []
     if targets:
-        content["targets_missed"] = missed
+        content["targets_missed"] = targets_missed(report, targets)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(report_markdown(report, targets), encoding="utf-8")
     plot_report(report, folder / "report.png")
     write_json(folder / "report.json", content)  # last: its presence means that all is complete
-    return missed
 
 
 def read_report(path: Path | str) -> Report:
@@ -183,14 +179,11 @@ def latency_table(report: Report) -> str:
 
 def _weak_tasks(report: Report) -> list[str]:
     """A sentence for each task on which the backbone is hardly above the majority class."""
-    margins = {
-        task: report.reference[task] - majority
-        for task, majority in report.majority.items()
-        if task in report.reference
-    }
+    reference = report.reference
+    margins = {t: reference[t] - score for t, score in report.majority.items() if t in reference}
     return [
         f"{task}: the uncompressed backbone is {margin:+.1f} points from always answering the "
-        "majority class, so this task says nothing about plugins."
+        "majority class, so a plugin's score on this task has no meaning."
         for task, margin in margins.items()
         if margin < MIN_MARGIN
     ]

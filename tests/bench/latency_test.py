@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 
 from variator_jax.backbones.t5 import T5, get_config, shape_params
-from variator_jax.bench import hardware, latency
+from variator_jax.bench import latency, output
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 CONFIG = get_config("nano", num_encoder_layers=1)
 STACK = T5(CONFIG).stack()
-
-
-def plugin(ratio):
-    config = PluginConfig(ratio, bottleneck=8)
-    return config, init_plugin(config, STACK, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +33,39 @@ def test_random_params_are_the_encoders_part_of_the_tree_and_give_varied_outputs
     assert np.isfinite(encoded).all() and np.std(encoded) > 0.1
 
 
-def test_rounds_rotate_and_every_call_is_timed_once_a_round():
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock on which all that is timed takes a second."""
+    clock = types.SimpleNamespace(perf_counter=itertools.count(0.0).__next__)
+    monkeypatch.setattr(latency, "time", clock)
+
+
+def test_rounds_rotate_and_every_call_is_timed_once_a_round(ticking):
     calls, log = {}, []
     for key in (1, 2, 4):
         calls[key] = lambda key=key: log.append(key)
-    ticks = itertools.count()
-    seconds = latency.interleaved_seconds(calls, rounds=4, clock=lambda: float(next(ticks)))
+    seconds = latency.interleaved_seconds(calls, rounds=4)
     assert log[:6] == [1, 1, 2, 2, 4, 4]  # one call that compiles and one that warms up
     assert log[6:] == [1, 2, 4, 2, 4, 1, 4, 1, 2, 1, 2, 4]
     assert seconds == {key: [1.0] * 4 for key in calls}
 
 
-def test_rows_hold_medians_spreads_and_speedups(params, monkeypatch):
+def test_rows_hold_medians_spreads_and_speedups(monkeypatch):
     seconds = {1: [0.4, 0.4, 0.9], 4: [0.1, 0.2, 0.3]}
     monkeypatch.setattr(latency, "interleaved_seconds", lambda calls, *_: seconds)
-    plugins = {4: plugin(4)}
-    one, four = latency.measure_encoder_latency(CONFIG, params, plugins, 2, 16)
-    assert (one.ratio, one.milliseconds, one.speedup) == (1, 400.0, 1.0)
-    found = (four.ratio, four.milliseconds, four.spread, four.speedup)
-    assert found == pytest.approx((4, 200.0, 100.0, 2.0))
-    assert four.flops_allowed_speedup == flops_allowed_speedup(STACK, 16, plugin(4)[0])
+    four = PluginConfig(4)
+    rows = latency.measure_encoder_latency(CONFIG, {4: four}, Shape(2, 16))
+    assert rows[1] == latency.Latency("nano", 2, 16, 400.0, 1.0, 1.0, 250.0)
+    figures = (rows[4].milliseconds, rows[4].spread, rows[4].speedup)
+    assert figures == pytest.approx((200.0, 100.0, 2.0))
+    assert rows[4].flops_allowed_speedup == flops_allowed_speedup(STACK, 16, four)
     with pytest.raises(ConfigError, match="at least one round"):
-        latency.measure_encoder_latency(CONFIG, params, {}, 1, 8, rounds=0)
+        latency.measure_encoder_latency(CONFIG, {}, Shape(1, 8), rounds=0)
 
 
 def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
-    config, variables = plugin(2)
+    config = PluginConfig(2, bottleneck=8)
+    variables = init_plugin(config, STACK, jax.random.key(0))
     tokens = jnp.arange(2, 18).reshape(2, 8)
     plain = latency.encoder_call(CONFIG, PluginConfig(1))(params, None, tokens)
     call = latency.encoder_call(CONFIG, config)
@@ -73,7 +75,7 @@ def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
     assert all(np.size(constant) < CONFIG.embed_dim * CONFIG.mlp_dim for constant in constants)
 
 
-def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch):
+def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch, ticking):
     from variator_jax.bench import baselines
 
     calls, log = [], []
@@ -84,10 +86,8 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
 
     monkeypatch.setattr(latency, "matrix_size", lambda: 32)
     monkeypatch.setattr(baselines, "start_baselines", start)
-    ticks = itertools.count()
     settings = BenchSettings(ratios=(4,), rounds=3, peer=True)
-    clock = lambda: float(next(ticks))  # noqa: E731
-    result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings, clock)
+    result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings)
     one, four, a, b = result.rows
     assert all(row.seconds == [1.0] * 3 for row in (one, four, a, result.peak))
     assert (one.ratio, four.ratio, a.ratio) == (1, 4, None)
@@ -99,12 +99,12 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
 
 
 def test_machines_are_named_by_kind_and_number(monkeypatch, tmp_path):
-    assert f"jax {jax.__version__}" in hardware.hardware()
+    assert f"jax {jax.__version__}" in output.hardware()
     cpuinfo = tmp_path / "cpuinfo"
-    assert len(hardware._cpu_model(cpuinfo)) > len("CPU ")
+    assert len(output._cpu_model(cpuinfo)) > len("CPU ")
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Imaginary C2\nmodel name\t: Other\n")
-    assert hardware._cpu_model(cpuinfo) == "CPU Imaginary C2"
+    assert output._cpu_model(cpuinfo) == "CPU Imaginary C2"
     for platform, name in (("gpu", "2 x Imaginary G1 (gpu), jax"), ("cpu", "JAX as 2 devices")):
         device = types.SimpleNamespace(platform=platform, device_kind="Imaginary G1")
         monkeypatch.setattr(jax, "devices", lambda device=device: [device] * 2)
-        assert name in hardware.hardware()
+        assert name in output.hardware()

@@ -1,16 +1,13 @@
-"""The command: its arguments, and a whole run where TensorFlow, gin and torch are missing."""
+"""The command: its arguments, and a whole run where torch and matplotlib are missing."""
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from imports_test import BLOCK, ROOT
 
 from variator_jax import cli
 from variator_jax.backbones.t5 import get_config, shape_params
@@ -18,34 +15,23 @@ from variator_jax.bench import arguments, latency, run
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
 
-BARE = f"""
-{BLOCK}
-BLOCKED |= {{"matplotlib", "torch", "transformers"}}
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name in BLOCKED else find(name, *rest)
-from variator_jax import cli
-from variator_jax.bench import latency
-latency.matrix_size = lambda: 32
-sys.exit(cli.main(sys.argv[1:]))
-"""
 COMMAND = "bench --backbone nano --shape 2x8 --ratios 2 --rounds 2 --targets 4 --train --peer"
 
 
-def test_it_runs_where_only_jax_and_its_kin_are(tmp_path):
-    program = [sys.executable, "-c", BARE, *COMMAND.split(), "--output", str(tmp_path / "out")]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_it_runs_without_torch_and_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "matrix_size", lambda: 32)
+    for package in ("matplotlib", "torch", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main([*COMMAND.split(), "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md"}
-    assert "no plot: matplotlib is not installed" in result.stderr
-    content = json.loads((tmp_path / "out/bench.json").read_text())
-    encoders, steps = content["measurements"]
+    assert "no plot: matplotlib is not installed" in err
+    encoders, steps = json.loads((tmp_path / "out/bench.json").read_text())["measurements"]
     assert [row["ratio"] for row in encoders["rows"]] == [1, 2, None, None]
     assert [row["ratio"] for row in steps["rows"]] == [2]
     # Both baselines are missing, and both are named with the reason.
-    assert result.stdout.count("did not run: ModuleNotFoundError: No module named 'torch'") == 2
-    assert result.stdout.rstrip().endswith((tmp_path / "out/bench.md").read_text().rstrip())
+    assert out.count("did not run: ModuleNotFoundError: import of torch") == 2
+    assert out.rstrip().endswith((tmp_path / "out/bench.md").read_text().rstrip())
 
 
 def test_steps_are_measured_before_encoders(monkeypatch):
@@ -105,14 +91,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(
     [
         ("", {}),
         ("--ratios 8,2 --rounds 3 --peer", {"ratios": (1, 2, 8), "rounds": 3, "peer": True}),
-        (
-            "--batch 2 --length 96 --dtype bfloat16",
-            {"shapes": (Shape(2, 96),), "dtype": "bfloat16"},
-        ),
-        (
-            "--shape 4x256 --shape 1x512 --shape 4x256",
-            {"shapes": (Shape(4, 256), Shape(1, 512))},
-        ),
+        ("--batch 2 --length 96 --dtype float16", {"shapes": (Shape(2, 96),), "dtype": "float16"}),
+        ("--shape 4x256 --shape 1x5 --shape 4x256", {"shapes": (Shape(4, 256), Shape(1, 5))}),
         ("--train --remat --microbatches 2", {"train": True, "remat": True, "microbatches": 2}),
         ("--train --remat dots --targets 8", {"train": True, "remat": "dots", "targets": 8}),
     ],
@@ -129,14 +109,11 @@ def test_settings(command, expected):
     "command, message",
     [
         ("--backbone t5_1_0_bse", "Did you mean 't5_1_0_base'"),
-        ("--backbone runs/nano", "No backbone is named 'runs/nano'"),
         ("--dtype bfloat61", "choose from .*bfloat16"),
         ("--shape 4*256", "rows x tokens, such as 4x256"),
-        ("--shape 0x256", "expected a positive number, found '0'"),
         ("--shape 4x256 --batch 4", "one or the other"),
         ("--ratios 1,four", "expected a positive number, found 'four'"),
         ("--ratios 1 --train", "2 or more among --ratios"),
-        ("--rounds 0", "expected a positive number"),
         ("--remat", "--remat belongs to the distillation step: add --train"),
         ("--backbone nano --ratios 2 --train --batch 2 --microbatches 3", "does not divide into 3"),
     ],

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from variator_jax.backbones.t5.config import T5Config
-from variator_jax.bench.hardware import usable_cores
+from variator_jax.bench.output import usable_cores
 
 EAGER = "transformers, eager"
 COMPILED = "transformers, torch.compile"

@@ -24,80 +24,75 @@ from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
 
 Params = Any
-Clock = Callable[[], float]
 Call = Callable[[], object]
-Plugins = dict[int, tuple[PluginConfig, Any]]  # ratio -> (settings, plugin variables)
+Plugins = Mapping[int, PluginConfig]  # by ratio
 Key = TypeVar("Key")
 PEAK = "matrix peak"
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Time of one encoder pass at one ratio.
+    """Measured time of one encoder pass.
 
     Attributes:
-      ratio: compression ratio k.
+      config: name of the backbone's shape.
+      batch: rows.
+      length: tokens of a row.
       milliseconds: median over the rounds.
-      spread: distance between the quartiles, in milliseconds.
       speedup: median of the backbone over this median.
       flops_allowed_speedup: the speed-up if time were proportional to FLOPs.
+      spread: distance between the quartiles, in milliseconds.
     """
 
-    ratio: int
+    config: str
+    batch: int
+    length: int
     milliseconds: float
-    spread: float
     speedup: float
     flops_allowed_speedup: float
+    spread: float = 0.0
+
+    @property
+    def shape(self) -> str:
+        """Backbone, rows and tokens in words."""
+        return f"{self.config}, batch {self.batch}, length {self.length}"
 
 
 def measure_encoder_latency(
-    config: T5Config,
-    params: Params,
-    plugins: Plugins,
-    batch: int,
-    length: int,
-    rounds: int = 7,
-    clock: Clock = time.perf_counter,
-) -> list[Latency]:
-    """Times `encode` of full rows (no padding) for the backbone and every plugin.
+    config: T5Config, plugins: Plugins, shape: Shape, rounds: int = 7
+) -> dict[int, Latency]:
+    """Times `encode` of full rows (no padding) of the backbone and each plugin, untrained.
 
     Args:
       config: shape of the backbone.
-      params: backbone parameters, at least those of embeddings and encoder (`random_params`).
-      plugins: ratio -> (settings, plugin variables). Ratio 1, the backbone, is always measured.
-      batch: rows.
-      length: tokens per row.
+      plugins: ratio -> settings. Ratio 1, the backbone, is always measured.
+      shape: rows and tokens.
       rounds: how often each ratio is measured, after one call that compiles and one that warms up.
-      clock: seconds, rising.
 
     Returns:
-      One row per ratio, in rising order, ratio 1 first.
+      Ratio -> time, in rising order.
 
     Raises:
       ConfigError: for no round.
     """
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
-    tokens = random_tokens(config, batch, length)
-    calls = _encoder_calls(config, params, {1: (PluginConfig(ratio=1), None), **plugins}, tokens)
-    seconds = interleaved_seconds(calls, rounds, clock)
-    stack = T5(config).stack()
-    backbone = float(np.median(seconds[1]))
-    rows = []
+    plugins = {1: PluginConfig(ratio=1), **plugins}
+    tokens = random_tokens(config, shape.batch, shape.length)
+    calls = _encoder_calls(config, random_params(config), plugins, tokens)
+    seconds = interleaved_seconds(calls, rounds)
+    stack, backbone = T5(config).stack(), float(np.median(seconds[1]))
+    rows = {}
     for ratio, samples in sorted(seconds.items()):
-        low, median, high = map(float, np.percentile(samples, (25, 50, 75)))
-        plugin = plugins[ratio][0] if ratio > 1 else None
-        allowed = flops_allowed_speedup(stack, length, plugin)
-        rows.append(Latency(ratio, 1e3 * median, 1e3 * (high - low), backbone / median, allowed))
+        low, median, high = (1e3 * float(np.percentile(samples, q)) for q in (25, 50, 75))
+        allowed = flops_allowed_speedup(stack, shape.length, plugins[ratio])
+        size = (config.name, shape.batch, shape.length)
+        rows[ratio] = Latency(*size, median, 1e3 * backbone / median, allowed, high - low)
     return rows
 
 
 def bench_encoder(
-    config: T5Config,
-    params: Params,
-    shape: Shape,
-    settings: BenchSettings,
-    clock: Clock = time.perf_counter,
+    config: T5Config, params: Params, shape: Shape, settings: BenchSettings
 ) -> Measurement:
     """Times `encode` of full rows with fresh plugins, and baselines in the same rounds.
 
@@ -106,13 +101,9 @@ def bench_encoder(
       params: its weights, at least those of embeddings and encoder.
       shape: rows and tokens.
       settings: ratios, rounds, and whether baselines are timed.
-      clock: seconds, rising.
     """
     stack = T5(config).stack()
-    plugins: Plugins = {ratio: (PluginConfig(ratio), None) for ratio in settings.ratios}
-    for ratio, (plugin, _) in plugins.items():
-        if ratio > 1:
-            plugins[ratio] = (plugin, init_plugin(plugin, stack, jax.random.key(0)))
+    plugins = {ratio: PluginConfig(ratio) for ratio in settings.ratios}
     tokens = random_tokens(config, shape.batch, shape.length)
     calls: dict[Any, Call] = {**_encoder_calls(config, params, plugins, tokens)}
     baselines: dict[str, Call | str] = {}
@@ -121,7 +112,7 @@ def bench_encoder(
 
         baselines = start_baselines(config, tokens)
         calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
-    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds, clock)
+    peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds)
     rows = [
         Timing(
             row_name(ratio),
@@ -130,7 +121,7 @@ def bench_encoder(
             ratio,
             flops_allowed_speedup(stack, shape.length, plugin),
         )
-        for ratio, (plugin, _) in plugins.items()
+        for ratio, plugin in plugins.items()
     ]
     for name, call in baselines.items():
         error = call if isinstance(call, str) else ""
@@ -141,9 +132,12 @@ def bench_encoder(
 def _encoder_calls(
     config: T5Config, params: Params, plugins: Plugins, tokens: np.ndarray
 ) -> dict[int, Call]:
+    """The encoder at each ratio with a fresh plugin: weights do not change the time."""
+    stack = T5(config).stack()
+    fresh = {r: init_plugin(p, stack, jax.random.key(0)) for r, p in plugins.items() if r > 1}
     return {
-        ratio: bound(encoder_call(config, plugin), params, variables, tokens)
-        for ratio, (plugin, variables) in plugins.items()
+        ratio: bound(encoder_call(config, plugin), params, fresh.get(ratio), tokens)
+        for ratio, plugin in plugins.items()
     }
 
 
@@ -155,9 +149,7 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
     return jax.jit(SplicedModel(T5(config), plugin).encode)
 
 
-def interleaved_seconds(
-    calls: Mapping[Key, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
-) -> dict[Key, list[float]]:
+def interleaved_seconds(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:
     """Seconds of each call in each round; every round begins with the next call of the circle."""
     for call in calls.values():
         for _ in range(2):  # the first compiles, the second warms caches and allocators up
@@ -167,9 +159,9 @@ def interleaved_seconds(
     for first in range(rounds):
         turn = first % len(order)
         for key in order[turn:] + order[:turn]:
-            start = clock()
+            start = time.perf_counter()
             jax.block_until_ready(calls[key]())
-            seconds[key].append(clock() - start)
+            seconds[key].append(time.perf_counter() - start)
     return seconds
 
 
@@ -214,14 +206,14 @@ def random_tokens(config: T5Config, batch: int, length: int) -> np.ndarray:
 
 
 def timed_with_peak(
-    calls: Mapping[Any, Call], dtype: str, rounds: int, clock: Clock = time.perf_counter
+    calls: Mapping[Any, Call], dtype: str, rounds: int
 ) -> tuple[Timing, dict[Any, list[float]]]:
     """Times calls in turns with one large matrix product, the best that the device can reach."""
     size = matrix_size()
     # Random numbers: processors slow down where bits toggle, and zeros would not.
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
     calls = {PEAK: bound(jax.jit(jnp.dot), a, a), **calls}
-    seconds = interleaved_seconds(calls, rounds, clock)
+    seconds = interleaved_seconds(calls, rounds)
     return Timing(f"{PEAK}, {size} x {size}", seconds.pop(PEAK), 2.0 * size**3), seconds
 
 

@@ -1,4 +1,4 @@
-"""What the reports share: Markdown tables and lists, and figures with one look.
+"""What the reports share: Markdown tables and lists, figures with one look, the machine's name.
 
 matplotlib is imported only while a figure is drawn.
 """
@@ -6,16 +6,21 @@ matplotlib is imported only while a figure is drawn.
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, also in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#555555"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 NONE = "–"  # an empty cell
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,3 +71,37 @@ def doubling_axis(axes: Any, values: Sequence[int], label: str) -> None:
 def colours(count: int) -> list[str]:
     """So many colours, repeated where the palette ends."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def hardware() -> str:
+    """Names JAX's default devices, their number and the JAX version.
+
+    A CPU is named by its model and the cores that this process may use; accelerators by their kind
+    and number, with the number of hosts where there are several.
+    """
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        cores = usable_cores()
+        name = f"{_cpu_model(_CPUINFO)}, {cores} {'core' if cores == 1 else 'cores'}"
+        if len(devices) > 1:
+            name += f" shown to JAX as {len(devices)} devices"
+    else:
+        name = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    if jax.process_count() > 1:
+        name += f" on {jax.process_count()} hosts"
+    return f"{name}, jax {jax.__version__}"
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    """The first model name in `cpuinfo`, or what the platform module knows."""
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    known = [name for name in names if name] or [platform.processor(), platform.machine()]
+    return f"CPU {next(filter(None, known), 'of unknown model')}"
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

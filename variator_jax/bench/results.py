@@ -100,11 +100,6 @@ class Measurement:
     rows: Sequence[Timing]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def ratios(self) -> list[Timing]:
-        """Rows of our own encoder."""
-        return [row for row in self.rows if row.ratio is not None]
-
     def figures(self, row: Timing) -> dict[str, float]:
         """All figures of a row by name; none of a row that did not run."""
         if not row.seconds:
@@ -116,9 +111,8 @@ class Measurement:
             figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}
         if row is self.peak:
             return figures
-        figures["calls_per_second"] = rate
-        figures["examples_per_second"] = self.batch * rate
-        figures["tokens_per_second"] = self.batch * self.length * rate
+        per_call = {"calls": 1, "examples": self.batch, "tokens": self.batch * self.length}
+        figures |= {f"{name}_per_second": count * rate for name, count in per_call.items()}
         if row.flops is not None and self.peak.flops is not None:
             peak = self.peak.flops / self.peak.median
             figures["share_of_matrix_peak"] = row.flops * rate / peak
@@ -131,10 +125,10 @@ class Measurement:
             figures["peak_gib"] = row.peak_bytes / 2**30
         return figures
 
-    def speedup_quartiles(self, row: Timing) -> tuple[float, float]:
-        """Quartiles of the speed-up within each round."""
-        low, high = np.percentile(np.divide(self.rows[0].seconds, row.seconds), (25, 75))
-        return float(low), float(high)
+    def speedup_quartiles(self, row: Timing) -> list[float]:
+        """Both quartiles of the speed-up within each round."""
+        speedups = np.divide(self.rows[0].seconds, row.seconds)
+        return [float(np.percentile(speedups, q)) for q in (25, 75)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +206,7 @@ def plot_bench(result: BenchResult, path: Path) -> None:
 
 def _draw(axes: Any, one: Measurement) -> None:
     measured_colour, allowed_colour = output.COLOURS[:2]
-    rows = one.ratios
+    rows = [row for row in one.rows if row.ratio is not None]
     ratios = [row.ratio or 1 for row in rows]
     measured = [one.figures(row)["speedup"] for row in rows]
     allowed = [row.allowed_speedup for row in rows]

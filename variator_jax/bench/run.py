@@ -24,7 +24,6 @@ from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import results
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.bench.budget import compile_step, compiled_flops, step_shapes
-from variator_jax.bench.hardware import hardware
 from variator_jax.bench.latency import (
     bench_encoder,
     random_params,
@@ -32,7 +31,7 @@ from variator_jax.bench.latency import (
     row_name,
     timed_with_peak,
 )
-from variator_jax.bench.output import log
+from variator_jax.bench.output import hardware, log
 from variator_jax.bench.results import STEP, BenchResult, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.files import write_json
@@ -104,15 +103,9 @@ def measure(settings: BenchSettings) -> BenchResult:
     for package in importlib.metadata.distributions():
         if package.metadata["Name"] in packages:
             versions[package.metadata["Name"]] = package.version
-    return BenchResult(
-        config.name,
-        settings.dtype,
-        settings.rounds,
-        hardware(),
-        versions,
-        (*encoders, *steps),
-        notes,
-    )
+    measured = (*encoders, *steps)
+    names = (config.name, settings.dtype, settings.rounds, hardware(), versions)
+    return BenchResult(*names, measured, notes)
 
 
 def _write(result: BenchResult, markdown: str, folder: Path) -> None:
@@ -126,10 +119,7 @@ def _write(result: BenchResult, markdown: str, folder: Path) -> None:
 
 
 def bench_steps(
-    config: T5Config,
-    params: Any,
-    shape: Shape,
-    settings: BenchSettings,
+    config: T5Config, params: Any, shape: Shape, settings: BenchSettings
 ) -> Measurement:
     """Times a step at each ratio of 2 or more, in turns with a large matrix product.
 
@@ -194,7 +184,4 @@ class _Step:
 
 def device_peak(device: Any) -> int:
     """The most bytes in use so far, by the device's own account; 0 without one."""
-    try:
-        return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
-    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-        return 0
+    return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)

@@ -16,10 +16,11 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from variator_jax.errors import ConfigError
+from variator_jax.files import write_json
 
 DEVICES = (1, 2, 4, 8, 16, 64, 256)
 SIZES = ("t5_1_1_xl", "t5_1_1_xxl")
@@ -96,7 +97,7 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     import jax
 
     from variator_jax.backbones.t5 import get_config
-    from variator_jax.bench.budget import Collective, budget
+    from variator_jax.bench.budget import Budget, Collective, budget
     from variator_jax.plugin import PluginConfig
     from variator_jax.train import optimizers
 
@@ -117,22 +118,16 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     )
     steps = (config.num_encoder_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
 
-    def extended(a: float, b: float) -> float:
-        return a + (b - a) * steps
+    def extended(count: Callable[[Budget], float]) -> float:
+        return count(shallow) + (count(deep) - count(shallow)) * steps
 
-    none = Collective(0, 0)
-    moved = {
-        kind: [one.collectives.get(kind, none).bytes for one in (shallow, deep)]
-        for kind in sorted({*shallow.collectives, *deep.collectives})
-    }
-    return Row(
-        backbone,
-        devices,
-        mesh,
-        round(extended(shallow.arguments, deep.arguments)),
-        extended(shallow.flops, deep.flops),
-        {kind: round(extended(*sizes)) for kind, sizes in moved.items()},
-    )
+    def exchanged(kind: str) -> int:
+        return round(extended(lambda one: one.collectives.get(kind, Collective(0, 0)).bytes))
+
+    kinds = sorted({*shallow.collectives, *deep.collectives})
+    arguments = round(extended(lambda one: one.arguments))
+    flops = extended(lambda one: one.flops)
+    return Row(backbone, devices, mesh, arguments, flops, {k: exchanged(k) for k in kinds})
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
@@ -166,13 +161,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(row.backbone for row in rows))
     with figure(path, len(names), (5 * len(names), 3.6), sharey=True) as (_, panels):
         for axes, name in zip(panels, names, strict=True):
-            for index, machine in enumerate(MACHINES):
-                for style, kind, column in (("-", "data", 0), ("--", "fsdp", 1)):
-                    chosen = [r for r in rows if r.backbone == name and r.mesh[column] == r.devices]
-                    counts = [r.devices for r in chosen]
+            for column, (style, kind) in enumerate((("-", "data"), ("--", "fsdp"))):
+                chosen = [r for r in rows if r.backbone == name and r.mesh[column] == r.devices]
+                counts = [r.devices for r in chosen]
+                for index, machine in enumerate(MACHINES):
                     values = [r.efficiency(machine) for r in chosen]
-                    options = {"color": f"C{index}", "marker": "o", "markersize": 3}
-                    axes.plot(counts, values, style, label=f"{machine.name}, {kind}", **options)
+                    options = {"label": f"{machine.name}, {kind}", "color": f"C{index}"}
+                    axes.plot(counts, values, style, marker="o", markersize=3, **options)
             label = f"devices, {ROWS} rows of {INPUTS} tokens each"
             doubling_axis(axes, sorted({row.devices for row in rows}), label)
             axes.set_title(name)
@@ -222,13 +217,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices = [int(n) for n in args.devices.split(",")]
     sizes = args.sizes.split(",")
     try:
-        read = read_rows(args.counted, sizes, devices) if args.counted else None
+        read = read_rows(args.counted, sizes, devices) if args.counted else []
     except ConfigError as error:
         parser.error(str(error))
-    rows = _measure_all(sizes, devices) if read is None else read
+    rows = read or _measure_all(sizes, devices)
     args.output.mkdir(parents=True, exist_ok=True)
-    content = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-    (args.output / "scaling.json").write_text(content + "\n", encoding="utf8")
+    write_json(args.output / "scaling.json", [dataclasses.asdict(row) for row in rows])
     (args.output / "scaling.md").write_text(table(rows), encoding="utf8")
     plot(rows, args.output / "scaling.png")
     print(table(rows))

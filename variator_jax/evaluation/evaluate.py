@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +11,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.backbones.t5 import T5, T5Config, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.bench.hardware import hardware
-from variator_jax.bench.latency import measure_encoder_latency, random_params
-from variator_jax.bench.output import log
+from variator_jax.bench.arguments import Shape
+from variator_jax.bench.latency import measure_encoder_latency
+from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError
 from variator_jax.evaluation import evaluator, scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
-from variator_jax.evaluation.schema import LatencyEntry, Report, ratio_entry
+from variator_jax.evaluation.schema import Report, ratio_entry
 from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import Backbone, load_plugin
 from variator_jax.store.formats import run_part
 
@@ -67,7 +66,11 @@ def evaluate(
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
     skip = functools.partial(skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
-    latencies = [_latencies(*shape, settings) for shape in shapes]
+    plugins = {ratio: plugin for ratio, (plugin, _) in settings.items()}
+    latencies = []
+    for timed, shape, rounds in shapes:
+        log(f"  timing the {timed.name} encoder, {shape} tokens")
+        latencies.append(measure_encoder_latency(timed, plugins, shape, rounds))
     rows = [
         ratio_entry(
             config,
@@ -178,33 +181,12 @@ def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Setti
     return dict(sorted(settings.items()))
 
 
-def _latency_shape(fields: Sequence[Any]) -> tuple[Any, int, int, int]:
-    """Backbone's shape, rows, tokens, rounds."""
+def _latency_shape(fields: Sequence[Any]) -> tuple[T5Config, Shape, int]:
+    """Backbone's shape, rows and tokens, rounds."""
     if isinstance(fields, str) or not 3 <= len(fields) <= 4:
         raise ConfigError(
             f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
             "('t5_1_0_base', 4, 256)."
         )
     name, batch, length, *rounds = fields
-    return get_config(name), batch, length, rounds[0] if rounds else 7
-
-
-def _latencies(
-    config: Any, batch: int, length: int, rounds: int, settings: Mapping[int, Settings]
-) -> dict[int, LatencyEntry]:
-    """Ratio -> time of the encoder, with fresh plugins, as weights do not matter."""
-    log(f"  timing the {config.name} encoder, batch {batch}, length {length}")
-    stack = T5(config).stack()
-    plugins = {
-        ratio: (plugin, init_plugin(plugin, stack, jax.random.key(0)))
-        for ratio, (plugin, _) in settings.items()
-        if ratio > 1
-    }
-    params = random_params(config)
-    measured = measure_encoder_latency(config, params, plugins, batch, length, rounds)
-    entries = {}
-    for row in measured:
-        figures = dataclasses.asdict(row)
-        ratio = figures.pop("ratio")
-        entries[ratio] = LatencyEntry(config.name, batch, length, **figures)
-    return entries
+    return get_config(name), Shape(batch, length), rounds[0] if rounds else 7

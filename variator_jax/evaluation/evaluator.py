@@ -7,6 +7,7 @@ plugin. Rows whose loss weights are all zero fill up the last batch and are igno
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,6 @@ class TaskResult:
     answering the majority class, None for other kinds. `details` holds further figures by name.
     """
 
-    task: str
-    kind: str
     score: float
     examples: int
     majority: float | None = None
@@ -74,9 +73,7 @@ def evaluate_classification(
     if len(label_ids) == 2:
         details["binary_f1"] = metrics.binary_f1(predictions, references)
     majority = metrics.majority_score(references)
-    return TaskResult(
-        spec.name, spec.kind, score, len(references), majority, details, tuple(predictions)
-    )
+    return TaskResult(score, len(references), majority, details, tuple(predictions))
 
 
 def evaluate_generation(
@@ -109,9 +106,7 @@ def evaluate_generation(
     references = targets if references is None else references
     score = metrics.token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
-    return TaskResult(
-        spec.name, spec.kind, score, len(references), None, details, tuple(predictions)
-    )
+    return TaskResult(score, len(references), None, details, tuple(predictions))
 
 
 def evaluate_span_corruption(
@@ -138,7 +133,7 @@ def evaluate_span_corruption(
     if not tokens:
         raise DataError(f"Task {spec.name!r} has no target token to score.")
     details = {"cross_entropy": loss / tokens, "perplexity": float(np.exp(loss / tokens))}
-    return TaskResult(spec.name, spec.kind, 100.0 * hits / tokens, examples, details=details)
+    return TaskResult(100.0 * hits / tokens, examples, details=details)
 
 
 def _scored(batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -166,6 +161,5 @@ def _label(spec: TaskSpec, index: Mapping[int, int], target: np.ndarray, positio
 
 def _until_eos(tokens: np.ndarray) -> list[int]:
     """The ids before the first end of sequence, without padding."""
-    ids = [int(token) for token in tokens]
-    ids = ids[: ids.index(EOS)] if EOS in ids else ids
+    ids = itertools.takewhile(lambda token: token != EOS, tokens.tolist())
     return [token for token in ids if token != PAD]

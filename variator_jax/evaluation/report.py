@@ -1,6 +1,6 @@
 """Writes a report into a folder, as `report.json`, `report.md` and `report.png`, and reads it back.
 
-What a report holds is defined in `schema`, the plot in `plots`.
+What a report holds is defined in `schema`. matplotlib is imported only while a plot is drawn.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-from variator_jax.bench.output import NONE, bullets, markdown_table
+from variator_jax.bench import output
+from variator_jax.bench.latency import Latency
+from variator_jax.bench.output import GREY, NONE, bullets, colours, markdown_table
 from variator_jax.errors import DataError
-from variator_jax.evaluation.plots import plot_report
 from variator_jax.evaluation.schema import (
     Backbone,
-    LatencyEntry,
     RatioEntry,
     Report,
     Scores,
@@ -38,10 +39,8 @@ _LATENCY = (
 )
 
 
-def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> list[str]:
-    """Writes the three files, making the folder if needed, and returns the promised figures missed.
-
-    Without `targets` nothing was promised.
+def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> None:
+    """Writes the three files, making the folder if needed; without `targets` nothing was promised.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
@@ -53,15 +52,13 @@ def write_report(report: Report, folder: Path | str, targets: Targets | None = N
         json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise DataError(f"The report has a figure that is not finite: {content}") from error
-    missed = targets_missed(report, targets) if targets else []
     if targets:
-        content["targets_missed"] = missed
+        content["targets_missed"] = targets_missed(report, targets)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(report_markdown(report, targets), encoding="utf-8")
     plot_report(report, folder / "report.png")
     write_json(folder / "report.json", content)  # last: its presence means that all is complete
-    return missed
 
 
 def read_report(path: Path | str) -> Report:
@@ -76,7 +73,7 @@ def read_report(path: Path | str) -> Report:
         content["backbone"] = Backbone(**content["backbone"])
         rows = []
         for entry in content["ratios"]:
-            latency = tuple(LatencyEntry(**row) for row in entry.pop("latency", ()))
+            latency = tuple(Latency(**row) for row in entry.pop("latency", ()))
             sites = tuple(entry.pop("sites", ()))
             rows.append(RatioEntry(**entry, latency=latency, sites=sites))
         content["ratios"] = tuple(rows)
@@ -182,14 +179,11 @@ def latency_table(report: Report) -> str:
 
 def _weak_tasks(report: Report) -> list[str]:
     """A sentence for each task on which the backbone is hardly above the majority class."""
-    margins = {
-        task: report.reference[task] - majority
-        for task, majority in report.majority.items()
-        if task in report.reference
-    }
+    reference = report.reference
+    margins = {t: reference[t] - score for t, score in report.majority.items() if t in reference}
     return [
         f"{task}: the uncompressed backbone is {margin:+.1f} points from always answering the "
-        "majority class, so this task says nothing about plugins."
+        "majority class, so a plugin's score on this task has no meaning."
         for task, margin in margins.items()
         if margin < MIN_MARGIN
     ]
@@ -199,3 +193,67 @@ def _score(score: float | None, reference: float | None) -> str:
     if score is None:
         return NONE
     return f"{score:.1f}" if reference is None else f"{score:.1f} ({score - reference:+.1f})"
+
+
+def plot_report(report: Report, path: Path) -> None:
+    """Draws quality against ratio, and measured next to allowed speed-up, as a PNG at `path`."""
+    with output.figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
+        _draw_quality(left, report)
+        _draw_speedup(right, report)
+        for axes in (left, right):
+            ratios = [entry.ratio for entry in report.ratios]
+            output.doubling_axis(
+                axes, ratios, "compression ratio k (hidden vectors merged into one)"
+            )
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+            axes.legend(frameon=False, fontsize=8, **place)
+
+
+def _draw_quality(axes: Any, report: Report) -> None:
+    """A line per task; dashed: uncompressed, dotted: no encoder FFN, triangle: majority class."""
+    ratios = [entry.ratio for entry in report.ratios]
+    triangle = {"marker": "<", "ms": 8, "ls": ""}
+    for i, (task, colour) in enumerate(zip(report.tasks, colours(len(report.tasks)), strict=True)):
+        scores = [entry.quality.get(task, float("nan")) for entry in report.ratios]
+        axes.plot(ratios, scores, "o-", color=colour, label=task, zorder=3)
+        if task in report.reference:
+            axes.axhline(report.reference[task], color=colour, ls="--", lw=0.9, alpha=0.7)
+        if task in report.control_no_ffn:
+            # Shifted dots, so that tasks of equal score stay visible side by side.
+            dots = (2.5 * i, (1.2, 5.0))
+            axes.axhline(report.control_no_ffn[task], color=colour, ls=dots, lw=1.6)
+        if task in report.majority:
+            edge = {"clip_on": False, "transform": axes.get_yaxis_transform(), "zorder": 4}
+            axes.plot(1.0, report.majority[task], color=colour, **triangle, **edge)
+    axes.plot([], [], color=GREY, ls="--", lw=0.9, label="uncompressed")
+    if report.control_no_ffn:
+        axes.plot([], [], color=GREY, ls=":", lw=1.4, label="no encoder FFN (control)")
+    if report.majority:
+        axes.plot([], [], color=GREY, label="majority class", **triangle)
+    axes.set_title(f"Quality of {report.backbone.name}", fontsize=9)
+    axes.set_ylabel("validation score (0–100)")
+    axes.margins(y=0.08)
+
+
+def _draw_speedup(axes: Any, report: Report) -> None:
+    """Per shape: filled and solid what was measured, hollow and dashed what FLOPs allow."""
+    rows: dict[str, dict[int, Latency]] = {}
+    for entry in report.ratios:
+        for row in entry.latency:
+            rows.setdefault(row.shape, {})[entry.ratio] = row
+    allowed_style = {"mfc": "white", "lw": 0.9}
+    for (shape, by_ratio), colour in zip(rows.items(), colours(len(rows)), strict=True):
+        ratios, entries = list(by_ratio), list(by_ratio.values())
+        measured = [row.speedup for row in entries]
+        # The spread of the time, carried over to the speed-up to first order.
+        errors = [row.speedup * row.spread / (2 * row.milliseconds) for row in entries]
+        style = {"fmt": "o-", "capsize": 2, "color": colour, "zorder": 3}
+        axes.errorbar(ratios, measured, yerr=errors, label=shape, **style)
+        allowed = [row.flops_allowed_speedup for row in entries]
+        axes.plot(ratios, allowed, "o--", color=colour, **allowed_style)
+    axes.axhline(1.0, color=GREY, lw=0.6)
+    axes.plot([], [], "o-", color=GREY, label="measured (half quartile distance)")
+    label = "allowed by the saved FLOPs"
+    axes.plot([], [], "o--", color=GREY, label=label, **allowed_style)
+    axes.set_title(f"Encoder speed on {report.hardware}", fontsize=9)
+    axes.set_ylabel("encoder speed-up (times)")

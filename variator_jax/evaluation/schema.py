@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.cost import backbone_parameters
+from variator_jax.bench.latency import Latency
 from variator_jax.plugin import PluginConfig, flops_saved, plugin_parameters, stack_flops
 
 Scores = Mapping[str, float]
@@ -26,24 +27,6 @@ class Backbone:
     name: str
     parameters: int
     fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LatencyEntry:
-    """Measured time of one encoder pass of the shape `config`; `spread` is in milliseconds too."""
-
-    config: str
-    batch: int
-    length: int
-    milliseconds: float
-    speedup: float
-    flops_allowed_speedup: float
-    spread: float = 0.0
-
-    @property
-    def shape(self) -> str:
-        """Backbone, rows and tokens in words."""
-        return f"{self.config}, batch {self.batch}, length {self.length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +54,7 @@ class RatioEntry:
     flops_saved: float
     extra_parameters: int
     extra_parameters_share: float
-    latency: Sequence[LatencyEntry] = ()
+    latency: Sequence[Latency] = ()
     details: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
     plugin: str = ""
     sites: Sequence[str] = ()
@@ -129,7 +112,7 @@ def ratio_entry(
     length: int,
     quality: Scores,
     identical_to_backbone: bool,
-    latency: Sequence[LatencyEntry] = (),
+    latency: Sequence[Latency] = (),
     details: Mapping[str, Scores] | None = None,
 ) -> RatioEntry:
     """An entry whose FLOPs and parameters are computed from the shapes."""

@@ -99,7 +99,7 @@ def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
     """A control: while active, every FFN of the stack returns zeros like its input.
 
     A plugin can only lose what the FFNs contribute: a task whose score hardly falls without them
-    says nothing about plugins.
+    cannot rank plugins.
 
     Enter it inside the function that is jitted: one that was compiled before runs as it was
     compiled.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.evaluation.plots import COLOURS, GREY, STYLE
+from variator_jax.bench.output import COLOURS, GREY, STYLE
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
 
 _HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")

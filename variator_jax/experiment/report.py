@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.bench.hardware import hardware
+from variator_jax.bench.output import hardware
 from variator_jax.evaluation.report import MIN_MARGIN
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment

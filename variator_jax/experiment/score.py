@@ -38,8 +38,9 @@ from variator_jax import gin_utils
 from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.bench.hardware import hardware
+from variator_jax.bench.arguments import Shape
 from variator_jax.bench.latency import measure_encoder_latency
+from variator_jax.bench.output import hardware
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import Runner
 from variator_jax.evaluation.evaluator import TaskResult
@@ -125,17 +126,16 @@ def latencies(experiment: Experiment) -> Rows:
 
     def measure(cells: list[Cell]) -> Rows:
         teacher = _teacher(experiment, cells[0])
-        plugins = [_plugin(experiment, cell) for cell in cells]
-        settings = {plugin.config.ratio: (plugin.config, plugin.variables) for plugin in plugins}
-        size = (batch, length, _ROUNDS)
-        measured = measure_encoder_latency(teacher.config, teacher.params, settings, *size)
-        machine = {"batch": batch, "length": length, "dtype": teacher.config.dtype}
-        machine |= {"backbone": cells[0].backbone, "hardware": hardware()}
+        plugins = {cell.ratio: _plugin(experiment, cell).config for cell in cells}
+        shape = Shape(batch, length)
+        measured = measure_encoder_latency(teacher.config, plugins, shape, _ROUNDS)
+        machine = {"dtype": teacher.config.dtype, "backbone": cells[0].backbone}
+        machine["hardware"] = hardware()
         return [
-            {"arm": TEACHER if row.ratio == 1 else METHOD, "allowed": row.flops_allowed_speedup}
-            | dataclasses.asdict(row)
+            {"arm": TEACHER if ratio == 1 else METHOD, "allowed": row.flops_allowed_speedup}
+            | {"ratio": ratio, **dataclasses.asdict(row)}
             | machine
-            for row in measured
+            for ratio, row in measured.items()
         ]
 
     return _kept(experiment, "latency", request, measure)

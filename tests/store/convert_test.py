@@ -13,7 +13,7 @@ from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.store.arrays import parse_dtype
 from variator_jax.store.backbone import memory_source
-from variator_jax.store.convert import convert
+from variator_jax.store.formats import convert
 
 FORMATS = ("hf", "t5x", "variator")
 

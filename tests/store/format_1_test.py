@@ -1,15 +1,12 @@
 """A plugin folder that release 0.1 wrote: it loads, and computes what it computed then."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 from small_t5 import GATED, backbone
 
 from variator_jax import VariatorModel, load_plugin, load_plugins, save_plugin
-from variator_jax.errors import CheckpointError
 
 FOLDER = Path(__file__).parent / "format_1"
 
@@ -32,11 +29,3 @@ def test_it_is_saved_as_format_2_and_is_the_same_plugin(tmp_path):
     after = load_plugin(tmp_path / "new", backbone(GATED))
     assert after.config == before.config
     assert set(after.variables.params) == {f"encoder/layers_{i}/mlp" for i in (0, 2)}
-
-
-def test_a_damaged_one_is_refused(tmp_path):
-    shutil.copytree(FOLDER, tmp_path / "old")
-    file = tmp_path / "old" / "plugin.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CheckpointError, match="plugin.safetensors"):
-        load_plugin(tmp_path / "old")

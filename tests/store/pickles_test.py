@@ -17,7 +17,7 @@ from variator_jax import VariatorModel, cli, load_official, load_plugins, save_b
 from variator_jax.errors import CheckpointError
 from variator_jax.store import Backbone
 from variator_jax.store.arrays import fingerprint
-from variator_jax.store.official import plugin_from_state_dict
+from variator_jax.store.other_plugins import plugin_from_state_dict
 from variator_jax.store.pickles import open_state_dict
 
 GOLDEN = load("scale100_t5_1_0_4")

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 
-import jax
-import numpy as np
 import pytest
+import small_t5
 from golden_vectors import config
 from tiny import random_params, random_plugin
 
@@ -38,12 +37,7 @@ def _assert_equal(found, ratios=(2, 4, 16)):
     assert tuple(found) == ratios
     for ratio in ratios:
         assert found[ratio].config == PLUGINS[ratio].config
-        for one, other in zip(
-            jax.tree.leaves(found[ratio].variables),
-            jax.tree.leaves(PLUGINS[ratio].variables),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(one, other)
+        small_t5.assert_same(found[ratio].variables.params, PLUGINS[ratio].variables.params)
 
 
 def test_a_set_is_the_same_after_reloading_and_says_what_its_plugins_said(tmp_path):
@@ -72,9 +66,10 @@ def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
     _assert_equal(load_plugins(tmp_path / "run"), (4,))
     _assert_equal(load_plugins(str(tmp_path / "run" / "plugin")), (4,))
     (tmp_path / "young").mkdir()
-    (tmp_path / "young" / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds no plugin"):
-        load_plugins(tmp_path / "young")
+    for words in ("it is empty", "holds no plugin"):
+        with pytest.raises(CheckpointError, match=words):
+            load_plugins(tmp_path / "young")
+        (tmp_path / "young" / "run.json").write_text("{}")
 
 
 def test_two_plugins_of_one_ratio_are_refused_with_both_names(tmp_path):
@@ -145,13 +140,3 @@ def test_a_damaged_index_is_refused(tmp_path, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(CheckpointError, match="plugins.json"):
         load_plugins(tmp_path / "set")
-
-
-def test_where_there_are_no_plugins_it_is_said_what_there_is(tmp_path):
-    with pytest.raises(CheckpointError, match="it is empty"):
-        load_plugins(tmp_path)
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(CheckpointError, match="it holds a.txt"):
-        load_plugins(tmp_path)
-    with pytest.raises(CheckpointError, match="There is no folder"):
-        load_plugins(tmp_path / "none")

@@ -17,7 +17,7 @@ from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, load_plugin, load_plugins, save_backbone
-from variator_jax.store.t5x_run import load_t5x_plugin
+from variator_jax.store.other_plugins import load_t5x_plugin
 
 WRITERS = {
     "orbax": t5x_files.write_orbax,

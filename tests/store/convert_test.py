@@ -9,10 +9,8 @@ import t5x_files
 from hf_files import save_hf
 
 from variator_jax import cli
-from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.errors import CheckpointError
 from variator_jax.store import load_backbone, save_backbone
-from variator_jax.store.arrays import parse_dtype
-from variator_jax.store.backbone import memory_source
 from variator_jax.store.formats import convert
 
 FORMATS = ("hf", "t5x", "variator")
@@ -96,29 +94,15 @@ def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
     assert len(list((sources / "out").glob("*.safetensors"))) > 8 and max(most) < len(leaves) / 2
 
 
-def test_a_source_in_memory_is_checked_too(backbone):
-    with pytest.raises(CheckpointError, match="0 decoder layers"):
-        params = {**backbone.params, "decoder": {}}
-        memory_source("here", dataclasses.replace(backbone, params=params))
-    with pytest.raises(ConfigError, match="int8"):
-        parse_dtype(np.int8)
-
-
 def test_the_summary_says_what_was_made(capsys, sources, backbone):
     target = sources / "checkpoint_3"
     arguments = ("--from", "hf", "--to", "t5x", str(sources / "hf"), str(target), "--dtype", "bf16")
     assert cli.main(["convert", *arguments]) == 0
     out, err = capsys.readouterr()
     leaves = small_t5.flat(backbone.params)
-    for words in (
-        f"t5_1_1_custom in {target}",
-        f"leaves:      {len(leaves)}",
-        f"bytes:       {sum(x.nbytes for x in leaves.values()) // 2:,}",
-        "dtype:       bfloat16",
-        f"fingerprint: {backbone.fingerprint}",
-        "seconds:",
-    ):
-        assert words in out
+    size = sum(x.nbytes for x in leaves.values()) // 2
+    for fact in (f"{target}", f"{len(leaves)}", f"{size:,}", "bfloat16", backbone.fingerprint):
+        assert fact in out
     assert f"{len(leaves)} of {len(leaves)} leaves" in err
 
 
@@ -126,7 +110,6 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
     ("arguments", "words"),
     [
         ("--from hff --to t5x hf out", "Did you mean 'hf'"),
-        ("--from hf --to official hf out", "--to official is not one of"),
         ("--from hf --to hf hf out --dtype f64", "no dtype 'f64'"),
         ("--from hf --to hf hf out --backbone b", "--from official"),
         ("--from official --to hf p.pkl out", "--to variator"),
@@ -136,11 +119,8 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
         ("--from t5x --to hf hf out", "not a T5X checkpoint"),
         ("--from hf --to hf gs://b/x out", "only T5X"),
         ("--from hf --to hf hf variator", "exists already"),
-        ("--to hf hf out", "--from"),
         ("--from t5x-run --to t5x t5x out", "with --to variator"),
         ("--from t5x-run t5x out --dtype bf16", "without --dtype"),
-        ("--from t5x-run t5x hf", "exists already"),
-        ("--from t5x-run nowhere out", "There is no folder 'nowhere'"),
         ("--from t5x_run t5x out", "Did you mean 't5x-run'"),
     ],
 )

@@ -26,6 +26,7 @@ WRITERS = {
 }
 CONFIG = PluginConfig(4, bottleneck=3)
 SHAPE = small_t5.GATED
+BACKBONE = small_t5.backbone(SHAPE)
 SCORES = "plugin/encoder/layers_1/mlp/compression/kernel"
 SCALE = "plugin/encoder/layers_2/mlp/output_scale"
 BIAS = "plugin/encoder/layers_0/mlp/decompression/input_bias"
@@ -155,32 +156,22 @@ class TestDamage:
             ({SCALE: None}, ("is missing", SCALE)),
             ({BIAS: np.zeros(4, np.float32)}, (BIAS, "shape (4,)")),
             ({SCORES: NAN}, (SCORES, "NaN or infinite")),
-            ({SCALE: np.float32(np.inf)}, (SCALE, "NaN or infinite")),
             ({SCORES: GOOD[SCORES].astype(jnp.bfloat16)}, (SCORES, "of bfloat16")),
             ({"plugin/more": np.ones(2, np.float32)}, ("has unexpected plugin/more",)),
-            ({SCORES: np.ones((32, 2), np.float32)}, (SCORES, "(32, 2)")),
             ({QUERY: None}, ("is missing", QUERY)),
-            ({QUERY: np.full((16, 12), np.nan, np.float32)}, ("NaN", QUERY)),
             (dict.fromkeys(GOOD), ("holds no compression plugin",)),
+            (dict.fromkeys(small_t5.flat(BACKBONE.params)), ("a compression plugin and no back",)),
         ],
     )
     def test_leaves(self, leaves, words, tmp_path):
         write_run(tmp_path, **leaves)
         refused(tmp_path, str(tmp_path / "checkpoint_5"), *words)
 
-    def test_a_plugin_without_a_backbone(self, tmp_path):
-        t5x_files.write_legacy(tmp_path / "checkpoint_5", GOOD)
-        refused(tmp_path, "a compression plugin and no backbone")
-
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (
-                lambda x: x["plugin"]["sites"][0].update(ratio=2),
-                ("shape (64, 4)", "expected (32, 2)"),
-            ),
+            (lambda x: x["plugin"]["sites"][0].update(ratio=2), ("expected (32, 2)",)),
             (lambda x: x["plugin"]["sites"][0].update(layers=[0, 7]), ("layers [7]",)),
-            (lambda x: x["plugin"]["sites"][0].update(ratio=10**9), ("has shape",)),
             (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), ("No site is of kind 'new'",)),
             (lambda x: x["backbone"].update(num_encoder_layers=4), ("3 encoder layers", "has 4")),
             (lambda x: x["backbone"].update(vocab_size=10**9), ("backbone.vocab_size is 1000",)),
@@ -192,12 +183,8 @@ class TestDamage:
         content = settings_of()
         change(content)
         (tmp_path / "variator_plugin.json").write_text(json.dumps(content))
-        refused(tmp_path, "variator_plugin.json" if "3 enc" not in words[0] else "", *words)
-
-    @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
-    def test_settings_that_are_not_json(self, text, tmp_path):
-        write_run(tmp_path)
-        (tmp_path / "variator_plugin.json").write_text(text)
+        refused(tmp_path, *words)
+        (tmp_path / "variator_plugin.json").write_text("[" * 100_000)
         refused(tmp_path, "variator_plugin.json")
 
 

@@ -249,12 +249,9 @@ class TestDamage:
             file.write_bytes(change(data))
         refused(tmp_path / "checkpoint_5", words)
 
-    @pytest.mark.parametrize(
-        ("path", "words"),
-        [("file:///proc/self", "not a T5X checkpoint"), ("nonsense://b/checkpoint_5", "cannot be")],
-    )
-    def test_urls(self, path, words):
-        refused(path, words)
+    def test_urls(self, tmp_path):
+        refused(f"file://{tmp_path}", "not a T5X checkpoint")
+        refused("nonsense://bucket/checkpoint_5", "cannot be")
 
     def test_random_damage_never_ends_in_a_librarys_traceback(self, tree, tmp_path):
         """Bytes of every file but the numbers; what loads all the same is what was saved."""

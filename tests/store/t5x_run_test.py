@@ -186,28 +186,22 @@ class TestDamage:
         refused(tmp_path, "variator_plugin.json")
 
 
-class TestCommand:
-    def run(self, capsys, *arguments):
-        code = cli.main(["convert", "--from", "t5x-run", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    @pytest.mark.parametrize("owner", [None, "ours", "hf"])
-    def test_a_plugin_folder_that_loads_on_the_backbone_in_any_format(
-        self, owner, tmp_path, capsys
-    ):
-        backbone, variables = write_run(tmp_path / "run", write=t5x_files.write_orbax)
-        (tmp_path / "some.model").write_bytes(b"any SentencePiece model")
-        vocabulary = str(tmp_path / "some.model")
-        save_backbone(tmp_path / "ours", backbone.config, backbone.params, vocabulary)
-        save_hf(tmp_path / "hf", backbone)
-        given = () if owner is None else ("--backbone", tmp_path / owner, "--to", "variator")
-        code, out, err = self.run(capsys, tmp_path / "run", tmp_path / "plugin", *given)
-        assert code == 0, err
-        assert "compression plugin in" in out and backbone.fingerprint in out
-        loaded = load_plugin(tmp_path / "plugin", backbone)
-        same_plugin(loaded, CONFIG, variables)
-        assert loaded.description["training"]["task"] == "topic"
-        assert (loaded.description["vocabulary_fingerprint"] is None) == (owner != "ours")
+@pytest.mark.parametrize("owner", [None, "ours", "hf"])
+def test_convert_makes_a_plugin_folder_for_the_backbone_in_any_format(owner, tmp_path, capsys):
+    backbone, variables = write_run(tmp_path / "run", write=t5x_files.write_orbax)
+    (tmp_path / "some.model").write_bytes(b"any SentencePiece model")
+    vocabulary = str(tmp_path / "some.model")
+    save_backbone(tmp_path / "ours", backbone.config, backbone.params, vocabulary)
+    save_hf(tmp_path / "hf", backbone)
+    command = ["convert", "--from", "t5x-run", str(tmp_path / "run"), str(tmp_path / "plugin")]
+    if owner:
+        command += ["--backbone", str(tmp_path / owner), "--to", "variator"]
+    assert cli.main(command) == 0
+    assert backbone.fingerprint in capsys.readouterr().out
+    loaded = load_plugin(tmp_path / "plugin", backbone)
+    same_plugin(loaded, CONFIG, variables)
+    assert loaded.description["training"]["task"] == "topic"
+    assert (loaded.description["vocabulary_fingerprint"] is None) == (owner != "ours")
 
 
 def test_inspect_describes_backbone_and_plugin(tmp_path):

@@ -11,7 +11,7 @@ from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginVariables
 from variator_jax.plugin.groups import to_groups
 from variator_jax.plugin.sites.ffn import compress, decompress
-from variator_jax.store.official import plugin_from_state_dict
+from variator_jax.store.other_plugins import plugin_from_state_dict
 from variator_jax.train.losses import cross_entropy, hidden_mse
 
 TOLERANCE = 2e-5

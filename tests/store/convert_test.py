@@ -1,6 +1,7 @@
 """`variator convert` between backbones' formats: every bit kept, and options that go together."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -9,11 +10,10 @@ import t5x_files
 from hf_files import save_hf
 
 from variator_jax import cli
-from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.store import load_backbone, save_backbone
-from variator_jax.store.arrays import parse_dtype
-from variator_jax.store.backbone import memory_source
-from variator_jax.store.convert import convert
+from variator_jax.errors import CheckpointError
+from variator_jax.store import hugging_face, load_backbone, save_backbone
+from variator_jax.store.backbone import Stream
+from variator_jax.store.formats import convert
 
 FORMATS = ("hf", "t5x", "variator")
 
@@ -71,21 +71,14 @@ def test_weights_that_leave_the_range_are_refused(backbone, tmp_path):
 
 
 def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
-    from variator_jax.store import hugging_face
-    from variator_jax.store.backbone import Stream
-
     source = hugging_face.open_hf(sources / "hf")
-    alive, most = set(), []
-
-    class Tracked(np.ndarray):
-        def __del__(self):
-            alive.discard(id(self))
+    arrays, held = [], []
 
     def tracked(leaf):
         def read():
-            array = leaf.read().view(Tracked)
-            alive.add(id(array))
-            most.append(len(alive))
+            array = leaf.read()
+            arrays.append(weakref.ref(array))
+            held.append(sum(one() is not None for one in arrays))
             return array
 
         return dataclasses.replace(leaf, read=read)
@@ -93,15 +86,7 @@ def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
     leaves = tuple(map(tracked, source.leaves))
     stream = Stream(dataclasses.replace(source, leaves=leaves))
     hugging_face.write(sources / "out", stream, shard_size=4000)
-    assert len(list((sources / "out").glob("*.safetensors"))) > 8 and max(most) < len(leaves) / 2
-
-
-def test_a_source_in_memory_is_checked_too(backbone):
-    with pytest.raises(CheckpointError, match="0 decoder layers"):
-        params = {**backbone.params, "decoder": {}}
-        memory_source("here", dataclasses.replace(backbone, params=params))
-    with pytest.raises(ConfigError, match="int8"):
-        parse_dtype(np.int8)
+    assert len(list((sources / "out").glob("*.safetensors"))) > 8 and max(held) < len(leaves) / 2
 
 
 def test_the_summary_says_what_was_made(capsys, sources, backbone):
@@ -110,15 +95,9 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
     assert cli.main(["convert", *arguments]) == 0
     out, err = capsys.readouterr()
     leaves = small_t5.flat(backbone.params)
-    for words in (
-        f"t5_1_1_custom in {target}",
-        f"leaves:      {len(leaves)}",
-        f"bytes:       {sum(x.nbytes for x in leaves.values()) // 2:,}",
-        "dtype:       bfloat16",
-        f"fingerprint: {backbone.fingerprint}",
-        "seconds:",
-    ):
-        assert words in out
+    size = sum(x.nbytes for x in leaves.values()) // 2
+    for fact in (f"{target}", f"{len(leaves)}", f"{size:,}", "bfloat16", backbone.fingerprint):
+        assert fact in out
     assert f"{len(leaves)} of {len(leaves)} leaves" in err
 
 
@@ -126,7 +105,6 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
     ("arguments", "words"),
     [
         ("--from hff --to t5x hf out", "Did you mean 'hf'"),
-        ("--from hf --to official hf out", "--to official is not one of"),
         ("--from hf --to hf hf out --dtype f64", "no dtype 'f64'"),
         ("--from hf --to hf hf out --backbone b", "--from official"),
         ("--from official --to hf p.pkl out", "--to variator"),
@@ -136,11 +114,8 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
         ("--from t5x --to hf hf out", "not a T5X checkpoint"),
         ("--from hf --to hf gs://b/x out", "only T5X"),
         ("--from hf --to hf hf variator", "exists already"),
-        ("--to hf hf out", "--from"),
         ("--from t5x-run --to t5x t5x out", "with --to variator"),
         ("--from t5x-run t5x out --dtype bf16", "without --dtype"),
-        ("--from t5x-run t5x hf", "exists already"),
-        ("--from t5x-run nowhere out", "There is no folder 'nowhere'"),
         ("--from t5x_run t5x out", "Did you mean 't5x-run'"),
     ],
 )

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import shutil
 
 import jax
@@ -20,16 +19,7 @@ from variator_jax.backbones.lora import init_lora
 from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import (
-    arrays,
-    load_backbone,
-    load_plugin,
-    save_backbone,
-    save_plugin,
-)
-from variator_jax.store import (
-    backbone as backbones,
-)
+from variator_jax.store import arrays, load_backbone, load_plugin, save_backbone, save_plugin
 
 SHAPE = config("1_1", num_encoder_layers=3, num_decoder_layers=1)
 PARAMS = random_params(SHAPE)
@@ -59,17 +49,19 @@ def copies(whole, tmp_path):
     return tmp_path
 
 
-def sign(file, content):
-    """Writes a description whose checksum fits."""
-    text = json.dumps({**content, "checksum": "0" * 64})
-    before, _, after = text.rpartition("0" * 64)
-    file.write_text(before + hashlib.sha256(text.encode()).hexdigest() + after)
+def one_bad(array, number):
+    array = array.copy()
+    array.flat[-1] = number
+    return array
 
 
 def edit(file, change):
+    """Changes a description and signs it."""
     content = json.loads(file.read_text())
     change(content)
-    sign(file, content)
+    text = json.dumps({**content, "checksum": "0" * 64})
+    before, _, after = text.rpartition("0" * 64)
+    file.write_text(before + hashlib.sha256(text.encode()).hexdigest() + after)
 
 
 class TestReload:
@@ -119,14 +111,10 @@ class TestReload:
         edit(copies / "lora" / "lora.json", lambda x: x["config"].pop("alpha"))
         assert load_lora(copies / "lora").config == LoraConfig(2)
 
-    def test_a_description_survives_other_line_ends_but_no_other_change(self, copies):
+    def test_a_description_survives_other_line_ends(self, copies):
         file = copies / "plugin" / "plugin.json"
-        data = file.read_bytes()
-        file.write_bytes(data.replace(b"\n", b"\r\n"))
-        load_plugin(copies / "plugin")
-        file.write_bytes(data.replace(b"  ", b" \t", 1))
-        with pytest.raises(CheckpointError, match="changed or damaged"):
-            load_plugin(copies / "plugin")
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+        assert load_plugin(copies / "plugin").config == PLUGIN
 
 
 def test_fingerprints_see_values_names_and_shapes_but_not_the_precision():
@@ -152,47 +140,18 @@ def test_a_plugin_of_another_backbone_or_vocabulary_is_refused_with_both_fingerp
 
 def test_what_is_not_finite_or_does_not_fit_is_never_written(whole, tmp_path):
     backbone = load_backbone(whole / "backbone")
-
-    def plugin(change, settings=PLUGIN):
-        save_plugin(tmp_path / "x", settings, jax.tree.map(change, VARIABLES), backbone)
-
-    def weights(change):
-        save_backbone(tmp_path / "x", SHAPE, jax.tree.map(change, PARAMS))
-
-    for save, words in (
-        (lambda: plugin(lambda x: x * jnp.nan), "NaN or infinite"),
-        (lambda: plugin(lambda x: x, PluginConfig(4, bottleneck=8)), "is missing"),
-        (lambda: plugin(lambda x: x.astype(jnp.bfloat16)), "of bfloat16; expected"),
-        (lambda: weights(lambda x: x * np.inf), "NaN or infinite"),
-        (lambda: weights(lambda x: x.astype(np.int32)), "of int32"),
+    for change, words in (
+        (lambda x: x * jnp.nan, "NaN or infinite"),
+        (lambda x: x.astype(jnp.int32), "of int32; expected"),
     ):
+        variables, params = (jax.tree.map(change, tree) for tree in (VARIABLES, PARAMS))
         with pytest.raises(CheckpointError, match=words):
-            save()
+            save_plugin(tmp_path / "x", PLUGIN, variables, backbone)
+        with pytest.raises(CheckpointError, match=words):
+            save_backbone(tmp_path / "x", SHAPE, params)
+    with pytest.raises(CheckpointError, match="is missing"):
+        save_plugin(tmp_path / "x", PluginConfig(4, bottleneck=8), VARIABLES, backbone)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_bad_number_among_many_is_found(dtype, bad):
-    array = np.full(500_000, -3.3e4, dtype)
-    arrays.check_finite("it", array)
-    array[499_998] = bad
-    with pytest.raises(CheckpointError, match="it holds numbers that are NaN or infinite"):
-        arrays.check_finite("it", array)
-
-
-def test_the_weights_of_a_backbone_are_hashed_once_or_not_at_all(whole, monkeypatch):
-    hashed, checksum = [], arrays.file_checksum
-    monkeypatch.setattr(
-        arrays,
-        "file_checksum",
-        lambda path: hashed.append(pathlib.Path(path).name) or checksum(path),
-    )
-    load_backbone(whole / "backbone")
-    assert hashed.count("backbone.safetensors") == 1
-    hashed.clear()
-    backbones.open_folder(whole / "backbone", verify=False)
-    assert "backbone.safetensors" not in hashed
 
 
 SITE = {"kind": "ffn", "ratio": 4, "bottleneck": 8, "layers": [0, 2]}
@@ -203,20 +162,16 @@ class TestDamage:
         ("change", "words"),
         [
             (lambda x: x.update(format_version=99), "Update variator_jax"),
-            (lambda x: x.update(format_version="1"), "format version 1"),
-            (lambda x: x.update(kind="backbone"), "does not describe a plugin"),
             (lambda x: x.update(backbone=[]), "backbone is a list; expected dict"),
             (lambda x: x.update(more=1), "unknown field 'more'"),
             (lambda x: x.pop("quality"), "has no 'quality'"),
             (lambda x: x["backbone"].update(embed_dim=10**12), "embed_dim is 1000000000000"),
             (lambda x: x["backbone"].update(num_encoder_layers=10**5), "100000 encoder layers"),
             (lambda x: x["config"].update(sites=[{**SITE, "ratio": 0}]), "positive"),
-            (lambda x: x["config"].update(sites=[{**SITE, "ratio": "4"}]), "positive"),
             (lambda x: x["config"].update(sites=[{**SITE, "ration": 4}]), "no field 'ration'"),
             (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 7]}]), r"layers \[7\]"),
             (lambda x: x["config"].update(sites=[{**SITE, "bottleneck": 16}]), "has shape"),
             (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 1, 2]}]), "is missing"),
-            (lambda x: x["config"].update(sites=[{**SITE, "layers": [0]}]), "has unexpected"),
         ],
     )
     def test_a_forged_description(self, copies, change, words):
@@ -224,38 +179,39 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=words):
             load_plugin(copies / "plugin")
 
-    def test_missing_and_changed_files(self, copies):
-        folder = copies / "plugin"
-        file, data = folder / "plugin.safetensors", (folder / "plugin.safetensors").read_bytes()
-        description = json.loads((folder / "plugin.json").read_text())
+    @pytest.mark.parametrize(
+        ("file", "change", "words"),
+        [
+            ("plugin.safetensors", lambda x: x[:-100], "plugin.safetensors cannot be read"),
+            ("plugin.safetensors", lambda x: x[:-3] + b"abc", "changed or damaged: its checksum"),
+            ("plugin.safetensors", None, "plugin.safetensors cannot be read: No such file"),
+            ("plugin.json", lambda x: x.replace(b'"x"', b'"y"', 1), "plugin.json was changed"),
+            ("plugin.json", lambda x: x.replace(b"  ", b" \t", 1), "changed or damaged"),
+            ("plugin.json", lambda x: b"{", "not readable JSON"),
+            ("plugin.json", None, "holds no plugin: there is no plugin.json"),
+        ],
+    )
+    def test_missing_and_changed_files(self, copies, file, change, words):
+        file = copies / "plugin" / file
+        data = file.read_bytes()
+        file.unlink()
+        if change:
+            file.write_bytes(change(data))
+        with pytest.raises(CheckpointError, match=words):
+            load_plugin(copies / "plugin")
 
-        def fails(path, words):
+    def test_other_things_than_folders_and_files(self, copies):
+        file = copies / "plugin" / "plugin.safetensors"
+        file.unlink()
+        file.symlink_to(file)
+        for path, words in (
+            (copies / "none", "There is no folder"),
+            ("a\0b", "There is no folder"),
+            (copies / "plugin" / "plugin.json", "is a file; a folder was expected"),
+            (copies / "plugin", "plugin.safetensors cannot be read"),
+        ):
             with pytest.raises(CheckpointError, match=words):
                 load_plugin(path)
-
-        fails(copies / "none", "There is no folder")
-        fails(folder / "plugin.json", "is a file; a folder was expected")
-        fails("a\0b", "There is no folder")
-        for damage, words in (
-            (lambda: file.write_bytes(data[:-100]), "plugin.safetensors cannot be read"),
-            (lambda: file.write_bytes(data[:-3] + b"abc"), "was changed or damaged: its checksum"),
-            (file.unlink, "plugin.safetensors cannot be read: No such file"),
-            (file.mkdir, "plugin.safetensors cannot be read"),
-        ):
-            damage()
-            fails(folder, words)
-        file.rmdir()
-        file.symlink_to(file)
-        fails(folder, "plugin.safetensors cannot be read")
-        file.unlink()
-        file.write_bytes(data)
-        description["training"] = {"task": "another"}
-        (folder / "plugin.json").write_text(json.dumps(description))
-        fails(folder, "plugin.json was changed or damaged")
-        (folder / "plugin.json").write_text("{")
-        fails(folder, "not readable JSON")
-        (folder / "plugin.json").unlink()
-        fails(folder, "holds no plugin: there is no plugin.json")
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("seed", range(20))
@@ -282,30 +238,22 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda x: np.full_like(x, np.nan), "NaN or infinite"),
-            (lambda x: np.full_like(x, -np.inf), "NaN or infinite"),
-            (lambda x: x[None], "has shape"),
-            (lambda x: x.astype(np.float64), "of float64"),
-            (lambda x: None, "is missing"),
+            (lambda x: {"one": one_bad(x["one"], np.nan)}, "NaN or infinite"),
+            (lambda x: {"one": one_bad(x["one"], -np.inf)}, "NaN or infinite"),
+            (lambda x: {"one": x["one"][None]}, "has shape"),
+            (lambda x: {"one": x["one"].astype(np.float64)}, "of float64"),
+            (lambda x: {}, "is missing"),
+            (lambda x: x | {"more": x["one"]}, "has unexpected more"),
         ],
     )
     def test_forged_arrays_under_a_checksum_that_fits(self, copies, kind, change, words):
         file = copies / kind / f"{kind}.safetensors"
         leaves = load_file(file)
         name = sorted(leaves)[len(leaves) // 2]
-        changed = {**leaves, name: change(leaves[name])}
-        for content, reason in (
-            ({k: x for k, x in changed.items() if x is not None}, words),
-            ({**leaves, "more": leaves[name]}, "has unexpected more"),
-        ):
-            save_file(content, file)
-            checksum = arrays.file_checksum(file)
-            description = copies / kind / f"{kind}.json"
-            edit(description, lambda x, c=checksum: x["file_checksums"].update({file.name: c}))
-            with pytest.raises(CheckpointError, match=reason):
-                KINDS[kind](copies / kind)
-
-    def test_the_control_loads(self, copies):
-        for kind, load in KINDS.items():
-            edit(copies / kind / f"{kind}.json", lambda content: None)  # signing is no damage
-            load(copies / kind)
+        changed = change({"one": leaves.pop(name)})
+        leaves |= {name if key == "one" else key: array for key, array in changed.items()}
+        save_file(leaves, file)
+        checksums = {file.name: arrays.file_checksum(file)}
+        edit(copies / kind / f"{kind}.json", lambda x: x["file_checksums"].update(checksums))
+        with pytest.raises(CheckpointError, match=words):
+            KINDS[kind](copies / kind)

@@ -87,19 +87,12 @@ class TestLoad:
         write(folder, other, **RELU)
         refused(folder, "lm_head.weight differs from the embedding")
 
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("relu", ("relu",)),
-            ("gelu_new", ("gelu",)),
-            ("gated-gelu", ("gelu", "linear")),
-            ("gated-silu", ("silu", "linear")),
-        ],
-    )
-    def test_feed_forward_layers(self, folder, name, expected):
-        gated = "gated" in name
+    @pytest.mark.parametrize("name", ["relu", "gelu_new", "gated-gelu", "gated-silu"])
+    def test_feed_forward_layers(self, folder, name):
+        *gated, activation = name.split("-")
         state = state_dict(small_t5.backbone(small_t5.GATED if gated else small_t5.PLAIN))
         write(folder, state, feed_forward_proj=name, tie_word_embeddings=not gated)
+        expected = (activation.removesuffix("_new"), *("linear" for _ in gated))
         assert load_backbone(folder).config.mlp_activations == expected
 
     def test_configs_may_leave_out_defaults_and_use_transformers_synonyms(self, folder):
@@ -163,14 +156,11 @@ class TestWrite:
             save_hf(out, load_backbone(folder))
 
 
-def test_names_and_configs_go_both_ways():
-    for config in small_t5.CONFIGS.values():
-        for path in small_t5.flat(small_t5.backbone(config).params):
-            assert hugging_face.path_of(hugging_face.name_of(path)) == path
-    for name, config in CONFIGS.items():
-        content = json.loads(json.dumps(hugging_face.render_config(config)))
-        parsed = hugging_face.parse_config("config.json", content, config.vocab_size).config
-        assert parsed.name == name and hugging_face.render_config(parsed) == content
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_go_both_ways(name):
+    content = json.loads(json.dumps(hugging_face.render_config(CONFIGS[name])))
+    parsed = hugging_face.parse_config("config.json", content, CONFIGS[name].vocab_size).config
+    assert parsed.name == name and hugging_face.render_config(parsed) == content
 
 
 class TestRefusals:
@@ -179,18 +169,12 @@ class TestRefusals:
         [
             (dict(model_type="umt5"), "'umt5' model; expected 't5' or 'mt5'"),
             (dict(architectures=["T5ForSequenceClassification"]), "T5ForSequenceClassification"),
-            (dict(architectures="T5Model"), "architectures"),
             (dict(feed_forward_proj="gelu"), "feed_forward_proj 'gelu'"),
-            (dict(feed_forward_proj=["gated-gelu"]), "feed_forward_proj"),
             (dict(relative_attention_num_buckets=64), "relative_attention_num_buckets"),
             (dict(relative_attention_max_distance=256), "relative_attention_max_distance"),
             (dict(d_model="16"), "'d_model' is a str"),
-            (dict(d_ff=None), "d_ff"),
-            (dict(num_heads=True), "num_heads"),
             (dict(num_layers=2_000_000_000), "num_layers"),
-            (dict(num_layers=2_000_000), "3 encoder layers, the config has 2000000"),
             (dict(num_decoder_layers=3), "2 decoder layers, the config has 3"),
-            (dict(layer_norm_epsilon="1e-6"), "layer_norm_epsilon"),
             (dict(pad_token_id=1), "pad_token_id 1; expected 0"),
             (dict(eos_token_id=[1, 2]), r"eos_token_id \[1, 2\]; expected 1"),
             (dict(decoder_start_token_id=2), "decoder_start_token_id 2; expected 0"),
@@ -206,7 +190,6 @@ class TestRefusals:
         [
             ({QUERY: None}, f"is missing {QUERY}"),
             ({"lm_head.weight": None}, "is missing lm_head.weight"),
-            ({"shared.weight": None}, "is missing shared.weight"),
             ({"qa_outputs.weight": np.zeros(3)}, "qa_outputs.weight"),
             ({QUERY: np.zeros((3, 3), np.float32)}, r"shape \(3, 3\)"),
             ({QUERY: np.zeros((12, 16), np.int8)}, "I8.*Quantised"),
@@ -219,35 +202,34 @@ class TestRefusals:
         state = {k: v for k, v in {**STATE, **changes}.items() if v is not None}
         refused(write(folder, state), words)
 
-    def test_missing_and_torn_files(self, folder, tmp_path):
-        data = (folder / "model.safetensors").read_bytes()
-        for cut in (0, 4, 300, len(data) - 1):
-            (folder / "model.safetensors").write_bytes(data[:cut])
-            refused(folder, "model.safetensors cannot be read")
-        (folder / "model.safetensors").unlink()
-        refused(folder, "no model.safetensors")
-        (folder / "config.json").write_text("[1]")
-        refused(folder, "config.json is a list")
-        (folder / "config.json").write_bytes(b"\xff\xfe")
-        refused(folder, "config.json is not readable JSON")
-        refused(tmp_path / "nothing", "There is no folder")
+    @pytest.mark.parametrize(
+        ("name", "change", "words"),
+        [
+            ("model.safetensors", lambda x: b"", "model.safetensors cannot be read"),
+            ("model.safetensors", lambda x: x[:300], "model.safetensors cannot be read"),
+            ("model.safetensors", lambda x: x[:-1], "model.safetensors cannot be read"),
+            ("model.safetensors", None, "no model.safetensors"),
+            ("config.json", lambda x: b"[1]", "config.json is a list"),
+            ("config.json", lambda x: b"\xff\xfe", "config.json is not readable JSON"),
+        ],
+    )
+    def test_missing_and_torn_files(self, folder, name, change, words):
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if change:
+            (folder / name).write_bytes(change(data))
+        refused(folder, words)
 
-    def test_shards_that_differ_from_their_index(self, folder, tmp_path):
-        shards = tmp_path / "shards"
-        save_hf(shards, load_backbone(folder), shard_size=8000)
-        index = shards / "model.safetensors.index.json"
-        weight_map = json.loads(index.read_text())["weight_map"]
-        name = next(x for x in weight_map if "Attention" in x)
-        for changed, words in (
-            ({**weight_map, name: "../x.safetensors"}, "outside of its folder"),
-            ({**weight_map, name: 3}, "is a int"),
-            ("all", "is a str"),
-        ):
-            index.write_text(json.dumps({"weight_map": changed}))
-            refused(shards, words)
+    @pytest.mark.parametrize(
+        ("file", "words"),
+        [("../x.safetensors", "outside"), (3, "is a int"), ("model-9.safetensors", "cannot be")],
+    )
+    def test_shards_that_differ_from_their_index(self, folder, file, words):
+        save_hf(folder, load_backbone(folder), shard_size=8000)
+        index = folder / "model.safetensors.index.json"
+        weight_map = json.loads(index.read_text())["weight_map"] | {QUERY: file}
         index.write_text(json.dumps({"weight_map": weight_map}))
-        (shards / weight_map[name]).unlink()
-        refused(shards, f"{weight_map[name]} cannot be read")
+        refused(folder, words)
 
     def test_a_pickle_that_would_run_a_command_runs_none(self, folder, tmp_path):
         (folder / "model.safetensors").unlink()

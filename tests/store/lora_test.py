@@ -109,11 +109,16 @@ def test_it_is_merged_while_a_backbone_of_any_format_is_loaded(
     assert_same(half.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), merged.params))
 
 
-def test_a_lora_of_another_backbone_is_refused_by_name(owner, other, folder, merged, tmp_path):
+def test_another_backbone_or_vocabulary_is_refused(owner, other, folder, merged, tmp_path):
     reason = f"'t5_1_1_custom' with fingerprint {owner.fingerprint}; this backbone is"
     with pytest.raises(CheckpointError, match=f"The LoRA in .*{reason}.*{other.fingerprint}"):
         load_lora(folder, other)
     save_hf(tmp_path / "hf", other)
+    strange = dataclasses.replace(owner, vocabulary_fingerprint="b" * 64)
+    trained = dataclasses.replace(owner, vocabulary_fingerprint="a" * 64)
+    save_lora(tmp_path / "lora", CONFIG, arrays(owner), trained)
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        with_lora(strange, tmp_path / "lora")
     for load in (
         lambda: with_lora(other, folder),
         lambda: collect_with_lora(memory_source("memory", other), load_lora(folder)),
@@ -133,13 +138,6 @@ def test_another_shape_is_refused_before_a_weight_is_read(folder):
     with pytest.raises(CheckpointError, match=r"belongs to backbone 't5_1_1_custom'.*\(20, 12\)"):
         collect_with_lora(dataclasses.replace(source, leaves=leaves), load_lora(folder))
     assert not read
-
-
-def test_a_lora_of_another_vocabulary_is_refused(owner, tmp_path):
-    trained = dataclasses.replace(owner, vocabulary_fingerprint="a" * 64)
-    save_lora(tmp_path / "lora", CONFIG, arrays(owner), trained)
-    with pytest.raises(CheckpointError, match="vocabulary"):
-        with_lora(dataclasses.replace(owner, vocabulary_fingerprint="b" * 64), tmp_path / "lora")
 
 
 def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(

@@ -1,15 +1,16 @@
-"""Several ratios of one backbone in one folder: found in every form, mixtures refused."""
+"""Sets of plugins of one backbone, mixtures refused; and a plugin folder that release 0.1 wrote."""
 
 import dataclasses
 import json
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+import small_t5
 from golden_vectors import config
 from tiny import random_params, random_plugin
 
-from variator_jax import load_plugins, save_plugin, save_plugins
+from variator_jax import VariatorModel, load_plugins, save_plugin, save_plugins
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
@@ -18,6 +19,7 @@ from variator_jax.store.arrays import fingerprint
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
 PARAMS = random_params(SHAPE)
 BACKBONE = Backbone(SHAPE, PARAMS, fingerprint(PARAMS))
+FORMAT_1 = Path(__file__).parent / "format_1"
 STRANGER = dataclasses.replace(BACKBONE, fingerprint="f" * 64)
 
 
@@ -38,12 +40,7 @@ def _assert_equal(found, ratios=(2, 4, 16)):
     assert tuple(found) == ratios
     for ratio in ratios:
         assert found[ratio].config == PLUGINS[ratio].config
-        for one, other in zip(
-            jax.tree.leaves(found[ratio].variables),
-            jax.tree.leaves(PLUGINS[ratio].variables),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(one, other)
+        small_t5.assert_same(found[ratio].variables.params, PLUGINS[ratio].variables.params)
 
 
 def test_a_set_is_the_same_after_reloading_and_says_what_its_plugins_said(tmp_path):
@@ -72,9 +69,10 @@ def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
     _assert_equal(load_plugins(tmp_path / "run"), (4,))
     _assert_equal(load_plugins(str(tmp_path / "run" / "plugin")), (4,))
     (tmp_path / "young").mkdir()
-    (tmp_path / "young" / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds no plugin"):
-        load_plugins(tmp_path / "young")
+    for words in ("it is empty", "holds no plugin"):
+        with pytest.raises(CheckpointError, match=words):
+            load_plugins(tmp_path / "young")
+        (tmp_path / "young" / "run.json").write_text("{}")
 
 
 def test_two_plugins_of_one_ratio_are_refused_with_both_names(tmp_path):
@@ -147,11 +145,23 @@ def test_a_damaged_index_is_refused(tmp_path, change):
         load_plugins(tmp_path / "set")
 
 
-def test_where_there_are_no_plugins_it_is_said_what_there_is(tmp_path):
-    with pytest.raises(CheckpointError, match="it is empty"):
-        load_plugins(tmp_path)
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(CheckpointError, match="it holds a.txt"):
-        load_plugins(tmp_path)
-    with pytest.raises(CheckpointError, match="There is no folder"):
-        load_plugins(tmp_path / "none")
+def test_format_1_loads_and_gives_the_states_that_release_0_1_gave():
+    expected = np.load(FORMAT_1 / "encoded.npz")
+    model = VariatorModel(small_t5.backbone(small_t5.GATED), load_plugins(FORMAT_1))
+    encoded = np.asarray(model.encode(expected["tokens"], ratio=4))
+    valid = expected["tokens"] > 0
+    np.testing.assert_allclose(encoded[valid], expected["encoded"][valid], atol=1e-5)
+
+
+def test_format_1_is_saved_as_format_2_and_is_the_same_plugin(tmp_path):
+    before = load_plugins(FORMAT_1)[4]
+    save_plugin(
+        tmp_path / "new", before.config, before.variables, small_t5.backbone(small_t5.GATED)
+    )
+    content = json.loads((tmp_path / "new" / "plugin.json").read_text())
+    assert content["format_version"] == 2
+    (site,) = content["config"]["sites"]
+    assert site["kind"] == "ffn" and site["ratio"] == 4 and site["layers"] == [0, 2]
+    after = load_plugins(tmp_path / "new", small_t5.backbone(small_t5.GATED))[4]
+    assert after.config == before.config
+    assert set(after.variables.params) == {f"encoder/layers_{i}/mlp" for i in (0, 2)}

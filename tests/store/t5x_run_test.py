@@ -17,7 +17,8 @@ from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import load_backbone, load_plugin, load_plugins, save_backbone
-from variator_jax.store.t5x_run import load_t5x_plugin
+from variator_jax.store.arrays import fingerprint
+from variator_jax.store.other_plugins import load_t5x_plugin
 
 WRITERS = {
     "orbax": t5x_files.write_orbax,
@@ -26,6 +27,7 @@ WRITERS = {
 }
 CONFIG = PluginConfig(4, bottleneck=3)
 SHAPE = small_t5.GATED
+BACKBONE = small_t5.backbone(SHAPE)
 SCORES = "plugin/encoder/layers_1/mlp/compression/kernel"
 SCALE = "plugin/encoder/layers_2/mlp/output_scale"
 BIAS = "plugin/encoder/layers_0/mlp/decompression/input_bias"
@@ -130,14 +132,11 @@ class TestOwner:
 
     def test_another_backbone_is_refused_with_both_fingerprints(self, tmp_path):
         backbone, _ = write_run(tmp_path)
-        for name, change in (("other", lambda x: -x), ("f16", lambda x: x.astype(np.float16))):
-            save_backbone(tmp_path / name, SHAPE, jax.tree.map(change, backbone.params))
-            other = load_backbone(tmp_path / name)
-            words = (backbone.fingerprint, other.fingerprint, "is another one", "--from t5x")
-            refused(tmp_path, *words, backbone=other)
-
-    def test_the_same_weights_in_another_network_are_refused(self, tmp_path):
-        backbone, _ = write_run(tmp_path)
+        half = jax.tree.map(lambda x: x.astype(np.float16), backbone.params)
+        other = dataclasses.replace(backbone, params=half, fingerprint=fingerprint(half))
+        words = (backbone.fingerprint, other.fingerprint, "is another one", "--from t5x")
+        refused(tmp_path, *words, backbone=other)
+        # The same weights in another network.
         config = dataclasses.replace(backbone.config, mlp_activations=("silu", "linear"))
         other = dataclasses.replace(backbone, config=config)
         refused(tmp_path, "mlp_activations ('gelu', 'linear')", "silu", backbone=other)
@@ -155,32 +154,22 @@ class TestDamage:
             ({SCALE: None}, ("is missing", SCALE)),
             ({BIAS: np.zeros(4, np.float32)}, (BIAS, "shape (4,)")),
             ({SCORES: NAN}, (SCORES, "NaN or infinite")),
-            ({SCALE: np.float32(np.inf)}, (SCALE, "NaN or infinite")),
             ({SCORES: GOOD[SCORES].astype(jnp.bfloat16)}, (SCORES, "of bfloat16")),
             ({"plugin/more": np.ones(2, np.float32)}, ("has unexpected plugin/more",)),
-            ({SCORES: np.ones((32, 2), np.float32)}, (SCORES, "(32, 2)")),
             ({QUERY: None}, ("is missing", QUERY)),
-            ({QUERY: np.full((16, 12), np.nan, np.float32)}, ("NaN", QUERY)),
             (dict.fromkeys(GOOD), ("holds no compression plugin",)),
+            (dict.fromkeys(small_t5.flat(BACKBONE.params)), ("a compression plugin and no back",)),
         ],
     )
     def test_leaves(self, leaves, words, tmp_path):
         write_run(tmp_path, **leaves)
         refused(tmp_path, str(tmp_path / "checkpoint_5"), *words)
 
-    def test_a_plugin_without_a_backbone(self, tmp_path):
-        t5x_files.write_legacy(tmp_path / "checkpoint_5", GOOD)
-        refused(tmp_path, "a compression plugin and no backbone")
-
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (
-                lambda x: x["plugin"]["sites"][0].update(ratio=2),
-                ("shape (64, 4)", "expected (32, 2)"),
-            ),
+            (lambda x: x["plugin"]["sites"][0].update(ratio=2), ("expected (32, 2)",)),
             (lambda x: x["plugin"]["sites"][0].update(layers=[0, 7]), ("layers [7]",)),
-            (lambda x: x["plugin"]["sites"][0].update(ratio=10**9), ("has shape",)),
             (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), ("No site is of kind 'new'",)),
             (lambda x: x["backbone"].update(num_encoder_layers=4), ("3 encoder layers", "has 4")),
             (lambda x: x["backbone"].update(vocab_size=10**9), ("backbone.vocab_size is 1000",)),
@@ -192,37 +181,27 @@ class TestDamage:
         content = settings_of()
         change(content)
         (tmp_path / "variator_plugin.json").write_text(json.dumps(content))
-        refused(tmp_path, "variator_plugin.json" if "3 enc" not in words[0] else "", *words)
-
-    @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
-    def test_settings_that_are_not_json(self, text, tmp_path):
-        write_run(tmp_path)
-        (tmp_path / "variator_plugin.json").write_text(text)
+        refused(tmp_path, *words)
+        (tmp_path / "variator_plugin.json").write_text("[" * 100_000)
         refused(tmp_path, "variator_plugin.json")
 
 
-class TestCommand:
-    def run(self, capsys, *arguments):
-        code = cli.main(["convert", "--from", "t5x-run", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    @pytest.mark.parametrize("owner", [None, "ours", "hf"])
-    def test_a_plugin_folder_that_loads_on_the_backbone_in_any_format(
-        self, owner, tmp_path, capsys
-    ):
-        backbone, variables = write_run(tmp_path / "run", write=t5x_files.write_orbax)
-        (tmp_path / "some.model").write_bytes(b"any SentencePiece model")
-        vocabulary = str(tmp_path / "some.model")
-        save_backbone(tmp_path / "ours", backbone.config, backbone.params, vocabulary)
-        save_hf(tmp_path / "hf", backbone)
-        given = () if owner is None else ("--backbone", tmp_path / owner, "--to", "variator")
-        code, out, err = self.run(capsys, tmp_path / "run", tmp_path / "plugin", *given)
-        assert code == 0, err
-        assert "compression plugin in" in out and backbone.fingerprint in out
-        loaded = load_plugin(tmp_path / "plugin", backbone)
-        same_plugin(loaded, CONFIG, variables)
-        assert loaded.description["training"]["task"] == "topic"
-        assert (loaded.description["vocabulary_fingerprint"] is None) == (owner != "ours")
+@pytest.mark.parametrize("owner", [None, "ours", "hf"])
+def test_convert_makes_a_plugin_folder_for_the_backbone_in_any_format(owner, tmp_path, capsys):
+    backbone, variables = write_run(tmp_path / "run", write=t5x_files.write_orbax)
+    (tmp_path / "some.model").write_bytes(b"any SentencePiece model")
+    vocabulary = str(tmp_path / "some.model")
+    save_backbone(tmp_path / "ours", backbone.config, backbone.params, vocabulary)
+    save_hf(tmp_path / "hf", backbone)
+    command = ["convert", "--from", "t5x-run", str(tmp_path / "run"), str(tmp_path / "plugin")]
+    if owner:
+        command += ["--backbone", str(tmp_path / owner), "--to", "variator"]
+    assert cli.main(command) == 0
+    assert backbone.fingerprint in capsys.readouterr().out
+    loaded = load_plugin(tmp_path / "plugin", backbone)
+    same_plugin(loaded, CONFIG, variables)
+    assert loaded.description["training"]["task"] == "topic"
+    assert (loaded.description["vocabulary_fingerprint"] is None) == (owner != "ours")
 
 
 def test_inspect_describes_backbone_and_plugin(tmp_path):

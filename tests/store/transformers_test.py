@@ -16,23 +16,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SHAPE = dict(vocab_size=60, d_model=16, d_kv=4, d_ff=24, num_heads=3, num_layers=2)
+GENERATOR, MULTILINGUAL = "T5ForConditionalGeneration", "MT5ForConditionalGeneration"
+GATED = dict(feed_forward_proj="gated-gelu", untied=True)
 FAMILIES = {
-    "t5_1_0": ("T5ForConditionalGeneration", dict(feed_forward_proj="relu")),
-    "t5_1_1": ("T5ForConditionalGeneration", dict(feed_forward_proj="gated-gelu", untied=True)),
-    "flan": (
-        "T5ForConditionalGeneration",
-        dict(feed_forward_proj="gated-gelu", untied=True, layer_norm_epsilon=1e-5),
-    ),
-    "mt5": ("MT5ForConditionalGeneration", dict(untied=True, num_layers=3, num_decoder_layers=1)),
-    "byt5": (
-        "T5ForConditionalGeneration",
-        dict(feed_forward_proj="gated-gelu", untied=True, num_layers=3, num_decoder_layers=1),
-    ),
-    "untrained_t5_1_1": (
-        "T5ForConditionalGeneration",
-        dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    ),
-    "untrained_mt5": ("MT5ForConditionalGeneration", {}),
+    "t5_1_0": (GENERATOR, dict(feed_forward_proj="relu")),
+    "t5_1_1": (GENERATOR, GATED),
+    "flan": (GENERATOR, GATED | dict(layer_norm_epsilon=1e-5)),
+    "mt5": (MULTILINGUAL, dict(untied=True, num_layers=3, num_decoder_layers=1)),
+    "byt5": (GENERATOR, GATED | dict(num_layers=3, num_decoder_layers=1)),
+    "untrained_t5_1_1": (GENERATOR, GATED | dict(untied=False, tie_word_embeddings=False)),
+    "untrained_mt5": (MULTILINGUAL, {}),
     "t5_encoder": ("T5EncoderModel", dict(feed_forward_proj="relu")),
     "silu_encoder": ("T5EncoderModel", dict(feed_forward_proj="gated-silu")),
     "mt5_encoder": ("MT5EncoderModel", {}),

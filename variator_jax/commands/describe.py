@@ -16,7 +16,7 @@ import jax
 
 from variator_jax.errors import VariatorError
 from variator_jax.evaluation.report import read_report
-from variator_jax.store import arrays, backbone, formats, load_lora, load_plugin, t5x, t5x_run
+from variator_jax.store import arrays, backbone, formats, load_lora, load_plugin, other_plugins, t5x
 from variator_jax.store.plugins import INDEX, Plugin
 
 
@@ -94,8 +94,8 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
     checkpoint = t5x.open_checkpoint(path)
     if not checkpoint.plugin:
         return _backbone("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
-    run = t5x_run.open_run(checkpoint)
-    plugin = Plugin(run.config, t5x_run.read_variables(run), {"training": run.training})
+    run = other_plugins.open_run(checkpoint)
+    plugin = Plugin(run.config, other_plugins.read_variables(run), {"training": run.training})
     described = _backbone("T5X backbone beside a plugin:", path, run.source, verify)
     return f"{described}\n{_titled('compression plugin beside it', _plugin(plugin))}"
 

@@ -142,7 +142,7 @@ def _convert(args: argparse.Namespace) -> None:
         --backbone t5_base
     variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl
     """
-    from variator_jax.store.convert import FORMATS, PLUGINS, check_format, convert, convert_plugin
+    from variator_jax.store.formats import FORMATS, PLUGINS, check_format, convert, convert_plugin
 
     source, target = args.source_format, args.target_format
     check_format("--from", source, (*FORMATS, *PLUGINS))

@@ -28,7 +28,7 @@ from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.formats import run_part
-from variator_jax.store.t5x_run import load_t5x_plugin
+from variator_jax.store.other_plugins import load_t5x_plugin
 
 MODES = ("predict", "score")
 _LOG_PERIOD = 100  # batches

@@ -24,7 +24,7 @@ from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
 from variator_jax.store.formats import run_part
-from variator_jax.store.t5x_run import SETTINGS
+from variator_jax.store.other_plugins import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.partitioning import model_devices
 from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path

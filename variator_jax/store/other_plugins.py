@@ -1,8 +1,8 @@
-"""A T5X run that trained a plugin: its checkpoints, read as a plugin that belongs to a backbone.
+"""Plugins of other programs: the official release's pickled state dicts, and T5X runs' checkpoints.
 
-Such a checkpoint is any of T5X's with the plugin next to the backbone, under `target/plugin`;
-`variator_plugin.json` in the run's folder has the settings of both. The engine that writes them is
-`t5x_engine`.
+A file such as `plugin-t5_base-mux_4.pkl` holds a state dict. A T5X run keeps the plugin beside the
+backbone, under `target/plugin`, and the settings of both in `variator_plugin.json` in its folder;
+`t5x_engine` writes them.
 """
 
 from __future__ import annotations
@@ -10,20 +10,125 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
 from variator_jax.files import is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
-from variator_jax.store import arrays, plugins, t5x
+from variator_jax.store import arrays, t5x
 from variator_jax.store.arrays import Stored
 from variator_jax.store.backbone import Backbone, Leaf, Source, identify
 from variator_jax.store.description import parse, parse_json
-from variator_jax.store.plugins import Plugin
+from variator_jax.store.pickles import open_state_dict
+from variator_jax.store.plugins import (
+    Plugin,
+    check_shapes,
+    describe_plugin,
+    expected_leaves,
+    to_variables,
+)
 
+# The official converter divides T5's residual stream by 100; its plugins were trained so.
+RESIDUAL_SCALE = 100.0
+_LAYER = re.compile(r"(mux_layer\.\d{1,4})\.(mux_layer|demux_adapter)\..+")
 SETTINGS = "variator_plugin.json"
+
+
+def load_official(
+    path: str | os.PathLike, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
+) -> Plugin:
+    """Reads an official plugin for a backbone of the same shape.
+
+    The file does not name the backbone it was trained beside, so only the shape can be checked.
+
+    Args:
+      path: the file: a state dict saved by torch.save, in either of its layouts.
+      backbone: the backbone, in T5X's or transformers' scale.
+      residual_scale: by how much the official backbones' residual stream is smaller; 100 for the
+        released plugins, 1 for one that was trained on an unscaled backbone. It becomes each
+        layer's output scale, so that the weights stay those of the file.
+
+    Raises:
+      CheckpointError: if the file is damaged, holds anything but tensors, or does not fit.
+    """
+    if not 0 < residual_scale < float("inf"):
+        raise CheckpointError(f"A residual scale is a positive number; found {residual_scale}.")
+    state = {name: stored.read() for name, stored in open_state_dict(path).items()}
+    config, variables = plugin_from_state_dict(state, residual_scale, str(path))
+    source = f"official release, {pathlib.Path(path).name}"
+    training = {"source": source, "residual_scale": residual_scale}
+    plugin = Plugin(config, variables, describe_plugin(backbone, training))
+    check_shapes(str(path), plugin, backbone)
+    return plugin
+
+
+def plugin_from_state_dict(
+    state: Mapping[str, np.ndarray],
+    output_scale: float = RESIDUAL_SCALE,
+    what: str = "The official plugin",
+) -> tuple[PluginConfig, PluginVariables]:
+    """Turns `mux_layer.{i}...` arrays into a plugin that pools padding as the official code does.
+
+    Args:
+      state: official names to arrays; linear weights are `[out, in]`.
+      output_scale: the a of every layer; 100 for a plugin of the official scaled backbones on a
+        backbone in T5X's or transformers' scale, 1 for one trained without scaling.
+      what: the file, for messages.
+
+    Raises:
+      CheckpointError: if a weight is missing, unknown, misshapen, or not a finite number.
+    """
+    layers = sorted({match[1] for name in state if (match := _LAYER.fullmatch(name))})
+    with wrap_errors(f"{what} is not an official plugin"):
+        ratio, width = state[f"{layers[0]}.mux_layer.weight"].shape
+        bottleneck, _ = state[f"{layers[0]}.demux_adapter.w_in.weight"].shape
+        embed = width // ratio
+    # Weights are [out, in]; w_in's input is the FFN's output, then the normalised hidden vector.
+    shapes = {
+        "mux_layer.weight": (ratio, ratio * embed),
+        "mux_layer.bias": (ratio,),
+        "demux_adapter.w_in.weight": (bottleneck, 2 * embed),
+        "demux_adapter.w_in.bias": (bottleneck,),
+        "demux_adapter.w_out.weight": (embed, bottleneck),
+        "demux_adapter.w_out.bias": (embed,),
+    }
+    expected = {
+        f"{layer}.{name}": jax.ShapeDtypeStruct(shape, np.float32)
+        for layer in layers
+        for name, shape in shapes.items()
+    }
+    arrays.check_arrays(what, state, expected, (*arrays.WEIGHTS, "float64"))
+    for name, array in state.items():
+        arrays.check_finite(f"{what}: {name}", array)
+    keys = {layer: f"encoder/layers_{int(layer.rpartition('.')[2])}/mlp" for layer in layers}
+    return PluginConfig(ratio, bottleneck, pool_padding=True), PluginVariables(
+        params={key: _params(state, layer, embed) for layer, key in keys.items()},
+        output_scales={key: jnp.float32(output_scale) for key in keys.values()},
+    )
+
+
+def _params(state: Mapping[str, np.ndarray], layer: str, embed: int) -> dict:
+    def weight(name: str) -> jnp.ndarray:
+        return jnp.asarray(state[f"{layer}.{name}"], jnp.float32)
+
+    w_in = weight("demux_adapter.w_in.weight")
+    return {
+        "compression": {"kernel": weight("mux_layer.weight").T, "bias": weight("mux_layer.bias")},
+        "decompression": {
+            "repeated_kernel": w_in[:, :embed].T,
+            "input_kernel": w_in[:, embed:].T,
+            "input_bias": weight("demux_adapter.w_in.bias"),
+            "output_kernel": weight("demux_adapter.w_out.weight").T,
+            "output_bias": weight("demux_adapter.w_out.bias"),
+        },
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +194,7 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     source = t5x.backbone_source(checkpoint, settings.backbone)
     with wrap_errors(f"{origin} is not usable"):
         config = PluginConfig.from_json(settings.plugin)
-        expected = plugins.expected_leaves(config, T5(source.config).stack())
+        expected = expected_leaves(config, T5(source.config).stack())
     named = {_name(path): like for path, like in expected.items()}
     arrays.check_arrays(origin, checkpoint.plugin, named)
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
@@ -129,7 +234,7 @@ def read_plugin(
     trained_on = identify(run.source, progress)
     if backbone is not None:
         _check_owner(run, trained_on, backbone)
-    description = plugins.describe_plugin(backbone or trained_on, run.training)
+    description = describe_plugin(backbone or trained_on, run.training)
     return Plugin(run.config, variables, description)
 
 
@@ -141,12 +246,12 @@ def read_variables(run: T5XRun) -> PluginVariables:
     """
     stack = T5(run.source.config).stack()
     leaves = arrays.read_arrays(run.origin, run.leaves, run.leaves)
-    expected = plugins.expected_leaves(run.config, stack)
-    return plugins.to_variables(run.config, stack, {x: leaves[_name(x)] for x in expected})
+    expected = expected_leaves(run.config, stack)
+    return to_variables(run.config, stack, {x: leaves[_name(x)] for x in expected})
 
 
 def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
-    """Compares the backbone in a checkpoint with the expected owner of its plugin."""
+    """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
     if trained_on.fingerprint != backbone.fingerprint:
         raise CheckpointError(
             f"The plugin in {run.origin} was trained on backbone {trained_on.config.name!r} with "

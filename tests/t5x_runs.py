@@ -123,7 +123,7 @@ def folder_leaves(folder):
     from flax import traverse_util
 
     from variator_jax.store import load_plugin
-    from variator_jax.t5x_engine.plugin_branch import to_tree
+    from variator_jax.t5x_engine.network import to_tree
 
     flat = traverse_util.flatten_dict({"plugin": to_tree(load_plugin(folder).variables)}, sep="/")
     return {name: np.asarray(leaf) for name, leaf in flat.items()}

@@ -44,7 +44,7 @@ def plugin(shape):
 @pytest.fixture(scope="module")
 def params(backbone, plugin, t5x_engine):
     """The backbone's parameters with the plugin's branch."""
-    return {**backbone.params, "plugin": t5x_engine.plugin_branch.to_tree(plugin)}
+    return {**backbone.params, "plugin": t5x_engine.network.to_tree(plugin)}
 
 
 def tokens_of(length):

@@ -40,7 +40,7 @@ def scratch(model, t5x_engine):
 
 @pytest.fixture(scope="module")
 def params(backbone, shape, t5x_engine):
-    plugin = t5x_engine.plugin_branch.to_tree(tiny.random_plugin(SETTINGS, shape))
+    plugin = t5x_engine.network.to_tree(tiny.random_plugin(SETTINGS, shape))
     return flax.core.freeze({**backbone.params, "plugin": plugin})
 
 
@@ -51,7 +51,7 @@ def test_the_backbone_starts_as_nan_that_takes_no_memory_and_the_rest_is_real(
     plugin = backbone.pop("plugin")
     for leaf in jax.tree.leaves(backbone):
         assert isinstance(leaf, np.ndarray) and set(leaf.strides) <= {0} and np.isnan(leaf).all()
-    branch = t5x_engine.plugin_branch
+    branch = t5x_engine.network
     started = branch.to_tree(branch.start_values(model.start))
     jax.tree.map(np.testing.assert_array_equal, plugin, started)
     for leaf in jax.tree.leaves(scratch.param_states):

@@ -150,7 +150,9 @@ def test_errors_of_a_run(variator, calls, monkeypatch):
     assert done.value.code == 143
 
 
-def test_the_help_has_examples_of_each_command(variator):
+def test_the_help_has_examples_of_each_command(variator, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["t5x", "--help"])
+    assert cli.t5x() == 0 and "usage: t5x [-h]" in capsys.readouterr().out
     code, out, _ = variator("")
     assert code == 2 and "usage: variator [-h]" in out and all(name in out for name in COMMANDS)
     assert variator("--help") == (0, out, "")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-# `runs` and `tools` enter their commands into the registry, in this order.
-from variator_jax.commands import registry, runs, tools  # noqa: F401
+# `verbs` enters its commands into the registry.
+from variator_jax.commands import registry, verbs  # noqa: F401
 
 
 def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:

@@ -136,8 +136,8 @@ def fail_fast() -> Iterator[None]:
         if _joined is None or _joined.count == 1:
             raise
         lost = _is_loss(error)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        code = 2 if isinstance(error, VariatorError) else 130 if interrupted else 1
+        codes = {VariatorError: 2, KeyboardInterrupt: 130, Exception: 1}
+        code = next(code for kind, code in codes.items() if isinstance(error, kind))
         # At exit, so that the caller can still print the error.
         atexit.register(_end, EXIT_LOST if lost else code)
         if lost:
@@ -221,9 +221,8 @@ def _join(process: Process) -> None:
 
 def _give_up(process: Process) -> None:
     """Ends a process whose peers did not join; it waits in C++, where no exception reaches it."""
-    late = f"not all processes joined within {JOIN_SECONDS} seconds"
-    hint = "Start all of them with the same count and an address that all can reach"
-    print(f"variator: error: joining as {process}: {late}. {hint}.", file=sys.stderr)
+    late = f"{process}: not all processes joined within {JOIN_SECONDS} seconds"
+    print(f"variator: error: {late}. Can all reach that address?", file=sys.stderr)
     _end(EXIT_LOST)
 
 

@@ -97,10 +97,3 @@ def test_the_command_of_t5x_has_absolute_files_and_the_users_folders_first(tmp_p
     assert f"--gin_search_paths={folders}" in line
     parts = Path(gin_utils.engine_dir("t5x"))
     assert all((parts / command / "engine.gin").is_file() for command in engines.PROGRAMS)
-
-
-def test_both_programs_run_the_same_commands(absent, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["t5x", "--help"])
-    assert cli.t5x() == 0
-    out = capsys.readouterr().out
-    assert "usage: t5x [-h]" in out and "precompile" in out

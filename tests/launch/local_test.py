@@ -49,22 +49,20 @@ def program(tmp_path):
     return ["--program", str(path)]
 
 
-@pytest.mark.parametrize("event", ["killed0", "killed1"])
-def test_a_killed_process_ends_the_other_with_a_message(program, event):
-    killed, other = ("0", "1") if event == "killed0" else ("1", "0")
+@pytest.mark.parametrize(
+    ("event", "code", "other", "line", "ended"),
+    [
+        ("killed0", 137, "1", LOST, "process 0 ended with exit code 137"),
+        ("killed1", 137, "0", LOST, "process 1 ended with exit code 137"),
+        ("error1", 2, "1", "error: disk 1 is full", "process 0 ended with exit code 75"),
+    ],
+)
+def test_the_end_of_one_process_ends_the_other(event, code, other, line, ended, program):
     result = launch("local.sh", "2", *program, "--", event)
-    assert result.returncode == 128 + 9
-    assert f"process {killed} ended with exit code 137" in result.stderr
+    assert result.returncode == code and ended in result.stderr
     assert "ending the processes that are left" not in result.stderr  # It ended by itself.
-    lines = [line for line in result.stdout.splitlines() if LOST in line]
-    assert lines and all(line.startswith(f"[{other}]") for line in lines)
-
-
-def test_an_error_in_one_process_ends_the_other_and_gives_its_code(program):
-    result = launch("local.sh", "2", *program, "--", "error1")
-    assert result.returncode == 2
-    assert "[1] error: disk 1 is full" in result.stdout
-    assert "process 0 ended with exit code 75" in result.stderr
+    lines = [text for text in result.stdout.splitlines() if line in text]
+    assert lines and all(text.startswith(f"[{other}]") for text in lines)
 
 
 def test_processes_join_and_each_prints_an_error_that_all_have(program):

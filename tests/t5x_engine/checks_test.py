@@ -64,14 +64,12 @@ def test_a_checkpoint_of_another_network(kind, refused, backbone, tmp_path):
     assert expected[kind] in message and "checkpoint_3" in message
 
 
-@pytest.mark.parametrize("kind", ["variator", "hf"])
-def test_other_formats_name_the_conversion(kind, refused, backbone, tmp_path):
-    if kind == "hf":
-        save_hf(tmp_path / kind, backbone)
-    else:
-        save_backbone(tmp_path / kind, backbone.config, backbone.params)
-    message = refused(f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / kind}")
-    assert f"variator convert --from {kind} --to t5x {tmp_path / kind}" in message
+def test_other_formats_name_the_conversion(refused, backbone, tmp_path):
+    save_hf(tmp_path / "hf", backbone)
+    save_backbone(tmp_path / "variator", backbone.config, backbone.params)
+    for kind in ("variator", "hf"):
+        message = refused(f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / kind}")
+        assert f"variator convert --from {kind} --to t5x {tmp_path / kind}" in message
 
 
 REFUSED = {
@@ -81,8 +79,6 @@ REFUSED = {
     "train --gin_file=no_decoder.gin": "--engine=builtin",
     "train --gin.TRAINED=backbone": "finetune.gin",
     "train --gin.TRAINED=lora": "--engine=builtin",
-    "train --gin.INITIAL_LORA_PATH=runs/lora": "variator convert",
-    "eval --gin.INITIAL_LORA_PATH=runs/lora": "INITIAL_LORA_PATH is 'runs/lora': T5X merges no",
     "infer --gin.INITIAL_LORA_PATH=runs/lora": "T5X merges no LoRA",
     "train --gin.TASK_FILE=nowhere.tsv": "nowhere.tsv",
     "train --gin.config.get_config.num_decoder_layers=3": "lacks decoder/layers_",
@@ -95,7 +91,6 @@ REFUSED = {
     "train --gin.PACK=True": "PACK_MULTIPLE",
     "infer --gin.CHECKPOINT_PATH=trained --gin.BACKBONE_DTYPE=bfloat16": "cast the checkpoint's",
     "train --gin.MODEL_DIR=trained --gin.SEED=7": "holds another run, with seed 0",
-    "train --gin.MODEL_DIR=trained --gin.BATCH_SIZE=4": "batch_size 8",
     "train --gin.MODEL_DIR=trained --gin.RATIO=2": "MODEL_DIR",
 }
 
@@ -113,11 +108,9 @@ def plugin_folder(tmp_path, backbone, settings=SETTINGS):
     return tmp_path / "plugin"
 
 
-@pytest.mark.parametrize(("ratio", "bottleneck"), [(2, 8), (4, 4)])
-def test_another_plugin(ratio, bottleneck, refused, backbone, tmp_path):
-    folder = plugin_folder(tmp_path, backbone, PluginConfig(ratio, bottleneck=bottleneck))
-    message = refused(f"--gin.INITIAL_PLUGIN_PATH={folder}")
-    assert ("ratio" if ratio == 2 else "bottleneck") in message
+def test_another_plugin(refused, backbone, tmp_path):
+    folder = plugin_folder(tmp_path, backbone, PluginConfig(4, bottleneck=4))
+    assert "bottleneck" in refused(f"--gin.INITIAL_PLUGIN_PATH={folder}")
 
 
 @pytest.fixture

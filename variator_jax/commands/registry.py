@@ -175,12 +175,15 @@ def gin_arguments(parser: argparse.ArgumentParser) -> None:
     overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
     add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
-    add("--gin_search_paths", action="extend", default=[], metavar="A,B", help=folders, type=_split)
+    add(
+        "--gin_search_paths",
+        action="extend",
+        default=[],
+        metavar="A,B",
+        help=folders,
+        type=lambda names: list(filter(None, names.split(","))),
+    )
     add("--engine", help="t5x or builtin; by default T5X where it can be imported")
-
-
-def _split(folders: str) -> list[str]:
-    return [folder for folder in folders.split(",") if folder]
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:

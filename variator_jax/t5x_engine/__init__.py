@@ -4,10 +4,9 @@ gin files name what is here; `docs/t5x.md` shows how they are used. T5X is impor
 """
 
 from variator_jax.t5x_engine.checks import absolute_path, preflight, restore_config
-from variator_jax.t5x_engine.data import get_dataset
 from variator_jax.t5x_engine.model import DistillationModel, model
 from variator_jax.t5x_engine.partitioning import partitioner, plan
-from variator_jax.t5x_engine.trainer import PluginInitializer, PluginTrainer
+from variator_jax.t5x_engine.trainer import PluginInitializer, PluginTrainer, get_dataset
 
 __all__ = [
     "DistillationModel", "PluginInitializer", "PluginTrainer", "absolute_path", "get_dataset",

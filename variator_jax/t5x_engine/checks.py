@@ -26,8 +26,8 @@ from variator_jax.store.description import config_content
 from variator_jax.store.formats import run_part
 from variator_jax.store.other_plugins import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.network import PLUGIN, chosen_path
 from variator_jax.t5x_engine.partitioning import model_devices
-from variator_jax.t5x_engine.plugin_branch import PLUGIN, chosen_path
 from variator_jax.train.settings import check_packing, check_vocabulary
 
 _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they are the results of

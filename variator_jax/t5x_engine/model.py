@@ -21,9 +21,8 @@ from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.t5x_engine import plugin_branch
-from variator_jax.t5x_engine.network import SplicedTransformer, network_of, refuse_scanned
-from variator_jax.t5x_engine.plugin_branch import PLUGIN, PluginOptimizer, Start, start_values
+from variator_jax.t5x_engine import network as t5x_network
+from variator_jax.t5x_engine.network import PLUGIN, PluginOptimizer, Start, start_values
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
 from variator_jax.train.settings import check_trainable
@@ -44,7 +43,7 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def __init__(
         self,
-        module: SplicedTransformer,
+        module: t5x_network.SplicedTransformer,
         vocabulary: Any,
         optimizer: PluginOptimizer | None,
         comparison: Comparison,
@@ -71,7 +70,7 @@ class DistillationModel(models.EncoderDecoderModel):
         types = {name: jnp.int32 for name in input_shapes} | dict(input_types or {})
         variables = dict(super().get_initial_variables(rng, input_shapes, types))
         if PLUGIN in variables["params"]:
-            branch = plugin_branch.to_tree(start_values(self.start))
+            branch = t5x_network.to_tree(start_values(self.start))
             variables["params"] = {**variables["params"], PLUGIN: branch}
         return flax.core.freeze(variables)
 
@@ -90,7 +89,7 @@ class DistillationModel(models.EncoderDecoderModel):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The distillation loss of a batch, or a microbatch's share of it. Runs without dropout."""
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: x if plugin_branch.is_trained(path) else jax.lax.stop_gradient(x),
+            lambda path, x: x if t5x_network.is_trained(path) else jax.lax.stop_gradient(x),
             params,
         )
         teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
@@ -188,13 +187,15 @@ def model(
     """
     _refuse_unserved(trained, initial_lora_path)
     if network is not None:
-        refuse_scanned(network)
+        t5x_network.refuse_scanned(network)
     if optimizer is not None:
         check_trainable(plugin, T5(backbone).stack())
     start = Start(plugin, backbone, plugin_path, seed)
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded
-    module = SplicedTransformer(network or network_of(backbone), plugin, T5(backbone).stack())
+    module = t5x_network.SplicedTransformer(
+        network or t5x_network.network_of(backbone), plugin, T5(backbone).stack()
+    )
     converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
     return DistillationModel(
         module,

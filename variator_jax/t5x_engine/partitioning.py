@@ -15,7 +15,7 @@ from t5x import partitioning, utils
 
 from variator_jax.errors import ConfigError
 from variator_jax.t5x_engine.model import DistillationModel
-from variator_jax.t5x_engine.plugin_branch import PLUGIN, is_trained
+from variator_jax.t5x_engine.network import PLUGIN, is_trained
 from variator_jax.train.plan import Part, Plan
 
 PLUGIN_RULES = (("plugin_in", None), ("plugin_ratio", None), ("plugin_hidden", None))

@@ -1,4 +1,8 @@
-"""How a T5X run starts and steps: frozen leaves verified, the plugin calibrated, exact averages."""
+"""How a T5X run starts, steps and reads its batches.
+
+Frozen leaves are verified, the plugin is calibrated, and averages are exact. The batches are those
+of the built-in engine, in the same order, exactly resumed.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.data import dataset_iterator
 from flax import traverse_util
+from t5x import checkpoints, utils
 from t5x import trainer as t5x_trainer
-from t5x import utils
+from tensorflow.io import gfile
 
 from variator_jax.backbones.base import Mask
-from variator_jax.errors import CheckpointError
+from variator_jax.data.batches import batches
+from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.checks import check_same_run, write_record
 from variator_jax.t5x_engine.model import DistillationModel
+from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
 from variator_jax.t5x_engine.partitioning import axes_leaves
-from variator_jax.t5x_engine.plugin_branch import PLUGIN, from_tree, to_tree
+from variator_jax.train.settings import check_packing
 
 
 class PluginInitializer(utils.TrainStateInitializer):
@@ -155,3 +163,82 @@ def _is_backbone(path: tuple[Any, ...]) -> bool:
 
 def _nan(shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.broadcast_to(np.asarray(np.nan, shape.dtype), shape.shape)
+
+
+Batch = Mapping[str, np.ndarray]
+
+
+def get_dataset(
+    cfg: utils.DatasetConfig,
+    shard_id: int,
+    num_shards: int,
+    *t5x_arguments: Any,
+    model_dir: str,
+    seed: int = 0,
+    ratio: int = 1,
+    pack_multiple: int = 1,
+    **t5x_options: Any,
+) -> BatchIterator:
+    """T5X's `get_dataset_fn` over the built-in engine's batches, which never end.
+
+    A resumed run continues at its latest checkpoint without any saved iterator: the order depends
+    on the seed alone, and neither on the process nor on the number of hosts.
+
+    Args:
+      cfg: T5X's settings.
+      shard_id: which part of each batch this host feeds.
+      num_shards: of how many.
+      *t5x_arguments: T5X's other arguments, which are ignored.
+      model_dir: the folder of the run's checkpoints.
+      seed: of the order, and of span corruption.
+      ratio: the plugin's compression ratio.
+      pack_multiple: packed examples start on multiples of it; itself a multiple of the ratio.
+      **t5x_options: T5X's other options, which are ignored.
+
+    Raises:
+      ConfigError: for settings that these batches do not have.
+      DataError: for an unknown task, or one without examples.
+    """
+    if cfg.pack:
+        check_packing(pack_multiple, ratio)
+    if cfg.use_cached:
+        raise ConfigError(
+            "USE_CACHED_TASKS = True is for T5X's own pipeline: set "
+            "train_script.train.get_dataset_fn = @utils.get_dataset in a gin file."
+        )
+    if cfg.batch_size % num_shards:
+        raise ConfigError(f"BATCH_SIZE {cfg.batch_size} does not divide among {num_shards} hosts.")
+    steps = checkpoints.latest_step(model_dir) if gfile.isdir(model_dir) else None
+    order = batches(
+        cfg.mixture_or_task_name,
+        cfg.split,
+        cfg.batch_size,
+        cfg.task_feature_lengths,
+        seed=seed,
+        start_batch=steps or 0,
+        shuffle=cfg.shuffle,
+        packed=cfg.pack,
+        pad_inputs_to_multiple=pack_multiple,
+    )
+    rows = cfg.batch_size // num_shards
+    return BatchIterator(order, slice(shard_id * rows, (shard_id + 1) * rows))
+
+
+class BatchIterator(dataset_iterator.DatasetIterator):
+    """One host's rows of each batch. It is not saved: the step alone decides what comes next."""
+
+    def __init__(self, order: Iterator[Batch], rows: slice) -> None:
+        self._rows = rows
+        self._first = next(order)
+        self._batches = itertools.chain([self._first], order)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {name: array[self._rows] for name, array in next(self._batches).items()}
+
+    @property
+    def element_spec(self) -> dict[str, dataset_iterator.ArraySpec]:
+        """Shapes and dtypes of this host's part of a batch."""
+        return {
+            name: dataset_iterator.ArraySpec(array.dtype, array[self._rows].shape)
+            for name, array in self._first.items()
+        }

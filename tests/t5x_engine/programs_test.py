@@ -8,7 +8,7 @@ import pytest
 import t5x_runs
 
 from variator_jax import cli
-from variator_jax.data import metrics
+from variator_jax.data import spec
 
 INFER = ("infer", "--gin_file=tiny.gin", "--gin_file=runs/infer.gin")
 serving = pytest.mark.skipif(
@@ -100,8 +100,8 @@ def test_eval_writes_the_metrics_of_its_predictions(answered, predicted):
     targets = [row["target"] for row in rows]
     assert predictions == [row["prediction"] for row in t5x_runs.results(predicted, "predict")]
     assert written["step"] == 20 and 0 < written["exact_match"] < 100
-    assert written["exact_match"] == pytest.approx(metrics.exact_match(predictions, targets))
-    assert written["token_f1"] == pytest.approx(metrics.token_f1(predictions, targets))
+    assert written["exact_match"] == pytest.approx(spec.exact_match(predictions, targets))
+    assert written["token_f1"] == pytest.approx(spec.token_f1(predictions, targets))
 
 
 def test_training_decodes_at_a_length_that_the_ratio_does_not_divide(trained, predicted):

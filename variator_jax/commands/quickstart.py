@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 
-from variator_jax.commands import registry, runs, tools  # noqa: F401 - these enter the commands
+from variator_jax.commands import registry, verbs  # noqa: F401 - verbs enters the commands
 from variator_jax.files import write_json
 from variator_jax.gin_utils import as_override
 

@@ -1,20 +1,25 @@
-"""How a task is scored: the registry that evaluation reads next to seqio's own.
+"""How a task is scored: the registry that evaluation reads next to seqio's own, and the scores.
 
 A seqio task defines how examples are made; a `TaskSpec` defines what a right answer is, and from it
 come the postprocessor and the metrics with which seqio's and T5X's evaluators score decoded text.
 Nothing here imports TensorFlow or seqio, so that evaluation can name tasks without them.
+
+Scores lie between 0 and 100. Text is compared as the SQuAD evaluation does it (Rajpurkar et al.,
+2016): lower case, no punctuation, no articles, single spaces, and the best score over all accepted
+answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+import string
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from variator_jax.data import metrics
 from variator_jax.errors import DataError, did_you_mean
 
 _PAD, _EOS = 0, 1
@@ -25,6 +30,12 @@ ANSWER_SEPARATOR = "\x1f"
 
 Kind = Literal["classification", "generation", "span_corruption"]
 Scores = dict[str, float]
+
+# One example's accepted answers: a single text, or several of which the best counts.
+Answers = str | Sequence[str]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +114,16 @@ class TaskSpec:
         return [self._classified if self.kind == "classification" else _generated]
 
     def _classified(self, targets: Sequence[str], predictions: Sequence[str]) -> Scores:
-        scores = {"accuracy": metrics.accuracy(predictions, targets)}
+        scores = {"accuracy": accuracy(predictions, targets)}
         if len(self.labels) == 2:
-            scores["binary_f1"] = metrics.binary_f1(predictions, targets, self.labels[1])
+            scores["binary_f1"] = binary_f1(predictions, targets, self.labels[1])
         return scores
 
 
-def _generated(targets: Sequence[metrics.Answers], predictions: Sequence[str]) -> Scores:
+def _generated(targets: Sequence[Answers], predictions: Sequence[str]) -> Scores:
     return {
-        "exact_match": metrics.exact_match(predictions, targets),
-        "token_f1": metrics.token_f1(predictions, targets),
+        "exact_match": exact_match(predictions, targets),
+        "token_f1": token_f1(predictions, targets),
     }
 
 
@@ -202,3 +213,74 @@ def split_answers(joined: Any) -> list[str]:
     """Returns the accepted answers in the field 'answers' of an example, bytes or text."""
     value = np.asarray(joined).item()
     return str(value.decode() if isinstance(value, bytes) else value).split(ANSWER_SEPARATOR)
+
+
+def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Share of predictions that equal their reference; DataError for empty or unequal lengths."""
+    return 100.0 * sum(p == r for p, r in _pairs(predictions, references)) / len(references)
+
+
+def binary_f1(
+    predictions: Sequence[Hashable], references: Sequence[Hashable], positive: Hashable = 1
+) -> float:
+    """F1 of the class `positive`; 0 where the class is neither predicted nor present."""
+    pairs = _pairs(predictions, references)
+    hits = sum(p == positive and r == positive for p, r in pairs)
+    mentions = sum((p == positive) + (r == positive) for p, r in pairs)
+    return 100.0 * 2 * hits / mentions if mentions else 0.0
+
+
+def majority_score(references: Sequence[Hashable]) -> float:
+    """The accuracy of always answering the majority class."""
+    pairs = _pairs(references, references)
+    return 100.0 * max(Counter(pairs).values()) / len(pairs)
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[Answers]) -> float:
+    """Share of predictions that equal one of their answers after normalisation."""
+    return _mean_of_best(
+        lambda p, a: float(normalise_answer(p) == normalise_answer(a)), predictions, references
+    )
+
+
+def token_f1(predictions: Sequence[str], references: Sequence[Answers]) -> float:
+    """Mean over examples of the best F1 between the words of prediction and answer."""
+    return _mean_of_best(_word_overlap_f1, predictions, references)
+
+
+def normalise_answer(text: str) -> str:
+    """Lower-cases `text` and drops punctuation, the articles a, an, the, and extra spaces."""
+    bare = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def _word_overlap_f1(prediction: str, answer: str) -> float:
+    """F1 of two bags of words, 0 to 1; two texts without any word agree."""
+    predicted, expected = normalise_answer(prediction).split(), normalise_answer(answer).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2.0 * common / (len(predicted) + len(expected))
+
+
+def _mean_of_best(
+    similarity: Callable[[str, str], float],
+    predictions: Sequence[str],
+    references: Sequence[Answers],
+) -> float:
+    total = 0.0
+    for row, (prediction, answers) in enumerate(_pairs(predictions, references)):
+        accepted = [answers] if isinstance(answers, str) else list(answers)
+        if not accepted:
+            raise DataError(f"Example {row} has no answer to compare with.")
+        total += max(similarity(prediction, answer) for answer in accepted)
+    return 100.0 * total / len(references)
+
+
+def _pairs(predictions: Sequence[Any], references: Sequence[Any]) -> list[tuple[Any, Any]]:
+    if len(predictions) != len(references) or not len(references):
+        raise DataError(
+            f"{len(predictions)} predictions for {len(references)} references; expected as many, "
+            "and at least one"
+        )
+    return list(zip(predictions, references, strict=True))

@@ -13,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from variator_jax.data import metrics
-from variator_jax.data.metrics import Answers
-from variator_jax.data.spec import TaskSpec
+from variator_jax.data.spec import (
+    Answers,
+    TaskSpec,
+    accuracy,
+    binary_f1,
+    exact_match,
+    majority_score,
+    token_f1,
+)
 from variator_jax.errors import DataError
 from variator_jax.evaluation.data import Batch
 
@@ -68,11 +74,11 @@ def evaluate_classification(
         targets = np.asarray(batch["decoder_target_tokens"])[rows]
         references += [_label(spec, index, row, label_position) for row in targets]
         predictions += np.asarray(score_batch(batch))[rows].argmax(axis=-1).tolist()
-    score = metrics.accuracy(predictions, references)
+    score = accuracy(predictions, references)
     details = {"accuracy": score}
     if len(label_ids) == 2:
-        details["binary_f1"] = metrics.binary_f1(predictions, references)
-    majority = metrics.majority_score(references)
+        details["binary_f1"] = binary_f1(predictions, references)
+    majority = majority_score(references)
     return TaskResult(score, len(references), majority, details, tuple(predictions))
 
 
@@ -104,8 +110,8 @@ def evaluate_generation(
         targets += [spec.answer(decode(_until_eos(row))) for row in expected]
         predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
     references = targets if references is None else references
-    score = metrics.token_f1(predictions, references)
-    details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
+    score = token_f1(predictions, references)
+    details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
     return TaskResult(score, len(references), None, details, tuple(predictions))
 
 

@@ -138,9 +138,6 @@ def test_a_lora_is_described(backbone, tmp_path):
     for path in (tmp_path, tmp_path / "lora"):  # in a run folder, or alone
         holds(describe(path), "LoRA in", "rank:        3, alpha 4.5", weights)
         holds(describe(path), backbone.fingerprint, fingerprint, "task a_task")
-    (tmp_path / "lora" / "lora.json").unlink()
-    with pytest.raises(CheckpointError, match="lora.json"):
-        describe(tmp_path / "lora")
 
 
 def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
@@ -160,10 +157,5 @@ def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
 
 def test_what_is_nothing_is_refused_with_what_was_found(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    for path, words in (
-        (tmp_path, "is not a backbone.*it holds a.txt"),
-        (tmp_path / "a.txt", "is a file; a folder was expected"),
-        (tmp_path / "nothing", "There is no folder"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            describe(path)
+    with pytest.raises(CheckpointError, match="is not a backbone.*it holds a.txt"):
+        describe(tmp_path)

@@ -35,8 +35,8 @@ CONFIG = LoraConfig(rank=3, alpha=4.5)
 TRAINING = {"task": "a_task", "steps": 30}
 
 
-def arrays(owner, config=CONFIG):
-    shapes = jax.eval_shape(lambda: init_lora(config, owner.params, jax.random.key(0)))
+def arrays(owner):
+    shapes = jax.eval_shape(lambda: init_lora(CONFIG, owner.params, jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.5, x.shape), "f4"), shapes)
 
@@ -168,13 +168,16 @@ def test_a_lora_is_not_a_backbone(folder, path):
         load_backbone(folder.parent / path)
 
 
-def test_arrays_of_another_rank_or_backbone_are_not_written(owner, tmp_path):
-    nan = jax.tree.map(lambda x: x * np.nan, arrays(owner))
-    for config, params, words in (
-        (CONFIG, arrays(owner, LoraConfig(rank=2)), r"expected \(16, 3\)"),
-        (CONFIG, nan, "NaN or infinite"),
-        (LoraConfig(sites="nothing"), nan, "matches no weight"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            save_lora(tmp_path / "x", config, params, owner)
+@pytest.mark.parametrize(
+    ("config", "scale", "words"),
+    [
+        (LoraConfig(rank=2), 1, r"expected \(16, 2\)"),
+        (CONFIG, np.float32(np.nan), "NaN or infinite"),
+        (LoraConfig(sites="nothing"), 1, "matches no weight"),
+    ],
+)
+def test_arrays_of_another_rank_or_backbone_are_not_written(owner, tmp_path, config, scale, words):
+    params = jax.tree.map(lambda x: x * scale, arrays(owner))
+    with pytest.raises(CheckpointError, match=words):
+        save_lora(tmp_path / "x", config, params, owner)
     assert not (tmp_path / "x").exists()

@@ -44,7 +44,7 @@ DEV = [
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
-    "setuptools",  # builds the wheel of tests/wheel_test.py, with wheel
+    "setuptools",  # builds the wheel of tests/imports_test.py, with wheel
     "wheel",
     # Only the tests compare with these; the library reads and writes their files without them.
     "torch==2.13.0",

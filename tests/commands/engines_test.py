@@ -1,4 +1,4 @@
-"""Which engine a command takes, its reason, and what it refuses, without T5X."""
+"""Which engine a command takes and what it refuses, without T5X; and the quickstart's plan."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from variator_jax import cli, gin_utils
 from variator_jax.backbones.t5 import cost, get_config
-from variator_jax.commands import engines
+from variator_jax.commands import engines, quickstart, registry
 from variator_jax.errors import ConfigError
 
 
@@ -97,3 +97,42 @@ def test_the_command_of_t5x_has_absolute_files_and_the_users_folders_first(tmp_p
     assert f"--gin_search_paths={folders}" in line
     parts = Path(gin_utils.engine_dir("t5x"))
     assert all((parts / command / "engine.gin").is_file() for command in engines.PROGRAMS)
+
+
+# Every stage of the quickstart is a command whose gin files resolve, and none runs twice.
+
+
+@pytest.mark.parametrize(
+    "stage", quickstart.stages(Path("somewhere")), ids=lambda stage: stage.name
+)
+def test_every_stage_is_a_command_that_resolves(stage, capsys):
+    verb, *arguments = stage.command
+    assert verb in registry.COMMANDS
+    assert cli.main(["inspect", *arguments]) == 0, capsys.readouterr().err
+    assert str(gin_utils.macro("MODEL_DIR")).startswith("somewhere")
+
+
+def test_stages_follow_the_paper():
+    plan = {stage.name: " ".join(stage.command) for stage in quickstart.stages(Path("somewhere"))}
+    for ratio in quickstart.RATIOS:
+        pretraining = plan[f"plugin pre-training, ratio {ratio}"]
+        adaptation = plan[f"plugin adaptation, ratio {ratio}"]
+        assert "INITIAL_CHECKPOINT_PATH=somewhere/pretrained" in pretraining
+        assert "INITIAL_CHECKPOINT_PATH=somewhere/finetuned" in adaptation
+        assert f"INITIAL_PLUGIN_PATH=somewhere/plugin_{ratio}" in adaptation
+        assert f"adapted_{ratio}" in plan["evaluation"]
+
+
+def test_finished_stages_are_skipped_and_a_failure_stops(tmp_path, monkeypatch, capsys):
+    plan, ran = quickstart.stages(tmp_path), []
+    plan[0].result.parent.mkdir(parents=True)
+    plan[0].result.touch()
+
+    def fake(command):
+        ran.append(command)
+        return 2 if len(ran) == 3 else 0
+
+    monkeypatch.setattr(registry, "run", fake)
+    assert quickstart.run(tmp_path) == 2
+    assert ran == [stage.command for stage in plan[1:4]]
+    assert "[2/9] backbone fine-tuning" in capsys.readouterr().out

@@ -33,9 +33,8 @@ from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment
 from variator_jax.experiment.neurons import activated_neurons
 from variator_jax.files import write_json
 from variator_jax.model import Intervention
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, stack_flops
 from variator_jax.plugin.arrays import plugin_parameters
-from variator_jax.plugin.cost import stack_flops
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.train.student import student_leaves
 

@@ -25,25 +25,20 @@ TINY = get_config(
 
 
 @pytest.mark.parametrize(
-    ("room", "expected"),
+    ("rows", "devices", "room", "expected"),
     [
-        (None, (8, 1, 1)),  # not known, as on CPUs
-        (80 * GIB, (8, 1, 1)),  # 20.7 GiB in bfloat16 leave more than half
-        (40 * GIB, (4, 2, 1)),
-        (16 * GIB, (2, 4, 1)),
-        (4 * GIB, (1, 8, 1)),  # fits nowhere: cut as far as can be
+        (32, 8, None, (8, 1, 1)),  # not known, as on CPUs
+        (32, 8, 80 * GIB, (8, 1, 1)),  # 20.7 GiB in bfloat16 leave more than half
+        (32, 8, 40 * GIB, (4, 2, 1)),
+        (32, 8, 16 * GIB, (2, 4, 1)),
+        (32, 8, 4 * GIB, (1, 8, 1)),  # fits nowhere: cut as far as can be
+        (4, 8, None, (4, 1, 2)),  # too few rows
+        (4, 16, 16 * GIB, (4, 1, 4)),
+        (4, 16, 4 * GIB, (1, 4, 4)),
     ],
 )
-def test_data_comes_first_and_fsdp_as_memory_gets_short(room, expected):
-    found = default_shape(XXL, 32, 8, room, bytes_per_weight=2)
-    assert dataclasses.astuple(found) == expected
-
-
-def test_model_comes_last_where_rows_are_too_few():
-    assert dataclasses.astuple(default_shape(XXL, 4, 8, None)) == (4, 1, 2)
-    found = default_shape(XXL, 4, 16, 16 * GIB, bytes_per_weight=2)
-    assert dataclasses.astuple(found) == (4, 1, 4)
-    assert dataclasses.astuple(default_shape(XXL, 4, 16, 4 * GIB, bytes_per_weight=2)) == (1, 4, 4)
+def test_data_comes_first_fsdp_as_memory_gets_short_and_model_last(rows, devices, room, expected):
+    assert default_shape(XXL, rows, devices, room, bytes_per_weight=2) == expected
 
 
 def test_no_mesh_at_all_is_an_error_with_a_remedy():
@@ -60,7 +55,7 @@ def test_no_mesh_at_all_is_an_error_with_a_remedy():
 )
 def test_possible_shapes_are_all_that_divide_and_no_others(devices, batch, heads, embed):
     config = dataclasses.replace(TINY, num_heads=heads, embed_dim=embed, mlp_dim=48)
-    found = {dataclasses.astuple(s) for s in meshes.possible_shapes(config, batch, devices)}
+    found = {s for s in meshes.possible_shapes(config, batch, devices)}
     numbers = range(1, devices + 1)
     expected = {
         (data, fsdp, devices // (data * fsdp))
@@ -217,7 +212,7 @@ def test_every_weight_has_a_place_and_its_cuts_divide():
     for name in ("t5_1_0_small", "mt5_small"):
         config = get_config(name)
         [shape] = meshes.possible_shapes(config, 2, 2)[:1]
-        mesh = AbstractMesh(dataclasses.astuple(shape), meshes.AXES)
+        mesh = AbstractMesh(shape, meshes.AXES)
         shapes = shape_params(config)
         shardings = meshes.parameter_shardings(config, mesh)
         assert jax.tree.structure(shapes) == jax.tree.structure(shardings)

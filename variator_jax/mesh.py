@@ -8,11 +8,10 @@ cut along `data` and `fsdp`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -185,8 +184,7 @@ def activations(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshShape:
+class MeshShape(NamedTuple):
     """How many devices each axis of a mesh has."""
 
     data: int = 1
@@ -293,7 +291,7 @@ def check_shape(shape: MeshShape, config: T5Config, batch_size: int, num_devices
         return
 
     def distance(other: MeshShape) -> float:
-        pairs = zip(dataclasses.astuple(shape), dataclasses.astuple(other), strict=True)
+        pairs = zip(shape, other, strict=True)
         return sum(abs(math.log(max(a, 1) / b)) for a, b in pairs)
 
     nearest = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
@@ -339,12 +337,11 @@ def _parse_shape(shape: Sequence[int]) -> MeshShape:
 
 def _device_grid(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
     """`[data, fsdp, model]` of devices: neighbours on an axis are near, most of all on `model`."""
-    extents = dataclasses.astuple(shape)
     if _is_tpu_box(devices):
         # JAX's order goes host by host there, and an axis should follow the links.
-        return mesh_utils.create_device_mesh(extents, devices, allow_split_physical_axes=True)
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # In JAX's order neighbours are near each other: devices of a host, then hosts of a slice.
-    return np.asarray(devices).reshape(extents)
+    return np.asarray(devices).reshape(shape)
 
 
 def _is_tpu_box(devices: Sequence[Any]) -> bool:

@@ -14,7 +14,6 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
     "fields, message",
     [
         ({"ratio": 0}, "positive integer; found 0"),
-        ({"ratio": -2}, "positive integer; found -2"),
         ({"ratio": 2.0}, r"positive integer; found 2\.0"),
         ({"ratio": True}, "positive integer; found True"),
         ({"layers": 2}, "layers are a tuple"),
@@ -54,21 +53,19 @@ def test_json_keeps_every_setting(config):
     assert PluginConfig.from_json(config.to_json()) == config
 
 
-def test_format_1_is_the_fields_of_the_config():
-    config = PluginConfig(4, 16, layers=(0, 2))
-    content = dataclasses.asdict(config) | {"layers": [0, 2]}
-    assert PluginConfig.from_json(content) == config
+FORMAT_1 = dataclasses.asdict(PluginConfig(4, 16)) | {"layers": [0, 2]}
 
 
 @pytest.mark.parametrize(
     "content, expected",
     [
+        (FORMAT_1, PluginConfig(4, 16, layers=(0, 2))),
         ({"ratio": 4}, PluginConfig(4)),
         ({"sites": [{"kind": "ffn", "ratio": 4}]}, PluginConfig(4)),
         ({"sites": []}, PluginConfig(1)),
     ],
 )
-def test_fields_that_are_absent_take_their_defaults(content, expected):
+def test_format_1_is_read_and_absent_fields_take_their_defaults(content, expected):
     assert PluginConfig.from_json(content) == expected
 
 
@@ -79,7 +76,6 @@ def test_fields_that_are_absent_take_their_defaults(content, expected):
         ({"sites": [{"kind": "fnn", "ratio": 4}]}, "of kind 'fnn'. Did you mean 'ffn'"),
         ({"sites": [{"kind": "ffn", "ratios": 4}]}, "Ffn has no field 'ratios'. Did you mean"),
         ({"sites": [{"ratio": 4}]}, "of kind 'None'.*Known: ffn"),
-        ({"sites": ["ffn"]}, "of kind None"),
         ({"sites": [{"kind": "ffn"}]}, "Ffn cannot have the fields {}: .*'ratio'"),
         ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
     ],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import numpy as np
@@ -76,18 +75,6 @@ def test_what_was_measured_is_kept_and_not_measured_again(tmp_path, sizes):
     twice = {name: 2 * value for name, value in first.items()}
     (tmp_path / "calibration.json").write_text(json.dumps(twice))
     assert plugin(tmp_path) == twice
-
-
-def test_a_run_that_dies_while_it_writes_leaves_no_scales(tmp_path, monkeypatch):
-    def die(descriptor):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", die)
-        with pytest.raises(KeyboardInterrupt):
-            plugin(tmp_path)
-    assert not (tmp_path / "calibration.json").exists()
-    assert plugin(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", f'{{"{NAMES[0]}": 1, "{NAMES[1]}": "much"}}'])

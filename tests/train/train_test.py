@@ -127,9 +127,7 @@ UNTRAINED = {"compression": "mean", "decompression": "repeat"}
             ConfigError,
             "only 100 embeddings",
         ),
-        ({"plugin": None}, ConfigError, "2 or more; set RATIO"),
         ({"plugin": PluginConfig(1)}, ConfigError, "2 or more; set RATIO"),
-        ({"plugin": PluginConfig(2, **UNTRAINED)}, ConfigError, "nothing to train"),
         (
             {"plugin": PluginConfig(sites=(Ffn(2, (0,), **UNTRAINED), Ffn(4, (1,), **UNTRAINED)))},
             ConfigError,

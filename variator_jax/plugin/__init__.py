@@ -5,15 +5,22 @@ Nothing in here knows T5, checkpoints or training.
 
 from variator_jax.plugin.arrays import (
     PluginVariables,
+    flops_allowed_speedup,
+    flops_saved,
     init_plugin,
     plugin_parameters,
     plugin_specs,
+    stack_flops,
 )
-from variator_jax.plugin.calibration import calibrate, site_output_rms
 from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.cost import flops_allowed_speedup, flops_saved, stack_flops
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
-from variator_jax.plugin.splice import check_causal, intercept_modules, splice
+from variator_jax.plugin.splice import (
+    calibrate,
+    check_causal,
+    intercept_modules,
+    site_output_rms,
+    splice,
+)
 
 __all__ = [
     "ENCODER_MLP",

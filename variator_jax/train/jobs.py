@@ -22,8 +22,13 @@ from variator_jax.backbones.lora import init_lora, lora_weights
 from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import write_file
-from variator_jax.plugin import PluginConfig, PluginVariables, calibrate, init_plugin
-from variator_jax.plugin.calibration import site_output_rms
+from variator_jax.plugin import (
+    PluginConfig,
+    PluginVariables,
+    calibrate,
+    init_plugin,
+    site_output_rms,
+)
 from variator_jax.store import (
     Backbone,
     Plugin,

@@ -48,17 +48,17 @@ from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.experiment import rivals
 from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment, configure, scoring
 from variator_jax.files import write_json
-<<<<<<< HEAD
 from variator_jax.model import Intervention, SplicedModel
-from variator_jax.plugin import Ffn, PluginConfig, PluginVariables, init_plugin, intercept_modules
+from variator_jax.plugin import (
+    Ffn,
+    PluginConfig,
+    PluginVariables,
+    init_plugin,
+    intercept_modules,
+    stack_flops,
+)
 from variator_jax.plugin.arrays import plugin_parameters
-from variator_jax.plugin.cost import stack_flops
 from variator_jax.plugin.groups import make_groups, to_groups
-=======
-from variator_jax.model import Intervention
-from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, stack_flops
-from variator_jax.plugin.arrays import plugin_parameters
->>>>>>> core
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.train.student import student_leaves
 

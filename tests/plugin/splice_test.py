@@ -99,10 +99,11 @@ if not (before == run()).all() or (before == inside).all() or __debug__:
 """
 
 
-def test_nothing_stays_behind_after_a_splice_without_assertions_too():
+@pytest.mark.parametrize("option", ["-O", "-OO"])
+def test_nothing_stays_behind_after_a_splice_without_assertions_too(option):
     """Flax takes an interceptor away inside an `assert`, which `python -O` leaves out."""
     folder = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-O", "-c", OPTIMISED], cwd=folder, check=True)
+    subprocess.run([sys.executable, option, "-c", OPTIMISED], cwd=folder, check=True)
 
 
 @pytest.mark.parametrize("ratio", [1, 3, 4, 16])

@@ -29,7 +29,7 @@ _NEXT = """\
 Table, figures and plot: {folder}/report.md, report.json, report.png
 Where to go next:
   variator inspect {folder}/adapted_4          what a plugin is
-  README.md, 'Your own data'                 adapt a plugin to your task
+  docs/usage.md, 'Your own data'             adapt a plugin to your task
   variator train --gin_file=mini_docs.gin ... a larger backbone of the same family"""
 
 

@@ -6,8 +6,6 @@
 Counts the files that git tracks. The exit code is 1 if a limit is broken.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re

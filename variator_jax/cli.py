@@ -1,7 +1,5 @@
 """The programs `variator` and `t5x`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ lost process by its missing heartbeats, and then ends the others. Here are the t
 messages. Meshes and shardings are in `mesh.py`, the scripts that start processes in `launch/`.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import dataclasses

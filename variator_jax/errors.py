@@ -4,8 +4,6 @@ Everything that a user can get wrong ends in a `VariatorError`, whose message na
 and what was expected. The command line prints that message as one line; any other error is a bug.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, and one form of error for all of them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ messages that name the file, the line and the nearest right name. Each file is r
 configuration means is not known here: only gin is imported.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import os

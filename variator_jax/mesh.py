@@ -5,8 +5,6 @@ along their width, gathered when used) and `model` (heads and feed-forward units
 cut along `data` and `fsdp`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

@@ -4,8 +4,6 @@
 owns the weights of one backbone and its plugins, tokenises, pads to buckets and compiles.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

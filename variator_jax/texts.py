@@ -6,8 +6,6 @@ without seqio or TensorFlow: only `sentencepiece` is needed. ByT5 has no Sentenc
 its ids are bytes, and its sentinels follow them, counted upwards as transformers does.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence

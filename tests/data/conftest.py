@@ -1,7 +1,5 @@
 """A tiny Python installation with documentation, so that no test reads the real one."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

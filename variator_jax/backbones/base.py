@@ -3,8 +3,6 @@
 A new family of backbones is one folder next to this file whose classes have these methods.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol

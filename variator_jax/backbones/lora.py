@@ -4,8 +4,6 @@ The settings, the arrays and the merge, as pure functions over T5X's parameter t
 trained is in `train/jobs.py`, folders of them are in `store/lora.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

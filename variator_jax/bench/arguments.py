@@ -3,8 +3,6 @@
 Nothing heavy is imported before a backbone is named. Defaults stand here only, for `--help`.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import re
@@ -68,7 +66,7 @@ class BenchSettings:
             raise ConfigError("--train needs a compression ratio of 2 or more among --ratios.")
 
     @property
-    def config(self) -> T5Config:
+    def config(self) -> "T5Config":
         """The backbone's shape, all of it in `dtype`.
 
         Raises:

@@ -4,8 +4,6 @@ The same shape, tokens, dtype and threads as ours, random weights, no gradients.
 returned with the reason. torch and transformers are imported only here, and only when asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

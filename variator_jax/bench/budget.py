@@ -6,8 +6,6 @@ not there. What is in memory before a step is known exactly; what a step needs o
 compiler reports.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -5,8 +5,6 @@ machine affects all of them. Weights do not change the time: `random_params` fil
 within seconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Mapping

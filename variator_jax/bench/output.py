@@ -3,8 +3,6 @@
 matplotlib is imported only while a figure is drawn.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -3,8 +3,6 @@
 Fields are samples and counts; every figure is computed from them. Times are seconds, sizes bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

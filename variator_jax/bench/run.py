@@ -4,8 +4,6 @@ The distillation step is the built-in engine's, on one device: the paper's losse
 gradient clipping, a frozen backbone, random tokens without padding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import importlib.util

@@ -9,8 +9,6 @@ parts. Times are predicted from these figures and stated speeds; nothing here is
 form predicts from figures that were counted before, without compiling anything.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -4,8 +4,6 @@ Descriptions and headers are enough for a backbone of any size; whether its weig
 known only when all were read, which is done on request. Plugins and LoRAs are always read.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import pathlib

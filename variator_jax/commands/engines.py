@@ -3,8 +3,6 @@
 Nothing here imports T5X but `as_main`, so that a gin file's names resolve as in T5X's program.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

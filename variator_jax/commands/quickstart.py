@@ -4,8 +4,6 @@ A list of `variator` commands, run one after the other in this process, each pri
 typed. A stage that ended is not run again; one that was interrupted is resumed.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -3,8 +3,6 @@
 Nothing heavy is imported until a command runs, so that `variator --help` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect

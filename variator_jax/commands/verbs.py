@@ -1,7 +1,5 @@
 """The commands of both programs: those that an engine runs, and the tools around them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

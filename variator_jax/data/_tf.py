@@ -6,8 +6,6 @@ about the processor whatever the log level is, so what the import itself writes 
 dropped; what goes wrong in it is raised.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -5,8 +5,6 @@ than its feature is cut, with EOS kept. `order` decides which example comes when
 several examples, each of which starts on the border of a merge group.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ directives, parameter lists and other sections that are data rather than prose, 
 are dropped. No TensorFlow here.
 """
 
-from __future__ import annotations
-
 import ast
 import collections
 import functools

@@ -6,8 +6,6 @@ classification. Examples are pure functions of one split's records, in a fixed o
 random, so that a prefix is a fair sample.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import hashlib

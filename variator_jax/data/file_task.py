@@ -6,8 +6,6 @@ before anything is trained. Reading never stops at a bad row: rows and descripti
 with file and line, are returned together, and `refuse_bad_rows` decides whether a run may start.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

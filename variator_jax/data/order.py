@@ -6,8 +6,6 @@ larger tasks are streamed, where starting at row n skips n rows. What is random 
 seed and from positions (task, epoch, block), never from what was read before.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -6,8 +6,6 @@ word (its grammar too). Validation is the published dev set, for MNLI the matche
 have no labels and are left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -6,8 +6,6 @@ the tokens are noise, in spans of 3 on average. Sentinels count down from the vo
 It runs as a TensorFlow graph: Python inside a pipeline is slow and keeps a process from ending.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

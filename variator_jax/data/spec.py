@@ -9,8 +9,6 @@ Scores lie between 0 and 100. Text is compared as the SQuAD evaluation does it (
 answers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import string

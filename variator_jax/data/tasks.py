@@ -5,8 +5,6 @@ Registering reads nothing: a `LazySource` makes its examples when they are first
 of them, so registering the same again is fine, and another task has another name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -5,8 +5,6 @@ counted down from the last id. Importing this module builds nothing; `docs_vocab
 model when it is first asked for a token.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import random

@@ -3,8 +3,6 @@
 seqio is imported when a task is asked for.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`variator eval`: quality and cost of one backbone at several compression ratios."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Model and parameters are bound into the functions passed in (see `scorers`), so 
 plugin. Rows whose loss weights are all zero fill up the last batch and are ignored.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

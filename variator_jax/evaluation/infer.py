@@ -5,8 +5,6 @@ complete or not at all: next to a complete `NAME` is `NAME.COMPLETED`, which hol
 the run. While it is written, `NAME` is in the folder `tmp-NAME`; a stopped run continues there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 What a report holds is defined in `schema`. matplotlib is imported only while a plot is drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

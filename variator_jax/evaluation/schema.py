@@ -6,8 +6,6 @@ Qualities are on a scale of 0 to 100, shares are fractions of 1, times are in th
 field is named after.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence

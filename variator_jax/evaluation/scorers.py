@@ -4,8 +4,6 @@ Each takes backbone parameters, plugin variables and a batch as arguments, so on
 serves every plugin with the same settings. What scores mean for a task is decided in `evaluator`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

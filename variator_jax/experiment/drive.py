@@ -4,8 +4,6 @@ A step that is done is never repeated; a run of training that was cut off contin
 checkpoint.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

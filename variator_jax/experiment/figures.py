@@ -3,8 +3,6 @@
 matplotlib is imported only while something is drawn.
 """
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Callable, Sequence

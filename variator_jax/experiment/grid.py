@@ -5,8 +5,6 @@ An `Arm` is given by the macros that it changes in a recipe's gin files and by h
 the scorings that fill it, each a `Step` with the file that it ends in.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

@@ -4,8 +4,6 @@ The remarks compare the method with its rivals and name tasks on which the teach
 little; the conclusions are the reader's.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

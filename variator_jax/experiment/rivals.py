@@ -5,8 +5,6 @@ unmerges after each block: every k-th position of a row is a destination, and ev
 joins the destination that it is most similar to. Cutting works on numpy batches in T5X's names.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 import os

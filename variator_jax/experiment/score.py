@@ -15,8 +15,6 @@ Like ReLU's, this rule does not see a vector's length, and a merged vector, bein
 mostly shorter than its members.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -6,8 +6,6 @@ position buckets and the embedding look-up. They are what separates these figure
 count, a few per cent at small widths and below one per cent at T5-base.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

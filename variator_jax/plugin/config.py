@@ -1,7 +1,5 @@
 """Static configuration of a compression plugin, and its form in JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +71,7 @@ class PluginConfig:
         return {"pool_padding": self.pool_padding, "sites": sites}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PluginConfig:
+    def from_json(cls, content: Mapping[str, Any]) -> "PluginConfig":
         """The inverse of `to_json`; reads format 1, too. Absent fields take their defaults.
 
         Raises:

@@ -3,8 +3,6 @@
 A sequence of length L is cut into G = ceil(L / k) groups of k neighbours.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

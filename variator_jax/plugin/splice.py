@@ -9,8 +9,6 @@ teacher. T5's FFN outputs grow by orders of magnitude with depth and size, so th
 serves every backbone only if the plugin works in units of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping

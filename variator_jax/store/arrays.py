@@ -1,7 +1,5 @@
 """Named arrays on disk: safetensors files, fingerprints, checksums, checks of names and shapes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import pathlib

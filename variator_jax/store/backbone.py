@@ -4,8 +4,6 @@ A reader of a format makes a `Source`, a `Stream` reads it, a writer of a format
 Our folder holds `backbone.json`, `backbone.safetensors` and the vocabulary.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """Our folders: `KIND.json`, with a checksum of every file and every value checked, and arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Formats: recognising what a path holds, loading it whatever it is, and converting it."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

@@ -3,8 +3,6 @@
 Nothing here needs transformers or torch.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

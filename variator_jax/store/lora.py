@@ -4,8 +4,6 @@ A merged backbone is one like any other, with a fingerprint of its own, which id
 that were trained on it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

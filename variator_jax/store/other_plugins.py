@@ -5,8 +5,6 @@ backbone, under `target/plugin`, and the settings of both in `variator_plugin.js
 `t5x_engine` writes them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

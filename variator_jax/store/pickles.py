@@ -6,8 +6,6 @@ pickle is scanned first: only the instructions that data needs are accepted, and
 beyond what the file holds.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import math
@@ -67,7 +65,7 @@ def open_state_dict(path: str | os.PathLike) -> dict[str, Stored]:
         return {name: stored(tensor) for name, tensor in tensors.items()}
 
 
-def _named(content: Any) -> dict[str, _Tensor]:
+def _named(content: Any) -> dict[str, "_Tensor"]:
     """Checks that the content is a dict of named tensors."""
     if isinstance(content, dict) and not any(isinstance(x, _Tensor) for x in content.values()):
         content = content.get("state_dict", content.get("model", content))
@@ -161,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"it refers to {full_name[:100]!r}; nothing was run")
         return self._names[full_name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> "_Storage":
         """The storage of `('storage', dtype, key, device, count)`, the same one for a key."""
         if not isinstance(pid, tuple) or pid[0] != "storage" or any(x is not None for x in pid[5:]):
             raise ValueError("it refers to something that is not a whole storage")
@@ -174,7 +172,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"storage {key[:40]!r} is described in two ways")
         return storage
 
-    def _dictionary(self, items: Any = ()) -> _Dictionary:
+    def _dictionary(self, items: Any = ()) -> "_Dictionary":
         """An ordered dict; a call of a few bytes can copy a long list, so copies are counted."""
         self._budget -= len(items)
         if self._budget < 0:

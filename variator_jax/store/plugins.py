@@ -5,8 +5,6 @@ by `layers_<i>`, is still read. A set holds `plugins.json` and a plugin folder `
 which folders are read as sets is decided in `formats.load_plugins`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

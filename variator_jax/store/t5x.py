@@ -7,8 +7,6 @@ position bias a stack, as ours; `t5x/examples/scalable_t5` keeps heads apart (3-
 position bias in every layer; with scanned layers, a stack's layers are one array along axis 1.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -6,8 +6,6 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

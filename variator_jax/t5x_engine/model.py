@@ -3,8 +3,6 @@
 Training evaluation, `predict` and `score` are T5X's own, over the spliced network.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +72,7 @@ class DistillationModel(models.EncoderDecoderModel):
             variables["params"] = {**variables["params"], PLUGIN: branch}
         return flax.core.freeze(variables)
 
-    def for_batch(self, batch: Batch) -> DistillationModel:
+    def for_batch(self, batch: Batch) -> "DistillationModel":
         """This model with the whole batch's weights, for losses of the batch's parts.
 
         T5X adds the gradients of microbatches up. Divided by the whole batch's weights, their sum

@@ -6,8 +6,6 @@ keys: its parameters, what they start as, and their optimizer. Each key's output
 leaf, which is not trained.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

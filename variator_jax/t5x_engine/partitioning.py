@@ -3,8 +3,6 @@
 The plugin is small, so each device has all of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any

@@ -4,8 +4,6 @@ Frozen leaves are verified, the plugin is calibrated, and averages are exact. Th
 of the built-in engine, in the same order, exactly resumed.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
@@ -178,7 +176,7 @@ def get_dataset(
     ratio: int = 1,
     pack_multiple: int = 1,
     **t5x_options: Any,
-) -> BatchIterator:
+) -> "BatchIterator":
     """T5X's `get_dataset_fn` over the built-in engine's batches, which never end.
 
     A resumed run continues at its latest checkpoint without any saved iterator: the order depends

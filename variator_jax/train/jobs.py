@@ -3,8 +3,6 @@
 The step and the loop are the same for all; the differences are in a `Job`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

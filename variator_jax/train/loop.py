@@ -3,8 +3,6 @@
 What a step computes is `step.py`; what is trained and on which data is `train.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

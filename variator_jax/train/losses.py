@@ -5,8 +5,6 @@ microbatches and devices, which is why they are not divided here. The objectives
 stop the teacher's gradient.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -3,8 +3,6 @@
 All objectives share one interface, so one step and one loop train plugins and backbones alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import optax

@@ -3,8 +3,6 @@
 No weights and no data are read. Activations are not counted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +36,7 @@ class Part:
     bytes: int
 
     @classmethod
-    def of(cls, name: str, leaves: Iterable[Any], dtype: Any = None, shards: int = 1) -> Part:
+    def of(cls, name: str, leaves: Iterable[Any], dtype: Any = None, shards: int = 1) -> "Part":
         """Counts leaves that have a shape and a dtype, spread evenly over `shards` devices."""
         sizes = [(math.prod(x.shape), np.dtype(dtype or x.dtype).itemsize) for x in leaves]
         total = sum(numbers * size for numbers, size in sizes)

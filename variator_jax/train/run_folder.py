@@ -1,7 +1,5 @@
 """What a run writes while it trains: its identity, its training checkpoints and its metrics."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """The settings of a run, as gin fills them in. seqio is imported when a batch is asked for."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The frozen arrays are an argument of the compiled step and no part of its result
 nor optimizer state are ever made for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

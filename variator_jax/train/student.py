@@ -4,8 +4,6 @@ It is what a compression plugin competes with at equal cost. It is trained as a 
 comparing its outputs with the teacher's, and is a backbone of its own afterwards.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """`variator train`: from gin's settings to a trained folder. What is trained is in `jobs.py`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

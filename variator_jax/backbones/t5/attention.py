@@ -1,7 +1,5 @@
 """Masks, relative position bias and multi-head attention with a cache, as T5X names them."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """T5 behind the interface of a backbone: one pass, generation, masks and stacks."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

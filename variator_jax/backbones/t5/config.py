@@ -1,7 +1,5 @@
 """T5 shapes by name, and names by shape; what layers compute is in the files beside this one."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

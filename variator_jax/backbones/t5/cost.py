@@ -1,7 +1,5 @@
 """What a T5 backbone costs: parameters and FLOPs, by formula. A multiply-add is 2 FLOPs."""
 
-from __future__ import annotations
-
 from variator_jax.backbones.t5.attention import NUM_BUCKETS
 from variator_jax.backbones.t5.config import T5Config
 

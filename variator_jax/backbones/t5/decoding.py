@@ -1,7 +1,5 @@
 """Greedy and beam decoding with a key/value cache, from the encoder's output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

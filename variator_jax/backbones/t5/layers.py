@@ -3,8 +3,6 @@
 Attention lives in `attention.py`, the stack of layers in `network.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -3,8 +3,6 @@
 Compression plugins are spliced around `encoder/layers_<i>/mlp` from outside.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """The interface of a site: the part of a frozen network that a plugin surrounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 

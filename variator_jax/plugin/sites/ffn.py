@@ -9,8 +9,6 @@ scale and t the mask:
     decompress  r = repeat(y, k);  z = r + a (tanh(r/a W_r + x W_x + b1) W_2 + b2)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Sequence

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from variator_jax.errors import PluginError
+
 Batch = Mapping[str, jax.Array]
 
 
@@ -45,10 +47,27 @@ class Stack(Protocol):
         """Whether positions must not see later ones."""
 
     def path(self, role: str, layer: int) -> str:
-        """The module path of a part of a layer; roles: 'layer', 'ffn', 'attention', 'bias'."""
+        """The module path of a part of a layer; roles: 'layer', 'ffn', 'attention', 'bias'.
+
+        'bias' is the module called with (query length, key length) for a position bias
+        `[1, heads, query, key]`, by the stack or by each layer; '' where there is none.
+        """
 
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
-        """Module path -> (in, out) of a part's frozen matrices; empty where it has no adapters."""
+        """Module path -> (in, out) of a part's frozen matrices; empty where they are not known.
+
+        Roles: 'ffn', 'attention', and 'keys', those of the attention that multiply keys and values.
+        """
+
+    def arguments(self, role: str) -> dict[str, str]:
+        """Parameter -> kind, in the order of the signature of a 'layer' or an 'attention'.
+
+        Kinds: 'stream', 'queries' and 'keys', 'mask' `[batch, heads or 1, query, key]`, 'bias' of
+        the same shape, 'valid' `[batch, length]`; others stay as they are.
+
+        Raises:
+          PluginError: for a network whose layers are not known.
+        """
 
     def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
         """The residual stream among a call's arguments, `[batch, length, embed]`."""
@@ -111,12 +130,18 @@ class FfnStack:
     prefix: str = "encoder"
 
     def path(self, role: str, layer: int) -> str:
-        """The path of a feed-forward module, as T5 and T5X name it."""
+        """The path of a part, as T5 and T5X name it."""
+        if role == "bias":
+            return ""
         return f"{self.prefix}/layers_{layer}/{_PARTS[role]}".rstrip("/")
 
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
         """No matrices are known, so that adapters are refused."""
         return {}
+
+    def arguments(self, role: str) -> dict[str, str]:
+        """Not known for a network of one's own."""
+        raise PluginError("Only FFN sites fit a network whose layers are not known.")
 
     def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
         """The first argument that is an array `[batch, length, embed]` of floats."""

@@ -14,6 +14,8 @@ from variator_jax.plugin.arrays import (
 )
 from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
+from variator_jax.plugin.sites.key_value import KeyValue
+from variator_jax.plugin.sites.span import Span
 from variator_jax.plugin.splice import (
     calibrate,
     check_causal,
@@ -25,8 +27,10 @@ from variator_jax.plugin.splice import (
 __all__ = [
     "ENCODER_MLP",
     "Ffn",
+    "KeyValue",
     "PluginConfig",
     "PluginVariables",
+    "Span",
     "calibrate",
     "check_causal",
     "flops_allowed_speedup",

@@ -14,7 +14,7 @@ from flax import struct, traverse_util
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError
-from variator_jax.plugin.config import PluginConfig
+from variator_jax.plugin.config import PluginConfig, check_layers
 from variator_jax.plugin.sites.base import ArraySpec
 
 
@@ -36,8 +36,9 @@ def plugin_specs(config: PluginConfig, stack: Stack) -> dict[str, dict[str, Arra
     """The arrays of a plugin on a stack: key -> name -> shape, axes and initialiser.
 
     Raises:
-      PluginError: if the config names layers that the stack does not have.
+      PluginError: if the config names layers that the stack does not have, or two sites want one.
     """
+    check_layers(config, stack)
     return {key: specs for site in config.parts for key, specs in site.arrays(stack).items()}
 
 

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from variator_jax.backbones.base import Stack
 from variator_jax.errors import PluginError, did_you_mean
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
+from variator_jax.plugin.sites.key_value import KeyValue
+from variator_jax.plugin.sites.span import Span
 
-SITE_KINDS: dict[str, type] = {"ffn": Ffn}
+SITE_KINDS: dict[str, type] = {"ffn": Ffn, "kv": KeyValue, "span": Span}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ class PluginConfig:
         object.__setattr__(self, "sites", tuple(self.sites))
         if not self.sites or not all(isinstance(s, tuple(SITE_KINDS.values())) for s in self.sites):
             raise PluginError(f"A plugin's sites are a tuple of sites; found {self.sites!r}.")
+        if self.pool_padding and any(site.kind != "ffn" for site in self.sites):
+            raise PluginError("pool_padding is for the official release's plugins: FFN sites only.")
         ratio = max(site.ratio for site in self.sites)
         if self.ratio not in (0, ratio):
             raise PluginError(
@@ -61,13 +66,14 @@ class PluginConfig:
         """The sites, each with its settings; none at ratio 1."""
         if self.ratio == 1:
             return ()
-        return (self._ffn(),) if isinstance(self.sites, str) else tuple(self.sites)
+        if isinstance(self.sites, str):
+            return (self._ffn(),)
+        return tuple(self.sites)
 
     def to_json(self) -> dict[str, Any]:
         """The form in which plugin folders keep it: `pool_padding` and a list of sites."""
-        kinds = {kind: name for name, kind in SITE_KINDS.items()}
         parts: Sequence[Any] = self.parts
-        sites = [{"kind": kinds[type(site)], **dataclasses.asdict(site)} for site in parts]
+        sites = [{"kind": site.kind, **dataclasses.asdict(site)} for site in parts]
         return {"pool_padding": self.pool_padding, "sites": sites}
 
     @classmethod
@@ -99,6 +105,24 @@ class PluginConfig:
     def _ffn(self) -> Ffn:
         parts, pattern = (self.compression, self.decompression), str(self.sites)
         return Ffn(self.ratio, self.layers, self.bottleneck, *parts, pattern)
+
+
+def check_layers(config: PluginConfig, stack: Stack) -> None:
+    """Refuses sites that want the same layer.
+
+    An FFN site and a kv site may share a layer; a span shares its layers with nothing.
+
+    Raises:
+      PluginError: with the layer and both sites, or for a layer that the stack does not have.
+    """
+    taken: dict[tuple[int, str], str] = {}
+    for site in config.parts:
+        kinds = ("ffn", "kv") if site.kind == "span" else (site.kind,)
+        for layer in site.selected(stack):
+            for kind in kinds:
+                other = taken.setdefault((layer, kind), f"{site}")
+                if other != f"{site}":
+                    raise PluginError(f"Layer {layer} is in two sites: {other} and {site}.")
 
 
 def _from_fields(kind: type, content: Mapping[str, Any]) -> Any:

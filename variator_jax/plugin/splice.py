@@ -11,7 +11,7 @@ serves every backbone only if the plugin works in units of them.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,20 +21,22 @@ from flax import linen as nn
 from variator_jax.backbones.base import FfnStack, Mask, Stack
 from variator_jax.errors import PluginError
 from variator_jax.plugin.arrays import PluginVariables
-from variator_jax.plugin.config import PluginConfig
-from variator_jax.plugin.groups import make_groups
-from variator_jax.plugin.sites.base import Site
+from variator_jax.plugin.config import PluginConfig, check_layers
+from variator_jax.plugin.groups import Groups, key_columns, make_groups, stride_bias
+from variator_jax.plugin.sites.base import Call, Site
 
 # Stands in for one call: (module path, the module's own call, its arguments) -> its result.
 Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
 
 
 @contextlib.contextmanager
-def intercept_modules(wanted: Callable[[str], bool], handler: Handler) -> Iterator[None]:
+def intercept_modules(
+    wanted: Callable[[str], bool], handler: Handler, also: Container[str] = ()
+) -> Iterator[None]:
     """While active, hands every call of a module whose path is `wanted` to `handler`.
 
     While such a call runs, calls that report the same path pass through: a module may share its
-    path with an inner one.
+    path with an inner one. Modules whose path is in `also` are handed over, too, but need not run.
 
     Raises:
       PluginError: on leaving, if no wanted module ran, with the paths that did; or if none ran at
@@ -52,9 +54,10 @@ def intercept_modules(wanted: Callable[[str], bool], handler: Handler) -> Iterat
         if not active or context.method_name != "__call__":
             return call(*args, **kwargs)
         seen[path] = None
-        if path in inside or not wanted(path):
+        if path in inside or not (path in also or wanted(path)):
             return call(*args, **kwargs)
-        served.add(path)
+        if path not in also:
+            served.add(path)
         inside.append(path)
         try:
             return handler(path, call, args, kwargs)
@@ -134,24 +137,88 @@ def splice(
         for ratio in {site.ratio for site in config.parts}
     }
 
+    biases = _Biases(groups, [site.ratio for site in config.parts if site.kind == "kv"])
+
     def wanted(path: str) -> bool:
         if path not in points and stack is None:
             _refuse_uncovered(config, path, plugin.params)
         return path in points
 
     def handler(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        if path == bias_path:
+            return biases.call(call, args, kwargs)
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
-        return site.call(known, path, call, args, kwargs, arrays, groups[site.ratio])
+        with biases.inside(site):
+            return site.call(
+                known,
+                Call(path, call, args, kwargs),
+                arrays,
+                groups[site.ratio],
+                biases.of_keys.get(site.ratio),
+            )
 
-    with intercept_modules(wanted, handler):
+    bias_path = known.path("bias", 0)
+    with intercept_modules(wanted, handler, also={bias_path}):
         yield
+
+
+class _Biases:
+    """The calls of a host's module for position biases, while a splice is active.
+
+    A host may ask for its bias once, before its layers (ours), or in each layer for the length that
+    the layer sees (T5X). Merged vectors stand at their groups' positions in the whole sequence, so
+    the module is called for the whole length. What is kept here is read by the next attention, at
+    the same or a deeper level of tracing: no array leaves a rematerialised layer.
+    """
+
+    def __init__(self, groups: Mapping[int, Groups], key_ratios: list[int]) -> None:
+        self._groups, self._key_ratios = groups, set(key_ratios)
+        self._spans: list[int] = []  # ratios of the spans whose layers are running
+        self.of_keys: dict[int, jax.Array] = {}  # ratio -> [batch, heads, length, groups]
+
+    @contextlib.contextmanager
+    def inside(self, site: Site) -> Iterator[None]:
+        """While active, a module of this site runs."""
+        if site.kind != "span":
+            yield
+            return
+        self._spans.append(site.ratio)
+        try:
+            yield
+        finally:
+            self._spans.pop()
+
+    def call(self, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """The bias for `(query length, key length)`, of merged vectors inside a span."""
+        if self._spans:
+            ratio = self._spans[-1]
+            length = self._rounded(ratio)
+            # [1, heads, length, length] -> [batch, heads, groups, groups]
+            bias = call(length, length, *args[2:], **kwargs)
+            return stride_bias(bias, self._groups[ratio])
+        if not self._key_ratios:
+            return call(*args, **kwargs)
+        queries, keys = args[:2]
+        # A module runs once a call: for the longest length, from which all others are cut.
+        lengths = {ratio: self._rounded(ratio) for ratio in self._key_ratios}
+        longest = max(queries, keys, *lengths.values())
+        # [1, heads, longest, longest]
+        bias = call(longest, longest, *args[2:], **kwargs)
+        for ratio, length in lengths.items():
+            self.of_keys[ratio] = key_columns(bias[:, :, :queries, :length], self._groups[ratio])
+        return bias[:, :, :queries, :keys]
+
+    def _rounded(self, ratio: int) -> int:
+        """The length rounded up to whole groups."""
+        return self._groups[ratio].members.shape[1] * ratio
 
 
 def _points(
     config: PluginConfig, stack: Stack, params: Mapping[str, Any]
 ) -> dict[str, tuple[Site, str]]:
     """Module path -> site and key of its arrays."""
+    check_layers(config, stack)
     points = {
         path: (site, key) for site in config.parts for path, key in site.points(stack).items()
     }
@@ -198,11 +265,11 @@ def site_output_rms(
       stack: where its sites are.
       mask: of the stack's input; padding does not count.
     """
-    spans = {
-        key: (site, *paths) for site in config.parts for key, paths in site.around(stack).items()
+    keys = {
+        key: (site, around) for site in config.parts for key, around in site.around(stack).items()
     }
-    firsts = {first for _, first, _ in spans.values()}
-    lasts = {last for _, _, last in spans.values()}
+    firsts = {around.first for _, around in keys.values()}
+    lasts = {around.last for _, around in keys.values()}
     before: dict[str, jax.Array] = {}
     after: dict[str, jax.Array] = {}
 
@@ -217,8 +284,8 @@ def site_output_rms(
     with intercept_modules((firsts | lasts).__contains__, record):
         run()
     return {
-        key: _rms(site.change(before[first], after[last]), mask.valid)
-        for key, (site, first, last) in spans.items()
+        key: _rms(site.change(before[around.first], after[around.last]), mask.valid)
+        for key, (site, around) in keys.items()
     }
 
 

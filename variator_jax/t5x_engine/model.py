@@ -192,7 +192,7 @@ def model(
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded
     module = t5x_network.SplicedTransformer(
-        network or t5x_network.network_of(backbone), plugin, T5(backbone).stack()
+        network or t5x_network.network_of(backbone), plugin, t5x_network.stack_of(backbone)
     )
     converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
     return DistillationModel(

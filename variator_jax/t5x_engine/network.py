@@ -26,6 +26,7 @@ from t5x.examples.t5 import network as t5x_network
 
 from variator_jax.backbones.base import Mask, Stack
 from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5.backbone import T5Stack
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, plugin_specs, splice
 from variator_jax.plugin.sites.base import ArraySpec
@@ -189,6 +190,23 @@ class PluginOptimizer(optimizers.OptaxWrapper):
             lambda path, old, new: new if is_trained(path) else old, params, updated
         )
         return kept, state
+
+
+@dataclasses.dataclass(frozen=True)
+class T5XStack(T5Stack):
+    """The encoder of T5X's network, whose layers ask for their own position bias."""
+
+    def arguments(self, role: str) -> dict[str, str]:
+        """The signatures of T5X's `EncoderLayer` and `MultiHeadDotProductAttention`."""
+        if role == "layer":
+            return {"inputs": "stream", "encoder_mask": "mask"}
+        return {"inputs_q": "queries", "inputs_kv": "keys", "mask": "mask", "bias": "bias"}
+
+
+def stack_of(config: T5Config) -> T5XStack:
+    """The encoder of a backbone as T5X's network runs it."""
+    layers = config.num_encoder_layers
+    return T5XStack(layers, config.embed_dim, prefix="encoder", config=config)
 
 
 def network_of(config: T5Config) -> nn.Module:

@@ -18,6 +18,33 @@ class T5Stack(FfnStack):
 
     config: T5Config | None = None
 
+    def path(self, role: str, layer: int) -> str:
+        """The path of a part; the stack has one position bias for all layers."""
+        if role == "bias":
+            return f"{self.prefix}/relpos_bias"
+        return super().path(role, layer)
+
+    def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
+        """The kernels of the attention or of the FFN."""
+        config = self.config
+        assert config is not None  # set by `T5.stack`
+        embed, joined = config.embed_dim, config.num_heads * config.head_dim
+        if role == "ffn":
+            shapes = {name: (embed, config.encoder_mlp) for name in config.mlp_inputs}
+            shapes["wo"] = (config.encoder_mlp, embed)
+        else:
+            shapes = {"key": (embed, joined), "value": (embed, joined)}
+            if role == "attention":
+                shapes |= {"query": (embed, joined), "out": (joined, embed)}
+        part = self.path("ffn" if role == "ffn" else "attention", layer)
+        return {f"{part}/{name}": shape for name, shape in shapes.items()}
+
+    def arguments(self, role: str) -> dict[str, str]:
+        """The signatures of `EncoderLayer` and `MultiHeadAttention`."""
+        if role == "layer":
+            return {"h": "stream", "mask": "mask", "bias": "bias", "valid": "valid"}
+        return {"query_input": "queries", "key_input": "keys", "mask": "mask", "bias": "bias"}
+
     def flops(self, layer: int, queries: int, keys: int, ffn_rows: int) -> int:
         """Self-attention and FFN of a layer, for one row."""
         assert self.config is not None  # set by `T5.stack`

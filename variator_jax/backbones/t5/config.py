@@ -67,6 +67,11 @@ class T5Config:
         return len(self.mlp_activations) > 1
 
     @property
+    def mlp_inputs(self) -> tuple[str, ...]:
+        """Names of the matrices into a feed-forward layer's hidden units, one per activation."""
+        return tuple(f"wi_{i}" for i in range(len(self.mlp_activations))) if self.gated else ("wi",)
+
+    @property
     def encoder_mlp(self) -> int:
         """Width of the encoder's feed-forward layers; the decoder's is `mlp_dim`."""
         return self.mlp_dim if self.encoder_mlp_dim is None else self.encoder_mlp_dim

@@ -117,8 +117,7 @@ class MlpBlock(nn.Module):
         """Applies the layer; `deterministic=False` drops hidden units out."""
         config = self.config
         hidden = None
-        for i, activation in enumerate(config.mlp_activations):
-            name = f"wi_{i}" if config.gated else "wi"
+        for name, activation in zip(config.mlp_inputs, config.mlp_activations, strict=True):
             # [..., mlp]
             branch = Dense(self.features, config, ("embed", "mlp"), name=name)(x)
             branch = _ACTIVATIONS[activation](branch)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from variator_jax.errors import PluginError
-from variator_jax.plugin import Ffn, PluginConfig
+from variator_jax.plugin import Ffn, KeyValue, PluginConfig, Span
 
 MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compression="mean")))
 
@@ -25,12 +25,26 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"sites": "("}, "must be a module path with"),
         ({"sites": ()}, "a tuple of sites"),
         ({"sites": ("encoder",)}, "a tuple of sites"),
+        ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
         ({"sites": (Ffn(4), Ffn(8))}, "ratio is 2; the largest ratio of its sites is 8"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(fields, message):
     with pytest.raises(PluginError, match=message):
         PluginConfig(**{"ratio": 2} | fields)
+
+
+@pytest.mark.parametrize(
+    "kind, fields, message",
+    [
+        (Span, {"layers": (0, 2)}, "layers follow one another"),
+        (Span, {"size": -1}, "size of a span is 0 or a positive integer"),
+        (KeyValue, {"rank": 1.5}, "rank of the adapters is 0 or a positive integer"),
+    ],
+)
+def test_settings_of_a_site_that_cannot_be_used_are_refused(kind, fields, message):
+    with pytest.raises(PluginError, match=message):
+        kind(2, **fields)
 
 
 def test_a_tuple_of_sites_has_the_largest_ratio():
@@ -46,6 +60,8 @@ def test_a_tuple_of_sites_has_the_largest_ratio():
         PluginConfig(8, 16, (0, 2), "mean", "repeat", pool_padding=True),
         PluginConfig(2, sites=r"block_(\d+)/ffn"),
         MIXED,
+        PluginConfig(4, rank=8),
+        PluginConfig(sites=(Ffn(4, layers=(0,), rank=4), KeyValue(2), Span(8, (1, 2), rank=16))),
     ],
     ids=str,
 )

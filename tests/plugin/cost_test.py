@@ -12,7 +12,9 @@ from variator_jax.bench.latency import encoder_call, encoder_shapes
 from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import (
     Ffn,
+    KeyValue,
     PluginConfig,
+    Span,
     flops_allowed_speedup,
     flops_saved,
     init_plugin,
@@ -127,6 +129,8 @@ def test_plugin_parameters_are_counted_and_made(plugin, per_layer):
         ("t5_1_1_base", PluginConfig(4, layers=(1,)), 128),
         ("t5_1_0_base", PluginConfig(4, compression="mean", decompression="repeat"), 128),
         ("t5_1_0_base", PluginConfig(8), 100),
+        ("t5_1_1_base", PluginConfig(sites=(Span(4, rank=16),)), 128),
+        ("t5_1_0_base", PluginConfig(sites=(KeyValue(4, rank=8), Ffn(4, rank=8))), 130),
     ],
 )
 def test_flops_agree_with_xlas_cost_analysis(name, plugin, length):

@@ -16,11 +16,16 @@ from tiny import TINY
 
 from variator_jax.backbones.base import FfnStack, Mask
 from variator_jax.backbones.t5 import T5, init_params
+from variator_jax.backbones.t5.attention import relative_position_bucket
+from variator_jax.backbones.t5.layers import RMSNorm
+from variator_jax.backbones.t5.network import EncoderLayer
 from variator_jax.errors import PluginError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import (
     Ffn,
+    KeyValue,
     PluginConfig,
+    Span,
     calibrate,
     init_plugin,
     intercept_modules,
@@ -34,6 +39,11 @@ FFN = "encoder/layers_{}/mlp"
 IS_FFN = {FFN.format(i) for i in range(2)}.__contains__
 BACKBONE = init_params(TINY, jax.random.key(0))
 TWO_SITES = PluginConfig(sites=(Ffn(4, layers=(0,)), Ffn(2, layers=(1,))))
+SPAN = PluginConfig(sites=(Span(3, rank=2),))
+SPANS = PluginConfig(sites=(Span(4, size=1),))
+KEYS = PluginConfig(sites=(KeyValue(4, rank=2), Ffn(3, rank=2)))
+MIXED = PluginConfig(sites=(Ffn(2, layers=(0,)), KeyValue(3, layers=(0,)), Span(4, layers=(1,))))
+KINDS = {"span": SPAN, "spans": SPANS, "kv and ffn": KEYS, "mixed": MIXED}
 
 
 @functools.cache
@@ -58,7 +68,7 @@ def _compiled(config, decode=False):
             batch["encoder_segment_ids"] = segments
         if decode:
             batch["decoder_input_tokens"] = jnp.full((len(tokens), 3), 7).at[:, 0].set(0)
-        with splice(config, plugin, tokens > 0, segments):
+        with splice(config, plugin, tokens > 0, segments, STACK):
             outputs = NETWORK.apply(BACKBONE, batch) if decode else None
             return outputs.logits if decode else NETWORK.encode(BACKBONE, tokens, segments)
 
@@ -106,9 +116,9 @@ def test_nothing_stays_behind_after_a_splice_without_assertions_too(option):
     subprocess.run([sys.executable, option, "-c", OPTIMISED], cwd=folder, check=True)
 
 
-@pytest.mark.parametrize("ratio", [1, 3, 4, 16])
-def test_padding_and_neighbours_change_nothing(ratio):
-    config, text = PluginConfig(ratio), _tokens(1, 13)
+@pytest.mark.parametrize("kind", [1, 3, 4, 16, *KINDS])
+def test_padding_and_neighbours_change_nothing(kind):
+    config, text = KINDS.get(kind) or PluginConfig(kind), _tokens(1, 13)
     exact = _encode(text, config, decode=True)[0]
     for length in (13, 1, 2, 7, 21):
         text = _tokens(1, 21)
@@ -121,9 +131,9 @@ def test_padding_and_neighbours_change_nothing(ratio):
             np.testing.assert_allclose(_encode(text, config, decode=True)[0], exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("ratio", [1, 3, 8])
-def test_nothing_crosses_from_one_packed_example_into_another(ratio):
-    config, rng = PluginConfig(ratio), np.random.default_rng(ratio)
+@pytest.mark.parametrize("kind", [1, 3, 8, *KINDS])
+def test_nothing_crosses_from_one_packed_example_into_another(kind):
+    config, rng = KINDS.get(kind) or PluginConfig(kind), np.random.default_rng(3)
     for draw in range(8):
         lengths = rng.integers(1, 10, 3)
         segments = np.repeat([1, 2, 3, 0], [*lengths, 27 - lengths.sum()])[None]
@@ -136,9 +146,9 @@ def test_nothing_crosses_from_one_packed_example_into_another(ratio):
         assert np.abs(after[changed] - before[changed]).max() > 1e-3
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4])
-def test_examples_packed_on_group_boundaries_equal_examples_alone(ratio):
-    config, packed = PluginConfig(ratio), _tokens(1, 14)
+@pytest.mark.parametrize("kind", [1, 2, 4, "spans"])
+def test_examples_packed_on_group_boundaries_equal_examples_alone(kind):
+    config, packed = KINDS.get(kind) or PluginConfig(kind), _tokens(1, 14)
     packed[:, 7] = 0  # a gap up to the next group
     segments = jnp.asarray(np.repeat([1, 2], [8, 6])[None])
     found = _encode(packed, config, segments)[0]
@@ -189,8 +199,8 @@ def test_averaging_and_repeating_is_the_mean_of_a_group():
     np.testing.assert_array_equal(out[0, 4], out[0, 5])
 
 
-def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_finite():
-    config = PluginConfig(4)
+@pytest.mark.parametrize("config", [PluginConfig(4), *KINDS.values()], ids=[4, *KINDS])
+def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_finite(config):
     tokens = jnp.asarray(np.pad(_tokens(2, 6), ((0, 1), (0, 6))))  # the last row is all padding
 
     def gradients(remat):
@@ -199,8 +209,9 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         @jax.jit
         @jax.grad
         def grad(params):
-            with splice(config, _plugin(config).replace(params=params), tokens > 0):
-                return jnp.sum(jnp.sin(network.encode(BACKBONE, tokens)))
+            plugin = _plugin(config).replace(params=params)
+            encoded = SplicedModel(network, config).encode(BACKBONE, plugin, tokens)
+            return jnp.sum(jnp.sin(encoded))
 
         return jax.tree.leaves(grad(_plugin(config).params))
 
@@ -208,6 +219,78 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         assert np.isfinite(plain).all() and np.abs(plain).max() > 0
         # Against the largest entry: single small ones are differences of large numbers.
         assert max(relative_error(gradient, plain) for gradient in again) < 1e-5
+
+
+def _by_hand(config, tokens, ratio):
+    """One span over both layers of the tiny encoder."""
+    tree, (arrays,) = BACKBONE["encoder"], _plugin(config).params.values()
+    length = tokens.shape[1]
+
+    def grouped(x):
+        return x.reshape(len(x), -1, ratio, *x.shape[2:])
+
+    valid = grouped(tokens > 0)
+    h = BACKBONE["token_embedder"]["embedding"][tokens]
+    positions = jnp.arange(length)
+    bucket = relative_position_bucket(positions[None] - positions[:, None], True)
+    bias = tree["relpos_bias"]["rel_embedding"][:, bucket][None]
+    x = grouped(h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6))
+    kernel, score_bias = arrays["compression"]["kernel"], arrays["compression"]["bias"]
+    flat = (x * valid[..., None]).reshape(len(x), length // ratio, -1)
+    scores = jnp.where(valid, flat @ kernel + score_bias, -jnp.inf)
+    merged = jnp.einsum("bgk,bgkd->bgd", jax.nn.softmax(scores), grouped(h))
+    sizes = jnp.log(valid.sum(-1))[:, None, None]
+    m = merged
+    for i in range(2):
+        layer = EncoderLayer(TINY)
+        args = (valid.any(-1)[:, None, None], bias[:, :, ::ratio, ::ratio] + sizes, valid.any(-1))
+        m = layer.apply({"params": tree[f"layers_{i}"]}, m, *args, True)
+    d = jnp.repeat(m - merged, ratio, axis=1)
+    w = arrays["decompression"]  # the output scale is 1
+    inner = d @ w["repeated_kernel"] + x.reshape(h.shape) @ w["input_kernel"] + w["input_bias"]
+    h = h + d + (jnp.tanh(inner) @ w["output_kernel"] + w["output_bias"])
+    return RMSNorm(TINY).apply({"params": tree["encoder_norm"]}, h)
+
+
+def test_a_span_is_what_its_equations_say():
+    config = PluginConfig(sites=(Span(4),))
+    tokens = jnp.asarray(_tokens(2, 12)).at[0, 10:].set(0)
+    expected = _by_hand(config, tokens, 4)
+    np.testing.assert_allclose(_encode(tokens, config)[:, :10], expected[:, :10], atol=1e-5)
+
+
+def test_merged_keys_stand_in_the_middle_and_count_as_many_as_they_hold():
+    """Averages of equal tokens: attention over groups is then attention over the tokens."""
+    config = PluginConfig(sites=(KeyValue(3),))
+    tokens = jnp.full((1, 12), 7).at[0, 10:].set(0)
+    seen = {}
+
+    def record(path, call, args, kwargs):
+        seen.update(zip(("queries", "keys", "mask", "bias"), args, strict=False))
+        return call(*args, **kwargs)
+
+    with splice(config, _plugin(config), tokens > 0, stack=STACK):
+        with intercept_modules({"encoder/layers_1/attention"}.__contains__, record):
+            NETWORK.encode(BACKBONE, tokens)
+    offset = jnp.arange(4)[None] * 3 + 1 - jnp.arange(12)[:, None]
+    table = BACKBONE["encoder"]["relpos_bias"]["rel_embedding"]
+    bias = table[:, relative_position_bucket(offset, True)][None] + jnp.log(jnp.array([3, 3, 3, 1]))
+    np.testing.assert_allclose(seen["bias"], bias, atol=1e-6)
+    np.testing.assert_allclose(seen["keys"][:, :3], seen["queries"][:, 1:9:3], atol=1e-5)
+    assert seen["mask"].shape == (1, 1, 12, 4) and seen["mask"].all()
+
+
+@pytest.mark.parametrize(
+    "sites, message",
+    [
+        ((Span(4, layers=(1,)), Ffn(2)), "Layer 1 is in two sites"),
+        ((KeyValue(4), KeyValue(2, layers=(0,))), "Layer 0 is in two sites"),
+        ((Span(4, layers=(1, 2)),), r"layers \[2\]; the backbone has layers 0 to 1"),
+    ],
+)
+def test_sites_that_want_the_same_layer_are_refused(sites, message):
+    with pytest.raises(PluginError, match=message):
+        init_plugin(PluginConfig(sites=sites), STACK, jax.random.key(0))
 
 
 class Host(nn.Module):

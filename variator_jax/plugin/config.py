@@ -28,6 +28,7 @@ class PluginConfig:
       layers: the encoder layers to compress, None for all.
       compression: 'learned' or 'mean'.
       decompression: 'bottleneck' or 'repeat'.
+      rank: of the low-rank adapters on the FFNs' matrices; 0 for none.
       pool_padding: let padding enter the merges, as the official code does. Only for its released
         plugins: a result then depends on how far its batch is padded.
       sites: module path of the FFNs to surround, with `(\\d+)` for the layer's number; or a tuple
@@ -41,6 +42,7 @@ class PluginConfig:
     decompression: str = "bottleneck"
     pool_padding: bool = False
     sites: str | Sequence[Site] = ENCODER_MLP
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.pool_padding, bool):
@@ -104,7 +106,7 @@ class PluginConfig:
 
     def _ffn(self) -> Ffn:
         parts, pattern = (self.compression, self.decompression), str(self.sites)
-        return Ffn(self.ratio, self.layers, self.bottleneck, *parts, pattern)
+        return Ffn(self.ratio, self.layers, self.bottleneck, *parts, pattern, self.rank)
 
 
 def check_layers(config: PluginConfig, stack: Stack) -> None:

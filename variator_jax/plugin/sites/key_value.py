@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from variator_jax.backbones.base import Stack
 from variator_jax.plugin.compression import (
@@ -101,17 +102,25 @@ class KeyValue:
             x = to_groups(keys, self.ratio)
             return constrain(compress(arrays["compression"], x, groups.members))
 
+        seen: list[jax.Array] = []
+
+        def pooled(mask: jax.Array) -> jax.Array:
+            seen.append(pool_keys(mask, groups))
+            return seen[0]
+
         args, kwargs = replace_arguments(
             stack.arguments("attention"),
             call.args,
             call.kwargs,
-            {
-                "keys": merged,
-                "mask": lambda mask: pool_keys(mask, groups),
-                "bias": lambda _: key_bias,
-            },
+            {"keys": merged, "mask": pooled, "bias": lambda _: key_bias},
         )
-        return call.run(*args, **kwargs)
+        out = call.run(*args, **kwargs)
+        if groups.packed:
+            # An example that lies in another's last group has no key of its own: the softmax of
+            # its queries is then over keys of others, which must not reach it.
+            # [batch, length, 1]
+            out = out * jnp.any(seen[0] > 0, axis=(1, 3))[..., None].astype(out.dtype)
+        return out
 
     def flops(self, stack: Stack, length: int) -> int:
         """What fewer keys save, less merging and adapters."""

@@ -24,7 +24,7 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"pool_padding": 1}, "pool_padding is True or False"),
         ({"sites": "("}, "must be a module path with"),
         ({"sites": ()}, "a tuple of sites"),
-        ({"sites": ("encoder",)}, "a tuple of sites"),
+        ({"sites": (4,)}, "a tuple of sites"),
         ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
         ({"sites": (Ffn(4), Ffn(8))}, "ratio is 2; the largest ratio of its sites is 8"),
     ],
@@ -69,6 +69,37 @@ def test_json_keeps_every_setting(config):
     assert PluginConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize(
+    "text, site",
+    [
+        ("ffn 0 x4", Ffn(4, layers=(0,))),
+        ("kv all x2", KeyValue(2)),
+        ("span 3-5 x8 size=1 rank=16", Span(8, (3, 4, 5), size=1, rank=16)),
+        ("ffn 0,2,4-7 x4 compression=mean", Ffn(4, (0, 2, 4, 5, 6, 7), compression="mean")),
+    ],
+)
+def test_sites_are_read_and_written_in_words(text, site):
+    config = PluginConfig(sites=(text,))
+    assert config == PluginConfig(sites=(site,)) and config.description == text
+    assert PluginConfig(4, layers=(1, 2)).description == "ffn 1-2 x4"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("span 1-2", "'span 1-2' is not KIND LAYERS xRATIO"),
+        ("spam 1-2 x4", "of kind 'spam'. Did you mean 'span'"),
+        ("span 1-2 x4 ranks=2", "Span has no field 'ranks'. Did you mean 'rank'"),
+        ("span 1-2 x4 rank=two", "rank of the adapters is 0 or a positive integer; found 'two'"),
+        ("ffn 5-2 x4", "layers '5-2' are none"),
+        ("ffn 1 x0", "positive integer; found 0"),
+    ],
+)
+def test_sites_in_other_words_are_refused(text, message):
+    with pytest.raises(PluginError, match=message):
+        PluginConfig(sites=(text,))
+
+
 FORMAT_1 = dataclasses.asdict(PluginConfig(4, 16)) | {"layers": [0, 2]}
 
 
@@ -91,7 +122,7 @@ def test_format_1_is_read_and_absent_fields_take_their_defaults(content, expecte
         ({"ratio": 4, "bottlenek": 8}, "no field 'bottlenek'. Did you mean 'bottleneck'"),
         ({"sites": [{"kind": "fnn", "ratio": 4}]}, "of kind 'fnn'. Did you mean 'ffn'"),
         ({"sites": [{"kind": "ffn", "ratios": 4}]}, "Ffn has no field 'ratios'. Did you mean"),
-        ({"sites": [{"ratio": 4}]}, "of kind 'None'.*Known: ffn"),
+        ({"sites": [{"ratio": 4}]}, "of kind None.*Known: ffn"),
         ({"sites": [{"kind": "ffn"}]}, "Ffn cannot have the fields {}: .*'ratio'"),
         ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
     ],

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import PluginError, did_you_mean
+from variator_jax.errors import PluginError
+from variator_jax.plugin.schedule import (
+    SITE_KINDS,
+    describe_site,
+    from_fields,
+    make_site,
+    parse_site,
+)
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
-from variator_jax.plugin.sites.key_value import KeyValue
-from variator_jax.plugin.sites.span import Span
-
-SITE_KINDS: dict[str, type] = {"ffn": Ffn, "kv": KeyValue, "span": Span}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ class PluginConfig:
       pool_padding: let padding enter the merges, as the official code does. Only for its released
         plugins: a result then depends on how far its batch is padded.
       sites: module path of the FFNs to surround, with `(\\d+)` for the layer's number; or a tuple
-        of sites with settings of their own.
+        of sites with settings of their own, as objects or in words, such as
+        `('ffn 0 x4', 'span 1-5 x8 rank=16')`, see `schedule`.
     """
 
     ratio: int = 0
@@ -51,7 +55,8 @@ class PluginConfig:
             site = self._ffn()  # checks the settings
             object.__setattr__(self, "layers", site.layers)
             return
-        object.__setattr__(self, "sites", tuple(self.sites))
+        sites = tuple(parse_site(s) if isinstance(s, str) else s for s in self.sites)
+        object.__setattr__(self, "sites", sites)
         if not self.sites or not all(isinstance(s, tuple(SITE_KINDS.values())) for s in self.sites):
             raise PluginError(f"A plugin's sites are a tuple of sites; found {self.sites!r}.")
         if self.pool_padding and any(site.kind != "ffn" for site in self.sites):
@@ -72,6 +77,11 @@ class PluginConfig:
             return (self._ffn(),)
         return tuple(self.sites)
 
+    @property
+    def description(self) -> str:
+        """Its sites in words, such as 'ffn 0 x4, span 1-5 x8 rank=16'."""
+        return ", ".join(describe_site(site) for site in self.parts)
+
     def to_json(self) -> dict[str, Any]:
         """The form in which plugin folders keep it: `pool_padding` and a list of sites."""
         parts: Sequence[Any] = self.parts
@@ -86,17 +96,11 @@ class PluginConfig:
           PluginError: for an unknown field or kind, or a value that cannot be.
         """
         if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
-            return _from_fields(cls, content)
-        sites = []
+            return from_fields(cls, dict(content))
+        sites: list[Site] = []
         for site in content["sites"]:
-            kind = str(site.get("kind")) if isinstance(site, Mapping) else None
-            if kind not in SITE_KINDS:
-                raise PluginError(
-                    f"No site is of kind {kind!r}.{did_you_mean(str(kind), SITE_KINDS)} Known: "
-                    f"{', '.join(SITE_KINDS)}. A newer version of this library may know it."
-                )
-            fields = {name: value for name, value in site.items() if name != "kind"}
-            sites.append(_from_fields(SITE_KINDS[kind], fields))
+            fields = dict(site) if isinstance(site, Mapping) else {}
+            sites.append(make_site(fields.pop("kind", None), fields))
         pool_padding = content.get("pool_padding", False)
         if len(sites) == 1 and isinstance(sites[0], Ffn):
             fields = dataclasses.asdict(sites[0])
@@ -125,19 +129,3 @@ def check_layers(config: PluginConfig, stack: Stack) -> None:
                 other = taken.setdefault((layer, kind), f"{site}")
                 if other != f"{site}":
                     raise PluginError(f"Layer {layer} is in two sites: {other} and {site}.")
-
-
-def _from_fields(kind: type, content: Mapping[str, Any]) -> Any:
-    """A dataclass from its fields by name; lists become tuples."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    for name in content:
-        if name not in names:
-            raise PluginError(
-                f"{kind.__name__} has no field {name!r}.{did_you_mean(name, names)} A newer "
-                "version of this library may know it."
-            )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise PluginError(f"{kind.__name__} cannot have the fields {values}: {error}.") from error

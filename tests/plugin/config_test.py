@@ -25,8 +25,10 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"sites": "("}, "must be a module path with"),
         ({"sites": ()}, "a tuple of sites"),
         ({"sites": (4,)}, "a tuple of sites"),
+        ({"sites": ("ffn 0 x2",), "layers": (1,)}, r"layers=\(1,\) is for a plugin .* ffn 0 x2"),
+        ({"sites": (Ffn(2),), "rank": 4}, "rank=4 is for a plugin whose sites are a pattern"),
         ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
-        ({"sites": (Ffn(4), Ffn(8))}, "ratio is 2; the largest ratio of its sites is 8"),
+        ({"sites": (Ffn(4), Ffn(8))}, r"ratio is 2; its sites have \[4, 8\]"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(fields, message):
@@ -87,7 +89,7 @@ def test_sites_are_read_and_written_in_words(text, site):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("span 1-2", "'span 1-2' is not KIND LAYERS xRATIO"),
+        ("span 1-2 4", "'span 1-2 4' is not KIND LAYERS xRATIO"),
         ("spam 1-2 x4", "of kind 'spam'. Did you mean 'span'"),
         ("span 1-2 x4 ranks=2", "Span has no field 'ranks'. Did you mean 'rank'"),
         ("span 1-2 x4 rank=two", "rank of the adapters is 0 or a positive integer; found 'two'"),
@@ -98,6 +100,12 @@ def test_sites_are_read_and_written_in_words(text, site):
 def test_sites_in_other_words_are_refused(text, message):
     with pytest.raises(PluginError, match=message):
         PluginConfig(sites=(text,))
+
+
+def test_what_a_site_in_words_leaves_out_is_the_plugins():
+    config = PluginConfig(8, 32, rank=4, sites=("ffn 0 x4 rank=0", "kv 0", "span 1-2"))
+    sites = (Ffn(4, (0,), bottleneck=32), KeyValue(8, (0,), rank=4), Span(8, (1, 2), 0, 32, 4))
+    assert config == PluginConfig(sites=sites)
 
 
 FORMAT_1 = dataclasses.asdict(PluginConfig(4, 16)) | {"layers": [0, 2]}

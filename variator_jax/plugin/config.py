@@ -16,6 +16,8 @@ from variator_jax.plugin.schedule import (
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
+_DEFAULTS = ("ratio", "bottleneck", "rank")  # of sites in words that leave them out
+
 
 @dataclasses.dataclass(frozen=True)
 class PluginConfig:
@@ -55,18 +57,29 @@ class PluginConfig:
             site = self._ffn()  # checks the settings
             object.__setattr__(self, "layers", site.layers)
             return
-        sites = tuple(parse_site(s) if isinstance(s, str) else s for s in self.sites)
+        in_words = [site for site in self.sites if isinstance(site, str)]
+        defaults = {name: getattr(self, name) for name in _DEFAULTS}
+        sites = tuple(parse_site(s, defaults) if isinstance(s, str) else s for s in self.sites)
         object.__setattr__(self, "sites", sites)
-        if not self.sites or not all(isinstance(s, tuple(SITE_KINDS.values())) for s in self.sites):
-            raise PluginError(f"A plugin's sites are a tuple of sites; found {self.sites!r}.")
-        if self.pool_padding and any(site.kind != "ffn" for site in self.sites):
+        if not sites or not all(isinstance(s, tuple(SITE_KINDS.values())) for s in sites):
+            raise PluginError(f"A plugin's sites are a tuple of sites; found {sites!r}.")
+        if self.pool_padding and any(site.kind != "ffn" for site in sites):
             raise PluginError("pool_padding is for the official release's plugins: FFN sites only.")
-        ratio = max(site.ratio for site in self.sites)
-        if self.ratio not in (0, ratio):
-            raise PluginError(
-                f"The plugin's ratio is {self.ratio}; the largest ratio of its sites is {ratio}."
-            )
-        object.__setattr__(self, "ratio", ratio)
+        ratios = [site.ratio for site in sites]
+        if self.ratio not in (0, *ratios):
+            raise PluginError(f"The plugin's ratio is {self.ratio}; its sites have {ratios}.")
+        object.__setattr__(self, "ratio", max(ratios))
+        for field in dataclasses.fields(self):
+            if field.name in ("ratio", "sites", "pool_padding"):
+                continue
+            if getattr(self, field.name) != field.default and not (
+                in_words and field.name in _DEFAULTS
+            ):
+                raise PluginError(
+                    f"{field.name}={getattr(self, field.name)!r} is for a plugin whose sites are a "
+                    f"pattern; write it in its sites: {self.description}."
+                )
+            object.__setattr__(self, field.name, field.default)
 
     @property
     def parts(self) -> tuple[Site, ...]:

@@ -1,12 +1,13 @@
 """Sites in words, as gin files and reports write them: 'ffn 0 x4', 'span 3-5 x8 rank=16'.
 
 A site is KIND LAYERS xRATIO and settings: KIND is ffn, kv or span, LAYERS is 'all', a layer, or
-layers such as 0,2,4-7, and settings are NAME=VALUE with the names of the kind's fields.
+layers such as 0,2,4-7, and settings are NAME=VALUE with the names of the kind's fields. What a site
+leaves out, its ratio too, is the plugin's.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from variator_jax.errors import PluginError, did_you_mean
@@ -16,11 +17,11 @@ from variator_jax.plugin.sites.key_value import KeyValue
 from variator_jax.plugin.sites.span import Span
 
 SITE_KINDS: dict[str, type] = {"ffn": Ffn, "kv": KeyValue, "span": Span}
-_SITE = re.compile(r"(\w+) +(all|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*) +x(\d+)((?: +\w+=\S+)*) *")
+_SITE = re.compile(r"(\w+) +(all|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)(?: +x(\d+))?((?: +\w+=\S+)*) *")
 
 
-def parse_site(text: str) -> Site:
-    """A site from words.
+def parse_site(text: str, defaults: Mapping[str, Any]) -> Site:
+    """A site from words; `defaults` are for the fields that it leaves out.
 
     Raises:
       PluginError: with the form, for what is none; with the nearest name, for an unknown kind or
@@ -34,8 +35,14 @@ def parse_site(text: str) -> Site:
         )
     kind, layers, ratio, rest = match.groups()
     settings = dict(setting.split("=", 1) for setting in rest.split())
-    fields = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
-    return make_site(kind, {"layers": _layers(layers), "ratio": int(ratio)} | fields)
+    fields: dict[str, Any] = {
+        name: int(value) if value.isdigit() else value for name, value in settings.items()
+    }
+    fields["layers"] = _layers(layers)
+    if ratio:
+        fields["ratio"] = int(ratio)
+    names = [field.name for field in dataclasses.fields(SITE_KINDS.get(kind, Ffn))]
+    return make_site(kind, {k: v for k, v in defaults.items() if k in names} | fields)
 
 
 def make_site(kind: str, fields: dict[str, Any]) -> Site:

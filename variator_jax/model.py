@@ -7,7 +7,7 @@ owns the weights of one backbone and its plugins, tokenises, pads to buckets and
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -59,6 +59,7 @@ class SplicedModel:
         variables: PluginVariables | None,
         batch: Batch,
         dropout_rng: jax.Array | None = None,
+        capture: Collection[str] = (),
     ) -> Outputs:
         """Hidden states of each stack and logits, for a batch in T5X's names.
 
@@ -68,9 +69,10 @@ class SplicedModel:
           batch: `encoder_input_tokens` and, with a decoder, `decoder_input_tokens`, each
             `[batch, length]` int; `*_segment_ids` of packed rows.
           dropout_rng: of the backbone's dropout, None for none.
+          capture: paths of modules whose results are among the hidden states, too.
         """
         with self._spliced(variables, batch):
-            return self.backbone.apply(params, batch, dropout_rng)
+            return self.backbone.apply(params, batch, dropout_rng, capture)
 
     def encode(
         self,

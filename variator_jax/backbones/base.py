@@ -4,22 +4,37 @@ A new family of backbones is one folder next to this file whose classes have the
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
 
 from variator_jax.errors import PluginError
 
 Batch = Mapping[str, jax.Array]
+INTERMEDIATES = "intermediates"  # Flax's collection of captured results
 
 
 class Outputs(NamedTuple):
     """What one pass returns. Hidden states are taken after the final norm."""
 
-    hidden: dict[str, jax.Array]  # by stack, 'encoder' and 'decoder': [batch, length, embed]
+    # By stack, 'encoder' and 'decoder', and by captured module path: [batch, length, embed].
+    hidden: dict[str, jax.Array]
     logits: jax.Array | None  # [batch, target length, vocab], float32; None without a decoder
+
+
+def captures(paths: Collection[str]) -> Callable[[nn.Module, str], bool]:
+    """What Flax's `capture_intermediates` asks for: whether to keep a call's result."""
+    return lambda module, method: method == "__call__" and "/".join(module.path) in paths
+
+
+def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Module path -> its captured result, from the variables that `apply` returned."""
+    flat = traverse_util.flatten_dict(dict(variables.get(INTERMEDIATES, {})))
+    return {"/".join(path[:-1]): values[-1] for path, values in flat.items()}
 
 
 class Mask(NamedTuple):
@@ -47,8 +62,11 @@ class Stack(Protocol):
         """Whether positions must not see later ones."""
 
     def path(self, role: str, layer: int) -> str:
-        """The module path of a part of a layer; roles: 'layer', 'ffn', 'attention', 'bias'.
+        """The module path of a part of a layer.
 
+        Roles: 'layer', 'ffn', 'attention', 'bias', and, of what the modules return, 'input', the
+        residual stream before the layer, 'ffn_input' and 'neurons', the input of the FFN's last
+        matrix.
         'bias' is the module called with (query length, key length) for a position bias
         `[1, heads, query, key]`, by the stack or by each layer; '' where there is none.
         """
@@ -88,8 +106,17 @@ class Backbone(Protocol):
     def config(self) -> Any:
         """Its shape."""
 
-    def apply(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> Outputs:
-        """One pass over a batch in T5X's names; with dropout where an rng is given."""
+    def apply(
+        self,
+        params: dict,
+        batch: Batch,
+        dropout_rng: jax.Array | None = None,
+        capture: Collection[str] = (),
+    ) -> Outputs:
+        """One pass over a batch in T5X's names; with dropout where an rng is given.
+
+        Results of the modules at the paths in `capture` are among the hidden states.
+        """
 
     def encode(
         self, params: dict, tokens: jax.Array, segment_ids: jax.Array | None = None

@@ -1,10 +1,19 @@
 """T5 behind the interface of a backbone: one pass, generation, masks and stacks."""
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 
-from variator_jax.backbones.base import Batch, FfnStack, Mask, Outputs
+from variator_jax.backbones.base import (
+    INTERMEDIATES,
+    Batch,
+    FfnStack,
+    Mask,
+    Outputs,
+    captured,
+    captures,
+)
 from variator_jax.backbones.t5.config import T5Config
 from variator_jax.backbones.t5.cost import attention_flops, ffn_flops
 from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
@@ -22,6 +31,12 @@ class T5Stack(FfnStack):
         """The path of a part; the stack has one position bias for all layers."""
         if role == "bias":
             return f"{self.prefix}/relpos_bias"
+        if role == "neurons":
+            return f"{super().path('ffn', layer)}/Dropout_0"
+        if role == "ffn_input":
+            return f"{super().path('layer', layer)}/pre_mlp_layer_norm"
+        if role == "input":
+            return super().path("layer", layer - 1) if layer else f"{self.prefix}/Dropout_0"
         return super().path(role, layer)
 
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
@@ -62,10 +77,16 @@ class T5:
         """The network."""
         return Transformer(self.config)
 
-    def apply(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> Outputs:
+    def apply(
+        self,
+        params: dict,
+        batch: Batch,
+        dropout_rng: jax.Array | None = None,
+        capture: Collection[str] = (),
+    ) -> Outputs:
         """One pass over a batch in T5X's names; with dropout where an rng is given."""
         dropout = dropout_rng is not None and self.config.dropout_rate > 0
-        return self.module.apply(
+        outputs, variables = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch.get("decoder_input_tokens"),
@@ -74,7 +95,10 @@ class T5:
             enable_dropout=dropout,
             method="forward",
             rngs={"dropout": dropout_rng} if dropout else None,
+            mutable=[INTERMEDIATES],
+            capture_intermediates=captures(capture),
         )
+        return outputs._replace(hidden=outputs.hidden | captured(variables))
 
     def encode(
         self, params: dict, tokens: jax.Array, segment_ids: jax.Array | None = None

@@ -161,7 +161,7 @@ LINES = {
     "model.trian.steps = 1": "has no attribute trian. Did you mean 'train'",
     "model.train.stps = 1": "'stps'. Did you mean 'steps'?",
     "NET = @model.Nett()": "Nett. Did you mean 'Net'?",
-    "import variator_toy.modle": "'variator_toy.modle'. Did you mean 'variator_toy.model'",
+    "import variator_toy.modle": "'variator_toy.modle'. Did you mean 'model'",
     "import variator_toy.broken": "variator_toy.broken failed with ZeroDivisionError",
     "model.train.steps = %STPS": "%STPS is not defined; set it in a gin file or with --gin.STPS",
     "include 'inner.gim'": "gin file 'inner.gim' does not exist",

@@ -328,7 +328,7 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
         with _ffn_hidden(stack) as plain:
             backbone.encode(params, tokens)
         with _ffn_hidden(stack) as spliced:
-            SplicedModel(backbone, plugin).encode(params, variables, tokens)
+            SplicedModel(backbone, plugin).encode(params, variables, {_INPUTS: tokens})
         counts = {}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input

@@ -142,7 +142,8 @@ def test_predictions_are_those_of_greedy_decoding_one_by_one(models, tmp_path, r
     names = [path.name, other.name]
     assert {p.name for p in tmp_path.iterdir()} == {*names, *(f"{n}.COMPLETED" for n in names)}
     model, params, variables = _model(models, ratio)
-    alone = jax.jit(lambda row: model.generate(params, variables, row, LENGTHS["targets"]))
+    column, length = "encoder_input_tokens", LENGTHS["targets"]
+    alone = jax.jit(lambda row: model.generate(params, variables, {column: row}, length))
     examples, inputs, _ = _tokens()
     expected = [WORDS.decode(alone(row[None])[0].tolist()) for row in inputs]
     assert len(set(expected)) > 3  # else any order would do
@@ -270,7 +271,7 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
         ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
         ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
         ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
-        ({"ratio": 4}, "there is no plugin: name its folder"),
+        ({"ratio": 4}, "RATIO is 4, the plugin's ratio None"),
     ],
 )
 def test_wrong_arguments_are_refused(models, tmp_path, change, message):
@@ -290,7 +291,7 @@ def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
     arguments["plugin_path"] = str(models / "plugin_2")
     with pytest.raises(CheckpointError, match="belongs to backbone"):
         infer(initial_checkpoint_path=str(tmp_path / "other"), **arguments)
-    with pytest.raises(ConfigError, match="RATIO is 4, and the plugin's ratio is 2"):
+    with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2"):
         infer(initial_checkpoint_path=str(models), ratio=4, **arguments)
 
 

@@ -1,5 +1,6 @@
 """Which engine a command takes and what it refuses, without T5X; and the quickstart's plan."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -86,15 +87,24 @@ def test_a_dry_run_prints_the_budget_without_weights_and_what_is_open(capsys):
     assert plugin < backbone / 100 and state < 2.01 * plugin
 
 
-def test_the_command_of_t5x_has_absolute_files_and_the_users_folders_first(tmp_path):
+def test_the_command_of_t5x_has_absolute_files_and_the_users_folders_first(absent, tmp_path):
     (tmp_path / "variator_xl.gin").write_text("A = 1\n")
-    line = engines.command_line(
-        "infer", ["variator_xl.gin"], [("MODEL_DIR", "'x y'")], [str(tmp_path)], ["--flag"]
+    args = argparse.Namespace(
+        command="infer",
+        gin_file=["variator_xl.gin"],
+        gin_search_paths=[str(tmp_path)],
+        tfds_data_dir="data",
+        process_index=0,
+        t5x_flags=["--flag"],
     )
-    assert line[1:3] == ["-m", "t5x.infer"] and line[-1] == "--flag"
-    assert f"--gin_file={tmp_path / 'variator_xl.gin'}" in line and "--gin.MODEL_DIR='x y'" in line
-    folders = f"{os.getcwd()},{tmp_path},{gin_utils.configs_dir()}"
-    assert f"--gin_search_paths={folders}" in line
+    engine = engines.Engine(engines.T5X, "a test")
+    line = engines.command_line(args, engine, [("MODEL_DIR", "'x y'")])
+    assert line[1:4] == ["-m", "t5x.infer", f"--gin_file={tmp_path / 'variator_xl.gin'}"]
+    folders = line[4].removeprefix("--gin_search_paths=").split(",")
+    assert folders[:2] == [os.getcwd(), str(tmp_path)]
+    assert folders[-1] == str(gin_utils.configs_dir())
+    flags = ["--tfds_data_dir=data", "--process_index=0", "--multiprocess_gpu", "--flag"]
+    assert line[5:] == ["--gin.MODEL_DIR='x y'", *flags]
     parts = Path(gin_utils.engine_dir("t5x"))
     assert all((parts / command / "engine.gin").is_file() for command in engines.PROGRAMS)
 

@@ -62,7 +62,7 @@ def test_a_verbalizer_behind_a_prefix_is_read_there():
     assert pair(batch, label_position=1).score == pytest.approx(200 / 3)
     with pytest.raises(DataError, match="token 9 at position 0.*yes.*no"):
         pair(batch)
-    with pytest.raises(DataError, match="targets of 3 tokens have no verbalizer.*TASK_FEATURE"):
+    with pytest.raises(DataError, match="token None at position 3.*TASK_FEATURE"):
         pair(batch, label_position=3)
 
 
@@ -72,12 +72,12 @@ def test_generation_drops_the_prefix_and_takes_the_best_of_all_answers():
     outputs = np.array([[9, 6, 8, 5], [6, 1, 0, 0], [5, 5, 5, 5]], np.int32)
     batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
     decode = lambda ids: " ".join(texts[token] for token in ids)  # noqa: E731
-    answers = [["five", "Six."], ["eleven"]]
+    answers = [["five", "Six."], ["eleven", "six seven eight"]]  # overlap: 1 of 1, 1 of 3 words
     result = evaluate_generation(ASKED, [batch], lambda _: outputs, decode, answers)
     assert result.predictions == ("six", "six")
-    assert result.details == {"token_f1": 50.0, "exact_match": 50.0}
-    assert result.score == 50.0 and result.majority is None
-    # Against the decoded targets: both say six, one target is five.
+    assert result.details == {"token_f1": pytest.approx(75.0), "exact_match": 50.0}
+    assert result.score == result.details["token_f1"] and result.majority is None
+    # Against the decoded targets: both predictions are six, one target is five.
     result = evaluate_generation(ASKED, [batch], lambda _: outputs, decode)
     assert result.details == {"token_f1": 50.0, "exact_match": 50.0}
 

@@ -104,9 +104,7 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
         )
     if builtin and args.t5x_flags:
         raise ConfigError(f"{' '.join(args.t5x_flags)}: a flag of T5X, not of the built-in engine.")
-    overrides = engines.parse(
-        args, engine, args.command, require=args.check or not args.dry_run, preflight=not args.check
-    )
+    overrides = engines.parse(args, engine, args.check or not args.dry_run, not args.check)
     if args.check:
         return False
     if args.dry_run:
@@ -114,22 +112,11 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
     if builtin:
         engines.use_tfds_folder(args.tfds_data_dir)
         return not args.dry_run
-    paths = [*args.gin_search_paths, *engine.search_paths(args.command)]
-    flags = [*_t5x_flags(args), *args.t5x_flags]
-    program = engines.command_line(args.command, args.gin_file, overrides, paths, flags)
+    program = engines.command_line(args, engine, overrides)
     if not args.dry_run:
         engines.run_program(program)
     print(f"T5X's own command:\n  {shlex.join(program)}")
     return False
-
-
-def _t5x_flags(args: argparse.Namespace) -> list[str]:
-    """T5X's flags for the data folder, and for joining several processes of its training."""
-    names = ("tfds_data_dir", "coordinator_address", "process_count", "process_index")
-    values = {name: getattr(args, name, None) for name in names}
-    flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-    joined = any(values[name] is not None for name in names[1:])
-    return [*flags, *(["--multiprocess_gpu"] if joined or vars(args).get("multiprocess") else [])]
 
 
 def _print_plan(command_name: str, builtin: bool) -> None:

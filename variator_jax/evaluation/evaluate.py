@@ -71,13 +71,11 @@ def evaluate(
         latencies.append(measure_encoder_latency(timed, plugins, shape, rounds))
     rows = [
         ratio_entry(
-            config,
-            plugin,
-            length,
-            _scores(results[ratio]),
-            runner.identical(plugin, variables),
-            [entries[ratio] for entries in latencies],
-            {task: dict(result.details) for task, result in results[ratio].items()},
+            *(config, plugin, length),
+            quality=_scores(results[ratio]),
+            identical_to_backbone=runner.identical(plugin, variables),
+            latency=tuple(entries[ratio] for entries in latencies),
+            details={task: dict(result.details) for task, result in results[ratio].items()},
         )
         for ratio, (plugin, variables) in settings.items()
     ]
@@ -147,20 +145,18 @@ class Runner:
         def bind(scorer: scorers.Scorer) -> Callable[[Batch], Any]:
             return functools.partial(scorer, self._params, variables)
 
-        if spec.kind == "classification":
-            labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
-            position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
-            score = bind(scorers.label_scorer(model, labels, position, self._mesh))
-            return evaluator.evaluate_classification(spec, batches, score, labels, position)
+        if spec.kind == "span_corruption":
+            score = bind(scorers.target_scorer(model, self._mesh))
+            return evaluator.evaluate_span_corruption(spec, batches, score)
         if spec.kind == "generation":
             length = self._data.feature_lengths["targets"]
-            generate = bind(scorers.generator(model, length, self._mesh))
             answers = accepted_answers(task, self._data.split) if spec.many_answers else None
-            return evaluator.evaluate_generation(
-                spec, batches, generate, vocabulary.decode, answers
-            )
-        score = bind(scorers.target_scorer(model, self._mesh))
-        return evaluator.evaluate_span_corruption(spec, batches, score)
+            score = bind(scorers.generator(model, length, self._mesh))
+            return evaluator.evaluate_generation(spec, batches, score, vocabulary.decode, answers)
+        labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
+        position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
+        score = bind(scorers.label_scorer(model, labels, position, self._mesh))
+        return evaluator.evaluate_classification(spec, batches, score, labels, position)
 
 
 def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
@@ -182,9 +178,7 @@ def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Setti
 def _latency_shape(fields: Sequence[Any]) -> tuple[T5Config, Shape, int]:
     """Backbone's shape, rows and tokens, rounds."""
     if isinstance(fields, str) or not 3 <= len(fields) <= 4:
-        raise ConfigError(
-            f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
-            "('t5_1_0_base', 4, 256)."
-        )
+        example = "(backbone, batch, length), such as ('t5_1_0_base', 4, 256)"
+        raise ConfigError(f"LATENCY_SHAPES holds {fields!r}; each is {example}.")
     name, batch, length, *rounds = fields
     return get_config(name), Shape(batch, length), rounds[0] if rounds else 7

@@ -9,6 +9,7 @@ field is named after.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.cost import backbone_parameters
@@ -104,31 +105,20 @@ class Report:
         return sum(scores[task] for task in self.majority) / len(self.majority)
 
 
-def ratio_entry(
-    config: T5Config,
-    plugin: PluginConfig,
-    length: int,
-    quality: Scores,
-    identical_to_backbone: bool,
-    latency: Sequence[Latency] = (),
-    details: Mapping[str, Scores] | None = None,
-) -> RatioEntry:
-    """An entry whose FLOPs and parameters are computed from the shapes."""
+def ratio_entry(config: T5Config, plugin: PluginConfig, length: int, **measured: Any) -> RatioEntry:
+    """An entry whose FLOPs and parameters are computed from the shapes; `measured` is the rest."""
     stack = T5(config).stack()
     extra = plugin_parameters(plugin, stack)
     sites = tuple(dict.fromkeys(site["kind"] for site in plugin.to_json()["sites"]))
     return RatioEntry(
         ratio=plugin.ratio,
-        quality=dict(quality),
-        identical_to_backbone=identical_to_backbone,
         encoder_flops=stack_flops(stack, length, plugin),
         flops_saved=flops_saved(stack, length, plugin),
         extra_parameters=extra,
         extra_parameters_share=extra / backbone_parameters(config),
-        latency=tuple(latency),
-        details=details or {},
         plugin=f"{'_'.join(sites)}_x{plugin.ratio}" if sites else "",
         sites=sites,
+        **measured,
     )
 
 

@@ -181,6 +181,7 @@ def test_report_prints_the_table_and_names_the_plots(variator, tmp_path, table):
 
 
 RUNS = [example for name in ("train", "eval", "infer") for example in COMMANDS[name].examples]
+RUNS.append("variator train --gin_file=quickstart/adapt.gin")
 DOCS = Path(__file__).parents[1] / "docs"
 
 

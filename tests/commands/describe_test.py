@@ -113,7 +113,7 @@ def test_a_run_is_described_with_its_parts(run, backbone):
     holds(text, "20, 100", "backbone golden_1_1 in", "compression plugin in", "ratio:       4")
     holds(text, "encoder/layers_1/mlp", "bottleneck=4", "topic 81.2", "steps 30")
     holds(text, f"backbone golden_1_1 with fingerprint {backbone.fingerprint}")
-    holds(text, backbone.vocabulary_fingerprint, "topic 88.5; 40.0 % of the encoder's FLOPs saved")
+    holds(text, backbone.vocabulary_fingerprint, "topic 88.5; 40.0% of the encoder's FLOPs saved")
 
 
 def test_a_set_is_described_ratio_by_ratio(backbone, tmp_path):

@@ -1,5 +1,6 @@
 """`variator infer`: T5X's files, each example once and in order, complete or not at all."""
 
+import itertools
 import json
 
 import jax
@@ -13,14 +14,9 @@ from tiny_runs import TINY
 from variator_jax import gin_utils
 from variator_jax.backbones.t5 import T5, backbone
 from variator_jax.backbones.t5.decoding import greedy_decode
+from variator_jax.data.file_task import span_corruption_task_from_text
 from variator_jax.data.tasks import text_to_text_task
-from variator_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    TrainingError,
-    VariatorError,
-)
+from variator_jax.errors import ConfigError, DataError, TrainingError, VariatorError
 from variator_jax.evaluation import infer as infer_module
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.infer import infer
@@ -175,6 +171,21 @@ def test_scores_are_sums_of_log_probabilities_without_padding(models, tmp_path):
     assert not np.isclose(*scores, rtol=1e-3).any()
 
 
+def test_the_noise_of_an_example_is_the_same_each_time_and_wherever_reading_begins(tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(f"line {i} of a text" for i in range(400)))
+    task = span_corruption_task_from_text(str(tmp_path / "text.txt"), vocabulary=WORDS)
+    data = EvalData(task, {"inputs": 64, "targets": 24}, 2)
+
+    def read(start):
+        texts, batches = zip(*itertools.islice(data.examples(task, start), 4 - start), strict=True)
+        assert texts[0] == [{}, {}]  # its texts are not kept
+        return np.stack([batch["encoder_input_tokens"] for batch in batches])
+
+    first = read(0)
+    np.testing.assert_array_equal(first, read(0))
+    np.testing.assert_array_equal(first[2:], read(2))
+
+
 def test_a_task_that_cannot_be_read_is_refused_and_one_without_the_split_left_out(monkeypatch):
     def check(example):
         tf.debugging.assert_less(tf.size(example["inputs"]), 3, "row 7 is bad")
@@ -188,13 +199,11 @@ def test_a_task_that_cannot_be_read_is_refused_and_one_without_the_split_left_ou
     assert EvalData(BOTH, LENGTHS, 4, "empty").tasks() == [TASK]  # the one that has the split
 
 
-def test_a_finished_file_is_not_computed_again(models, tmp_path, stand_in, monkeypatch):
+def test_a_finished_file_is_not_computed_again(models, tmp_path, stand_in):
     (path,) = _infer(models, tmp_path, mode="score")
     before = path.read_bytes()
     path.write_bytes(before + b"kept")
-    with monkeypatch.context() as patched:
-        patched.setattr(EvalData, "examples", None)
-        assert _infer(models, tmp_path, mode="score", batch_size=5) == [path]
+    assert _infer(models, tmp_path, mode="score", batch_size=5) == [path]
     assert path.read_bytes() == before + b"kept"
     path.with_name(f"{path.name}.COMPLETED").unlink()
     _infer(models, tmp_path, mode="score")
@@ -227,18 +236,19 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     models, tmp_path, monkeypatch, stand_in, torn, ratio, starts
 ):
     complete = [path.read_bytes() for path in _infer(models, tmp_path / "complete", BOTH)]
-    real, seen = EvalData.examples, []
+    real, seen, begun, last = EvalData.examples, [], [], 5  # the second task's second batch
 
     def stopped(self, task, start):
+        begun.append(start)
         for batch in real(self, task, start):
-            if len(seen) == 5:  # three batches of the first task, two of the second
+            if len(seen) == last:
                 raise KeyboardInterrupt
             seen.append(batch)
             yield batch
 
+    monkeypatch.setattr(EvalData, "examples", stopped)
     cut, name = tmp_path / "cut", f"{OTHER}-predict.jsonl-00000-of-00001"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(EvalData, "examples", stopped)
+    with pytest.raises(KeyboardInterrupt):
         _infer(models, cut, BOTH, ratio)
     assert not (cut / name).exists()
     with (cut / f"tmp-{name}" / name).open("a") as draft:
@@ -246,15 +256,9 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     if ratio > 1:  # what another run has finished is refused; what it left is started over
         for finished in cut.glob(f"{TASK}*"):
             finished.unlink()
-    begun = []
-
-    def noted(self, task, start):
-        begun.append(start)
-        return real(self, task, start)
-
-    monkeypatch.setattr(EvalData, "examples", noted)
+    last = None
     paths = _infer(models, cut, BOTH)
-    assert begun == starts
+    assert begun[2:] == starts
     assert [path.read_bytes() for path in paths] == complete
     names = [path.name for path in paths]
     assert {p.name for p in cut.iterdir()} == {*names, *(f"{name}.COMPLETED" for name in names)}
@@ -289,7 +293,7 @@ def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
     _save_backbone(tmp_path / "other", seed=1)
     arguments = {"output_dir": str(tmp_path), "data": EvalData(TASK, LENGTHS)}
     arguments["plugin_path"] = str(models / "plugin_2")
-    with pytest.raises(CheckpointError, match="belongs to backbone"):
+    with pytest.raises(VariatorError, match="belongs to backbone"):
         infer(initial_checkpoint_path=str(tmp_path / "other"), **arguments)
     with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2"):
         infer(initial_checkpoint_path=str(models), ratio=4, **arguments)

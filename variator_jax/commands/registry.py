@@ -21,8 +21,6 @@ from variator_jax.errors import ConfigError, VariatorError, did_you_mean
 Run = Callable[[argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], object]
 
-_GIN_PREFIX = "--gin."
-
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -97,14 +95,14 @@ def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     if name.startswith("-") and name not in ("-h", "--help", "--version"):
         raise ConfigError(f"the command comes first: {program} {'|'.join(COMMANDS)} {name} ...")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    plain = [a for a in arguments[:end] if not a.startswith(_GIN_PREFIX)]
+    prefix = "--gin."
+    plain = [a for a in arguments[:end] if not a.startswith(prefix)]
     args, unknown = _program_parser(program).parse_known_args(plain)
+    args.bindings = [a.removeprefix(prefix) for a in arguments[:end] if a.startswith(prefix)]
     if unknown:
         _refuse(unknown, args.parser)
-    overrides = [a for a in arguments[:end] if a.startswith(_GIN_PREFIX)]
-    if overrides and "gin_file" not in args:
-        raise ConfigError(f"{name} takes no gin overrides, found {overrides[0]}.")
-    args.bindings = [override.removeprefix(_GIN_PREFIX) for override in overrides]
+    if args.bindings and "gin_file" not in args:
+        raise ConfigError(f"{name} takes no gin overrides, found {prefix}{args.bindings[0]}.")
     args.t5x_flags = arguments[end + 1 :]
     return args
 
@@ -173,14 +171,8 @@ def gin_arguments(parser: argparse.ArgumentParser) -> None:
     overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
     add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
-    add(
-        "--gin_search_paths",
-        action="extend",
-        default=[],
-        metavar="A,B",
-        help=folders,
-        type=lambda names: list(filter(None, names.split(","))),
-    )
+    extend = {"action": "extend", "type": lambda names: list(filter(None, names.split(",")))}
+    add("--gin_search_paths", default=[], metavar="A,B", help=folders, **extend)
     add("--engine", help="t5x or builtin; by default T5X where it can be imported")
 
 

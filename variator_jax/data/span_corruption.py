@@ -40,8 +40,8 @@ def tokenize_and_chunk(
     chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> Any:
-        tokens = vocabulary.encode_tf(example["targets"])
-        return tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
+        # One text at a time: seqio's bytes of several would have to be of one length.
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
 
     def cut(tokens: Any) -> Any:
         full = tf.size(tokens) // chunk * chunk
@@ -49,7 +49,8 @@ def tokenize_and_chunk(
         datasets = [tf.data.Dataset.from_tensors({"targets": part}) for part in (rows, tail)]
         return datasets[0].concatenate(datasets[1])
 
-    dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.ragged_batch(_TEXTS_JOINED).map(lambda texts: texts.flat_values)
     return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
 
 

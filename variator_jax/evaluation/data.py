@@ -77,10 +77,10 @@ class EvalData:
         dataset = task_or_mixture(task).get_dataset(
             dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1
         )
-        dataset = dataset.map(
-            lambda example: {k: v for k, v in example.items() if k.endswith("_pretokenized")}
+        texts = (
+            {name: _plain(x) for name, x in example.items() if name.endswith("_pretokenized")}
+            for example in dataset.skip(start * self.batch_size).as_numpy_iterator()
         )
-        texts = map(_plain, dataset.skip(start * self.batch_size).as_numpy_iterator())
         try:
             for batch in self._batches(task, start):
                 yield list(itertools.islice(texts, self.batch_size)), batch

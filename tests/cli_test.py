@@ -127,9 +127,7 @@ def test_errors_are_found_before_anything_runs(variator, calls, command):
 
 
 def test_a_check_asks_for_no_devices_and_runs_nothing(variator, fresh_gin, monkeypatch):
-    import jax
-
-    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("asked for devices"))
+    monkeypatch.setattr("jax.devices", lambda *_: pytest.fail("asked for devices"))
     mesh = "--gin.MESH_SHAPE='(64, 1, 1)'"
     assert variator(f"train --check --gin_file=nano_docs.gin {mesh}")[:2] == (0, "")
 
@@ -163,11 +161,10 @@ def test_the_help_has_examples_of_each_command(variator, monkeypatch, capsys):
 
 
 def test_inspect_prints_a_configuration_or_describes_a_folder(variator, calls, monkeypatch):
-    from variator_jax.commands import describe
-
     code, out, _ = variator("inspect --gin_file=train.gin --gin.MODEL_DIR=runs/x")
     assert code == 0 and "MODEL_DIR = 'runs/x'" in out and "STEPS = 10" in out and calls == []
-    monkeypatch.setattr(describe, "describe", lambda path, verify: f"{path} {verify}")
+    target = "variator_jax.commands.describe.describe"
+    monkeypatch.setattr(target, lambda path, verify: f"{path} {verify}")
     assert variator("inspect runs/x") == (0, "runs/x False\n", "")
     assert variator("inspect runs/x --verify") == (0, "runs/x True\n", "")
 
@@ -195,15 +192,15 @@ def test_the_examples_of_the_help_resolve(example, variator):
 
 
 FAMILY = sorted(path.stem for path in gin_utils.configs_dir().glob("variator_*.gin"))
+REQUIRED = {"INITIAL_CHECKPOINT_PATH": "backbone", "MODEL_DIR": "runs/x"}
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_family_names_what_it_requires(name, variator):
-    required = {"INITIAL_CHECKPOINT_PATH": "backbone", "MODEL_DIR": "runs/x"}
     message = refusal(variator(f"inspect --gin_file={name}.gin"))
     header = (gin_utils.configs_dir() / f"{name}.gin").read_text().partition("include")[0]
-    assert all(macro in message and macro in header for macro in required)
-    overrides = [f"--gin.{macro}={value}" for macro, value in required.items()]
+    assert all(macro in message and macro in header for macro in REQUIRED)
+    overrides = [f"--gin.{macro}={value}" for macro, value in REQUIRED.items()]
     code, out, _ = variator(["inspect", f"--gin_file={name}.gin", *overrides])
     size, _, family = name.removeprefix("variator_").partition("_")
     assert code == 0 and f"'{family or 't5_1_1'}_{size}'" in out

@@ -74,7 +74,8 @@ def _backbone(what: str, path: str | os.PathLike, source: backbone.Source, verif
     rows = {
         "parameters": f"{count:,} in {len(leaves)} leaves, {size / 1e6:,.3f} MB of {dtypes}",
         "shape": f"{config.num_encoder_layers} encoder and {config.num_decoder_layers} decoder "
-        f"layers, embed {config.embed_dim}, mlp {config.encoder_mlp} and {config.mlp_dim}, "
+        f"layers, embed {config.embed_dim}, mlp {config.mlp_dim} "
+        f"({config.encoder_mlp} in the encoder), "
         f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
         "feed-forward": " * ".join(config.mlp_activations),
         "fits": f"plugins of fingerprint {fingerprint}" if fingerprint else unread,

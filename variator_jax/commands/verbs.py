@@ -13,11 +13,6 @@ from variator_jax.commands import engines
 from variator_jax.commands.registry import command, gin_arguments, process_arguments, run_arguments
 from variator_jax.errors import ConfigError
 
-# Commands that T5X alone has, and what to do without it.
-_WITHOUT_T5X = {
-    "export": "variator infer scores and decodes, and VariatorModel runs a plugin folder in Python",
-    "precompile": "--dry_run shows what a run needs",
-}
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
 
 
@@ -97,13 +92,9 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
     """
     engine = engines.announce(args.engine)
     builtin = engine.name == engines.BUILTIN
-    if builtin and args.command in _WITHOUT_T5X:
-        raise ConfigError(
-            f"the built-in engine has no {args.command}: it is T5X's, and {engines.HOW}. "
-            f"Without T5X, {_WITHOUT_T5X[args.command]}."
-        )
-    if builtin and args.t5x_flags:
-        raise ConfigError(f"{' '.join(args.t5x_flags)}: a flag of T5X, not of the built-in engine.")
+    of_t5x = [args.command] if args.command in ("export", "precompile") else args.t5x_flags
+    if builtin and of_t5x:
+        raise ConfigError(f"the built-in engine has no {' '.join(of_t5x)}; {engines.HOW}.")
     overrides = engines.parse(args, engine, args.check or not args.dry_run, not args.check)
     if args.check:
         return False
@@ -186,10 +177,8 @@ def _budget(args: argparse.Namespace) -> None:
         --gin.REMAT=True --gin.BATCH_SIZE=128
     """
     hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
-    if args.devices is not None and args.devices < 1:
-        raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
-    if args.topology and args.devices:
-        raise ConfigError("--topology names the devices; leave --devices out.")
+    if args.devices is not None and (args.topology or args.devices < 1):
+        raise ConfigError(f"--devices {args.devices}: expected 1 or more, without --topology.")
     if args.devices:
         # Read when JAX first looks for devices.
         flag = f"--xla_force_host_platform_device_count={args.devices}"
@@ -242,11 +231,10 @@ def _report(args: argparse.Namespace) -> None:
     variator report runs/glue_small
     """
     folder = Path(args.path)
-    table = next((folder / n for n in _REPORTS if (folder / n).is_file()), None)
-    if table is None:
-        names = " nor ".join(_REPORTS)
-        raise ConfigError(f"{folder} holds neither {names}: not a finished evaluation's folder.")
-    print(table.read_text(encoding="utf-8").rstrip())
+    tables = [folder / name for name in _REPORTS if (folder / name).is_file()]
+    if not tables:
+        raise ConfigError(f"{folder} is not that of a report: it has no {' or '.join(_REPORTS)}.")
+    print(tables[0].read_text(encoding="utf-8").rstrip())
     for plot in sorted(folder.glob("*.png")):
         print(f"\nPlot: {plot}")
 

@@ -2,7 +2,6 @@ import os
 import sys
 from pathlib import Path
 
-import gin
 import pytest
 
 from variator_jax import gin_utils
@@ -96,18 +95,13 @@ def test_later_files_and_then_overrides_win(run_gin):
     assert "STEPS" not in gin_utils.resolved_config()  # Each parse starts from nothing.
 
 
-def test_includes_resolve_along_the_search_path_and_each_file_is_read_once(
-    run_gin, monkeypatch, capfd
-):
+def test_includes_resolve_along_the_search_path_and_each_file_is_read_once(run_gin, monkeypatch):
     run_gin("WIDTH = 5", "lib/sizes/five.gin")
     run_gin("include 'sizes/five.gin'", "lib/middle.gin")
     name, opened, real = run_gin("include 'middle.gin'\nSTEPS = %WIDTH"), [], Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda self, *a, **k: opened.append(self) or real(self, *a, **k)
-    )
+    monkeypatch.setattr(Path, "open", lambda path, **k: opened.append(path.name) or real(path, **k))
     gin_utils.parse([name], ["STEPS=4"], search_paths=["lib"])
-    assert [path.name for path in opened] == ["run.gin", "middle.gin", "five.gin"]
-    assert gin_utils.macro("WIDTH") == 5 and capfd.readouterr().err == ""
+    assert opened == ["run.gin", "middle.gin", "five.gin"] and gin_utils.macro("WIDTH") == 5
 
 
 HOME = os.path.expanduser("~")
@@ -141,14 +135,12 @@ def test_macros_are_read_and_resolved_through_one_another(run_gin):
         gin_utils.macro("STEPS")
 
 
-def test_operative_and_resolved_configurations_can_be_parsed_again(run_gin):
+def test_a_resolved_configuration_can_be_parsed_again(run_gin):
     text = "STEPS = 4\nmodel.train:\n  steps = %STEPS\n  model_dir = 'x'\n  net = @model.Net()\n"
     gin_utils.parse([run_gin(text + "model.Net.width = 3\nmodel.Net.depth = 9")])
     before = toy_train()
-    assert "train.task = 'topic'" in gin.operative_config_str()  # A default that was used.
-    for again in (gin.operative_config_str(), gin_utils.resolved_config()):
-        gin_utils.parse([run_gin(again, "again.gin", header="")])
-        assert toy_train() == before
+    gin_utils.parse([run_gin(gin_utils.resolved_config(), "again.gin", header="")])
+    assert toy_train() == before
 
 
 # What is refused: line 4 of a file, and overrides.

@@ -39,14 +39,12 @@ def batch(rows=2, length=8, targets=3, seed=0):
     }
 
 
-@pytest.mark.parametrize(
-    "scorer, position", [(BACKBONE, 0), (label_scorer(BARE, LABELS, position=1), 1)]
-)
-def test_label_scores_are_the_logits_at_the_position_behind_the_prefix(params, scorer, position):
+def test_label_scores_are_the_logits_at_the_position_behind_the_prefix(params):
     logits = FORWARD(params, batch())
-    scores = scorer(params, None, batch() | {"not_read": 1})
-    np.testing.assert_allclose(scores, logits[:, position, LABELS], rtol=1e-4, atol=1e-5)
-    assert not np.allclose(scores, logits[:, 1 - position, LABELS])
+    for position, scorer in enumerate([BACKBONE, label_scorer(BARE, LABELS, position=1)]):
+        scores = scorer(params, None, batch() | {"not_read": 1})
+        np.testing.assert_allclose(scores, logits[:, position, LABELS], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(scores, logits[:, 1 - position, LABELS])
 
 
 def test_target_scores_are_likelihoods_and_hits(params):

@@ -22,7 +22,7 @@ from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.infer import infer
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import load_backbone, load_plugin, save_backbone, save_plugin
+from variator_jax.store import Plugin, load_backbone, load_plugin, save_backbone, save_plugin
 
 LENGTHS = {"inputs": 16, "targets": 6}
 TASK, OTHER, BOTH = "infer_test_one", "infer_test_two", "infer_test_both"
@@ -51,7 +51,7 @@ if TASK not in seqio.TaskRegistry.names():
     seqio.MixtureRegistry.add(BOTH, [TASK, OTHER], default_rate=1)
 
 
-def _save_backbone(folder, seed=0, change=None):
+def _save_backbone(folder, seed=0, scale=1.0):
     """A backbone that answers with letters, and other inputs with other ones."""
     # Kernels without a mean: with one, a random decoder answers the same whatever it reads.
     params = jax.tree.map(
@@ -61,8 +61,8 @@ def _save_backbone(folder, seed=0, change=None):
     logits = params["decoder"]["logits_dense"]["kernel"]
     logits[:, WORDS.eos_id] /= 3
     logits[:, np.setdiff1d(np.arange(TINY.vocab_size), [*letters, WORDS.eos_id])] = 0
-    if change is not None:
-        change(params)
+    for leaf in (logits, params["decoder"]["decoder_norm"]["scale"]):
+        leaf *= np.float32(scale)
     save_backbone(folder / "backbone", TINY, params)
     return load_backbone(folder / "backbone")
 
@@ -93,10 +93,9 @@ def stand_in(monkeypatch):
     """In place of the model, where only the files matter: nothing is compiled."""
 
     def answer(mode, owner, plugin, length, mesh):
-        ratio = plugin.config.ratio if plugin else 1
         if mode == "score":
-            return lambda batch: batch["decoder_target_tokens"].sum(axis=-1) / ratio
-        return lambda batch: batch["encoder_input_tokens"] + ratio
+            return lambda batch: batch["decoder_target_tokens"].sum(axis=-1)
+        return lambda batch: batch["encoder_input_tokens"] + 1
 
     monkeypatch.setattr(infer_module, "_answer", answer)
 
@@ -107,9 +106,9 @@ def _read(path):
 
 def _model(models, ratio):
     """The model of a ratio with its arrays: (model, backbone's, plugin's)."""
-    plugin = load_plugin(models / f"plugin_{ratio}") if ratio > 1 else None
-    settings, variables = (plugin.config, plugin.variables) if plugin else (None, None)
-    return SplicedModel(NETWORK, settings), load_backbone(models / "backbone").params, variables
+    plugin = load_plugin(models / f"plugin_{ratio}") if ratio > 1 else Plugin(PluginConfig(1), None)
+    params = load_backbone(models / "backbone").params
+    return SplicedModel(NETWORK, plugin.config), params, plugin.variables
 
 
 def _tokens():
@@ -223,15 +222,12 @@ def test_the_results_of_another_run_are_neither_taken_nor_lost(models, tmp_path,
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "torn, ratio, starts",
-    [
-        ("", 1, [2]),
-        ('{"inputs": {"inputs_preto', 1, [2]),
-        ('{"whole": "line"}\n', 1, [2]),
-        ("", 2, [0, 0]),  # of another run
-    ],
-)
+@pytest.mark.parametrize("torn, ratio, starts", [
+    ("", 1, [2]),
+    ('{"inputs": {"inputs_preto', 1, [2]),
+    ('{"whole": "line"}\n', 1, [2]),
+    ("", 2, [0, 0]),  # of another run
+])  # fmt: skip
 def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     models, tmp_path, monkeypatch, stand_in, torn, ratio, starts
 ):
@@ -264,20 +260,17 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     assert {p.name for p in cut.iterdir()} == {*names, *(f"{name}.COMPLETED" for name in names)}
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"mode": "scores"}, "Did you mean 'score'"),
-        ({"output_dir": None}, "INFER_OUTPUT_DIR is None"),
-        ({"output_dir": "gs://bucket/x"}, "path of a local folder"),
-        ({"initial_checkpoint_path": None}, "set CHECKPOINT_PATH"),
-        ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
-        ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
-        ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
-        ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
-        ({"ratio": 4}, "RATIO is 4, the plugin's ratio None"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"mode": "scores"}, "Did you mean 'score'"),
+    ({"output_dir": None}, "INFER_OUTPUT_DIR is None"),
+    ({"output_dir": "gs://bucket/x"}, "path of a local folder"),
+    ({"initial_checkpoint_path": None}, "set CHECKPOINT_PATH"),
+    ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
+    ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
+    ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
+    ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
+    ({"ratio": 4}, "RATIO is 4, the plugin's ratio None"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused(models, tmp_path, change, message):
     arguments = {
         "output_dir": str(tmp_path / "output"),
@@ -300,29 +293,23 @@ def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
 
 
 def test_scores_that_are_not_finite_are_never_written(models, tmp_path):
-    def huge(params):
-        params["decoder"]["logits_dense"]["kernel"] *= np.float32(1e38)
-        params["decoder"]["decoder_norm"]["scale"] *= np.float32(1e38)
-
-    _save_backbone(tmp_path, change=huge)
+    _save_backbone(tmp_path, scale=1e38)
     with pytest.raises(TrainingError, match="not finite"):
         _infer(tmp_path, tmp_path / "output", mode="score")
     assert not list((tmp_path / "output").glob("infer*"))
 
 
 def test_the_packaged_gin_file_answers(models, tmp_path, stand_in):
-    def configured(**macros):
-        bindings = [f"{name}={value}" for name, value in macros.items()]
-        engine = gin_utils.configs_dir() / "engines" / "builtin"
-        gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [str(engine)])
-        return gin_utils.configured(infer)
-
-    task = {"MIXTURE_OR_TASK_NAME": TASK, "TASK_FEATURE_LENGTHS": LENGTHS, "SPLIT": "train"}
-    names = {"CHECKPOINT_PATH": models, "PLUGIN_PATH": models / "plugin_4", "BATCH_SIZE": 2}
-    output = tmp_path / "gin"
-    (path,) = configured(**task, **names, INFER_MODE="score", INFER_OUTPUT_DIR=output)()
+    engine = gin_utils.engine_dir()
+    macros = {"MIXTURE_OR_TASK_NAME": TASK, "TASK_FEATURE_LENGTHS": LENGTHS, "SPLIT": "train"}
+    macros |= {"CHECKPOINT_PATH": models, "PLUGIN_PATH": models / "plugin_4", "BATCH_SIZE": 2}
+    macros |= {"INFER_MODE": "score", "INFER_OUTPUT_DIR": tmp_path / "gin"}
+    bindings = [f"{name}={value}" for name, value in macros.items()]
+    gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [engine])
+    (path,) = gin_utils.configured(infer)()
     (expected,) = _infer(models, tmp_path, TASK, 4, "score", "train", batch_size=2)
-    assert path.parent == output and path.read_bytes() == expected.read_bytes()
+    assert path.parent == tmp_path / "gin" and path.read_bytes() == expected.read_bytes()
     # The backbone of other runs serves, too.
-    configured(INFER_OUTPUT_DIR="x", INITIAL_CHECKPOINT_PATH="runs/backbone")
+    bindings = ["INFER_OUTPUT_DIR=x", "INITIAL_CHECKPOINT_PATH=runs/backbone"]
+    gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [engine])
     assert gin_utils.macro("CHECKPOINT_PATH") == "runs/backbone"

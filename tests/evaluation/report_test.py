@@ -10,7 +10,6 @@ from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import DataError
 from variator_jax.evaluation.report import read_report, report_markdown, write_report
 from variator_jax.evaluation.schema import (
-    QUICKSTART,
     Backbone,
     Latency,
     Report,
@@ -82,7 +81,7 @@ def with_ratio(report, ratio, **changes):
 
 def test_the_files_have_the_promised_fields_and_read_back(tmp_path):
     report = good_report(notes=("A remark.",))
-    write_report(report, tmp_path, QUICKSTART)
+    write_report(report, tmp_path, promised=True)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md", "report.png"}
     assert read_report(tmp_path / "report.json") == report
     content = json.loads((tmp_path / "report.json").read_text())
@@ -110,7 +109,7 @@ def test_what_is_not_a_report_is_refused(tmp_path, text):
 def test_a_figure_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path):
     report = good_report(control_no_ffn={"docs_topic": float("nan")})
     with pytest.raises(DataError, match="not finite: .*'docs_topic': nan"):
-        write_report(report, tmp_path / "report", QUICKSTART)
+        write_report(report, tmp_path / "report", promised=True)
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match="at least one ratio"):
         write_report(good_report(ratios=()), tmp_path)
@@ -120,7 +119,7 @@ def test_the_tables_show_differences_costs_controls_and_latencies():
     report = good_report(notes=("A remark.",))
     report = with_ratio(report, 4, details={"docs_answer": {"exact_match": 12.0}})
     report = with_ratio(report, 1, details={"docs_answer": {"exact_match": 15.0}})
-    text = report_markdown(report, QUICKSTART)
+    text = report_markdown(report, promised=True)
     lines = text.splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
     [header] = [line for line in lines if line.startswith("| k |")]
@@ -162,11 +161,11 @@ def of_report(**changes):
     (of_ratio(4, latency=()), "FLOPs saved by t5_1_0_base at length 256 and k=4: found nan"),
 ])  # fmt: skip
 def test_a_missed_promise_is_stated_in_words(change, words):
-    assert targets_missed(good_report(), QUICKSTART) == []
+    assert targets_missed(good_report()) == []
     report = change(good_report())
-    missed = targets_missed(report, QUICKSTART)
+    missed = targets_missed(report)
     assert any(words in sentence for sentence in missed), missed
-    markdown = report_markdown(report, QUICKSTART)
+    markdown = report_markdown(report, promised=True)
     assert all(f"- {sentence}" in markdown for sentence in missed)
 
 

@@ -54,10 +54,7 @@ class Engine:
 
 
 def choose(asked: str | None) -> Engine:
-    """T5X where it can be imported, the built-in engine otherwise, or the one that is asked for.
-
-    Args:
-      asked: the engine's name; None for the environment variable VARIATOR_ENGINE, if it is set.
+    """The engine of that name or of VARIATOR_ENGINE; else T5X where it is, or the built-in one.
 
     Raises:
       ConfigError: for an unknown engine, or for T5X where it is not importable.
@@ -87,11 +84,8 @@ def parse(
 ) -> list[tuple[str, str]]:
     """Parses the gin files for an engine's command; returns the overrides as gin literals.
 
-    Args:
-      args: those of `registry.gin_arguments`; commands that no engine runs parse as for `train`.
-      engine: the engine, of `choose`.
-      require: whether required macros must be set.
-      preflight: whether to check T5X's checkpoints and folders, too.
+    Commands that no engine runs parse as for `train`. With `require`, required macros must be set;
+    with `preflight`, too, T5X's checkpoints and folders are checked.
 
     Raises:
       VariatorError: as `gin_utils.parse`, for macros of the other engine, if T5X or what it needs
@@ -128,14 +122,6 @@ def _preflight(command: str) -> None:
     if command != "precompile":
         gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
     gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
-
-
-def use_tfds_folder(folder: str | None) -> None:
-    """Lets seqio read TFDS's datasets from `folder`, if one is given."""
-    if folder:
-        import seqio
-
-        seqio.set_tfds_data_dir_override(folder)
 
 
 def command_line(
@@ -179,10 +165,8 @@ def as_main(module: str) -> Iterator[None]:
         sys.modules["__main__"] = importlib.import_module(module)
         yield
     except ImportError as error:
-        serving = "tensorflow_serving" in str(error)
-        package = "tensorflow-serving-api" if serving else error.name
         raise ConfigError(
-            f"{module} cannot be imported: {error}. It needs the package {package!r}; {HOW}. "
+            f"{module} cannot be imported: {error}. It needs the package {error.name!r}; {HOW}. "
             f"--engine={BUILTIN} trains, evaluates and infers without T5X."
         ) from error
     finally:
@@ -190,10 +174,7 @@ def as_main(module: str) -> Iterator[None]:
 
 
 def _t5x_root() -> pathlib.Path | None:
-    """The folder of the package t5x; a folder of that name without T5X's files does not count.
-
-    Nothing is imported: a T5X whose dependencies are missing counts, and `as_main` names them.
-    """
+    """The folder of the package t5x, which is not imported; its dependencies may be missing."""
     spec = importlib.util.find_spec("t5x")
     if spec is None or not spec.origin:
         return None

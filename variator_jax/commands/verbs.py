@@ -10,13 +10,51 @@ from variator_jax import gin_utils
 from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.commands import engines
-from variator_jax.commands.registry import command, gin_arguments, process_arguments, run_arguments
+from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError
 
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
 
 
-@command("train", gin_arguments, run_arguments, process_arguments)
+def _gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that is configured by gin."""
+    add = parser.add_argument
+    files = "a gin file, or the name of a packaged one; repeatable, later ones override"
+    add("--gin_file", action="append", default=[], metavar="FILE", help=files)
+    # For the help alone: `_parse` removes overrides, whose names are the user's, before argparse.
+    overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
+    add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
+    folders = "folders where gin files are looked for before the packaged ones"
+    add("--gin_search_paths", action="extend", default=[], type=_names, metavar="A,B", help=folders)
+    add("--engine", help="t5x or builtin; by default T5X where it can be imported")
+
+
+def _names(value: str) -> list[str]:
+    return list(filter(None, value.split(",")))
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that an engine runs."""
+    add = parser.add_argument
+    plan = "print the configuration and what the run will need, and stop"
+    add("--dry_run", action="store_true", help=plan)
+    check = "check arguments and gin files without looking at devices; nothing may be left unset"
+    add("--check", action="store_true", help=check)
+    add("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
+    parser.add_argument_group("-- FLAG ...", "further flags of T5X's own program")
+
+
+def _process_arguments(parser: argparse.ArgumentParser) -> None:
+    """How several processes find one another; T5X has the same names."""
+    add = parser.add_argument
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, in a run of several")
+    add("--process_count", type=int, metavar="N", help="how many processes the run has")
+    add("--process_index", type=int, metavar="I", help="which of them this is, from 0")
+    detected = "insist on a TPU pod, SLURM, Open MPI or Kubernetes that JAX detects"
+    add("--multiprocess", action="store_true", help=detected)
+
+
+@command("train", _gin_arguments, _run_arguments, _process_arguments)
 def _train(args: argparse.Namespace) -> None:
     """Train a compression plugin, or a backbone.
 
@@ -38,7 +76,7 @@ def _train(args: argparse.Namespace) -> None:
             raise SystemExit(128 + signal.SIGTERM)  # as if the signal had ended it, for scripts
 
 
-@command("eval", gin_arguments, run_arguments)
+@command("eval", _gin_arguments, _run_arguments)
 def _eval(args: argparse.Namespace) -> None:
     """Evaluate a backbone with its compression plugins: quality, cost and latency per ratio.
 
@@ -52,7 +90,7 @@ def _eval(args: argparse.Namespace) -> None:
         gin_utils.configured(evaluate.evaluate)()
 
 
-@command("infer", gin_arguments, run_arguments)
+@command("infer", _gin_arguments, _run_arguments)
 def _infer(args: argparse.Namespace) -> None:
     """Write a backbone's predictions, or scores of the targets, for every example of a task.
 
@@ -66,7 +104,7 @@ def _infer(args: argparse.Namespace) -> None:
         gin_utils.configured(infer.infer)()
 
 
-@command("export", gin_arguments, run_arguments)
+@command("export", _gin_arguments, _run_arguments)
 def _export(args: argparse.Namespace) -> None:
     """Write a TensorFlow SavedModel that scores or decodes; needs T5X.
 
@@ -76,7 +114,7 @@ def _export(args: argparse.Namespace) -> None:
     _prepare_builtin(args)
 
 
-@command("precompile", gin_arguments, run_arguments)
+@command("precompile", _gin_arguments, _run_arguments)
 def _precompile(args: argparse.Namespace) -> None:
     """Compile the train step for an absent TPU; needs T5X.
 
@@ -101,13 +139,21 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
     if args.dry_run:
         _print_plan(args.command, builtin)
     if builtin:
-        engines.use_tfds_folder(args.tfds_data_dir)
+        _use_tfds_folder(args.tfds_data_dir)
         return not args.dry_run
     program = engines.command_line(args, engine, overrides)
     if not args.dry_run:
         engines.run_program(program)
     print(f"T5X's own command:\n  {shlex.join(program)}")
     return False
+
+
+def _use_tfds_folder(folder: str | None) -> None:
+    """Lets seqio read TFDS's datasets from `folder`, if one is given."""
+    if folder:
+        import seqio
+
+        seqio.set_tfds_data_dir_override(folder)
 
 
 def _print_plan(command_name: str, builtin: bool) -> None:
@@ -132,7 +178,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
 
 
-@command("experiment", gin_arguments, _experiment_arguments)
+@command("experiment", _gin_arguments, _experiment_arguments)
 def _experiment(args: argparse.Namespace) -> None:
     """Run a grid of backbones, tasks, ratios and seeds; the same command resumes it.
 
@@ -153,7 +199,7 @@ def _experiment(args: argparse.Namespace) -> None:
         return
     from variator_jax.experiment import report, score
 
-    engines.use_tfds_folder(args.tfds_data_dir)
+    _use_tfds_folder(args.tfds_data_dir)
     configs = drive.preflight(experiment, data=True)
     records = drive.drive(experiment, configs, grid.run_training, score.score_cell)
     print(report.report(experiment, records))
@@ -168,7 +214,7 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="v5e:4x4", help=slices)
 
 
-@command("budget", gin_arguments, _budget_arguments)
+@command("budget", _gin_arguments, _budget_arguments)
 def _budget(args: argparse.Namespace) -> None:
     """Compile the train step for shapes alone: memory, FLOPs and collectives per device.
 
@@ -201,7 +247,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verify", action="store_true", help="also read every weight of a backbone")
 
 
-@command("inspect", gin_arguments, _inspect_arguments)
+@command("inspect", _gin_arguments, _inspect_arguments)
 def _inspect(args: argparse.Namespace) -> None:
     """Describe a folder, or print the configuration that gin files and overrides resolve to.
 

@@ -104,13 +104,10 @@ class Runner:
         intervention: Intervention | None = None,
         name: str | None = None,
     ) -> dict[str, evaluator.TaskResult]:
-        """Task -> result. Also fills in `majority`, which no plugin changes.
+        """Task -> result, with a plugin, or an intervention in its place, or neither.
 
-        Args:
-          config: the plugin's settings, None for the backbone itself.
-          variables: its arrays.
-          intervention: a control or baseline in place of a plugin.
-          name: what to call it on the screen; by default the ratio.
+        Also fills in `majority`, which no plugin changes. `name` is what the screen shows; by
+        default the ratio.
         """
         model = SplicedModel(self._network, config, intervention)
         placed = place_everywhere(variables, self._mesh)

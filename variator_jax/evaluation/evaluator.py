@@ -151,7 +151,7 @@ def _scored(
 
 def _label(spec: TaskSpec, label_ids: Sequence[int], target: np.ndarray, position: int) -> int:
     token = int(target[position]) if position < len(target) else None
-    if token not in label_ids:
+    if token is None or token not in label_ids:
         raise DataError(
             f"Task {spec.name!r}: a target has token {token} at position {position}; expected one "
             f"of {list(label_ids)}, of the verbalizers {list(spec.labels)}. None stands for a "

@@ -13,14 +13,7 @@ from variator_jax.bench import output
 from variator_jax.bench.latency import Latency
 from variator_jax.bench.output import GREY, NONE, bullets, colours, markdown_table
 from variator_jax.errors import DataError
-from variator_jax.evaluation.schema import (
-    Backbone,
-    RatioEntry,
-    Report,
-    Scores,
-    Targets,
-    targets_missed,
-)
+from variator_jax.evaluation.schema import Backbone, RatioEntry, Report, Scores, targets_missed
 from variator_jax.files import write_json
 
 #: Points above the majority class that a backbone needs on a task for it to be informative.
@@ -38,8 +31,8 @@ _LATENCY = (
 )
 
 
-def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> None:
-    """Writes the three files, making the folder if needed; without `targets` nothing was promised.
+def write_report(report: Report, folder: Path | str, promised: bool = False) -> None:
+    """Writes the three files, making the folder if needed; if `promised`, with the promises missed.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
@@ -51,11 +44,11 @@ def write_report(report: Report, folder: Path | str, targets: Targets | None = N
         json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise DataError(f"The report has a figure that is not finite: {content}") from error
-    if targets:
-        content["targets_missed"] = targets_missed(report, targets)
+    if promised:
+        content["targets_missed"] = targets_missed(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report_markdown(report, targets), encoding="utf-8")
+    (folder / "report.md").write_text(report_markdown(report, promised), encoding="utf-8")
     plot_report(report, folder / "report.png")
     write_json(folder / "report.json", content)  # last: its presence means that all is complete
 
@@ -80,7 +73,7 @@ def read_report(path: Path | str) -> Report:
         raise DataError(f"{path} is not a report of this library: {error}") from error
 
 
-def report_markdown(report: Report, targets: Targets | None = None) -> str:
+def report_markdown(report: Report, promised: bool = False) -> str:
     """The whole `report.md`: quality and cost, latencies, promised figures missed, notes."""
     backbone, details = report.backbone, details_table(report)
     ratios = ", ".join(str(entry.ratio) for entry in report.ratios)
@@ -96,8 +89,8 @@ def report_markdown(report: Report, targets: Targets | None = None) -> str:
     if any(entry.latency for entry in report.ratios):
         words = _LATENCY.format(hardware=report.hardware)
         sections += ["## Encoder latency", words, latency_table(report)]
-    if targets:
-        missed = bullets(targets_missed(report, targets))
+    if promised:
+        missed = bullets(targets_missed(report))
         sections += ["## Promised figures", missed or "All promised figures were reached."]
     notes = bullets([*report.notes, *_weak_tasks(report)])
     seconds = [{"stage": name, "seconds": f"{value:.1f}"} for name, value in report.seconds.items()]

@@ -262,10 +262,10 @@ class _Truncated(EvalData):
 
     share: float = 1.0
 
-    def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
+    def batches(self, task: str, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """One pass over a task, the last batch filled up with empty rows."""
         suffix = rivals.common_suffix(itertools.islice(super().batches(task), 8))
-        yield from rivals.truncated(super().batches(task), self.share, suffix)
+        yield from rivals.truncated(super().batches(task, start), self.share, suffix)
 
 
 # Neurons that fire.

@@ -41,24 +41,22 @@ def calls(monkeypatch, fresh_gin, tmp_path):
     calls = []
     monkeypatch.chdir(tmp_path)
 
-    def stand_in(function, package):
-        def run(*, model_dir, steps):
+    for package, function in {"train": "train", "evaluation": "evaluate"}.items():
+
+        def run(*, model_dir, steps, function=function):
             calls.append((function, model_dir, steps))
             if model_dir in ERRORS:
                 raise ERRORS[model_dir]
             return types.SimpleNamespace(interrupted=model_dir == "preempted")
 
-        module = types.ModuleType(f"{package.__name__}.{function}")
+        module = types.ModuleType(f"variator_jax.{package}.{function}")
         run.__name__ = run.__qualname__ = function
         run.__module__ = module.__name__
         setattr(module, function, run)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(package, function, module, raising=False)
+        monkeypatch.setattr(f"variator_jax.{package}.{function}", module, raising=False)
         text = GIN.format(module=module.__name__, function=function)
         (tmp_path / f"{function}.gin").write_text(text)
-
-    stand_in("train", variator_jax.train)
-    stand_in("evaluate", variator_jax.evaluation)
     return calls
 
 
@@ -82,17 +80,12 @@ def refusal(result):
     return err
 
 
-@pytest.mark.parametrize(
-    ("command", "call"),
-    [
-        ("train --gin_file=train.gin --gin.STEPS=3", ("train", "runs/x", 3)),
-        ("eval --gin_file evaluate.gin", ("evaluate", "runs/x", 10)),
-        (
-            "train --gin_file=train.gin --gin_file=long.gin --gin_search_paths=.,lib",
-            ("train", "runs/x", 99),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("command", "call"), [
+    ("train --gin_file=train.gin --gin.STEPS=3", ("train", "runs/x", 3)),
+    ("eval --gin_file evaluate.gin", ("evaluate", "runs/x", 10)),
+    ("train --gin_file=train.gin --gin_file=long.gin --gin_search_paths=.,lib",
+     ("train", "runs/x", 99)),
+])  # fmt: skip
 def test_the_configured_function_is_called(variator, calls, command, call):
     Path("lib").mkdir()
     Path("lib/long.gin").write_text("STEPS = 99\n")

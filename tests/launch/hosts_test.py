@@ -198,9 +198,9 @@ def test_the_jobsets_commands_stop_where_a_variable_is_missing(missing, stubs):
     applied = [call for call in calls() if call.startswith("kubectl apply")]
     assert bool(applied) == (not missing) and missing in result.stderr, result.stderr
     if not missing:
-        named = (Path(environment["HERE"]) / "named").read_text()
-        variables = set(re.findall(r"\$\{(\w+)\}", JOBSET.partition("apiVersion:")[2]))
-        assert {name[1:] for name in named.split()} == variables
+        named = (Path(environment["HERE"]) / "named").read_text().split()
+        variables = set(re.findall(r"\$\{\w+\}", JOBSET.partition("apiVersion:")[2]))
+        assert {f"${{{name[1:]}}}" for name in named} == variables
 
 
 @pytest.fixture(params=["tpu", "gpu"])
@@ -223,9 +223,8 @@ def test_the_pods_get_their_place_and_the_folder_of_the_runs(jobset):
     assert job["completionMode"] == "Indexed"  # gives JOB_COMPLETION_INDEX
     assert spec["failurePolicy"]["maxRestarts"] > 0
     [container] = pods["containers"]
-    script = container["command"][2]
-    assert ("--multiprocess" in script) == (kind == "tpu")
-    assert ("-workers-0-0." in script) == (kind == "gpu")
+    assert ("--multiprocess" in container["command"][2]) == (kind == "tpu")
+    assert ("-workers-0-0." in container["command"][2]) == (kind == "gpu")
     volumes = {volume["name"]: volume for volume in pods["volumes"]}
     assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == "runs"
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}

@@ -196,11 +196,10 @@ def plot_report(report: Report, path: Path) -> None:
     with output.figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
         _draw_quality(left, report)
         _draw_speedup(right, report)
+        ratios = [entry.ratio for entry in report.ratios]
         for axes in (left, right):
-            ratios = [entry.ratio for entry in report.ratios]
-            output.doubling_axis(
-                axes, ratios, "compression ratio k (hidden vectors merged into one)"
-            )
+            label = "compression ratio k (hidden vectors merged into one)"
+            output.doubling_axis(axes, ratios, label)
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
             axes.legend(frameon=False, fontsize=8, **place)
 
@@ -234,19 +233,17 @@ def _draw_quality(axes: Any, report: Report) -> None:
 def _draw_speedup(axes: Any, report: Report) -> None:
     """Per shape: filled and solid what was measured, hollow and dashed what FLOPs allow."""
     shapes = _by_shape(report)
-    allowed_style = {"mfc": "white", "lw": 0.9}
-    for (shape, by_ratio), colour in zip(shapes.items(), colours(len(shapes)), strict=True):
-        ratios, entries = list(by_ratio), list(by_ratio.values())
-        measured = [row.speedup for row in entries]
+    hollow = {"mfc": "white", "lw": 0.9}
+    for (shape, rows), colour in zip(shapes.items(), colours(len(shapes)), strict=True):
+        speedups = [row.speedup for row in rows.values()]
+        allowed = [row.flops_allowed_speedup for row in rows.values()]
         # The spread of the time, carried over to the speed-up to first order.
-        errors = [row.speedup * row.spread / (2 * row.milliseconds) for row in entries]
+        errors = [row.speedup * row.spread / (2 * row.milliseconds) for row in rows.values()]
         style = {"fmt": "o-", "capsize": 2, "color": colour, "zorder": 3}
-        axes.errorbar(ratios, measured, yerr=errors, label=shape, **style)
-        allowed = [row.flops_allowed_speedup for row in entries]
-        axes.plot(ratios, allowed, "o--", color=colour, **allowed_style)
+        axes.errorbar(list(rows), speedups, yerr=errors, label=shape, **style)
+        axes.plot(list(rows), allowed, "o--", color=colour, **hollow)
     axes.axhline(1.0, color=GREY, lw=0.6)
     axes.plot([], [], "o-", color=GREY, label="measured (half quartile distance)")
-    label = "allowed by the saved FLOPs"
-    axes.plot([], [], "o--", color=GREY, label=label, **allowed_style)
+    axes.plot([], [], "o--", color=GREY, label="allowed by the saved FLOPs", **hollow)
     axes.set_title(f"Encoder speed on {report.hardware}", fontsize=9)
     axes.set_ylabel("encoder speed-up (times)")

@@ -28,7 +28,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("error, raised, message", [
     (OSError(28, "disk full"), CheckpointError, "plugin cannot be written: disk full"),
-    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
 ])  # fmt: skip
 def test_a_failure_while_writing_leaves_what_was_there(tmp_path, error, raised, message):
     write(tmp_path / "plugin", "old")

@@ -278,13 +278,13 @@ def _hint(names: Sequence[str]) -> str:
 
 def _without_macros(value: Any) -> Any:
     """`value` with each `%NAME` replaced by its value, at any depth."""
-    if isinstance(value, gin_config.ConfigurableReference):
-        is_macro = value.configurable.selector == MACRO
-        return macro("/".join(value.scopes)) if is_macro else value
-    if isinstance(value, dict):
-        return {_without_macros(k): _without_macros(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_without_macros, value))
+    match value:
+        case gin_config.ConfigurableReference() if value.configurable.selector == MACRO:
+            return macro("/".join(value.scopes))
+        case dict():
+            return {_without_macros(k): _without_macros(v) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(map(_without_macros, value))
     return value
 
 

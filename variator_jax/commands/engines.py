@@ -48,9 +48,8 @@ class Engine:
     def search_paths(self, command: str) -> list[str]:
         """The folders of its part of a configuration: `engine.gin` and what that includes."""
         folder = gin_utils.engine_dir(self.name)
-        if self.name == BUILTIN:
-            return [folder]
-        return [os.path.join(folder, command), folder, str(_t5x_root())]
+        folders = [os.path.join(folder, command), folder, str(_t5x_root())]
+        return folders if self.name == T5X else [folder]
 
 
 def choose(asked: str | None) -> Engine:
@@ -84,21 +83,20 @@ def parse(
 ) -> list[tuple[str, str]]:
     """Parses the gin files for an engine's command; returns the overrides as gin literals.
 
-    Commands that no engine runs parse as for `train`. With `require`, required macros must be set;
-    with `preflight`, too, T5X's checkpoints and folders are checked.
+    With `require`, required macros must be set; with `preflight`, T5X's folders are checked, too.
 
     Raises:
-      VariatorError: as `gin_utils.parse`, for macros of the other engine, if T5X or what it needs
-        cannot be imported, and for any other error that shows before T5X starts.
+      VariatorError: as `gin_utils.parse`, and for macros of the other engine or a T5X that cannot
+        be imported or would refuse to start.
     """
     if not args.gin_file:
         raise ConfigError("no gin file given: --gin_file=nano_docs.gin is the smallest one.")
     command = args.command if args.command in PROGRAMS else "train"
-    other = T5X if engine.name == BUILTIN else BUILTIN
+    other = {BUILTIN: T5X, T5X: BUILTIN}[engine.name]
     for name in (binding.partition("=")[0].strip() for binding in args.bindings):
         if hint := _FOREIGN[engine.name].get(name):
-            hint = f"on {engine.name}: {hint}"
-            raise ConfigError(f"--gin.{name} is for the engine {other}; {hint}.")
+            on_this = f"on {engine.name}: {hint}"
+            raise ConfigError(f"--gin.{name} is for the engine {other}; {on_this}.")
         if name == "PLUGIN_PATH" and command in _PLUGIN_MACROS and engine.name == BUILTIN:
             right = _PLUGIN_MACROS[command]
             raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {right}.")

@@ -48,8 +48,7 @@ def evaluate(
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
       plugin_paths: plugin folders or run folders, one a ratio.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
-      latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds;
-        any size, as weights do not matter.
+      latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Raises:
@@ -65,10 +64,8 @@ def evaluate(
     skip = functools.partial(skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
     plugins = {ratio: plugin for ratio, (plugin, _) in settings.items()}
-    latencies = []
-    for timed, shape, rounds in shapes:
-        log(f"  timing the {timed.name} encoder, {shape} tokens")
-        latencies.append(measure_encoder_latency(timed, plugins, shape, rounds))
+    log(f"  timing {', '.join(config.name for config, _, _ in shapes) or 'no encoder'}")
+    latencies = [measure_encoder_latency(c, plugins, shape, rounds) for c, shape, rounds in shapes]
     rows = [
         ratio_entry(
             *(config, plugin, length),
@@ -89,10 +86,12 @@ def evaluate(
 
 
 class Runner:
-    """Scores every task of one backbone, with any plugin in place."""
+    """Scores every task of one backbone, with any plugin in place.
+
+    On a mesh the backbone's arrays are in their places already (`load_for`).
+    """
 
     def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
-        """On a mesh the backbone's arrays are in their places already (`load_for`)."""
         self._network, self._mesh, self._data = T5(backbone.config), mesh, data
         self._params = backbone.params if mesh else jax.device_put(backbone.params)
         self.majority: dict[str, float] = {}

@@ -139,25 +139,25 @@ def _answer(
 ) -> Answer:
     """The compiled model, with its arrays bound; compiled once, as all batches have one shape."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
-    params = backbone.params
     variables = place_everywhere(plugin.variables if plugin else None, mesh)
-    if mode == "predict":
-        generate = scorers.generator(model, length, mesh)
-        return lambda batch: np.asarray(generate(params, variables, batch))
-    scorer = scorers.target_scorer(model, mesh)
+    predict = mode == "predict"
+    scorer = (
+        scorers.generator(model, length, mesh) if predict else scorers.target_scorer(model, mesh)
+    )
 
-    def score(batch: Batch) -> np.ndarray:
+    def answer(batch: Batch) -> np.ndarray:
+        outputs = scorer(backbone.params, variables, batch)
+        if predict:
+            return np.asarray(outputs)
         # [batch, target length]
-        losses = np.asarray(scorer(params, variables, batch)[0])
-        scores = -(losses * batch["decoder_loss_weights"]).sum(axis=-1, dtype=np.float32)
+        losses = np.asarray(outputs[0]) * batch["decoder_loss_weights"]
+        scores = -losses.sum(axis=-1, dtype=np.float32)
         if not np.isfinite(scores).all():
-            raise TrainingError(
-                f"Backbone {backbone.config.name!r} gives scores that are not finite in "
-                f"{backbone.config.dtype}."
-            )
+            config = backbone.config
+            raise TrainingError(f"Scores of {config.name!r} in {config.dtype} are not finite.")
         return scores
 
-    return score
+    return answer
 
 
 def _identity(

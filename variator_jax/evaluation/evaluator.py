@@ -45,7 +45,6 @@ class TaskResult:
     examples: int
     majority: float | None = None
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    predictions: tuple[int | str, ...] = ()
 
 
 def evaluate_classification(
@@ -77,7 +76,7 @@ def evaluate_classification(
     if len(label_ids) == 2:
         details["binary_f1"] = binary_f1(predictions, references)
     majority = majority_score(references)
-    return TaskResult(score, len(references), majority, details, tuple(predictions))
+    return TaskResult(score, len(references), majority, details)
 
 
 def evaluate_generation(
@@ -108,7 +107,7 @@ def evaluate_generation(
     references = targets if references is None else references
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
-    return TaskResult(score, len(references), None, details, tuple(predictions))
+    return TaskResult(score, len(references), None, details)
 
 
 def evaluate_span_corruption(

@@ -103,6 +103,10 @@ class TestBuckets:
         states = model.encode(three, ratio=4)
         np.testing.assert_array_equal(states, _by_hand(PLUGINS[4], _padded(three, 4))[:3, :6])
 
+    def test_without_buckets_shapes_are_exact(self):
+        exact = VariatorModel(BACKBONE, PLUGINS, buckets=None).encode(TOKENS, ratio=4)
+        np.testing.assert_array_equal(exact, _by_hand(PLUGINS[4], TOKENS))
+
     def test_ratio_1_is_the_default_and_ratios_differ(self, model):
         states = [np.asarray(model.encode(TOKENS, ratio=r))[TOKENS > 0] for r in (1, 2, 4)]
         np.testing.assert_array_equal(model.encode(TOKENS)[TOKENS > 0], states[0])

@@ -126,7 +126,11 @@ class VariatorModel:
     """
 
     def __init__(
-        self, backbone: Backbone, plugins: Plugins = None, mesh: Mesh | None = None
+        self,
+        backbone: Backbone,
+        plugins: Plugins = None,
+        mesh: Mesh | None = None,
+        buckets: Sequence[int] | None = LENGTH_BUCKETS,
     ) -> None:
         """Checks that the plugins belong to the backbone and puts all weights on the device.
 
@@ -134,12 +138,14 @@ class VariatorModel:
           backbone: a loaded backbone.
           plugins: its plugins, one for each ratio.
           mesh: where the weights go; None for the first device.
+          buckets: lengths to which inputs are padded; None compiles for every shape.
 
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
           PluginError: if two plugins have the same ratio.
         """
         self.backbone, self.plugins = backbone, _by_ratio(plugins)
+        self._buckets = sorted(buckets or ())
         for ratio, plugin in self.plugins.items():
             what = f"The plugin of ratio {ratio}"
             if "backbone" in plugin.description:
@@ -270,18 +276,17 @@ class VariatorModel:
             raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")
         if type(ratio) is not int or ratio not in self._variables:
             raise PluginError(f"Ratio {ratio!r} is not loaded; expected one of {self.ratios}.")
-        if ratio == 1 or not self.plugins[ratio].config.pool_padding:
-            batch = {name: _bucketed(tokens) for name, tokens in batch.items()}
+        if self._buckets and (ratio == 1 or not self.plugins[ratio].config.pool_padding):
+            batch = {name: _bucketed(ids, self._buckets) for name, ids in batch.items()}
         compiled = self._compiled[ratio, method]
         return compiled(self._params, self._variables[ratio], batch, **lengths)
 
 
-def _bucketed(tokens: np.ndarray) -> np.ndarray:
+def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     """`[rows, length]` filled up with 0 to a power of two and a bucket of lengths."""
     rows, length = tokens.shape
-    last = LENGTH_BUCKETS[-1]
-    fitting = (bucket for bucket in LENGTH_BUCKETS if bucket >= length)
-    bucket = next(fitting, -(-length // last) * last)
+    fitting = (bucket for bucket in buckets if bucket >= length)
+    bucket = next(fitting, -(-length // buckets[-1]) * buckets[-1])
     return np.pad(tokens, ((0, (1 << (rows - 1).bit_length()) - rows), (0, bucket - length)))
 
 

@@ -41,7 +41,7 @@ _GIVE_AWAY = re.compile(
 )
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
-_PAIR_WORDS = (4, 18)  # fewest and most words of each sentence of a pair
+_PAIR_WORDS = range(4, 19)  # words of each sentence of a pair
 _PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
 _NAME_WORDS = (5, 20)
 _TOPIC_CAP = 5_000  # most examples of one topic in a split
@@ -62,8 +62,8 @@ def _examples(task: str, split: str, folder: Path) -> Examples:
     if split == "train" or kind == "span_corruption":
         return make(records)
     balanced = {"cap": VALIDATION_CAP // len(TOPICS)} if task == "docs_topic" else {}
-    examples = make(records, **balanced)
-    return held_out(_examples(task, "train", folder), examples, VALIDATION_CAP)
+    train, validation = _examples(task, "train", folder), make(records, **balanced)
+    return held_out(train, validation, VALIDATION_CAP)
 
 
 def text_examples(records: Iterable[Record]) -> Examples:
@@ -95,12 +95,12 @@ def pair_examples(records: Iterable[Record]) -> Examples:
 
     Both orders of every pair are there, so the words of an input do not give the answer.
     """
-    pairs: dict[tuple[str, str], None] = {}
+    pairs: dict[tuple[str, str], None] = {}  # in their order
     for record in records:
-        lines = record["text"].split("\n")[:2]
-        if len(lines) < 2 or not all(map(_fits_pair, lines)):
+        words = [line.split() for line in record["text"].split("\n")[:2]]
+        if len(words) < 2 or not all(len(w) in _PAIR_WORDS and w[0][0].isupper() for w in words):
             continue
-        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines)
+        first, second = (" ".join(sentence[:_PAIR_SHOWN]) for sentence in words)
         if first != second and (second, first) not in pairs:
             pairs[first, second] = None
     examples: Examples = []
@@ -110,10 +110,6 @@ def pair_examples(records: Iterable[Record]) -> Examples:
             label = "yes" if (first, second) == pair else "no"
             examples.append({"inputs": inputs, "targets": label})
     return examples
-
-
-def _fits_pair(sentence: str) -> bool:
-    return sentence[0].isupper() and _PAIR_WORDS[0] <= len(sentence.split()) <= _PAIR_WORDS[1]
 
 
 def name_examples(records: Iterable[Record]) -> Examples:
@@ -191,8 +187,7 @@ _MAKERS: dict[str, tuple[Callable[..., Examples], Kind, tuple[str, ...]]] = {
 
 def _register() -> None:
     for name, (_, kind, labels) in _MAKERS.items():
-        make = functools.partial(docs_examples_of, name)
-        spec = TaskSpec(name, kind, labels)
+        make, spec = functools.partial(docs_examples_of, name), TaskSpec(name, kind, labels)
         text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)

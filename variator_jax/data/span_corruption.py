@@ -45,12 +45,17 @@ def tokenize_and_chunk(
 
     def cut(tokens: Any) -> Any:
         full = tf.size(tokens) // chunk * chunk
-        rows, tail = tf.reshape(tokens[:full], [-1, chunk]), tokens[tf.newaxis, full:]
-        datasets = [tf.data.Dataset.from_tensors({"targets": part}) for part in (rows, tail)]
-        return datasets[0].concatenate(datasets[1])
+        rows = tf.data.Dataset.from_tensors(tf.reshape(tokens[:full], [-1, chunk]))
+        return rows.concatenate(tf.data.Dataset.from_tensors(tokens[tf.newaxis, full:]))
 
     dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
+    return _without_stubs(dataset.flat_map(cut))
+
+
+def _without_stubs(rows: Any) -> Any:
+    """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
+    dataset = rows.filter(lambda tokens: tf.size(tokens) >= 2)
+    return dataset.map(lambda tokens: {"targets": tokens})
 
 
 def cut_passages(dataset: Any) -> Any:
@@ -73,11 +78,10 @@ def tokenize_passages(
     vocabulary = output_features["targets"].vocabulary
     chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
 
-    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
-        return {"targets": vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]}
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        return vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]
 
-    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
+    return _without_stubs(dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
@@ -121,10 +125,8 @@ def chunk_length(inputs_length: int) -> int:
     """
     if inputs_length < 3:
         raise DataError(f"span corruption needs inputs of at least 3 tokens, not {inputs_length}")
-    length = 2 * inputs_length  # more than fits
-    while corrupted_lengths(length)[0] > inputs_length:
-        length -= 1
-    return length
+    lengths = range(2 * inputs_length)  # beyond what fits
+    return max(n for n in lengths if corrupted_lengths(n)[0] <= inputs_length)
 
 
 def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
@@ -136,10 +138,8 @@ def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
     chunk = chunk_length(lengths["inputs"])
     _, spans = noise_counts(chunk)
     if 0 < extra_ids < spans:
-        raise DataError(
-            f"{lengths['inputs']} input tokens need {spans} sentinels, but the vocabulary has "
-            f"{extra_ids}; give shorter inputs or a vocabulary with more extra ids"
-        )
+        what = f"{lengths['inputs']} input tokens need {spans} sentinels"
+        raise DataError(f"{what}, but the vocabulary has {extra_ids}; give shorter inputs")
     _, targets = corrupted_lengths(chunk)
     if lengths.get("targets", targets) < targets:
         logging.warning(

@@ -1,6 +1,5 @@
 """The documentation: its corpus, the sentences of docstrings, and the tasks made of them."""
 
-import collections
 import json
 
 import pytest
@@ -151,16 +150,7 @@ def test_splits_share_no_input_inputs_are_unique_and_labels_are_the_specs(task):
     assert set(labels) <= set(LABEL_WORDS)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_every_pair_occurs_in_both_orders_so_its_words_do_not_give_the_answer(split):
-    labels = collections.defaultdict(list)
-    for example in docs_examples_of("docs_pair", split):
-        sentence_pair = frozenset(docs_tasks.texts_of(example["inputs"]))
-        labels[sentence_pair].append(example["targets"])
-    assert labels and all(sorted(answers) == ["no", "yes"] for answers in labels.values())
-
-
-def test_pairs_are_in_order_where_the_answer_is_yes():
+def test_pairs_occur_in_both_orders_and_the_answer_is_yes_for_the_written_one():
     one, two = "This is the opening sentence.", "That is the second one."
     examples = docs_tasks.pair_examples([_record(f"{one}\n{two}\nA third one here.")])
     assert {e["inputs"]: e["targets"] for e in examples} == {

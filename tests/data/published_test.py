@@ -2,6 +2,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
@@ -24,56 +25,18 @@ GIN_FILES = {"mnli": 256, "qnli": 356, "qqp": 256, "rte": 256, "sst2": 96, "mrpc
 GIN_FILES |= {"variator_glue": 356, "squad": 512, "wikipedia": 224}  # tokens of the inputs
 ASKED = f"Question: From where?\nContext: {CONTEXT}\nAnswer: <extra_id_0>"
 
-# Per data set of GLUE: a TSV file with one row, the example.
-MNLI = (
-    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
-    "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    "0\t1\t1n\tfiction\t( a\t( b\t(R a\t(R b\tIt \"rains\tIt's wet.\tx\tneutral\n"
-)
-CASES = {
-    "mnli": (
-        MNLI,
-        "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2?",
-        "Maybe",
-    ),
-    "qnli": (
-        "index\tquestion\tsentence\tlabel\n0\tWho ran?\tHe ran.\tentailment\n",
-        "Question: Who ran?\nSentence: He ran.\n"
-        "Does the sentence contains the answer to the question?",
-        "Yes",
-    ),
-    "qqp": (
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tIs it?\tWas it?\t1\n",
-        "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other?",
-        "Yes",
-    ),
-    "rte": (
-        "index\tsentence1\tsentence2\tlabel\n0\tNo one came.\tAll came.\tnot_entailment\n",
-        "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2?",
-        "No",
-    ),
-    "sst2": (
-        "sentence\tlabel\na charming film . \t1\n",
-        "Sentence: a charming film .\nDoes this sentence express positive or negative emotions?",
-        "positive",
-    ),
-    "mrpc": (
-        'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t11\t12\tHe said so .\t" She did .\n',
-        'Sentence 1: He said so .\nSentence 2: " She did .\n'
-        "Are the two sentences paraphrase of each other?",
-        "No",
-    ),
-}
+# Per data set of GLUE: the header and a row of its TSV files, its prompt and verbalizer.
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "glue_prompts.json").read_text())
 
 
 @pytest.fixture
 def glue(tmp_path):
     """GLUE's folders, each with one row to train and one to validate."""
-    for name, (content, *_) in CASES.items():
+    for name, case in CASES.items():
         folder = tmp_path / published.GLUE[name].folder
         folder.mkdir()
         for file in ("train.tsv", "dev_matched.tsv" if name == "mnli" else "dev.tsv"):
-            (folder / file).write_text(content)
+            (folder / file).write_text(f"{case['header']}\n{case['row']}\n")
     return str(tmp_path)
 
 
@@ -90,8 +53,8 @@ def _mocked(row, repeated=1):
 
 @pytest.mark.parametrize("name", CASES)
 def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbalizer_model, name):
-    _, prompt, word = CASES[name]
-    example = (f"{prompt} <extra_id_0>.", f"<extra_id_0> {word}")
+    case = CASES[name]
+    example = (f"{case['prompt']} <extra_id_0>.", f"<extra_id_0> {case['verbalizer']}")
     dataset = published.GLUE[name]
     local = published.glue_task(name, verbalizer_model, glue)
     assert texts(local) == texts(local, "validation") == [example]
@@ -207,11 +170,10 @@ def test_squads_own_files_and_tfds_become_prompts_with_all_answers(tmp_path, ver
 
 
 def test_squad_may_be_json_lines(tmp_path, verbalizer_model):
-    rows = [
-        {"question": "Who?", "context": "He.", "answers": ["He"]},
-        {"question": "When?", "context": "Now.", "answers": {"text": ["Now", "now"]}},
-    ]
-    (tmp_path / "train_part.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "train_part.jsonl").write_text(
+        '{"question": "Who?", "context": "He.", "answers": ["He"]}\n'
+        '{"question": "When?", "context": "Now.", "answers": {"text": ["Now", "now"]}}\n'
+    )
     task = published.squad_task(verbalizer_model, str(tmp_path), sentinel=False)
     assert accepted_answers(task, "train") == [["He"], ["Now", "now"]]
     assert texts(task)[0] == ("Question: Who?\nContext: He.\nAnswer:", "He")

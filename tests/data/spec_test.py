@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from variator_jax.data import published, spec
 from variator_jax.data._tf import seqio
-from variator_jax.data.file_task import file_task, span_corruption_task_from_text
 from variator_jax.data.spec import TaskSpec, get_spec, prefix_ids, register_spec, verbalizer_ids
 from variator_jax.errors import DataError
 
@@ -104,21 +103,6 @@ def test_seqios_evaluator_scores_glue_and_squad(tmp_path, verbalizer_model):
     task = published.squad_task(verbalizer_model, str(tmp_path))
     for answer in (None, "<extra_id_0> Yes <extra_id_1> No"):
         assert _evaluated(task, answer) == {"exact_match": 100.0, "token_f1": 100.0}
-
-
-def test_documentation_and_file_tasks_have_metrics_and_span_corruption_has_none(tmp_path):
-    rows = [{"text": f"text {n}", "label": n % 2, "goal": f"goal {n}"} for n in range(40)]
-    (tmp_path / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    path = str(tmp_path / "scored.jsonl")
-    scored = {
-        file_task(path, "{text}", labels=("no", "yes")): "accuracy",
-        file_task(path, "{text}", target="goal"): "exact_match",
-        **{"docs_topic": "accuracy", "docs_pair": "binary_f1", "docs_name": "token_f1"},
-    }
-    for task, metric in scored.items():
-        assert _evaluated(task)[metric] == 100.0
-    for task in (span_corruption_task_from_text(path), "docs_span_corruption"):
-        assert not seqio.TaskRegistry.get(task).metric_objs
 
 
 @given(LABELS)

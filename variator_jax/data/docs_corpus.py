@@ -270,11 +270,11 @@ def _paragraphs(lines: list[str]) -> list[list[str]]:
         fenced ^= fence
         tabular = bool(line.strip()) and (tabular or bool(_TABLE.match(line)))
         title = _SECTION.match(line)  # Google's 'Args:', or an underlined heading
-        heading = title and (line.rstrip().endswith(":") or _UNDERLINE.match(following))
+        heading = line.rstrip().endswith(":") or bool(_UNDERLINE.match(following))
         if title and heading:
             listed = title["title"].strip().lower() in _LIST_SECTIONS
-        dropped = heading or fence or fenced or listed or tabular
-        dropped = dropped or _UNDERLINE.match(line) or _NO_PROSE.search(line)
+        dropped = bool(title and heading) or fence or fenced or listed or tabular
+        dropped = dropped or bool(_UNDERLINE.match(line) or _NO_PROSE.search(line))
         if dropped or _ITEM.match(line):
             groups.append([])
         if not dropped:

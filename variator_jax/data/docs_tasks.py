@@ -40,10 +40,9 @@ _GIVE_AWAY = re.compile(
     re.IGNORECASE,
 )
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
+_TOPIC_WORDS, _NAME_WORDS = (8, 20), (5, 20)  # fewest and most words of a text
 _PAIR_WORDS = range(4, 19)  # words of each sentence of a pair
 _PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
-_NAME_WORDS = (5, 20)
 _TOPIC_CAP = 5_000  # most examples of one topic in a split
 
 
@@ -130,10 +129,9 @@ def name_words(qualified: str) -> list[str]:
     Dunder names, names with digits, names of more than four words, and short abbreviations do not.
     """
     last = qualified.rsplit(".", 1)[-1]
-    if last.startswith("__") or any(character.isdigit() for character in last):
-        return []
     words = [word.lower() for word in _CAMEL.findall(last)]
-    suitable = 1 <= len(words) <= 4 and all(len(word) > 1 for word in words)
+    plain = not last.startswith("__") and not any(map(str.isdigit, last))
+    suitable = plain and 1 <= len(words) <= 4 and all(len(word) > 1 for word in words)
     return words if suitable and len("".join(words)) > 2 else []
 
 

@@ -69,17 +69,11 @@ def file_task(
         raise DataError("a file task needs either labels (classification) or target (generation)")
     table = _label_table(labels) if labels is not None else {}
     kind: Kind = "classification" if table else "generation"
-    inputs = _template(template)
-    filled = _template(target) if target is not None and "{" in target else None
+    inputs, answer = _template(template), _answer(label_field if target is None else target)
 
     def example(row: rows.Fields) -> dict[str, str]:
-        if filled is not None:
-            answer = filled(row)
-        else:
-            answer = rows.text_field(row, label_field if target is None else target)
-        if table:
-            answer = rows.one_of(answer, table)
-        return {"inputs": inputs(row), "targets": answer}
+        targets = rows.one_of(answer(row), table) if table else answer(row)
+        return {"inputs": inputs(row), "targets": targets}
 
     arguments = [kind, template, target, list(table.items()), label_field]
     rendering = _Rendering(kind, tuple(dict.fromkeys(table.values())), example, arguments)
@@ -152,13 +146,14 @@ def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
 
 
 def _template(template: str) -> Callable[[rows.Fields], str]:
-    """Returns what fills a template with the fields of a row.
-
-    Raises:
-      DataError: as `rows.template_fields`.
-    """
+    """Returns what fills a template with the fields of a row; errors of `rows.template_fields`."""
     names = rows.template_fields(template)
     return lambda row: template.format_map({name: rows.text_field(row, name) for name in names})
+
+
+def _answer(target: str) -> Callable[[rows.Fields], str]:
+    """Returns what reads the answer of a row: `target` is a template or the name of a field."""
+    return _template(target) if "{" in target else lambda row: rows.text_field(row, target)
 
 
 def _label_table(labels: Labels) -> dict[str, str]:
@@ -167,13 +162,10 @@ def _label_table(labels: Labels) -> dict[str, str]:
     Raises:
       DataError: if there are fewer than two verbalizers, or they are not words.
     """
-    named = isinstance(labels, Mapping)  # then several labels may share a word
     words = list(labels.values() if isinstance(labels, Mapping) else labels)
-    if (
-        isinstance(labels, str)
-        or not all(isinstance(word, str) and word.strip() for word in words)
-        or len(set(words)) < (2 if named else max(2, len(words)))
-    ):
+    fewest = 2 if isinstance(labels, Mapping) else max(2, len(words))  # labels may share a word
+    texts = [word for word in words if isinstance(word, str) and word.strip()]
+    if isinstance(labels, str) or len(texts) < len(words) or len(set(texts)) < fewest:
         raise DataError(f"labels are a list or dict of two different words or more: {labels!r}")
     if isinstance(labels, Mapping):
         return {str(raw): word for raw, word in labels.items()}

@@ -142,7 +142,7 @@ def template_fields(template: str) -> list[str]:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError:  # a single brace
         parts = []
-    names = [name for name, *extra in parts if extra == ["", None]]
+    names = [str(name) for name, *extra in parts if extra == ["", None]]
     if not names or len(names) < len(parts) or not all(map(_FIELD.fullmatch, names)):
         raise DataError(f"the template {template!r} needs plain fields in braces, such as {{text}}")
     return names

@@ -127,13 +127,9 @@ def add_task(
 ) -> str:
     """Registers a seqio task over a source and returns its name.
 
-    Args:
-      name: of the task.
-      source: a seqio data source.
-      preprocessors: from the source's examples to tokens of 'inputs' and 'targets'.
-      vocabulary: of both features.
-      spec: how seqio's, T5X's and our evaluators score it.
-      shuffle_buffer_size: examples that seqio shuffles among each other.
+    `preprocessors` lead from the source's examples to tokens of 'inputs' and 'targets', which share
+    a vocabulary. `spec` is how seqio's, T5X's and our evaluators score the task.
+    `shuffle_buffer_size` examples are shuffled among each other.
 
     Raises:
       DataError: if another task has the name.

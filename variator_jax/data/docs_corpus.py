@@ -181,7 +181,8 @@ def select_sources(sources: Iterable[Source]) -> list[tuple[Source, str]]:
     files, are validation; a package with few files may have none.
     """
     packages: dict[str, list[Source]] = collections.defaultdict(list)
-    for source in sorted({source.relative: source for source in sources}.values()):
+    first_found = {source.relative: source for source in reversed(list(sources))}
+    for source in sorted(first_found.values()):
         packages[source.package].append(source)
     sizes = sorted(map(_bytes, packages.values()))
     left, cap = _SOURCE_BYTES, _SOURCE_BYTES_PER_PACKAGE

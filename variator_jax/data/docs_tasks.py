@@ -1,9 +1,8 @@
 """The documentation tasks, registered with seqio on import; nothing is built until one is read.
 
-`docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` and `docs_name` are the tasks
-that plugins are adapted to; `docs_tasks` mixes the three, `docs_labels` the first two, which are
-classification. Examples are pure functions of one split's records, in a fixed order that looks
-random, so that a prefix is a fair sample.
+`docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` (classification) and
+`docs_name` (generation) are the tasks that plugins are adapted to. Examples are pure functions of
+one split's records, in a fixed order that looks random, so that a prefix is a fair sample.
 """
 
 import collections
@@ -71,16 +70,13 @@ def text_examples(records: Iterable[Record]) -> Examples:
 
 
 def topic_examples(records: Iterable[Record], cap: int = _TOPIC_CAP) -> Examples:
-    """Returns passages with the library that they document; the libraries' names are taken out.
-
-    No topic has more than `cap` examples.
-    """
+    """Returns texts without libraries' names, and the library of each; `cap` of each at most."""
     owner = {package: topic for topic, packages in TOPICS.items() for package in packages}
     topics_of: dict[str, set[str]] = collections.defaultdict(set)  # by inputs
     for record in records:
-        if record["package"] in owner:
+        if topic := owner.get(record["package"]):
             for passage in _passages(_GIVE_AWAY.sub("", record["text"]), *_TOPIC_WORDS):
-                topics_of[TOPIC_PROMPT.format(text=passage)].add(owner[record["package"]])
+                topics_of[TOPIC_PROMPT.format(text=passage)].add(topic)
     by_topic: dict[str, Examples] = {topic: [] for topic in TOPICS}
     for inputs in sorted(topics_of, key=_order):
         topic, *others = topics_of[inputs]
@@ -115,19 +111,15 @@ def name_examples(records: Iterable[Record]) -> Examples:
     """Returns the opening of each function's or class's text with the words of its name."""
     examples = []
     for record in records:
-        words = name_words(record["name"])
+        targets = " ".join(name_words(record["name"]))
         opening = next(_passages(record["text"], *_NAME_WORDS), None)
-        if words and opening and record["kind"] != "module":
-            inputs = NAME_PROMPT.format(text=opening)
-            examples.append({"inputs": inputs, "targets": " ".join(words)})
+        if targets and opening and record["kind"] != "module":
+            examples.append({"inputs": NAME_PROMPT.format(text=opening), "targets": targets})
     return _shuffled(examples)
 
 
 def name_words(qualified: str) -> list[str]:
-    """Splits the last part of a qualified name into lower-case words; [] if it makes no target.
-
-    Dunder names, names with digits, names of more than four words, and short abbreviations do not.
-    """
+    """Splits the last part of a qualified name into one to four words; [] if it makes no target."""
     last = qualified.rsplit(".", 1)[-1]
     words = [word.lower() for word in _CAMEL.findall(last)]
     plain = not last.startswith("__") and not any(map(str.isdigit, last))
@@ -142,10 +134,7 @@ def texts_of(inputs: str) -> list[str]:
 
 
 def held_out(train: Examples, validation: Examples, cap: int) -> Examples:
-    """Returns at most `cap` validation examples that share no text with training.
-
-    Of a pair neither sentence may occur in training.
-    """
+    """Returns at most `cap` validation examples of which no text or sentence is in training."""
     known = {text for example in train for text in texts_of(example["inputs"])}
     return [e for e in validation if known.isdisjoint(texts_of(e["inputs"]))][:cap]
 

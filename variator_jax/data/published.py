@@ -28,6 +28,8 @@ WIKIPEDIA = "wikipedia/20230601.en:1.0.0"
 WIKIPEDIA_SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
 
 _BAD_ROWS = 1_000  # one row in so many may be broken, as some of the published files' are
+_PASSAGE_WORDS = 128
+_SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
 _PASSAGES_SHUFFLED = 2_000  # those of an article follow each other in the file
 
 
@@ -190,8 +192,37 @@ def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
     source: Any = tasks.TfdsSource(WIKIPEDIA, splits=WIKIPEDIA_SPLITS)
     if data_dir is not None:
         source = seqio.FileDataSource(tasks.read_text_lines, tasks.text_files(data_dir))
-    steps, spec = span_corruption.OF_PASSAGES, TaskSpec(name, "span_corruption")
+    steps = [_cut_passages, _tokenize_passages, *span_corruption.PREPROCESSORS[1:]]
+    spec = TaskSpec(name, "span_corruption")
     return tasks.add_task(name, source, steps, vocabulary, spec, _PASSAGES_SHUFFLED)
+
+
+def _cut_passages(dataset: Any) -> Any:
+    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
+
+    def cut(example: Mapping[str, Any]) -> Any:
+        words = tf.strings.split(example["text"])
+        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), _PASSAGE_WORDS)
+        pieces = starts.map(lambda start: words[start : start + _PASSAGE_WORDS])
+        pieces = pieces.filter(lambda piece: tf.size(piece) >= _SHORTEST_PASSAGE)
+        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
+
+    return dataset.flat_map(cut)
+
+
+def _tokenize_passages(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
+    vocabulary = output_features["targets"].vocabulary
+    chunk = span_corruption.chunk_for(
+        sequence_length or span_corruption.DEFAULT_LENGTHS, vocabulary.extra_ids
+    )
+
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        return vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]
+
+    return span_corruption.without_stubs(dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def _register(

@@ -16,9 +16,7 @@ from variator_jax.errors import DataError
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
-PASSAGE_WORDS = 128
-SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
-_DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
+DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
 _TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
 
 
@@ -37,7 +35,7 @@ def tokenize_and_chunk(
       them one shorter row.
     """
     vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+    chunk = chunk_for(sequence_length or DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> Any:
         tokens = vocabulary.encode_tf(example["targets"])
@@ -49,39 +47,13 @@ def tokenize_and_chunk(
         return rows.concatenate(tf.data.Dataset.from_tensors(tokens[tf.newaxis, full:]))
 
     dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
-    return _without_stubs(dataset.flat_map(cut))
+    return without_stubs(dataset.flat_map(cut))
 
 
-def _without_stubs(rows: Any) -> Any:
+def without_stubs(rows: Any) -> Any:
     """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
     dataset = rows.filter(lambda tokens: tf.size(tokens) >= 2)
     return dataset.map(lambda tokens: {"targets": tokens})
-
-
-def cut_passages(dataset: Any) -> Any:
-    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
-
-    def cut(example: Mapping[str, Any]) -> Any:
-        words = tf.strings.split(example["text"])
-        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), PASSAGE_WORDS)
-        pieces = starts.map(lambda start: words[start : start + PASSAGE_WORDS])
-        pieces = pieces.filter(lambda piece: tf.size(piece) >= SHORTEST_PASSAGE)
-        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
-
-    return dataset.flat_map(cut)
-
-
-def tokenize_passages(
-    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
-) -> Any:
-    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
-    vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
-
-    def tokenize(example: Mapping[str, Any]) -> Any:
-        return vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]
-
-    return _without_stubs(dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
@@ -199,6 +171,3 @@ def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
 
 #: Of a task whose source gives {'targets': text}.
 PREPROCESSORS = (tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim)
-
-#: Of a task whose source gives {'text': article} and each of whose examples is one passage.
-OF_PASSAGES = (cut_passages, tokenize_passages, *PREPROCESSORS[1:])

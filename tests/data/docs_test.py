@@ -182,11 +182,7 @@ def test_names_become_words():
 
 def test_held_out_drops_a_pair_of_which_one_sentence_is_known():
     known, new = "This one is known already.", "Here is something quite new."
-    train, partly, fresh = (
-        docs_tasks.pair_examples([_record(f"{first}\n{second}")])
-        for first, second in (
-            *((known, "This is the other one."), (known, new), ("Here is a beginning.", new)),
-        )
-    )
+    pairs = (known, "This is the other one."), (known, new), ("Here is a beginning.", new)
+    train, partly, fresh = (docs_tasks.pair_examples([_record("\n".join(p))]) for p in pairs)
     assert docs_tasks.held_out(train, partly + fresh, 10) == fresh
     assert docs_tasks.held_out(train, fresh, 1) == fresh[:1]

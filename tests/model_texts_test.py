@@ -77,10 +77,9 @@ def test_sentinels_lie_at_the_top_and_are_understood_both_ways(text_model):
 
 
 def test_decoding_stops_at_the_end_and_survives_ids_without_a_piece(text_model):
-    ids = text_model.tokenize("the lazy dog")[0].tolist()
-    assert text_model.tokenizer.decode([*ids, 5, 6, 383]) == "the lazy dog"
-    assert text_model.tokenizer.decode([383, *ids]).endswith("the lazy dog")
-    assert text_model.tokenizer.decode([0, 0]) == ""
+    ids, decode = text_model.tokenize("the lazy dog")[0].tolist(), text_model.tokenizer.decode
+    assert decode([*ids, 5, 6, 383]) == "the lazy dog" and decode([0, 0]) == ""
+    assert decode([383, *ids]).endswith("the lazy dog")
 
 
 def test_the_logits_of_a_text_score_its_own_tokens(text_model):

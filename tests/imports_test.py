@@ -38,10 +38,11 @@ for package in (backbones, bench, evaluation, plugin, store, train):
 assert not sys.modules.keys() & {"matplotlib", "torch", "transformers"}
 """
 TRAIN = """
-import jax, optax, tiny_model
+import jax, optax, tempfile, tiny_model
 from variator_jax.backbones.t5 import T5
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
+from variator_jax.train.run_folder import RunLog
 from variator_jax.train.step import init_state, make_train_step
 
 plugin = tiny_model.make_plugin(2)
@@ -52,6 +53,10 @@ objective = Distillation(T5(tiny_model.SHAPE), plugin.config, LossConfig())
 step, state = make_train_step(objective, optimizer), init_state(plugin.variables.params, optimizer)
 state, metrics = jax.jit(step)(state, (tiny_model.PARAMS, plugin.variables.output_scales), batch)
 assert int(state.step) == 1 and float(metrics["loss"]) > 0
+with tempfile.TemporaryDirectory() as folder:  # TensorBoard's events, too
+    log = RunLog(folder, 4)
+    log.write("train", 3, {"loss": 0.5})
+    log.close()
 print("trained")
 """
 

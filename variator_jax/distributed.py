@@ -157,14 +157,13 @@ def _given(address: str | None, count: int | None, index: int | None) -> Process
     """The process that the flags describe."""
     address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     flags = f"--coordinator_address={address} --process_count={count} --process_index={index}"
-    if address is None or count is None or index is None:
-        raise ConfigError(f"found {flags}: give all three.")
-    if not 0 <= index < count:
-        raise ConfigError(f"found {flags}: expected an index from 0 to the count - 1.")
-    port = address.rpartition(":")[2]
-    if not re.fullmatch(r".+:\d{1,5}", address) or not 0 < int(port) < 65536:
-        raise ConfigError(f"found {flags}: expected the host:port of process 0.")
-    return Process(address, count, index)
+    _, separator, port = (address or "").rpartition(":")
+    listens = separator and port.isdecimal() and 0 < int(port) < 65536
+    if not listens or count is None or index is None or not 0 <= index < count:
+        raise ConfigError(
+            f"found {flags}: give all three, host:port of process 0 and an index below the count."
+        )
+    return Process(str(address), count, index)
 
 
 def _detect(insist: bool) -> Process | None:

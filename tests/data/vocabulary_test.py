@@ -10,7 +10,7 @@ from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import CheckpointError, DataError
-from variator_jax.train.settings import check_vocabulary
+from variator_jax.train.checks import check_vocabulary
 
 
 def test_the_documentations_vocabulary_has_t5s_ids_and_label_words_as_single_pieces():

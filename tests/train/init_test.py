@@ -59,10 +59,7 @@ def sizes(monkeypatch):
 
 
 def test_microbatches_are_measured_one_at_a_time_and_give_the_whole_batch_s_scales(tmp_path, sizes):
-    found = {}
-    for count in (1, 4):
-        (tmp_path / str(count)).mkdir()
-        found[count] = plugin(tmp_path / str(count), count)
+    found = {count: plugin(tmp_path / str(count), count) for count in (1, 4)}
     assert sizes == [ROWS, ROWS // 4]
     assert list(found[1]) == NAMES
     assert found[4] == pytest.approx(found[1], rel=1e-6)  # of four, the first has no tokens
@@ -84,21 +81,15 @@ def test_scales_that_cannot_be_read_are_an_error(tmp_path, text):
         plugin(tmp_path)
 
 
-def test_all_processes_use_what_process_0_reads(tmp_path, monkeypatch):
-    first, asked = [], []
-
-    def broadcast(value):
-        asked.append(np.copy(value))
-        return first[0]
-
+@pytest.mark.parametrize("sent", [(1, 0.5, 0.25), (0, 0, 0)])
+def test_all_processes_use_what_process_0_reads(tmp_path, monkeypatch, sent):
+    asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(meshes.multihost_utils, "broadcast_one_to_all", broadcast)
+    receive = lambda value: asked.append(value.any()) or np.float32(sent)  # noqa: E731
+    monkeypatch.setattr(meshes.multihost_utils, "broadcast_one_to_all", receive)
     file = tmp_path / "calibration.json"
-    # An old state, that only this process sees.
-    file.write_text(json.dumps(dict.fromkeys(NAMES, 7)))
-    first[:] = [np.float32([1, 0.5, 0.25])]
-    assert fresh._kept_scales(file, NAMES) == dict(zip(NAMES, (0.5, 0.25), strict=True))
-    first[:] = [np.float32([0, 0, 0])]
-    assert fresh._kept_scales(file, NAMES) is None
-    assert len(asked) == 2 and not np.any(asked)
+    file.write_text(json.dumps(dict.fromkeys(NAMES, 7)))  # an old state, that only this one sees
+    expected = dict(zip(NAMES, sent[1:], strict=True)) if sent[0] else None
+    assert fresh._kept_scales(file, NAMES) == expected
+    assert asked == [False]

@@ -16,22 +16,26 @@ TINY = get_config("nano", vocab_size=384, num_encoder_layers=2)
 PLUGIN = PluginConfig(4, bottleneck=8)
 
 
+def run(mesh_shape, optimizer=None, **settings):
+    return planning.plan(
+        backbone=TINY,
+        plugin=PLUGIN,
+        feature_lengths={"inputs": 16, "targets": 8},
+        optimizer=optimizer or optax.adamw(1e-3),
+        batch_size=8,
+        mesh_shape=mesh_shape,
+        **settings,
+    )
+
+
 @pytest.fixture
 def plan(monkeypatch):
     """The plan's parts by name, on a mesh of devices that are not there."""
 
-    def make(mesh_shape, optimizer=None, **settings):
+    def make(mesh_shape, *args, **settings):
         mesh = AbstractMesh(mesh_shape, meshes.AXES)
         monkeypatch.setattr(meshes, "make_mesh", lambda *args, **kwargs: mesh)
-        found = planning.plan(
-            backbone=TINY,
-            plugin=PLUGIN,
-            feature_lengths={"inputs": 16, "targets": 8},
-            optimizer=optimizer or optax.adamw(1e-3),
-            batch_size=8,
-            **settings,
-        )
-        return {part.name: part for part in found.parts}
+        return {part.name: part for part in run(mesh_shape, *args, **settings).parts}
 
     return make
 
@@ -86,14 +90,5 @@ def test_a_plugin_lies_whole_on_every_device(plan, mesh):
     [("plugin", True), ("student", True), ("backbone", False), ("lora", False)],
 )
 def test_a_run_without_a_plugin_does_not_mention_one(trained, named):
-    text = str(
-        planning.plan(
-            backbone=TINY,
-            plugin=PLUGIN,
-            feature_lengths={"inputs": 16, "targets": 8},
-            optimizer=optax.adamw(1e-3),
-            trained=trained,
-            mesh_shape=(1, 1, 1),
-        )
-    )
+    text = str(run((1, 1, 1), trained=trained))
     assert ("plugin of ratio 4" in text) == ("% saved, so at most" in text) == named

@@ -7,8 +7,6 @@ import numpy as np
 import optax
 import pytest
 import tiny_runs
-from hypothesis import given
-from hypothesis import strategies as st
 from small_t5 import assert_same
 from tiny import flat, random_params
 
@@ -16,8 +14,6 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.evaluation.data import EvalData
-from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.plugin import PluginConfig, stack_flops
 from variator_jax.store import load_backbone, save_backbone
 from variator_jax.train import jobs
@@ -63,12 +59,8 @@ def trained(teacher, tmp_path_factory):
     return _run(folder, initial_checkpoint_path=str(teacher))
 
 
-@given(
-    name=st.sampled_from(["nano", "micro", "t5_1_0_base", "t5_1_1_large"]),
-    length=st.integers(16, 512),
-    ratio=st.sampled_from([2, 4, 8]),
-    bottleneck=st.sampled_from([8, 64]),
-)
+@pytest.mark.parametrize("name", ["nano", "micro", "t5_1_0_base", "t5_1_1_large"])
+@pytest.mark.parametrize(("length", "ratio", "bottleneck"), [(16, 2, 8), (65, 8, 64), (512, 4, 64)])
 def test_a_student_costs_no_more_than_the_plugin_and_hardly_less(name, length, ratio, bottleneck):
     config, plugin = get_config(name), PluginConfig(ratio, bottleneck)
     width, most = student_mlp_dim(config, length, plugin), _flops(config, length, plugin)
@@ -162,17 +154,8 @@ def test_a_run_exports_a_backbone_that_shares_all_but_its_encoders_kernels(teach
         assert same != moved, path
 
 
-def test_the_exported_folder_is_scored_and_is_the_backbone_of_further_runs(trained, tmp_path):
+def test_the_exported_folder_is_the_backbone_of_further_runs(trained):
     student = load_backbone(trained.exported)
-    report = evaluate(
-        model_dir=str(tmp_path / "report"),
-        data=EvalData(tiny_runs.TASK, LENGTHS, batch_size=32),
-        initial_checkpoint_path=str(trained.exported.parent),
-    )
-    assert report.backbone.name == student.config.name != TINY.name
-    (entry,) = report.ratios
-    assert entry.encoder_flops == _flops(student.config, LENGTHS["inputs"])
-    assert 0 <= entry.quality[tiny_runs.TASK] <= 100
     mesh = meshes.make_mesh(student.config, 8)
     folder = str(trained.exported.parent)
     settings = tiny_runs.config(backbone=student.config, initial_checkpoint_path=folder)
@@ -202,7 +185,6 @@ def test_a_student_starts_in_float32_from_a_rounded_teacher(teacher):
 )
 def test_what_a_student_cannot_be_is_refused(teacher, trained, tmp_path, settings, error, message):
     folders = {"student": str(trained.exported.parent)}
-    settings = {key: folders.get(value, value) if isinstance(value, str) else value
-                for key, value in settings.items()}  # fmt: skip
+    settings = {name: folders.get(str(value), value) for name, value in settings.items()}
     with pytest.raises(error, match=message):
         _run(**{"model_dir": tmp_path, "initial_checkpoint_path": str(teacher)} | settings)

@@ -1,4 +1,4 @@
-"""Whole runs of the built-in engine: what they write, exact resume, refusals, and their report."""
+"""Whole runs of the built-in engine: what they write, exact resume, and refusals."""
 
 import dataclasses
 import json
@@ -13,19 +13,16 @@ import pytest
 import tiny_runs
 from small_t5 import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import TINY, random_params, random_plugin
+from tiny import TINY, random_params
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import CheckpointError, ConfigError, PluginError
-from variator_jax.evaluation.data import EvalData
-from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.plugin import Ffn, PluginConfig
 from variator_jax.store import load_backbone, load_plugin, save_backbone
 from variator_jax.train import train
-from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Distillation, TaskTraining
-from variator_jax.train.settings import check_trainable
+from variator_jax.train.checks import check_trainable
+from variator_jax.train.objectives import TaskTraining
 from variator_jax.train.step import TrainState
 
 EVALUATED = dataclasses.replace(tiny_runs.DATA, eval_batches=1)
@@ -79,7 +76,7 @@ def test_a_folder_is_never_continued_as_another_run(backbone_run, plugin_run, tm
     fields = {"ratio": 2, "bottleneck": 4, "layers": None, "compression": "learned"}
     old = {"trained": "plugin", "ratio": 2, "plugin": fields, "backbone": "sha256:0"}
     (tmp_path / "run.json").write_text(json.dumps(old))
-    with pytest.raises(CheckpointError, match="run of variator_jax 0.1.*another MODEL_DIR"):
+    with pytest.raises(CheckpointError, match="another run: its plugin is .*another MODEL_DIR"):
         tiny_runs.run(tmp_path, **other)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="run.json cannot be read"):
@@ -99,9 +96,8 @@ def test_a_backbone_stored_in_bfloat16_is_fine_tuned_in_float32_and_keeps_its_ep
 
 def test_adaptation_starts_from_the_pretrained_plugin(backbone_run, plugin_run, tmp_path):
     paths = {
-        "initial_checkpoint_path": str(backbone_run),
-        "initial_plugin_path": str(plugin_run),
-    }
+        "initial_checkpoint_path": str(backbone_run), "initial_plugin_path": str(plugin_run),
+    }  # fmt: skip
     tiny_runs.run(tmp_path / "adapted", 1, learning_rate=0.0, **paths)
     before, after = (load_plugin(run / "plugin") for run in (plugin_run, tmp_path / "adapted"))
     assert_same(before.variables.params, after.variables.params)
@@ -110,6 +106,10 @@ def test_adaptation_starts_from_the_pretrained_plugin(backbone_run, plugin_run, 
 
 
 UNTRAINED = {"compression": "mean", "decompression": "repeat"}
+MEAN = PluginConfig(sites=(Ffn(2, (0,), **UNTRAINED), Ffn(4, (1,), **UNTRAINED)))
+CAUSAL = PluginConfig(2, sites=r"decoder/layers_(\d+)/mlp")
+WHOLE = {"trained": "backbone"}
+PACKED = dataclasses.replace(EVALUATED, packed=True, pack_multiple=3)
 
 
 @pytest.mark.parametrize(
@@ -122,28 +122,12 @@ UNTRAINED = {"compression": "mean", "decompression": "repeat"}
         ({"model_dir": 7}, ConfigError, "must be the path"),
         ({"trained": "plugins"}, ConfigError, "Did you mean 'plugin'"),
         ({"backbone": get_config("nano", vocab_size=384)}, CheckpointError, "another shape"),
-        (
-            {"trained": "backbone", "backbone": get_config("nano", vocab_size=100)},
-            ConfigError,
-            "only 100 embeddings",
-        ),
+        ({"backbone": get_config("nano", vocab_size=100)} | WHOLE, ConfigError, "only 100 embed"),
         ({"plugin": PluginConfig(1)}, ConfigError, "2 or more; set RATIO"),
-        (
-            {"plugin": PluginConfig(sites=(Ffn(2, (0,), **UNTRAINED), Ffn(4, (1,), **UNTRAINED)))},
-            ConfigError,
-            "nothing to train",
-        ),
+        ({"plugin": MEAN}, ConfigError, "nothing to train"),
         ({"plugin": PluginConfig(2, layers=(7,))}, PluginError, r"layers \[7\]"),
-        (
-            {"plugin": PluginConfig(2, sites=r"decoder/layers_(\d+)/mlp")},
-            PluginError,
-            "decoder/layers_0/mlp.* in a causal stack",
-        ),
-        (
-            {"data": dataclasses.replace(EVALUATED, packed=True, pack_multiple=3)},
-            ConfigError,
-            "start on multiples of the ratio 4: set PACK_MULTIPLE",
-        ),
+        ({"plugin": CAUSAL}, PluginError, "decoder/layers_0/mlp.* in a causal stack"),
+        ({"data": PACKED}, ConfigError, "multiples of the ratio 4: set PACK_MULTIPLE"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(
@@ -160,57 +144,19 @@ def test_one_site_with_parameters_can_be_trained():
     assert check_trainable(plugin, T5(TINY).stack()) is plugin
 
 
-@pytest.mark.parametrize("objective", ["task", "distillation"])
-def test_held_out_loss_is_that_of_the_whole_batch_without_dropout(objective):
+def test_held_out_loss_is_that_of_the_whole_batch_without_dropout():
     """Measured in microbatches where a step has them, for a whole batch may not fit."""
-    params, mesh, rows = random_params(TINY), meshes.make_mesh(TINY, 8, (1, 1, 1)), []
-    dropped = T5(dataclasses.replace(TINY, dropout_rate=0.5))
-    frozen = None
-    if objective == "distillation":
-        config = PluginConfig(4, bottleneck=4)
-        plugin = random_plugin(config, TINY)
-        made, frozen = Distillation(dropped, config, LossConfig()), (params, plugin.output_scales)
-        params = plugin.params
-    else:
-        made = TaskTraining(dropped)
+    mesh, rows = meshes.make_mesh(TINY, 8, (1, 1, 1)), []
 
-    class Counting:
-        coefficients, weights = made.coefficients, staticmethod(made.weights)
-
+    class Counting(TaskTraining):
         def terms(self, trained, frozen, batch, rng):
             rows.append(batch["encoder_input_tokens"].shape[0])
-            return made.terms(trained, frozen, batch, rng)
+            return super().terms(trained, frozen, batch, rng)
 
-    state = TrainState(jnp.int32(0), params, ())
-    job = types.SimpleNamespace(objective=Counting())
-    once, cut = (train._evaluation(job, frozen, EVALUATED, mesh, n)(state) for n in (1, 4))
+    objective = Counting(T5(dataclasses.replace(TINY, dropout_rate=0.5)))
+    state, job = TrainState(jnp.int32(0), random_params(TINY), ()), types.SimpleNamespace()
+    job.objective = objective
+    once, cut = (train._evaluation(job, None, EVALUATED, mesh, n)(state) for n in (1, 4))
     assert rows == [8, 2]
     assert cut == pytest.approx(once, rel=1e-5)
-    assert train._evaluation(job, frozen, tiny_runs.DATA, mesh, 1) is None  # no EVAL_BATCHES
-
-
-def test_evaluation_reports_every_ratio_and_the_control(backbone_run, plugin_run, tmp_path):
-    lengths = tiny_runs.DATA.feature_lengths
-    paths = {"plugin_paths": [str(plugin_run)]}
-    report = evaluate(
-        model_dir=str(tmp_path / "report"),
-        data=EvalData(tiny_runs.TASK, lengths, batch_size=24),
-        initial_checkpoint_path=str(backbone_run),
-        latency_shapes=[("nano", 2, 16)],
-        **paths,
-    )
-    assert [entry.ratio for entry in report.ratios] == [1, 4]
-    assert [entry.identical_to_backbone for entry in report.ratios] == [True, False]
-    assert set(report.control_no_ffn) == set(report.majority) == {tiny_runs.TASK}
-    written = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert written["ratios"][1]["latency"][0]["config"] == "nano"
-    names = {file.name for file in (tmp_path / "report").iterdir()}
-    assert names == {"report.json", "report.md", "report.png"}
-    save_backbone(tmp_path / "stranger", TINY, random_params(TINY))
-    with pytest.raises(CheckpointError, match="belongs to backbone"):
-        evaluate(
-            model_dir=str(tmp_path / "report"),
-            data=EvalData(tiny_runs.TASK, lengths),
-            initial_checkpoint_path=str(tmp_path / "stranger"),
-            **paths,
-        )
+    assert train._evaluation(job, None, tiny_runs.DATA, mesh, 1) is None  # no EVAL_BATCHES

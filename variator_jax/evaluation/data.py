@@ -16,7 +16,7 @@ from variator_jax.mesh import mesh_or_none
 from variator_jax.store import Backbone
 from variator_jax.store.formats import backbone_folder, open_backbone
 from variator_jax.store.lora import load_on_mesh
-from variator_jax.train.settings import check_vocabulary
+from variator_jax.train.checks import check_vocabulary
 
 Batch = Mapping[str, np.ndarray]
 

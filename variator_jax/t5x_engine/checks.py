@@ -6,6 +6,7 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from flax import traverse_util
 from t5x import checkpoints, models, utils
 from tensorflow.io import gfile
 
@@ -21,18 +22,19 @@ from variator_jax.data.batches import task_or_mixture
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
-from variator_jax.store.formats import run_part
 from variator_jax.store.other_plugins import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, chosen_path
 from variator_jax.t5x_engine.partitioning import model_devices
-from variator_jax.train.settings import check_packing, check_vocabulary
+from variator_jax.train.checks import check_packing, check_vocabulary
 
 _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they are the results of
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
 _FRESH_PLUGIN = (f"target/{PLUGIN}/.*", None)
 _DTYPES = (None, "float32", "bfloat16", "float16")
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def preflight(
@@ -99,9 +101,8 @@ def preflight(
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
     """T5X leaves finished files alone, whatever they are the results of."""
-    identity = json.loads(json.dumps(identity, default=str))
     before = _read_json(folder, _RESULTS)
-    if before != identity and gfile.glob(os.path.join(folder, "*.COMPLETED")):
+    if before != _as_json(identity) and gfile.glob(os.path.join(folder, "*.COMPLETED")):
         raise ConfigError(
             f"INFER_OUTPUT_DIR {folder} holds results of another run ({before}), which T5X would "
             "keep; choose another folder."
@@ -109,7 +110,9 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
     _write_json(folder, _RESULTS, identity)
 
 
-def check_same_run(folder: str, model: DistillationModel, training: Mapping[str, Any]) -> None:
+def check_same_run(
+    folder: str, model: DistillationModel, training: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Refuses to continue a run in whose folder another one was begun.
 
     Args:
@@ -117,16 +120,18 @@ def check_same_run(folder: str, model: DistillationModel, training: Mapping[str,
       model: what is trained now.
       training: `task`, `batch_size` and `seed`, which decide what the next batches are.
 
+    Returns:
+      The folder's record of its run; None if there is none yet.
+
     Raises:
       CheckpointError: naming what differs.
     """
     before = _read_json(folder, SETTINGS)
     if before is None:
-        return
-    now = json.loads(json.dumps(_record(model, training)))
+        return None
     differing = [
         f"{name} {before.get(part, {}).get(name)!r}"
-        for part, fields in now.items()
+        for part, fields in _as_json(_record(model, training)).items()
         for name, value in fields.items()
         if before.get(part, {}).get(name) != value
     ]
@@ -135,13 +140,14 @@ def check_same_run(folder: str, model: DistillationModel, training: Mapping[str,
         raise CheckpointError(
             f"MODEL_DIR {folder} holds another run, with {names}; choose another MODEL_DIR."
         )
+    return before
 
 
-def write_record(
+def record_run(
     folder: str, model: DistillationModel, training: Mapping[str, Any], checkpoint: str | None
 ) -> None:
-    """Writes what a run trains, unless it is a run that continues."""
-    if _read_json(folder, SETTINGS) is None:
+    """Writes what a run trains; of a run that continues, checks that it is the same."""
+    if check_same_run(folder, model, training) is None:
         paths = {"initial_checkpoint_path": checkpoint, "initial_plugin_path": model.start.path}
         _write_json(folder, SETTINGS, _record(model, {"engine": "t5x", **training}) | paths)
 
@@ -149,6 +155,11 @@ def write_record(
 def _record(model: DistillationModel, training: Mapping[str, Any]) -> dict[str, Any]:
     plugin, backbone = model.start.plugin.to_json(), config_content(model.start.backbone)
     return {"plugin": plugin, "backbone": backbone, "training": dict(training)}
+
+
+def _as_json(content: Mapping[str, Any]) -> Any:
+    """The content as it is read back from a file."""
+    return json.loads(json.dumps(content, default=str))
 
 
 def _read_json(folder: str, name: str) -> Any:
@@ -162,7 +173,7 @@ def _read_json(folder: str, name: str) -> Any:
 def _write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
     gfile.makedirs(folder)
     with gfile.GFile(os.path.join(folder, name), "w") as opened:
-        opened.write(json.dumps(content, indent=2) + "\n")
+        opened.write(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def absolute_path(path: str) -> str:
@@ -233,25 +244,20 @@ def restore_config(
     )
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
 def _check_leaves(folder: str, stored: Shapes, wanted: Shapes) -> None:
     """Refuses a checkpoint without a wanted leaf, or with one of another shape."""
     missing = [name for name in wanted if name not in stored]
-    lacks = f"(it lacks {missing[0]} and {len(missing) - 1} more leaves)" if missing else ""
-    if missing and any(name.startswith("encoder/encoder/") for name in stored):
-        raise CheckpointError(
-            f"{folder} has scanned layers (scalable_t5), which the plugin cannot be spliced into. "
-            f"variator convert --from t5x --to t5x {folder} DST writes the plain form."
-        )
-    if missing and all(name.startswith(f"{PLUGIN}/") for name in missing):
-        raise CheckpointError(
-            f"{folder} has no plugin {lacks}: name a checkpoint of a T5X run that trained one, or "
-            "a plugin folder in PLUGIN_PATH."
-        )
     if missing:
-        raise CheckpointError(f"{folder} is not of the backbone of the gin files {lacks}.")
+        lacks = f"(it lacks {missing[0]} and {len(missing) - 1} more leaves)"
+        reason = f"is not of the backbone of the gin files {lacks}."
+        if any(name.startswith("encoder/encoder/") for name in stored):
+            reason = (
+                "has scanned layers (scalable_t5), which the plugin cannot be spliced into. "
+                f"variator convert --from t5x --to t5x {folder} DST writes the plain form."
+            )
+        elif all(name.startswith(f"{PLUGIN}/") for name in missing):
+            reason = f"has no plugin {lacks}: name a T5X run that trained one, or set PLUGIN_PATH."
+        raise CheckpointError(f"{folder} {reason}")
     for name, shape in wanted.items():
         if stored[name] != shape:
             hint = " RATIO and BOTTLENECK must be those of the run." if PLUGIN in name else ""
@@ -260,16 +266,14 @@ def _check_leaves(folder: str, stored: Shapes, wanted: Shapes) -> None:
             )
 
 
-def _parameter_shapes(model: DistillationModel) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(model: DistillationModel) -> Shapes:
     """The shapes of the model's parameters, whatever its network is."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    shapes = {name: (1, 8) for name in names}
-    types = dict.fromkeys(names, jnp.int32)
-    variables = jax.eval_shape(
-        lambda rng: model.get_initial_variables(rng, shapes, types), jax.random.key(0)
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    tokens = dict.fromkeys(names, (1, 8))
+    initialize = functools.partial(model.get_initial_variables, input_shapes=tokens)
+    variables = jax.eval_shape(initialize, jax.random.key(0))
+    leaves = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {name: leaf.shape for name, leaf in leaves.items()}
 
 
 def _open(path: str) -> tuple[str, Shapes]:
@@ -277,7 +281,7 @@ def _open(path: str) -> tuple[str, Shapes]:
     try:
         opened = t5x.open_checkpoint(path)
     except CheckpointError as error:
-        folder = run_part(path, "backbone")
+        folder = formats.run_part(path, "backbone")
         names = {formats.BACKBONE: "variator", formats.HUGGING_FACE: "hf"}
         name = names.get(formats.kind_of(folder)) if folder.is_dir() else None
         convert = f"variator convert --from {name} --to t5x {folder} DST/checkpoint_0"

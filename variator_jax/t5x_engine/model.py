@@ -11,7 +11,7 @@ import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from t5x import decoding, losses, metrics, models
+from t5x import decoding, metrics, models
 
 from variator_jax.backbones.base import Batch, Outputs
 from variator_jax.backbones.t5 import T5, T5Config
@@ -21,9 +21,9 @@ from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.t5x_engine import network as t5x_network
 from variator_jax.t5x_engine.network import PLUGIN, PluginOptimizer, Start, start_values
+from variator_jax.train.checks import check_trainable
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
-from variator_jax.train.settings import check_trainable
 
 # The modules whose outputs are the last hidden states, in T5X's network.
 LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")
@@ -100,17 +100,6 @@ class DistillationModel(models.EncoderDecoderModel):
         )
         return loss, _metrics({"loss": loss, **means}, batch)
 
-    def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        """The loss, and T5X's own figures of the student's logits."""
-        loss, ours = self.loss_fn(params, batch, None)
-        logits = self._compute_logits(params, batch)
-        _, weights = losses.get_loss_normalizing_factor_and_weights(None, batch)
-        targets = batch["decoder_target_tokens"]
-        usual = self._compute_metrics(
-            logits=logits, targets=targets, mask=weights, loss=loss, z_loss=jnp.zeros(())
-        )
-        return loss, {**usual, **ours}
-
     def outputs(self, params: Any, batch: Batch, compressed: bool) -> Outputs:
         """Last hidden states and logits of one pass, with the plugin in place or without it."""
         stacks = ("encoder", "decoder")
@@ -126,8 +115,10 @@ class DistillationModel(models.EncoderDecoderModel):
             capture_intermediates=self._is_last_norm,
             mutable=["intermediates"],
         )
-        encoded, decoded = (self._captured(captured, path) for path in self._last_norms)
-        return Outputs({"encoder": encoded, "decoder": decoded}, logits)
+        found = flax.traverse_util.flatten_dict(captured["intermediates"], sep="/")
+        lasts = zip(stacks, self._last_norms, strict=True)
+        hidden = {stack: found[f"{path}/__call__"][-1] for stack, path in lasts}
+        return Outputs(hidden, logits)
 
     def predict_batch_with_aux(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, Any]]:
         """T5X's decoding, over the spliced encoder."""
@@ -135,15 +126,6 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def _is_last_norm(self, module: nn.Module, method: str) -> bool:
         return method == "__call__" and "/".join(module.path) in self._last_norms
-
-    def _captured(self, captured: Mapping[str, Any], path: str) -> jax.Array:
-        outputs = flax.traverse_util.flatten_dict(captured["intermediates"], sep="/")
-        if f"{path}/__call__" not in outputs:
-            raise ConfigError(
-                f"The network ran no module {path!r}, whose output would be its last hidden "
-                "states; give the model's last_norms."
-            )
-        return outputs[f"{path}/__call__"][-1]
 
 
 def model(
@@ -183,7 +165,16 @@ def model(
       ConfigError: for settings that T5X cannot serve, with what can.
       CheckpointError: for a plugin folder that is damaged or has another plugin.
     """
-    _refuse_unserved(trained, initial_lora_path)
+    if trained != "plugin":
+        raise ConfigError(
+            f"TRAINED is {trained!r}: under T5X this library trains plugins. A backbone is trained "
+            "by t5x/configs/runs/finetune.gin of T5X, or with --engine=builtin."
+        )
+    if initial_lora_path is not None:
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is {initial_lora_path!r}: T5X merges no LoRA. Merge it by "
+            "save_backbone and variator convert --to t5x, or use --engine=builtin."
+        )
     if network is not None:
         t5x_network.refuse_scanned(network)
     if optimizer is not None:
@@ -207,27 +198,13 @@ def model(
     )
 
 
-def _refuse_unserved(trained: str, lora: str | None) -> None:
-    if trained != "plugin":
-        raise ConfigError(
-            f"TRAINED is {trained!r}: under T5X this library trains plugins. A backbone is trained "
-            "by t5x/configs/runs/finetune.gin of T5X, or with --engine=builtin."
-        )
-    if lora is not None:
-        raise ConfigError(
-            f"INITIAL_LORA_PATH is {lora!r}: T5X merges no LoRA. Merge it by save_backbone and "
-            "variator convert --to t5x, or use --engine=builtin."
-        )
-
-
 def _metrics(figures: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:
     """The loss's terms, per step whatever the microbatches, and T5X's clocks."""
     averages = {name: metrics.AveragePerStep.from_model_output(x) for name, x in figures.items()}
     rows, length = batch["encoder_input_tokens"].shape
+    rate = metrics.TimeRate.from_model_output
     return averages | {
-        "timing/seqs_per_second": metrics.TimeRate.from_model_output(numerator=rows),
+        "timing/seqs_per_second": rate(numerator=rows),
         "timing/steps_per_second": metrics.StepsPerTime.from_model_output(),
-        "timing/input_tokens_per_second": metrics.TimeRate.from_model_output(
-            numerator=rows * length
-        ),
+        "timing/input_tokens_per_second": rate(numerator=rows * length),
     }

@@ -40,31 +40,31 @@ _SAME_NAMES = (
 )  # fmt: skip
 PLUGIN = "plugin"  # the plugin's branch of the tree
 OUTPUT_SCALE = "output_scale"  # one leaf of each key's branch
-TRAINED, FROZEN = "plugin", "frozen"  # the labels of leaves
 
 
 def to_tree(plugin: PluginVariables) -> dict[str, Any]:
     """A plugin's arrays as T5X's tree has them: by module path, with the output scales."""
-    flat = {
-        (*key.split("/"), *path): array
-        for key, params in plugin.params.items()
-        for path, array in traverse_util.flatten_dict(params).items()
-    }
-    flat |= {(*key.split("/"), OUTPUT_SCALE): a for key, a in plugin.output_scales.items()}
-    return traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict(
+        {
+            f"{key}/{name}": array
+            for key, params in plugin.params.items()
+            for name, array in {**params, OUTPUT_SCALE: plugin.output_scales[key]}.items()
+        },
+        sep="/",
+    )
 
 
 def from_tree(tree: Mapping[str, Any]) -> PluginVariables:
     """The inverse of `to_tree`."""
-    flat = traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)))
-    keys = ["/".join(path[:-1]) for path in flat if path[-1] == OUTPUT_SCALE]
-    params: dict[str, Any] = {}
-    scales = {}
-    for key in keys:
-        depth = key.count("/") + 1
-        leaves = {p[depth:]: x for p, x in flat.items() if "/".join(p[:depth]) == key}
-        scales[key] = leaves.pop((OUTPUT_SCALE,))
-        params[key] = traverse_util.unflatten_dict(leaves)
+    branches = {"": flax.core.unfreeze(dict(tree))}
+    params, scales = {}, {}
+    while branches:
+        key, branch = branches.popitem()
+        if OUTPUT_SCALE in branch:
+            scales[key] = branch.pop(OUTPUT_SCALE)
+            params[key] = branch
+        else:
+            branches |= {f"{key}/{name}".lstrip("/"): node for name, node in branch.items()}
     return PluginVariables(params, scales)
 
 
@@ -162,13 +162,6 @@ def is_trained(path: tuple[Any, ...]) -> bool:
     return names[0] == PLUGIN and names[-1] != OUTPUT_SCALE
 
 
-def labels(params: Any) -> Any:
-    """'plugin' or 'frozen' for each leaf, in the very containers of `params`, as optax asks for."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: TRAINED if is_trained(path) else FROZEN, params
-    )
-
-
 class PluginOptimizer(optimizers.OptaxWrapper):
     """T5X's wrapper of an optax optimizer, applied to the plugin's parameters and to no others.
 
@@ -177,9 +170,10 @@ class PluginOptimizer(optimizers.OptaxWrapper):
     """
 
     def __init__(self, optimizer: optax.GradientTransformation) -> None:
-        super().__init__(
-            optax.multi_transform({TRAINED: optimizer, FROZEN: optax.set_to_zero()}, labels)
-        )
+        of_leaf = lambda path, _: "plugin" if is_trained(path) else "frozen"  # noqa: E731
+        labels = functools.partial(jax.tree_util.tree_map_with_path, of_leaf)
+        transforms = {"plugin": optimizer, "frozen": optax.set_to_zero()}
+        super().__init__(optax.multi_transform(transforms, labels))
 
     def apply_gradient(
         self, hyper_params: Any, params: Any, state: Any, grads: Any
@@ -216,11 +210,8 @@ def network_of(config: T5Config) -> nn.Module:
       ConfigError: for what T5X's network cannot be: an encoder alone, one with feed-forward layers
         of its own width, or another norm's epsilon.
     """
-    if (
-        not config.has_decoder
-        or config.encoder_mlp != config.mlp_dim
-        or config.layer_norm_epsilon != 1e-6
-    ):
+    shared = config.encoder_mlp == config.mlp_dim and config.layer_norm_epsilon == 1e-6
+    if not (config.has_decoder and shared):
         raise ConfigError(
             f"T5X's network has a decoder, one mlp_dim and layer_norm_epsilon 1e-6; found {config}."
             " Use --engine=builtin."

@@ -64,7 +64,6 @@ def partitioner(
     model_parallel_submesh: Sequence[int] | None = None,
     mesh_shape: Sequence[int] | None = None,
     additional_rules: Sequence[tuple[str, str | None]] = (),
-    params_on_devices: bool = True,
 ) -> partitioning.PjitPartitioner:
     """T5X's partitioner, or one over a given mesh.
 
@@ -73,17 +72,15 @@ def partitioner(
       model_parallel_submesh: T5X's `(x, y, z, cores)`, in place of `num_partitions`.
       mesh_shape: `(data, model)`, or `(data, 1, model)`, in place of both.
       additional_rules: logical axis rules of your own, before T5X's.
-      params_on_devices: False keeps weights in host memory, as T5X's export may want.
     """
     rules = partitioning.standard_logical_axis_rules(
         additional_rules=[*additional_rules, *PLUGIN_RULES]
     )
-    options = {"logical_axis_rules": rules, "params_on_devices": params_on_devices}
     if mesh_shape is not None:
-        return MeshPartitioner(mesh_shape, **options)
+        return MeshPartitioner(mesh_shape, logical_axis_rules=rules)
     submesh = tuple(model_parallel_submesh) if model_parallel_submesh else None
     parts = None if submesh else num_partitions
-    return partitioning.PjitPartitioner(parts, submesh, **options)
+    return partitioning.PjitPartitioner(parts, submesh, logical_axis_rules=rules)
 
 
 def plan(
@@ -115,38 +112,22 @@ def plan(
         partitioner=partitioner,
     )
     shapes, axes, mesh = state.global_train_state_shape, state.train_state_axes, partitioner.mesh
-    backbone, backbone_axes = dict(shapes.params), dict(axes.params)
-    plugin, plugin_axes = backbone.pop(PLUGIN, {}), backbone_axes.pop(PLUGIN, {})
-    parts = [
-        _part("backbone", backbone, backbone_axes, mesh, backbone_dtype),
-        _part("plugin", plugin, plugin_axes, mesh),
-    ]
-    if model.optimizer_def is not None:
-        leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
+    shardings = [jax.NamedSharding(mesh, spec or jax.P()) for spec in axes_leaves(axes.params)]
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        dict(shapes.params),
+        jax.tree.unflatten(jax.tree.structure(dict(shapes.params)), shardings),
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    plugin = params.pop(PLUGIN, {})
+    parts = [Part.of("backbone", params, backbone_dtype), Part.of("plugin", plugin)]
+    if model.optimizer_def is not None:  # both of the plugin alone, which is on every device
         parts.append(Part.of("gradients", [leaf for path, leaf in leaves if is_trained(path)]))
-        parts.append(_part("optimizer state", shapes.param_states, axes.param_states, mesh))
+        parts.append(Part.of("optimizer state", shapes.param_states))
     start = model.start
     return Plan(start.backbone, start.plugin, tuple(parts), mesh.size, inputs)
-
-
-def _part(
-    name: str, shapes: Any, axes: Any, mesh: jax.sharding.Mesh, dtype: str | None = None
-) -> Part:
-    leaves, specs = jax.tree.leaves(shapes), axes_leaves(axes)
-    if len(specs) != len(leaves):  # Counters have no axes.
-        specs = [None] * len(leaves)
-    pieces = [
-        Part.of(name, [leaf], dtype, _shards(spec, mesh))
-        for leaf, spec in zip(leaves, specs, strict=True)
-    ]
-    return Part(name, sum(p.numbers for p in pieces), sum(p.bytes for p in pieces))
 
 
 def axes_leaves(axes: Any) -> list[Any]:
     """The partition specs of a tree; None, which stands for no axes, is one of them."""
     return jax.tree.leaves(axes, is_leaf=lambda x: x is None or isinstance(x, jax.P))
-
-
-def _shards(spec: Any, mesh: jax.sharding.Mesh) -> int:
-    names = [name for entry in spec or () if entry for name in np.atleast_1d(entry)]
-    return int(np.prod([mesh.shape[name] for name in names]))

@@ -22,11 +22,11 @@ from variator_jax.backbones.base import Mask
 from variator_jax.data.batches import batches
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.plugin import calibrate, site_output_rms
-from variator_jax.t5x_engine.checks import check_same_run, write_record
+from variator_jax.t5x_engine.checks import record_run
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
 from variator_jax.t5x_engine.partitioning import axes_leaves
-from variator_jax.train.settings import check_packing
+from variator_jax.train.checks import check_packing
 
 
 class PluginInitializer(utils.TrainStateInitializer):
@@ -40,19 +40,19 @@ class PluginInitializer(utils.TrainStateInitializer):
     def from_scratch(self, init_rng: jax.Array) -> Any:
         """A train state whose plugin is real and whose backbone is not a number."""
         shapes = self.global_train_state_shape
-        axes = self.train_state_axes
         real = jax.tree_util.tree_map_with_path(lambda path, _: not _is_backbone(path), shapes)
 
-        def initialize(rng: jax.Array) -> list[jax.Array]:
-            state = self._initialize_train_state(rng)
-            return list(itertools.compress(jax.tree.leaves(state), jax.tree.leaves(real)))
+        def kept(leaves: list[Any]) -> list[Any]:
+            return list(itertools.compress(leaves, jax.tree.leaves(real)))
 
-        kept = list(itertools.compress(axes_leaves(axes), jax.tree.leaves(real)))
-        partition = self._partitioner.partition
-        made = iter(
-            partition(initialize, in_axis_resources=None, out_axis_resources=kept)(init_rng)
+        initialize = self._partitioner.partition(
+            lambda rng: kept(jax.tree.leaves(self._initialize_train_state(rng))),
+            in_axis_resources=None,
+            out_axis_resources=kept(axes_leaves(self.train_state_axes)),
         )
-        return jax.tree.map(lambda x, keep: next(made) if keep else _nan(x), shapes, real)
+        made = iter(initialize(init_rng))
+        nan = lambda x: np.broadcast_to(np.asarray(np.nan, x.dtype), x.shape)  # noqa: E731
+        return jax.tree.map(lambda x, keep: next(made) if keep else nan(x), shapes, real)
 
 
 class PluginTrainer(t5x_trainer.Trainer):
@@ -82,8 +82,7 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
-            check_same_run(folder, model, training or {})
-            write_record(folder, model, training or {}, initial_checkpoint_path)
+            record_run(folder, model, training or {}, initial_checkpoint_path)
 
     def train(
         self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
@@ -157,10 +156,6 @@ def _is_backbone(path: tuple[Any, ...]) -> bool:
     # T5X's train state holds them in its optimizer's `target`, its inference state in `params`.
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     return (names[0] == "params" or "target" in names[:2]) and PLUGIN not in names
-
-
-def _nan(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    return np.broadcast_to(np.asarray(np.nan, shape.dtype), shape.shape)
 
 
 Batch = Mapping[str, np.ndarray]

@@ -19,7 +19,7 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import init_lora, lora_weights
 from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import write_file
+from variator_jax.files import wrap_errors, write_json
 from variator_jax.plugin import (
     PluginConfig,
     PluginVariables,
@@ -38,13 +38,10 @@ from variator_jax.store import (
 from variator_jax.store.arrays import file_checksum, fingerprint
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part
 from variator_jax.store.lora import load_on_mesh
+from variator_jax.store.plugins import check_shapes
+from variator_jax.train.checks import check_packing, check_trainable, check_vocabulary
 from variator_jax.train.objectives import Batch, Distillation, LoraTraining, Objective, TaskTraining
-from variator_jax.train.settings import (
-    TrainConfig,
-    check_packing,
-    check_trainable,
-    check_vocabulary,
-)
+from variator_jax.train.settings import TrainConfig
 
 # What must agree between a loaded backbone and the run's; dtypes, dropout and remat may differ.
 _SHAPE_FIELDS = (
@@ -154,9 +151,7 @@ def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginV
         with meshes.activations(mesh):
             rms = measure_output_scales(network, backbone.params, plugin, batches)
         if jax.process_index() == 0:
-            # Atomically, so that a run that dies here leaves no file.
-            scales = {name: float(value) for name, value in rms.items()}
-            write_file(file, f"{json.dumps(scales, indent=2)}\n".encode())
+            write_json(file, {name: float(value) for name, value in rms.items()})
     return calibrate(fresh, {name: jnp.float32(value) for name, value in rms.items()})
 
 
@@ -198,14 +193,9 @@ def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, Any] |
     """
     row: np.ndarray = np.zeros(1 + len(names), np.float32)
     if jax.process_index() == 0 and file.is_file():
-        try:
+        with wrap_errors(f"{file} does not hold the output scales of this run"):
             scales = json.loads(file.read_text(encoding="utf8"))
             row[:] = [1.0, *(scales[name] for name in names)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{file} does not hold the output scales of this run: {error!r}. Start again in "
-                "another MODEL_DIR."
-            ) from error
     flag, *values = meshes.from_first(row)
     return dict(zip(names, values, strict=True)) if flag else None
 
@@ -241,10 +231,7 @@ def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) ->
     merged into each of them on its way.
     """
     if config.initial_checkpoint_path is None:
-        raise ConfigError(
-            f"TRAINED={config.trained!r} needs a backbone: set INITIAL_CHECKPOINT_PATH to its "
-            "folder."
-        )
+        raise ConfigError("A frozen backbone is needed: set INITIAL_CHECKPOINT_PATH to its folder.")
     folder, data, shape = backbone_folder(config.initial_checkpoint_path), config.data, config.shape
     source = open_backbone(folder)
     for field in _SHAPE_FIELDS:
@@ -254,8 +241,7 @@ def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) ->
                 f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
                 f"{stored}; this run's {shape.name!r} has {expected}."
             )
-    file = source.vocabulary_file
-    checksum = None if file is None else file_checksum(file)
+    checksum = file_checksum(source.vocabulary_file) if source.vocabulary_file else None
     check_vocabulary(data.task, data.vocabulary(), shape, checksum)
     loaded = load_on_mesh(source, mesh, dtype, config.initial_lora_path)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
@@ -275,11 +261,5 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
         raise CheckpointError(
             f"The plugin in {folder} was trained as {loaded.config}; this run asks for {config}."
         )
-    owner = loaded.description["backbone"]
-    for field in ("num_encoder_layers", "embed_dim"):
-        if owner[field] != getattr(shape, field):
-            raise CheckpointError(
-                f"The plugin in {folder} was trained on {owner['name']!r} with {field} "
-                f"{owner[field]}; backbone {shape.name!r} has {getattr(shape, field)}."
-            )
+    check_shapes(f"The plugin in {folder}", loaded, Backbone(shape, {}, ""))
     return loaded

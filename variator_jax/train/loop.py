@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -38,12 +39,12 @@ class Schedule:
     checkpoint_period: int = 1000
 
     def __post_init__(self) -> None:
-        for field in ("train_steps", "log_period", "checkpoint_period"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field.upper()} is {value!r}; it must be a positive integer.")
-        if self.eval_period < 0:
-            raise ConfigError(f"EVAL_PERIOD is {self.eval_period!r}; 0 means only at the end.")
+        for field, value in dataclasses.asdict(self).items():
+            least = 0 if field == "eval_period" else 1
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"{field.upper()} is {value!r}; expected an integer of at least {least}."
+                )
 
 
 # How many steps the host may dispatch before the device has executed the first of them.
@@ -54,44 +55,36 @@ class _Window:
     """Metrics since the last log line. They stay on the device until the line is written."""
 
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Resets all sums and the timer."""
         self._metrics: list[Metrics] = []
         self._tokens = 0
         self._started = time.monotonic()
 
     def add(self, metrics: Metrics, tokens: int) -> None:
-        self._metrics.append(metrics)
-        self._tokens += tokens
-
-    def wait(self) -> None:
-        """Keeps the host at most a few steps ahead of the device.
+        """Adds a step, and keeps the host at most a few steps ahead of the device.
 
         Otherwise it dispatches steps until the window closes, and a run that gets SIGTERM would
         first execute all of them: longer than the grace before a machine is taken away.
         """
+        self._metrics.append(metrics)
+        self._tokens += tokens
         if len(self._metrics) > _STEPS_AHEAD:
             jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
 
-    def close(self, last_step: int) -> dict[str, float]:
-        """Means over the window; raises where a loss is not finite, naming the first such step."""
+    def means(self, last_step: int) -> dict[str, float]:
+        """Means over the steps; raises where a loss is not finite, naming the first such step."""
         rows = jax.device_get(self._metrics)
         for step, row in enumerate(rows, start=last_step - len(rows) + 1):
             # A finite loss may have an infinite gradient, and then the parameters are lost, too.
-            for name, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            for name in ("loss", "grad_norm"):
                 if not math.isfinite(row[name]):
                     raise TrainingError(
-                        f"The {words} of step {step} is {float(row[name])}. The last good "
-                        "checkpoint is kept; a lower LEARNING_RATE or a smaller CLIP_NORM is the "
-                        "usual remedy."
+                        f"The {name} of step {step} is {float(row[name])}. The last checkpoint is "
+                        "kept; try a lower LEARNING_RATE or a smaller CLIP_NORM."
                     )
         seconds = max(time.monotonic() - self._started, 1e-9)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         means["steps_per_second"] = len(rows) / seconds
         means["tokens_per_second"] = self._tokens / seconds
-        self.restart()
         return means
 
     def __bool__(self) -> bool:
@@ -114,8 +107,8 @@ def fit(
       step_fn: one compiled step.
       batches: given a step, the iterator over the batches from that step on.
       schedule: when to do what.
-      checkpoints: where training checkpoints go.
-      log: where numbers go.
+      checkpoints: of the run.
+      log: of the run.
       evaluate: metrics of a state on held-out data.
 
     Returns:
@@ -132,14 +125,14 @@ def fit(
             state, metrics = step_fn(state, batch)
             step += 1
             window.add(metrics, _tokens(batch))
-            window.wait()
             at_end = step == schedule.train_steps
             saves = at_end or step % schedule.checkpoint_period == 0
             # A window closes before every save, so that no bad step is ever saved.
             if saves or step % schedule.log_period == 0:
-                means = window.close(step)
+                means = window.means(step)
                 log.write("train", step, means)
                 log.progress(step, means)
+                window = _Window()
             if saves:
                 checkpoints.save(state)
             evaluates = schedule.eval_period and step % schedule.eval_period == 0
@@ -148,11 +141,11 @@ def fit(
                 log.write("eval", step, means)
                 log.print("  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
             if not window:
-                window.restart()  # here, so that saving and evaluating do not count as slow steps
+                window = _Window()  # so that saving and evaluating do not count as slow steps
         # The signal may have come at any point of the step; what is saved already stays.
         if step < schedule.train_steps:
             if window:
-                window.close(step)
+                window.means(step)
             checkpoints.save(state)
     # After the last step it counts too: else a driver of several runs would begin the next one.
     return state, step < schedule.train_steps or bool(stopped)
@@ -175,15 +168,11 @@ def _tokens(batch: HostBatch) -> int:
 def _sigterm() -> Iterator[list[int]]:
     """Collects SIGTERM in a list instead of dying, where the thread may handle signals at all."""
     received: list[int] = []
-    if jax.process_count() > 1:
-        # JAX's runtime has a handler of its own, see `_all_stop`; another one would silence it.
+    # Of several processes, JAX has a handler of its own, see `_all_stop`.
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield received
         return
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    except ValueError:  # not the main thread
-        yield received
-        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         yield received
     finally:

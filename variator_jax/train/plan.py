@@ -5,12 +5,11 @@ No weights and no data are read. Activations are not counted.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, init_lora
@@ -36,11 +35,24 @@ class Part:
     bytes: int
 
     @classmethod
-    def of(cls, name: str, leaves: Iterable[Any], dtype: Any = None, shards: int = 1) -> "Part":
-        """Counts leaves that have a shape and a dtype, spread evenly over `shards` devices."""
-        sizes = [(math.prod(x.shape), np.dtype(dtype or x.dtype).itemsize) for x in leaves]
-        total = sum(numbers * size for numbers, size in sizes)
-        return cls(name, sum(numbers for numbers, _ in sizes), -(-total // shards))
+    def of(cls, name: str, tree: Any, dtype: Any = None, shardings: Any = None) -> "Part":
+        """Counts leaves that have a shape and a dtype.
+
+        Args:
+          name: for the table.
+          tree: of leaves.
+          dtype: what they are kept in; None for their own.
+          shardings: the leaves' own by default; a leaf without one is on every device.
+        """
+
+        def size(leaf: Any, sharding: Any) -> int:
+            shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+            return math.prod(shape) * np.dtype(dtype or leaf.dtype).itemsize
+
+        if shardings is None:
+            shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None) or False, tree)
+        sizes = jax.tree.leaves(jax.tree.map(size, tree, shardings))
+        return cls(name, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)), sum(sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +106,12 @@ def _readable(count: int) -> str:
     return f"{size:.2f} {units[0]}"
 
 
+def weights_dtype(trained: str, backbone: T5Config, backbone_dtype: str | None) -> np.dtype:
+    """What a run keeps its backbone in: `backbone_dtype` is for a frozen one."""
+    frozen = trained in ("plugin", "lora")
+    return np.dtype(jax.numpy.dtype(frozen and backbone_dtype or backbone.param_dtype))
+
+
 def plan(
     *,
     backbone: T5Config,
@@ -124,26 +142,26 @@ def plan(
     Raises:
       ConfigError: for a mesh that is not possible.
     """
-    frozen = trained in ("plugin", "lora") and backbone_dtype is not None
-    dtype = np.dtype(jax.numpy.dtype(backbone_dtype if frozen else backbone.param_dtype))
+    dtype = weights_dtype(trained, backbone, backbone_dtype)
     rows, length, key = batch_size // num_microbatches, feature_lengths["inputs"], jax.random.key(0)
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
     moved = weights = _placed(backbone, mesh)
-    parts = [_part("backbone", weights, weights, dtype)]
+    parts = [Part.of("backbone", weights, dtype)]
     if trained == "student":
         mlp_dim = student_mlp_dim(backbone, length, plugin)
         moved = student_leaves(_placed(narrowed(backbone, mlp_dim), mesh))
-        parts.append(_part("student", moved, moved))
+        parts.append(Part.of("student", moved))
     elif trained == "lora":
         moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))
-        parts.append(_part("LoRA", moved, {}))
+        parts.append(Part.of("LoRA", moved))
     elif trained == "plugin":
         fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(backbone).stack(), key))
         moved = fresh.params
-        parts.append(_part("plugin", fresh, {}))
+        parts.append(Part.of("plugin", fresh))
     if optimizer is not None:
-        parts.append(_part("gradients", moved, moved))
-        parts.append(_part("optimizer state", jax.eval_shape(optimizer.init, moved), moved))
+        state = jax.eval_shape(optimizer.init, moved)
+        parts.append(Part.of("gradients", moved))
+        parts.append(Part.of("optimizer state", state, None, moment_shardings(state, moved)))
     compressed = trained in ("plugin", "student")
     return Plan(backbone, plugin, tuple(parts), mesh.size, length, compressed)
 
@@ -155,16 +173,3 @@ def _placed(config: T5Config, mesh: Any) -> dict:
         dict(shape_params(config)),
         meshes.parameter_shardings(config, mesh),
     )
-
-
-def _part(name: str, tree: Any, params: Any, dtype: Any = None) -> Part:
-    """Counts parameters or an optimizer's state; leaves without a sharding are replicated."""
-
-    def leaf_part(leaf: Any, sharding: NamedSharding | bool) -> Part:
-        parts = 1
-        if isinstance(sharding, NamedSharding):
-            parts = leaf.size // math.prod(sharding.shard_shape(leaf.shape))
-        return Part.of(name, [leaf], dtype, parts)
-
-    leaves = jax.tree.leaves(jax.tree.map(leaf_part, tree, moment_shardings(tree, params)))
-    return Part(name, sum(x.numbers for x in leaves), sum(x.bytes for x in leaves))

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import is_url, wrap_errors, write_json
 from variator_jax.train.step import TrainState
 
 _LONGEST = 4096  # bytes of a message between processes
@@ -28,15 +29,13 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
-        if not isinstance(model_dir, str | os.PathLike) or "://" in str(model_dir):
+        if not isinstance(model_dir, str | os.PathLike) or is_url(model_dir):
             raise ConfigError(
                 f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
             )
         self._folder = pathlib.Path(model_dir).absolute()
-        try:
+        with wrap_errors(f"MODEL_DIR {model_dir} cannot be made"):
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"MODEL_DIR cannot be made: {error}.") from error
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
         difference = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
@@ -58,13 +57,8 @@ class Checkpoints:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         step = self._manager.latest_step()
-        try:
+        with wrap_errors(f"The checkpoint of step {step} in {self._folder} cannot be restored"):
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise CheckpointError(
-                f"The checkpoint of step {step} in {self._folder} cannot be restored: "
-                f"{str(error).splitlines()[0]} Choose another MODEL_DIR to start afresh."
-            ) from error
 
     def save(self, state: TrainState) -> None:
         """Saves in the background, unless that step is saved already."""
@@ -84,16 +78,11 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
     identity = json.loads(json.dumps(identity))
     try:
         if not path.is_file():
-            path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf8")
+            write_json(path, identity)
             return ""
         before = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."
-    if before.get("trained") == "plugin" and "sites" not in (before.get("plugin") or {}):
-        return (
-            f"{folder} holds a plugin run of variator_jax 0.1, which cannot be continued. Choose "
-            f"another MODEL_DIR; INITIAL_PLUGIN_PATH can start from {folder}/plugin."
-        )
     for name in identity:
         if before.get(name) != identity[name]:
             return (

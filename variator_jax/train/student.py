@@ -104,12 +104,8 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     def export(trained: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
         return export_backbone(config, student, whole_student(trained, frozen))
 
-    identity = {
-        "trained": "student",
-        "backbone": teacher.fingerprint,
-        "encoder_mlp_dim": mlp_dim,
-        "ratio": plugin.ratio,
-    }
+    identity = {"trained": "student", "backbone": teacher.fingerprint, "ratio": plugin.ratio}
+    identity["encoder_mlp_dim"] = mlp_dim
     objective = StudentDistillation(T5(teacher.config), T5(student), config.loss)
     return Job(objective, identity, start, export)
 

@@ -1,5 +1,6 @@
 """`variator train`: from gin's settings to a trained folder. What is trained is in `jobs.py`."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -13,6 +14,7 @@ from variator_jax import mesh as meshes
 from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
 from variator_jax.train.loop import HostBatch, fit
+from variator_jax.train.plan import weights_dtype
 from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.settings import DataConfig, TrainConfig
 from variator_jax.train.step import (
@@ -61,9 +63,7 @@ def train(config: TrainConfig) -> TrainResult:
             f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
             f"{did_you_mean(str(config.trained), JOBS)}"
         )
-    frozen = config.trained in ("plugin", "lora") and config.backbone_dtype is not None
-    dtype = config.backbone_dtype if frozen else config.backbone.param_dtype
-    weight = jnp.dtype(dtype).itemsize
+    weight = weights_dtype(config.trained, config.backbone, config.backbone_dtype).itemsize
     rows = config.data.batch_size // config.num_microbatches
     mesh = meshes.make_mesh(config.shape, rows, config.mesh_shape, bytes_per_weight=weight)
     job = JOBS[config.trained](config, mesh)
@@ -73,14 +73,11 @@ def train(config: TrainConfig) -> TrainResult:
     log = RunLog(config.model_dir, config.schedule.train_steps)
     if mesh.size > 1:
         log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
-    try:
+    with contextlib.closing(checkpoints), contextlib.closing(log):
         if jax.process_index() == 0:  # empty when it was called from Python
             text = gin.operative_config_str()
             pathlib.Path(config.model_dir, "operative_config.gin").write_text(text, encoding="utf8")
         return _run(job, config, mesh, checkpoints, log)
-    finally:
-        checkpoints.close()
-        log.close()
 
 
 def _run(
@@ -124,13 +121,12 @@ def _evaluation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         # A whole batch may not fit where its microbatches do.
-        batches = (
-            part
-            for batch in data.validation()
-            for part in meshes.global_microbatches(batch, mesh, num_microbatches)
-        )
         with meshes.activations(mesh):
-            totals = [eval_step(state.params, frozen, batch) for batch in batches]
+            totals = [
+                eval_step(state.params, frozen, part)
+                for batch in data.validation()
+                for part in meshes.global_microbatches(batch, mesh, num_microbatches)
+            ]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)
         means = mean_loss(sums, weights, job.objective)
         return {name: float(value) for name, value in means.items()}

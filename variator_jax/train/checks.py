@@ -1,0 +1,69 @@
+"""What a run checks before its first step, with either engine: vocabulary, plugin and packing."""
+
+from typing import Any
+
+from variator_jax.backbones.base import Stack
+from variator_jax.backbones.t5 import T5Config
+from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.plugin import PluginConfig, check_causal, plugin_specs
+from variator_jax.store.arrays import file_checksum
+
+
+def check_vocabulary(
+    task: str, vocabulary: Any, config: T5Config, fingerprint: str | None = None
+) -> None:
+    """Refuses a task whose tokens are not the backbone's.
+
+    Args:
+      task: its name, for the message.
+      vocabulary: its seqio vocabulary.
+      config: the backbone's shape.
+      fingerprint: of the SentencePiece model that the backbone was trained with, where known.
+
+    Raises:
+      ConfigError: if the vocabulary has more tokens than the backbone has embeddings.
+      CheckpointError: if the backbone was trained with another vocabulary.
+    """
+    if vocabulary.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"Task {task!r} has a vocabulary of {vocabulary.vocab_size} tokens, backbone "
+            f"{config.name!r} only {config.vocab_size} embeddings."
+        )
+    from variator_jax.data.vocabulary import local_model_file
+
+    file = local_model_file(vocabulary) if fingerprint else None
+    if file and file_checksum(file) != fingerprint:
+        raise CheckpointError(
+            f"The backbone was trained with another vocabulary than that of task {task!r}, "
+            f"{vocabulary.sentencepiece_model_file}. Set VOCABULARY to the backbone's own."
+        )
+
+
+def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:
+    """Refuses a plugin that has nothing to train on a stack.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if plugin is None or plugin.ratio == 1:
+        raise ConfigError("A plugin run needs a compression ratio of 2 or more; set RATIO.")
+    check_causal(plugin, stack)
+    if not any(plugin_specs(plugin, stack).values()):
+        raise ConfigError(
+            "This plugin has nothing to train: compression 'mean' with decompression 'repeat' has "
+            "no parameters. Evaluate it without training."
+        )
+    return plugin
+
+
+def check_packing(pack_multiple: int, ratio: int) -> None:
+    """Refuses packed examples that a merge group could span.
+
+    Raises:
+      ConfigError: with the remedy.
+    """
+    if pack_multiple % ratio:
+        raise ConfigError(
+            f"Packed examples must start on multiples of the ratio {ratio}: set PACK_MULTIPLE to "
+            f"one; found {pack_multiple}."
+        )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from t5x import decoding, metrics, models
 
-from variator_jax.backbones.base import Batch, Outputs
+from variator_jax.backbones.base import INTERMEDIATES, Batch, Outputs, captured, captures
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.data.batches import GroupedFeatureConverter
 from variator_jax.data.vocabulary import load_vocabulary
@@ -24,6 +24,7 @@ from variator_jax.t5x_engine.network import PLUGIN, PluginOptimizer, Start, star
 from variator_jax.train.checks import check_trainable
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
+from variator_jax.train.site_losses import SiteLosses
 
 # The modules whose outputs are the last hidden states, in T5X's network.
 LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")
@@ -92,7 +93,8 @@ class DistillationModel(models.EncoderDecoderModel):
         )
         teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
         student = self.outputs(params, batch, compressed=True)
-        sums = self._comparison.compare(student, teacher, batch)
+        arrays = t5x_network.from_tree(params[PLUGIN]).params
+        sums = self._comparison.compare(student, teacher, batch, arrays)
         weights = self._whole_weights or self._comparison.weights(batch)
         means = {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
         loss = jnp.asarray(
@@ -104,7 +106,7 @@ class DistillationModel(models.EncoderDecoderModel):
         """Last hidden states and logits of one pass, with the plugin in place or without it."""
         stacks = ("encoder", "decoder")
         packing = {f"{stack}_{name}" for stack in stacks for name in ("segment_ids", "positions")}
-        logits, captured = self.module.apply(
+        logits, variables = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
@@ -112,20 +114,16 @@ class DistillationModel(models.EncoderDecoderModel):
             **{name: batch[name] for name in packing & batch.keys()},
             enable_dropout=False,
             compressed=compressed,
-            capture_intermediates=self._is_last_norm,
-            mutable=["intermediates"],
+            capture_intermediates=captures({*self._last_norms, *self._comparison.capture}),
+            mutable=[INTERMEDIATES],
         )
-        found = flax.traverse_util.flatten_dict(captured["intermediates"], sep="/")
+        hidden = captured(variables)
         lasts = zip(stacks, self._last_norms, strict=True)
-        hidden = {stack: found[f"{path}/__call__"][-1] for stack, path in lasts}
-        return Outputs(hidden, logits)
+        return Outputs(hidden | {stack: hidden[path] for stack, path in lasts}, logits)
 
     def predict_batch_with_aux(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, Any]]:
         """T5X's decoding, over the spliced encoder."""
         return super().predict_batch_with_aux(*args, **kwargs)
-
-    def _is_last_norm(self, module: nn.Module, method: str) -> bool:
-        return method == "__call__" and "/".join(module.path) in self._last_norms
 
 
 def model(
@@ -182,15 +180,16 @@ def model(
     start = Start(plugin, backbone, plugin_path, seed)
     if plugin.ratio > 1 and not start.fresh:
         start_values(start)  # refuses now what cannot be loaded
+    stack, loss = t5x_network.stack_of(backbone), loss or LossConfig()
     module = t5x_network.SplicedTransformer(
-        network or t5x_network.network_of(backbone), plugin, t5x_network.stack_of(backbone)
+        network or t5x_network.network_of(backbone), plugin, stack
     )
     converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
     return DistillationModel(
         module,
         load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         None if optimizer is None else PluginOptimizer(optimizer),
-        Comparison(loss or LossConfig(), backbone.embed_dim),
+        Comparison(loss, backbone, SiteLosses(plugin, stack, loss)),
         start,
         decode_fn=decode_fn,
         last_norms=last_norms,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from variator_jax.errors import ConfigError
 
 WeightedSum = tuple[jax.Array, jax.Array]
+_SMALLEST = 1e-6  # mean square by which an error is divided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,9 @@ class LossConfig:
       decoder_hidden: MSE between the decoder's last hidden states; ignored without a decoder.
       logits: KL divergence from the teacher's to the student's distribution.
       task: the task's own cross-entropy.
+      residual: MSE of the residual stream behind each site, over the teacher's mean square.
+      neurons: MSE of the input of the FFN's last matrix for merged vectors against the teacher's
+        merge-weighted mean, over that mean's mean square.
       temperature: softens both distributions of `logits`.
     """
 
@@ -31,12 +35,15 @@ class LossConfig:
     decoder_hidden: float = 1.0
     logits: float = 0.0
     task: float = 0.0
+    residual: float = 0.0
+    neurons: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.encoder_hidden, self.decoder_hidden, self.logits, self.task) < 0:
+        weights = {k: v for k, v in dataclasses.asdict(self).items() if k != "temperature"}
+        if min(weights.values()) < 0:
             raise ConfigError(f"Loss weights must not be negative: {self}.")
-        if not any((self.encoder_hidden, self.decoder_hidden, self.logits, self.task)):
+        if not any(weights.values()):
             raise ConfigError("All loss weights are 0: there is nothing to train on.")
         if self.temperature <= 0:
             raise ConfigError(f"The temperature must be positive; found {self.temperature}.")
@@ -57,6 +64,25 @@ def hidden_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Weigh
     # [batch, length, embed]
     difference = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) * mask[..., None]
     return jnp.sum(jnp.square(difference)), jnp.sum(mask) * student.shape[-1]
+
+
+def relative_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> WeightedSum:
+    """Squared error of each position over the teacher's mean square there.
+
+    Args:
+      student: `[batch, length, embed]`.
+      teacher: the same shape.
+      mask: `[batch, length]`, 1 on positions that count.
+
+    Returns:
+      The sum over valid positions, and their number.
+    """
+    mask, teacher = mask.astype(jnp.float32), teacher.astype(jnp.float32)
+    difference = student.astype(jnp.float32) - teacher
+    # [batch, length]
+    error = jnp.mean(jnp.square(difference), axis=-1)
+    scale = jnp.mean(jnp.square(teacher), axis=-1)
+    return jnp.sum(mask * error / jnp.maximum(scale, _SMALLEST)), jnp.sum(mask)
 
 
 def logits_kl(

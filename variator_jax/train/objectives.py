@@ -3,18 +3,19 @@
 All objectives share one interface, so one step and one loop train plugins and backbones alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from variator_jax.backbones.base import Backbone, Batch, Outputs
+from variator_jax.backbones.base import Backbone, Batch, Mask, Outputs
 from variator_jax.backbones.lora import LoraConfig, merge_lora
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.train import losses
 from variator_jax.train.losses import LossConfig, WeightedSum
+from variator_jax.train.site_losses import SiteLosses
 
 
 class Objective(Protocol):
@@ -34,31 +35,55 @@ class Objective(Protocol):
 class Comparison:
     """How a student's outputs are compared with its teacher's, whichever network made them."""
 
-    def __init__(self, config: LossConfig, embed_dim: int, has_decoder: bool = True) -> None:
+    def __init__(self, config: LossConfig, backbone: Any, sites: SiteLosses | None = None) -> None:
         """Leaves out terms that count nothing; an encoder alone has its hidden states only.
 
         Args:
           config: the weights of the losses.
-          embed_dim: width of the hidden states.
-          has_decoder: False for an encoder alone.
+          backbone: shape of student and teacher.
+          sites: the losses of a plugin's sites, which a narrow student does not have.
         """
         names = ["encoder_hidden"]
-        if has_decoder:
+        if backbone.has_decoder:
             names += ["decoder_hidden", "logits", "task"]
         weights = {name: getattr(config, name) for name in names}
+        weights |= sites.coefficients if sites else {}
         self.coefficients: Mapping[str, float] = {k: v for k, v in weights.items() if v}
-        self._embed_dim, self._temperature = embed_dim, config.temperature
+        self._embed_dim, self._temperature = backbone.embed_dim, config.temperature
+        self._sites = sites
+
+    @property
+    def capture(self) -> Collection[str]:
+        """Paths of the modules whose results must be among the hidden states of both."""
+        return self._sites.capture if self._sites else ()
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, valid positions of the targets."""
+        counts = self._sites.weights(_encoder_mask(batch)) if self._sites else {}
         return {
             name: _count(_mask(name, batch)) * (self._embed_dim if name.endswith("_hidden") else 1)
             for name in self.coefficients
-        }
+            if name not in counts
+        } | counts
 
-    def compare(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """Each term's sum over the batch. The caller has stopped the teacher's gradient."""
-        return {name: self._term(name, student, teacher, batch)[0] for name in self.coefficients}
+    def compare(
+        self, student: Outputs, teacher: Outputs, batch: Batch, arrays: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        """Each term's sum over the batch. The caller has stopped the teacher's gradient.
+
+        Args:
+          student: its outputs, with those at `capture`.
+          teacher: the same.
+          batch: in T5X's names.
+          arrays: the plugin's parameters, by key.
+        """
+        mask = _encoder_mask(batch)
+        terms = self._sites.terms(student, teacher, mask, arrays) if self._sites else {}
+        return {
+            name: self._term(name, student, teacher, batch)[0]
+            for name in self.coefficients
+            if name not in terms
+        } | terms
 
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
         # [batch, length]
@@ -78,15 +103,18 @@ class TeacherStudent(Comparison):
 
     def __init__(self, teacher: SplicedModel, student: SplicedModel, config: LossConfig) -> None:
         self._teacher, self._student = teacher, student
-        shape = teacher.backbone.config
-        super().__init__(config, shape.embed_dim, shape.has_decoder)
+        plugin, stack = student.plugin, student.backbone.stack("encoder")
+        sites = SiteLosses(plugin, stack, config) if plugin else None
+        super().__init__(config, teacher.backbone.config, sites)
 
     def run(
         self, teacher: tuple[Any, Any], student: tuple[Any, Any], batch: Batch
     ) -> dict[str, jax.Array]:
         """The terms, for parameters and plugin arrays of both; the teacher gets no gradient."""
-        expected = jax.lax.stop_gradient(self._teacher.apply(*teacher, batch))
-        return self.compare(self._student.apply(*student, batch), expected, batch)
+        expected = self._teacher.apply(*teacher, batch, capture=self.capture)
+        outputs = self._student.apply(*student, batch, capture=self.capture)
+        arrays = student[1].params if student[1] else {}
+        return self.compare(outputs, jax.lax.stop_gradient(expected), batch, arrays)
 
 
 class Distillation(TeacherStudent):
@@ -153,6 +181,10 @@ def _mask(term: str, batch: Batch) -> jax.Array:
     if term == "encoder_hidden":
         return batch["encoder_input_tokens"] > 0
     return batch["decoder_loss_weights"]
+
+
+def _encoder_mask(batch: Batch) -> Mask:
+    return Mask(batch["encoder_input_tokens"] > 0, batch.get("encoder_segment_ids"))
 
 
 def _count(mask: jax.Array) -> jax.Array:

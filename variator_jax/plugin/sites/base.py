@@ -39,6 +39,13 @@ class Around(NamedTuple):
     layer: int  # the layer after which the residual stream has all that the site adds
 
 
+class Merge(NamedTuple):
+    """FFNs that run on merged vectors."""
+
+    source: str  # path of the module whose result is merged
+    neurons: tuple[str, ...]  # paths of the modules whose results go into the FFNs' last matrix
+
+
 class Site(Protocol):
     """A kind of site with its settings, a frozen dataclass; one file each.
 
@@ -81,6 +88,12 @@ class Site(Protocol):
 
     def around(self, stack: Stack) -> dict[str, Around]:
         """Key -> the modules inside."""
+
+    def merges(self, stack: Stack) -> dict[str, Merge]:
+        """Key -> which FFNs run on merged vectors, and what they are merged from."""
+
+    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
+        """The merge weights `[batch, groups, k]` of what is merged, `[batch, length, embed]`."""
 
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """What the modules inside add to the residual stream.

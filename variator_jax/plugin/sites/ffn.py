@@ -20,6 +20,7 @@ from variator_jax.plugin.compression import (
     decompress,
     decompression_flops,
     decompression_specs,
+    merge_weights,
 )
 from variator_jax.plugin.groups import Groups, from_groups, to_groups
 from variator_jax.plugin.sites.base import (
@@ -27,6 +28,7 @@ from variator_jax.plugin.sites.base import (
     Arrays,
     ArraySpec,
     Call,
+    Merge,
     adapter_flops,
     adapter_specs,
     check_choice,
@@ -114,6 +116,19 @@ class Ffn:
     def around(self, stack: Stack) -> dict[str, Around]:
         """The FFN itself is first and last."""
         return {path: Around(path, path, layer) for layer, path in self._paths(stack).items()}
+
+    def merges(self, stack: Stack) -> dict[str, Merge]:
+        """Each FFN's own; none for a pattern, whose modules are not known."""
+        if self.pattern not in (None, ENCODER_MLP):
+            return {}
+        return {
+            path: Merge(stack.path("ffn_input", layer), (stack.path("neurons", layer),))
+            for layer, path in self._paths(stack).items()
+        }
+
+    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
+        """`[batch, length, embed] -> [batch, groups, k]`."""
+        return merge_weights(arrays.get("compression"), to_groups(x, self.ratio), groups.members)
 
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """An FFN's output is what it adds to the residual stream."""

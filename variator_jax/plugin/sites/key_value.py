@@ -17,6 +17,7 @@ from variator_jax.plugin.compression import (
     compression_flops,
     compression_specs,
     constrain,
+    merge_weights,
 )
 from variator_jax.plugin.groups import Groups, pool_keys, to_groups
 from variator_jax.plugin.sites.base import (
@@ -24,6 +25,7 @@ from variator_jax.plugin.sites.base import (
     Arrays,
     ArraySpec,
     Call,
+    Merge,
     adapter_flops,
     adapter_specs,
     check_positive,
@@ -80,6 +82,14 @@ class KeyValue:
         """The attention itself is first and last."""
         paths = {layer: stack.path("attention", layer) for layer in self.selected(stack)}
         return {path: Around(path, path, layer) for layer, path in paths.items()}
+
+    def merges(self, stack: Stack) -> dict[str, Merge]:
+        """None: its FFNs run on whole sequences."""
+        return {}
+
+    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
+        """`[batch, length, embed] -> [batch, groups, k]`."""
+        return merge_weights(arrays["compression"], to_groups(x, self.ratio), groups.members)
 
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """An attention's output is what it adds to the residual stream."""

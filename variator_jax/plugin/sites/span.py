@@ -38,6 +38,7 @@ from variator_jax.plugin.sites.base import (
     Arrays,
     ArraySpec,
     Call,
+    Merge,
     adapter_flops,
     adapter_specs,
     check_positive,
@@ -125,6 +126,20 @@ class Span:
             for key, layers in self.spans(stack).items()
         }
 
+    def merges(self, stack: Stack) -> dict[str, Merge]:
+        """The FFNs of all layers of a span; what is merged is the stream before the first."""
+        return {
+            key: Merge(
+                stack.path("input", layers[0]), tuple(stack.path("neurons", i) for i in layers)
+            )
+            for key, layers in self.spans(stack).items()
+        }
+
+    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
+        """`[batch, length, embed] -> [batch, groups, k]`."""
+        x = to_groups(_normalised(x), self.ratio)
+        return merge_weights(arrays["compression"], x, groups.members)
+
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """Layers give the whole residual stream back."""
         return after - before
@@ -176,9 +191,7 @@ class Span:
         return total
 
     def _open(self, stream: jax.Array, arrays: Arrays, groups: Groups) -> Opened:
-        # [batch, groups, k, embed]
-        x = to_groups(_normalised(stream), self.ratio)
-        weights = merge_weights(arrays["compression"], x, groups.members)
+        weights = self.weights(arrays, stream, groups)
         # [batch, groups, embed]
         merged = constrain(merge(weights, to_groups(stream, self.ratio)))
         return Opened(merged, merged, stream)

@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 
-from variator_jax.backbones.t5 import T5Config
-from variator_jax.store.arrays import unflatten
-from variator_jax.store.hugging_face import is_transposed, path_of
+from variator_jax.backbones.t5 import T5Config, shape_params
+from variator_jax.store.arrays import flatten, unflatten
+from variator_jax.store.hugging_face import is_transposed, name_of
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -42,10 +42,8 @@ def config(version, **overrides):
 def backbone(arrays, version, **overrides):
     """The config and our parameter tree of a golden file's backbone."""
     golden_config = config(version, **overrides)
-    leaves = {path_of(name): array for name, array in under(arrays, "backbone/").items()}
-    leaves.pop(None, None)
-    if golden_config.logits_via_embedding:
-        leaves.pop("decoder/logits_dense/kernel", None)
+    theirs = under(arrays, "backbone/")
+    leaves = {path: theirs[name_of(path)] for path in flatten(shape_params(golden_config))}
     transposed = {k: v.T if is_transposed(k) else v for k, v in leaves.items()}
     return golden_config, unflatten({k: np.ascontiguousarray(v) for k, v in transposed.items()})
 

@@ -53,20 +53,23 @@ def test_casting_on_the_way(target, sources, backbone):
     assert loaded.config.param_dtype == "bfloat16" and loaded.fingerprint == backbone.fingerprint
 
 
-@pytest.mark.parametrize("target, words", [("hf", "has one d_ff"), ("t5x", "has mlp_dim 24")])
-def test_a_narrower_encoder_has_no_other_format(target, words, tmp_path):
-    narrow = small_t5.backbone(dataclasses.replace(small_t5.GATED, encoder_mlp_dim=8))
-    save_backbone(tmp_path / "narrow", narrow.config, narrow.params)
+NARROW = dataclasses.replace(small_t5.GATED, encoder_mlp_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "dtype", "words"),
+    [
+        (NARROW, "hf", None, "has one d_ff"),
+        (NARROW, "t5x", None, "has mlp_dim 24"),
+        (small_t5.GATED, "variator", "f16", "encoder/encoder_norm/scale as float16"),
+    ],
+)
+def test_what_a_format_or_a_dtype_cannot_hold_is_refused(config, target, dtype, words, tmp_path):
+    params = small_t5.backbone(config).params
+    params["encoder"]["encoder_norm"]["scale"] = np.full(16, 1e6, np.float32)
+    save_backbone(tmp_path / "source", config, params)
     with pytest.raises(CheckpointError, match=words):
-        convert("variator", target, tmp_path / "narrow", tmp_path / "out")
-    assert not any((tmp_path / "out").rglob("*"))
-
-
-def test_weights_that_leave_the_range_are_refused(backbone, tmp_path):
-    backbone.params["encoder"]["encoder_norm"]["scale"] = np.full(16, 1e6, np.float32)
-    save_hf(tmp_path / "large", backbone)
-    with pytest.raises(CheckpointError, match="final_layer_norm.weight as float16"):
-        convert("hf", "variator", tmp_path / "large", tmp_path / "out", dtype="f16")
+        convert("variator", target, tmp_path / "source", tmp_path / "out", dtype)
     assert not any((tmp_path / "out").rglob("*"))
 
 
@@ -94,11 +97,10 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
     arguments = ("--from", "hf", "--to", "t5x", str(sources / "hf"), str(target), "--dtype", "bf16")
     assert cli.main(["convert", *arguments]) == 0
     out, err = capsys.readouterr()
-    leaves = small_t5.flat(backbone.params)
-    size = sum(x.nbytes for x in leaves.values()) // 2
-    for fact in (f"{target}", f"{len(leaves)}", f"{size:,}", "bfloat16", backbone.fingerprint):
+    count = len(small_t5.flat(backbone.params))
+    for fact in (str(target), "bfloat16", backbone.fingerprint):
         assert fact in out
-    assert f"{len(leaves)} of {len(leaves)} leaves" in err
+    assert f"{count} of {count} leaves" in err
 
 
 @pytest.mark.parametrize(
@@ -110,13 +112,11 @@ def test_the_summary_says_what_was_made(capsys, sources, backbone):
         ("--from official --to hf p.pkl out", "--to variator"),
         ("--from official --to variator p.pkl out", "--backbone PATH"),
         ("--from official p.pkl out", "--to is missing"),
-        ("--from hf --to t5x nowhere out", "nowhere"),
         ("--from t5x --to hf hf out", "not a T5X checkpoint"),
         ("--from hf --to hf gs://b/x out", "only T5X"),
         ("--from hf --to hf hf variator", "exists already"),
         ("--from t5x-run --to t5x t5x out", "with --to variator"),
         ("--from t5x-run t5x out --dtype bf16", "without --dtype"),
-        ("--from t5x_run t5x out", "Did you mean 't5x-run'"),
     ],
 )
 def test_options_that_cannot_be(arguments, words, capsys, sources, monkeypatch):

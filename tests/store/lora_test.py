@@ -152,7 +152,7 @@ def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
     assert "lora" not in load_plugin(tmp_path / "bare", owner).description["backbone"]
     with pytest.raises(
         CheckpointError,
-        match=r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task', [0-9a-f]{12}\) "
+        match=r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task'\) "
         rf"with fingerprint {merged.fingerprint}; this backbone is 't5_1_1_custom' with finger",
     ):
         load_plugin(tmp_path / "plugin", owner)

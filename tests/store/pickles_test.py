@@ -63,8 +63,7 @@ class TestOfficial:
         plugin = load_official(tmp_path / NAME, owner)
         config, variables = plugin_from_state_dict(state)
         assert plugin.config == config and (config.ratio, config.pool_padding) == (4, True)
-        small_t5.assert_same(plugin.variables.params, variables.params)
-        small_t5.assert_same(plugin.variables.output_scales, variables.output_scales)
+        small_t5.assert_same(vars(plugin.variables), vars(variables))
 
     @pytest.mark.parametrize("scale", [100, 1])
     def test_convert_makes_a_folder_that_computes_what_the_official_student_computes(
@@ -104,8 +103,6 @@ class TestOfficial:
         torch_files.save_zip(tmp_path / NAME, state)
         with pytest.raises(CheckpointError, match=f"{NAME}.*{reason}"):
             load_official(tmp_path / NAME, owner)
-
-    def test_a_residual_scale_is_a_positive_number(self, tmp_path, owner):
         with pytest.raises(CheckpointError, match="positive number"):
             load_official(tmp_path / NAME, owner, float("nan"))
 
@@ -220,12 +217,10 @@ STORAGE = Id(("storage", Name("torch", "FloatStorage"), "0", "cpu", 6, None))
         ((STORAGE, 1, (6,), (1,)), "exceeds its storage"),
         ((STORAGE, 1 << 60, (6,), (1,)), "proper shape"),
         ((STORAGE, 0, (1 << 40, 1 << 10), (0, 0)), "exceeds its storage"),
-        ((STORAGE, 0, (1 << 40, 1 << 40), (0, 0)), "proper shape"),
         ((STORAGE, 0, (6,), (-1,)), "proper shape"),
         ((STORAGE, 0, (6,), (5,)), "exceeds its storage"),
         ((STORAGE, 0, (6,), ()), "strides"),
         (("text", 0, (6,), (1,)), "no storage"),
-        ((STORAGE, 0), "missing"),
     ],
 )
 def test_no_tensor_looks_outside_its_storage(tmp_path, arguments, reason):
@@ -245,7 +240,6 @@ COPY = Name("collections", "OrderedDict").words + b"h\x00\x85R0"
         (b"hello", "KeyError"),
         (pickle.dumps([1, 2]), "a list without named tensors"),
         (pickle.dumps({"a": "b"}), "'a' is a str and not a tensor"),
-        (b"\x80\x02}(K\x01u.", "odd number"),
         (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.", "bytes"),
         (b"\x80\x02}r\xff\xff\xff\xff.", "memo is larger than the file"),
         (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "tuple that is too large"),
@@ -258,24 +252,18 @@ def test_pickles_that_are_broken_or_made_to_exhaust_their_reader(tmp_path, data,
 
 
 def test_damaged_layouts_have_their_reasons(tmp_path):
-    file, big, word = (tmp_path / name for name in (NAME, "big.pkl", "word.pkl"))
+    file = tmp_path / NAME
+    torch_files.save_zip(file, STATE, byteorder=b"big")
+    assert "byte order" in refused(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("word/document.xml", "<a/>")
+    assert "not one that torch.save wrote" in refused(file)
     torch_files.save_legacy(file, STATE)
     data = file.read_bytes()
-    torch_files.save_zip(big, STATE, byteorder=b"big")
-    with zipfile.ZipFile(word, "w") as archive:
-        archive.writestr("word/document.xml", "<a/>")
-    for path, content, reason in (
-        (file, data[:-1], "cut short"),
-        (file, data + b"x", "left over"),
-        (file, b"", "empty"),
-        (big, None, "byte order"),
-        (word, None, "not one that torch.save wrote"),
-        (tmp_path / "none.pkl", None, "No such file"),
-        (tmp_path, None, "directory"),
-    ):
-        if content is not None:
-            path.write_bytes(content)
-        assert reason in refused(path)
+    for content, reason in ((data[:-1], "cut short"), (data + b"x", "left over"), (b"", "empty")):
+        file.write_bytes(content)
+        assert reason in refused(file)
+    assert "No such file" in refused(tmp_path / "none.pkl")
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -300,8 +288,6 @@ def test_random_damage_is_refused_or_leaves_only_numbers(tmp_path, layout):
             continue
         loaded += 1
         assert all(isinstance(array, np.ndarray) for array in found.values())
-        if layout == "zip":  # only what is no content, such as a file's date
-            assert {k: x.tobytes() for k, x in found.items()} == {
-                k: x.tobytes() for k, x in state.items()
-            }
+        if layout == "zip":  # what was changed is no content, such as a file's date
+            small_t5.assert_same(found, state)
     assert loaded < 100

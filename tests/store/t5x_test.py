@@ -95,13 +95,9 @@ class TestRead:
         with pytest.raises(CheckpointError, match="has shape"):
             open_t5x(folder, dataclasses.replace(small_t5.GATED, embed_dim=32))
 
-    @pytest.mark.parametrize("form", ["unscanned", "scanned"])
-    def test_biases_that_differ_between_layers_are_refused_by_layer(self, form, tmp_path):
-        _, tree = tree_of(small_t5.GATED, form)
-        if form == "scanned":
-            tree["decoder/decoder/relpos_bias/rel_embedding"][:, 1] += 1
-        else:
-            tree["decoder/layers_1/relpos_bias/rel_embedding"] = np.ones((3, 32), np.float32)
+    def test_biases_that_differ_between_layers_are_refused_by_layer(self, tmp_path):
+        _, tree = tree_of(small_t5.GATED, "scanned")
+        tree["decoder/decoder/relpos_bias/rel_embedding"][:, 1] += 1
         t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
         refused(tmp_path / "checkpoint_5", "bias decoder/layers_1.* differs from decoder/layers_0")
 
@@ -125,7 +121,6 @@ class TestWrite:
         [
             ("1.1", "mlp_activations", ("silu", "linear")),
             ("encoder", "layer_norm_epsilon", 1e-5),
-            ("1.0", "mlp_activations", ("gelu",)),
         ],
     )
     def test_what_the_tree_cannot_hold_is_refused(self, family, setting, value, tmp_path):
@@ -144,25 +139,14 @@ class TestWrite:
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="checkpoints that T5X wrote are not at hand")
-class TestSamples:
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_every_leaf_equals_its_reference(self, dtype):
-        params = load_backbone(SAMPLES / "legacy" / dtype / "checkpoint_1000000").params
-        loaded = small_t5.flat(params)
-        with np.load(SAMPLES / "legacy" / "reference_f32.npz") as reference:
-            expected = {
-                x.removeprefix("target/"): reference[x] for x in reference if "target/" in x
-            }
-        assert loaded.keys() == expected.keys()
-        for path, array in loaded.items():
-            assert array.dtype.name == dtype
-            # float32 exactly, bfloat16 to its rounding.
-            assert np.array_equal(array, expected[path].astype(array.dtype)), path
-
-    def test_todays_layout_loads_and_goes_back(self, tmp_path):
-        loaded = load_backbone(SAMPLES / "orbax")
-        assert loaded.config.num_encoder_layers == 2 and loaded.config.embed_dim == 16
-        small_t5.assert_same(load_backbone(save_t5x(tmp_path, loaded)).params, loaded.params)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_leaf_of_a_checkpoint_of_t5x_equals_its_reference(dtype):
+    params = load_backbone(SAMPLES / "legacy" / dtype / "checkpoint_1000000").params
+    with np.load(SAMPLES / "legacy" / "reference_f32.npz") as file:
+        expected = {x.removeprefix("target/"): file[x] for x in file if "target/" in x}
+    # float32 exactly, bfloat16 to its rounding.
+    rounded = {path: array.astype(dtype) for path, array in expected.items()}
+    small_t5.assert_same(params, unflatten(rounded))
 
 
 class TestDamage:
@@ -184,69 +168,55 @@ class TestDamage:
         t5x_files.write_legacy(folder, changed, lambda _, __, array: t5x_files.packed(array))
         refused(folder, words)
 
-    def test_a_gap_between_layers(self, tree, tmp_path):
-        gap = {path.replace("layers_1/", "layers_7/"): array for path, array in tree.items()}
-        t5x_files.write_legacy(tmp_path / "checkpoint_5", gap)
-        refused(tmp_path / "checkpoint_5", "is missing decoder/layers_1")
-
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda good: {**good, "kvstore": {**good["kvstore"], "path": "../etc/"}}, "outside"),
-            (lambda good: {**good, "kvstore": {**good["kvstore"], "path": "/etc/"}}, "outside"),
-            (lambda good: {**good, "driver": "json"}, "outside"),
-            (lambda good: {**good, "kvstore": [1]}, "damaged"),
-            (lambda good: {**good, "metadata": {"shape": [17]}}, f"{NORM} is described as"),
-            (lambda good: {**good, "dtype": "bfloat16"}, f"{NORM} is described as"),
-            (lambda good: 3, "damaged"),
-            (lambda good: msgpack.ExtType(1, b"\x93"), "damaged"),
-            (lambda good: msgpack_array("object", b""), "damaged"),
-            (lambda good: msgpack_array("float32", b"abc"), "damaged"),
-            (lambda good: {"__msgpack_chunked_array__": True, "shape": {"0": 16}}, "damaged"),
+            ({"kvstore": {"driver": "file", "path": "../etc/"}}, "outside"),
+            ({"kvstore": {"driver": "file", "path": "/etc/"}}, "outside"),
+            ({"driver": "json"}, "outside"),
+            ({"kvstore": [1]}, "damaged"),
+            ({"metadata": {"shape": [17]}}, f"{NORM} is described as"),
+            ({"dtype": "bfloat16"}, f"{NORM} is described as"),
+            (3, "damaged"),
+            (msgpack.ExtType(1, b"\x93"), "damaged"),
+            (msgpack_array("object", b""), "damaged"),
+            (msgpack_array("float32", b"abc"), "damaged"),
         ],
     )
     def test_leaves_of_msgpack_files(self, tree, tmp_path, change, words):
         folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
         content = msgpack.unpackb((folder / "checkpoint").read_bytes(), strict_map_key=False)
         node = content["optimizer"]["target"]["encoder"]["encoder_norm"]
-        node["scale"] = change(node["scale"])
+        node["scale"] = node["scale"] | change if isinstance(change, dict) else change
         (folder / "checkpoint").write_bytes(msgpack.packb(content, strict_types=False))
         refused(folder, words)
 
     @pytest.mark.parametrize(
-        ("layout", "name", "change", "words"),
+        ("name", "old", "new", "words"),
         [
-            ("legacy", "checkpoint", lambda x: b"", "checkpoint is damaged"),
-            ("legacy", "checkpoint", lambda x: x[:-1], "checkpoint is damaged"),
-            (
-                "legacy",
-                "checkpoint",
-                lambda x: b'model_checkpoint_path: "m"',
-                "a TensorFlow checkpoint",
-            ),
-            ("legacy", "checkpoint", lambda x: msgpack.packb({"version": 3}), "damaged"),
-            # zarr itself would read zeros
-            ("legacy", f"{ZARR}/0.0", None, f"{ZARR}.*missing"),
-            ("legacy", f"{ZARR}/0.0", lambda x: x[: len(x) // 2] + b"x" + x[1:], ZARR),
-            ("legacy", f"{ZARR}/.zarray", lambda x: x.replace(b"<f4", b">f4"), ZARR),
-            ("legacy", f"{ZARR}/.zarray", lambda x: x.replace(b'"C"', b'"F"'), ZARR),
-            ("legacy", f"{ZARR}/.zarray", lambda x: x.replace(b"24", b"20", 1), "is described as"),
-            ("legacy", f"{ZARR}/.zarray", None, ZARR),
-            ("orbax", METADATA, lambda x: x[:-9], "_METADATA does not describe"),
-            ("orbax", METADATA, lambda x: b"[]", "_METADATA does not describe"),
-            ("orbax", METADATA, lambda x: b'{"tree_metadata": {"x": {}}}', "does not describe"),
-            ("orbax", METADATA, lambda x: x.replace(b'"target"', b'"it"'), "no 'target'.*'it'"),
-            ("orbax", METADATA, lambda x: x.replace(b'"wo"', b'"wu"', 1), "wu.kernel"),
-            ("orbax", MANIFEST, lambda x: x[:-9] + b"?" + x[-8:], "cannot be read"),
-            ("orbax", MANIFEST, None, "manifest.ocdbt is missing"),
+            ("checkpoint", b"", b"", "checkpoint is damaged"),
+            ("checkpoint", b"", b'model_checkpoint_path: "m"', "a TensorFlow checkpoint"),
+            ("checkpoint", b"optimizer", b"optimiser", "damaged"),
+            (f"{ZARR}/0.0", b"", None, f"{ZARR}.*missing"),  # zarr itself would read zeros
+            (f"{ZARR}/0.0", b"", b"x", ZARR),
+            (f"{ZARR}/.zarray", b"<f4", b">f4", ZARR),
+            (f"{ZARR}/.zarray", b'"C"', b'"F"', ZARR),
+            (f"{ZARR}/.zarray", b"24", b"20", "is described as"),
+            (METADATA, b"", b"[]", "_METADATA does not describe"),
+            (METADATA, b'"target"', b'"it"', "no 'target'.*'it'"),
+            (METADATA, b'"wo"', b'"wu"', "wu.kernel"),
+            (MANIFEST, b"", b"?", "cannot be read"),
+            (MANIFEST, b"", None, "manifest.ocdbt is missing"),
         ],
     )
-    def test_files(self, tree, tmp_path, layout, name, change, words):
+    def test_files(self, tree, tmp_path, name, old, new, words):
+        """Some bytes of a file are replaced, or all of it; None removes it."""
+        layout = "orbax" if name in (METADATA, MANIFEST) else "legacy"
         file = WRITERS[layout](tmp_path / "checkpoint_5", tree) / name
         data = file.read_bytes()
         file.unlink()
-        if change:
-            file.write_bytes(change(data))
+        if new is not None:
+            file.write_bytes(data.replace(old, new) if old else new)
         refused(tmp_path / "checkpoint_5", words)
 
     def test_urls(self, tmp_path):
@@ -254,15 +224,14 @@ class TestDamage:
         refused("nonsense://bucket/checkpoint_5", "cannot be")
 
     def test_random_damage_never_ends_in_a_librarys_traceback(self, tree, tmp_path):
-        """Bytes of every file but the numbers; what loads all the same is what was saved."""
+        """Bits of every file but the numbers; what loads all the same is what was saved."""
         rng, count = np.random.default_rng(0), 0
         expected = small_t5.backbone(small_t5.GATED).params
+        names = ("checkpoint", ".zarray", "_METADATA", "manifest.ocdbt")
         for layout, write in WRITERS.items():
             folder = write(tmp_path / layout / "checkpoint_5", tree)
-            names = ("checkpoint", ".zarray", "_METADATA", "manifest.ocdbt")
             files = sorted(x for x in folder.rglob("*") if x.name in names)
-            for _ in range(25):
-                file = files[rng.integers(len(files))]
+            for file in rng.choice(files, 25):
                 data = file.read_bytes()
                 changed = bytearray(data)
                 changed[rng.integers(len(data))] ^= 1 << rng.integers(8)

@@ -91,9 +91,8 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
     if not checkpoint.plugin:
         return _backbone("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
     run = other_plugins.open_run(checkpoint)
-    plugin = Plugin(run.config, other_plugins.read_variables(run), {"training": run.training})
     described = _backbone("T5X backbone beside a plugin:", path, run.source, verify)
-    return f"{described}\n{_titled('compression plugin beside it', _plugin(plugin))}"
+    return f"{described}\n{_titled('compression plugin beside it', _plugin(run.plugin))}"
 
 
 def _plugin(plugin: Plugin) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Named arrays on disk: safetensors files, fingerprints, checksums, checks of names and shapes."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -65,18 +66,14 @@ def open_arrays(path: pathlib.Path) -> dict[str, Stored]:
     with wrap_errors(f"{path} cannot be read"):
         file = safe_open(path, framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-
-    def stored(name: str) -> Stored:
-        def read() -> np.ndarray:
-            with wrap_errors(f"{path} cannot be read"):
-                return file.get_tensor(name)
-
-        shape, code = slices[name].get_shape(), slices[name].get_dtype()
+    stored = {}
+    for name, view in slices.items():
+        code = view.get_dtype()
         if code not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is {code}. Quantised weights are not read.")
-        return Stored(tuple(shape), _DTYPES[code], read)
-
-    return {name: stored(name) for name in slices}
+        read = wrap_errors(f"{path} cannot be read")(functools.partial(file.get_tensor, name))
+        stored[name] = Stored(tuple(view.get_shape()), _DTYPES[code], read)
+    return stored
 
 
 def write_arrays(
@@ -176,7 +173,6 @@ def check_arrays(
     arrays: Mapping[str, Any],
     expected: Mapping[str, Any],
     dtypes: Collection[str] = ("float32",),
-    name_of: Callable[[str], str] = str,
 ) -> None:
     """Compares names, shapes and dtypes of arrays with those that there should be.
 
@@ -185,14 +181,13 @@ def check_arrays(
       arrays: name -> anything with a shape and a dtype.
       expected: name -> anything with a shape.
       dtypes: names of those that an array may have.
-      name_of: what the file calls an array.
 
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
     missing, unexpected = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
     if missing or unexpected:
-        names = sorted(map(name_of, missing or unexpected))
+        names = sorted(missing or unexpected)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         problem = "is missing" if missing else "has unexpected"
         raise CheckpointError(f"{what} {problem} {', '.join(names[:3])}{more}.")
@@ -200,7 +195,7 @@ def check_arrays(
         shape, dtype = tuple(arrays[name].shape), np.dtype(arrays[name].dtype).name
         if shape != tuple(like.shape) or dtype not in dtypes:
             raise CheckpointError(
-                f"{what}: {name_of(name)} has shape {shape} of {dtype}; expected "
+                f"{what}: {name} has shape {shape} of {dtype}; expected "
                 f"{tuple(like.shape)} of {' or '.join(dtypes)}."
             )
 

@@ -20,7 +20,6 @@ from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, wrap_errors
 from variator_jax.store import arrays, description
-from variator_jax.store.description import Sha256
 
 VOCABULARY = "spiece.model"
 _HOLDS = r"backbone(-\d{5}-of-\d{5})?\.safetensors|spiece\.model"
@@ -43,10 +42,9 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a backbone in our tree, not read yet. `name` is what its file calls it."""
+    """One array of a backbone in our tree, not read yet."""
 
     path: str
-    name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
@@ -70,7 +68,6 @@ def make_source(
     origin: str | os.PathLike,
     config: T5Config,
     leaves: Iterable[Leaf],
-    name_of: Callable[[str], str] = str,
     vocabulary_file: pathlib.Path | None = None,
 ) -> Source:
     """A source, after comparing the leaves of a file with those that its config needs.
@@ -79,24 +76,28 @@ def make_source(
       origin: the file or folder, for messages.
       config: the shape of the backbone.
       leaves: what the file has, in any order.
-      name_of: our path of a leaf -> what the file would call it.
       vocabulary_file: the vocabulary in the folder.
 
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
     by_path = {leaf.path: leaf for leaf in sorted(leaves, key=lambda leaf: leaf.path)}
-    # The depth first: a wrong one would make a thousand missing leaves.
-    for stack in ("encoder", "decoder"):
-        expected = getattr(config, f"num_{stack}_layers")
-        layers = {path.split("/")[1] for path in by_path if path.startswith(f"{stack}/layers_")}
-        if len(layers) != expected:
-            depth = f"{len(layers)} {stack} layers, the config has {expected}"
-            raise CheckpointError(f"{origin}: the weights have {depth}.")
-    with wrap_errors(f"{origin}: no backbone has the shape {config}"):  # beyond JAX's integers
-        shapes = _shapes(config)
-    arrays.check_arrays(origin, by_path, shapes, arrays.WEIGHTS, name_of)
+    shapes = leaf_shapes(origin, config, len(by_path))
+    arrays.check_arrays(origin, by_path, shapes, arrays.WEIGHTS)
     return Source(str(origin), config, tuple(by_path.values()), vocabulary_file)
+
+
+def leaf_shapes(origin: str | os.PathLike, config: T5Config, count: int) -> dict[str, Any]:
+    """The leaves that a config needs, by path; `count` is how many a file has.
+
+    Raises:
+      CheckpointError: if no network can have this shape.
+    """
+    depth = config.num_encoder_layers + config.num_decoder_layers
+    if depth > count:  # a damaged number would make a million missing leaves
+        raise CheckpointError(f"{origin}: {count} weights for {depth} layers, as its config has.")
+    with wrap_errors(f"{origin}: no backbone has the shape {config}"):  # beyond JAX's integers
+        return _shapes(config)
 
 
 @functools.lru_cache(maxsize=4)
@@ -108,7 +109,7 @@ def _shapes(config: T5Config) -> dict[str, Any]:
 def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
     leaves = [
-        Leaf(path, path, tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
+        Leaf(path, tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
         for path, array in arrays.flatten(backbone.params).items()
     ]
     return make_source(origin, backbone.config, leaves, vocabulary_file=backbone.vocabulary_file)
@@ -176,12 +177,12 @@ class Stream:
 def read_leaf(source: Source, leaf: Leaf, dtype: np.dtype | None = None) -> np.ndarray:
     """Reads one leaf, cast to `dtype`; errors as `Stream`."""
     array = leaf.read()
-    arrays.check_finite(f"{source.origin}: {leaf.name}", array)
+    arrays.check_finite(f"{source.origin}: {leaf.path}", array)
     if dtype is None or array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    arrays.check_finite(f"{source.origin}: {leaf.name} as {dtype}", array)
+    arrays.check_finite(f"{source.origin}: {leaf.path} as {dtype}", array)
     return array
 
 
@@ -218,10 +219,10 @@ def identify(source: Source, progress: Callable[..., Iterable[Leaf]] = iter) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    fingerprint: Sha256
+    fingerprint: str
     config: T5Config
-    vocabulary_fingerprint: Sha256 | None
-    file_checksums: Mapping[str, Sha256]
+    vocabulary_fingerprint: str | None
+    file_checksums: Mapping[str, str]
 
 
 def save_backbone(
@@ -274,8 +275,8 @@ def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
             raise CheckpointError(f"{file} has a checksum of {name[:80]!r}, which is not its own.")
         if name != VOCABULARY:
             stored = arrays.open_arrays(folder / name)
-            leaves += [Leaf(path, path, *array) for path, array in stored.items()]
+            leaves += [Leaf(path, *array) for path, array in stored.items()]
         if verify or name == VOCABULARY:
-            description.check_files(folder, {name: checksum})
+            description.check_file(folder / name, checksum)
     source = make_source(folder, record.config, leaves, vocabulary_file=vocabulary)
     return dataclasses.replace(source, fingerprint=record.fingerprint)

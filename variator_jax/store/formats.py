@@ -11,22 +11,14 @@ from typing import Any
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store import backbone as backbones
-from variator_jax.store import hugging_face, t5x
+from variator_jax.store import hugging_face, other_plugins, t5x
 from variator_jax.store.backbone import Backbone, Leaf, Source, Stream
 from variator_jax.store.lora import Lora, collect_with_lora
-from variator_jax.store.other_plugins import (
-    RESIDUAL_SCALE,
-    load_official,
-    load_t5x_plugin,
-    open_run,
-    read_plugin,
-)
-from variator_jax.store.plugins import INDEX, Plugin, indexed_members, load_plugin, save_plugin
+from variator_jax.store.plugins import INDEX, Plugin, indexed_members, load_plugin, write_plugin
 
 BACKBONE, HUGGING_FACE, T5X = "variator", "hf", "t5x"  # as `variator convert` calls them
 PLUGIN, PLUGIN_SET, LORA, RUN = "plugin", "plugin_set", "lora", "run"
-REPORT, FOLDERS, UNKNOWN = "report", "folders", "unknown"
-_PARTS = ("backbone", "lora", "plugin")
+FOLDERS, UNKNOWN = "folders", "unknown"
 # A folder is of the first kind one of whose files it holds. Arrays without their description are
 # damaged folders; their reader reports what is missing.
 _MARKS: dict[str, tuple[str, ...]] = {
@@ -35,20 +27,15 @@ _MARKS: dict[str, tuple[str, ...]] = {
     PLUGIN_SET: (INDEX,),
     LORA: ("lora.json", "lora.safetensors"),
     T5X: ("_CHECKPOINT_METADATA", "state/_METADATA", "_METADATA", "checkpoint"),
-    RUN: ("run.json", *(f"{part}/{part}.json" for part in _PARTS)),
+    RUN: ("run.json", "backbone/backbone.json", "lora/lora.json", "plugin/plugin.json"),
     HUGGING_FACE: ("config.json", "model.safetensors", "pytorch_model.bin"),
 }
-OPENERS: dict[str, Callable[..., Source]] = {
-    HUGGING_FACE: hugging_face.open_hf,
-    T5X: t5x.open_t5x,
-    BACKBONE: backbones.open_folder,
+_FORMATS: dict[str, tuple[Callable[..., Source], Callable[..., Any]]] = {
+    HUGGING_FACE: (hugging_face.open_hf, hugging_face.write),
+    T5X: (t5x.open_t5x, t5x.write),
+    BACKBONE: (backbones.open_folder, backbones.write),
 }
-WRITERS: dict[str, Callable[[pathlib.Path, Stream], Any]] = {
-    HUGGING_FACE: hugging_face.write,
-    T5X: t5x.write,
-    BACKBONE: backbones.write,
-}
-FORMATS = tuple(WRITERS)
+FORMATS = tuple(_FORMATS)
 PLUGINS = ("official", "t5x-run")  # sources of plugin folders
 _EVERY = 5.0  # seconds between two lines of progress
 
@@ -72,9 +59,7 @@ def kind_of(path: str | os.PathLike) -> str:
         return T5X
     if plugin_folders(folder):
         return PLUGIN_SET
-    if "report.json" in names:
-        return REPORT
-    return FOLDERS if folders_in(folder) else UNKNOWN
+    return FOLDERS if "report.json" in names or folders_in(folder) else UNKNOWN
 
 
 def folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -85,11 +70,8 @@ def folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def plugin_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     """The plugin folders in a folder, and those of the run folders in it."""
-    members = []
-    for item in folders_in(folder):
-        places = [item, item / "plugin"]
-        members += [x for x in places if any((x / mark).exists() for mark in _MARKS[PLUGIN])][:1]
-    return members
+    members = [run_part(item, "plugin") for item in folders_in(folder)]
+    return [x for x in members if any((x / mark).exists() for mark in _MARKS[PLUGIN])]
 
 
 def run_part(path: str | os.PathLike, part: str) -> pathlib.Path:
@@ -127,16 +109,14 @@ def open_backbone(path: str | os.PathLike) -> Source:
       CheckpointError: if there is none, or it is damaged; naming what was found.
     """
     kind = kind_of(path)
-    if kind in OPENERS:
-        return OPENERS[kind](path)
+    if kind in _FORMATS:
+        return _FORMATS[kind][0](path)
     folder = pathlib.Path(path)
     if kind == RUN and (folder / "backbone").is_dir():
         return backbones.open_folder(folder / "backbone")
     if kind == LORA or (kind == RUN and (folder / "lora").is_dir()):
-        raise CheckpointError(
-            f"{folder} holds a LoRA and no backbone. Give both: load_backbone(BACKBONE, lora=LORA),"
-            " or INITIAL_LORA_PATH with INITIAL_CHECKPOINT_PATH."
-        )
+        hint = "give it as the LoRA of one (lora=..., INITIAL_LORA_PATH)"
+        raise CheckpointError(f"{folder} holds a LoRA and no backbone; {hint}.")
     if kind in (PLUGIN, PLUGIN_SET, RUN):
         raise CheckpointError(f"{folder} holds a compression plugin and no backbone.")
     kinds = "backbone (backbone.json), Hugging Face folder (config.json), T5X checkpoint or run"
@@ -164,12 +144,8 @@ def load_backbone(
     """
     source = open_backbone(path)
     if dtype is not None and source.fingerprint is not None:
-        raise CheckpointError(
-            f"{path} is a backbone folder, which keeps the dtype it was written in; convert it "
-            "to another one with: variator convert --dtype"
-        )
-    if lora is None:
-        return backbones.collect(source, dtype)
+        hint = "variator convert --dtype writes another one"
+        raise CheckpointError(f"{path} is a backbone folder, which keeps its dtype; {hint}.")
     return collect_with_lora(source, lora, dtype)
 
 
@@ -199,7 +175,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     folder = check_folder(path)
     kind = kind_of(folder)
     if kind == T5X:
-        plugin = load_t5x_plugin(folder, backbone)
+        plugin = other_plugins.load_t5x_plugin(folder, backbone)
         return {plugin.config.ratio: plugin}
     members = plugin_folders(folder)
     if kind in (PLUGIN, RUN):
@@ -211,15 +187,12 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
             raise CheckpointError(f"{folder / INDEX} and its folder differ: {names}.")
     if not members or kind == BACKBONE:
         raise unknown(folder, "plugin (plugin.json) or folder of plugins")
-    plugins: dict[int, Plugin] = {}
-    places: dict[int, pathlib.Path] = {}
-    for member in members:
-        plugin = load_plugin(member, backbone)
-        ratio = plugin.config.ratio
-        if ratio in places:
-            names = f"{places[ratio].relative_to(folder)} and {member.relative_to(folder)}"
-            raise CheckpointError(f"{folder} has two plugins of ratio {ratio}: {names}.")
-        plugins[ratio], places[ratio] = plugin, member
+    loaded = [load_plugin(member, backbone) for member in members]
+    plugins = {plugin.config.ratio: plugin for plugin in loaded}
+    if len(plugins) < len(loaded):
+        ratios = [plugin.config.ratio for plugin in loaded]
+        held = dict(zip((str(x.relative_to(folder)) for x in members), ratios, strict=True))
+        raise CheckpointError(f"{folder} has two plugins of one ratio: {held}.")
     owners = {plugin.description["backbone"]["fingerprint"] for plugin in plugins.values()}
     if len(owners) > 1:
         raise CheckpointError(f"{folder} mixes backbones: {' and '.join(sorted(owners))}.")
@@ -257,9 +230,9 @@ def convert(
     start, folder = time.monotonic(), new_folder(destination, target)
     if source != T5X and is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    opened = OPENERS[source](path)
+    opened = _FORMATS[source][0](path)
     stream = Stream(opened, dtype, show_progress)
-    WRITERS[target](folder, stream)
+    _FORMATS[target][1](folder, stream)
     return (
         f"backbone {opened.config.name} in {folder}\n"
         f"  leaves:      {len(opened.leaves)}\n"
@@ -275,7 +248,7 @@ def convert_plugin(
     path: str | os.PathLike,
     destination: str | os.PathLike,
     backbone: str | os.PathLike | None = None,
-    residual_scale: float = RESIDUAL_SCALE,
+    residual_scale: float = other_plugins.RESIDUAL_SCALE,
 ) -> pathlib.Path:
     """Makes a plugin folder of a file of the official release, or of a T5X run's checkpoint.
 
@@ -284,7 +257,7 @@ def convert_plugin(
       path: the file; or `checkpoint_<step>`, the run's folder for its latest, or a URL.
       destination: a folder that does not exist yet, or is empty.
       backbone: the plugin's backbone, in any format; for a T5X run by default the one in it.
-      residual_scale: see `load_official`.
+      residual_scale: see `other_plugins.load_official`.
 
     Raises:
       CheckpointError: if anything is damaged or does not fit.
@@ -295,13 +268,10 @@ def convert_plugin(
     if source == "official":
         if owner is None:
             raise ConfigError("--from official needs --backbone PATH, the plugin's backbone.")
-        plugin = load_official(path, owner, residual_scale)
+        plugin = other_plugins.load_official(path, owner, residual_scale)
     else:
-        run = open_run(t5x.open_checkpoint(path))
-        plugin = read_plugin(run, owner, show_progress)
-        fingerprint = plugin.description["backbone"]["fingerprint"]
-        owner = owner or Backbone(run.source.config, {}, fingerprint)
-    save_plugin(folder, plugin.config, plugin.variables, owner, plugin.description["training"])
+        plugin = other_plugins.load_t5x_plugin(path, owner, show_progress)
+    write_plugin(folder, plugin)
     return folder
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,15 @@ from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
-from variator_jax.store.backbone import VOCABULARY, Leaf, Source, Stream, make_source, stored_config
+from variator_jax.store.backbone import (
+    VOCABULARY,
+    Leaf,
+    Source,
+    Stream,
+    leaf_shapes,
+    make_source,
+    stored_config,
+)
 from variator_jax.store.description import parse, read_json
 from variator_jax.store.pickles import open_state_dict
 
@@ -28,72 +36,46 @@ _HOLDS = (
     r"generation_config\.json|spiece\.model|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 )
 
-EMBEDDING, HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # The embedding under other names, written by some versions of transformers.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # The released T5 1.0 files hold a bias of the cross-attention that no version ever used.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 _TOP = {
-    "shared.weight": EMBEDDING,
-    "lm_head.weight": HEAD,
-    "encoder.final_layer_norm.weight": "encoder/encoder_norm/scale",
-    "decoder.final_layer_norm.weight": "decoder/decoder_norm/scale",
-    f"encoder.{_BIAS}": "encoder/relpos_bias/rel_embedding",
-    f"decoder.{_BIAS}": "decoder/relpos_bias/rel_embedding",
+    "token_embedder/embedding": EMBEDDING,
+    "decoder/logits_dense/kernel": HEAD,
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "decoder/decoder_norm/scale": "decoder.final_layer_norm.weight",
+    "encoder/relpos_bias/rel_embedding": f"encoder.{_BIAS}",
+    "decoder/relpos_bias/rel_embedding": f"decoder.{_BIAS}",
 }
-
-
-def _layer_names(attentions: Mapping[str, str], norms: Mapping[str, str]) -> dict[str, str]:
-    """The names of a layer's weights in transformers, and our paths; the last is the FFN."""
-    names = {f"{number}.layer_norm.weight": f"{norm}/scale" for number, norm in norms.items()}
-    for module, ours in attentions.items():
-        for letter, weight in {"q": "query", "k": "key", "v": "value", "o": "out"}.items():
-            names[f"{module}.{letter}.weight"] = f"{ours}/{weight}/kernel"
-    for weight in ("wi", "wi_0", "wi_1", "wo"):
-        names[f"{max(norms)}.DenseReluDense.{weight}.weight"] = f"mlp/{weight}/kernel"
-    return names
-
-
-_LAYERS = {
-    "encoder": _layer_names(
-        {"0.SelfAttention": "attention"},
-        {"0": "pre_attention_layer_norm", "1": "pre_mlp_layer_norm"},
-    ),
-    "decoder": _layer_names(
-        {"0.SelfAttention": "self_attention", "1.EncDecAttention": "encoder_decoder_attention"},
-        {
-            "0": "pre_self_attention_layer_norm",
-            "1": "pre_cross_attention_layer_norm",
-            "2": "pre_mlp_layer_norm",
-        },
-    ),
+_MODULES = {
+    "encoder": {
+        "pre_attention_layer_norm": "0.layer_norm",
+        "attention": "0.SelfAttention",
+        "pre_mlp_layer_norm": "1.layer_norm",
+        "mlp": "1.DenseReluDense",
+    },
+    "decoder": {
+        "pre_self_attention_layer_norm": "0.layer_norm",
+        "self_attention": "0.SelfAttention",
+        "pre_cross_attention_layer_norm": "1.layer_norm",
+        "encoder_decoder_attention": "1.EncDecAttention",
+        "pre_mlp_layer_norm": "2.layer_norm",
+        "mlp": "2.DenseReluDense",
+    },
 }
-
-
-def path_of(name: str) -> str | None:
-    """Our path for a Hugging Face name, None for an alias.
-
-    Raises:
-      ValueError: for a name that no T5 has.
-    """
-    if name in (*ALIASES, UNUSED):
-        return None
-    match = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.layer\.(.+)", name)
-    if name not in _TOP and match and match[3] in _LAYERS[match[1]]:
-        return f"{match[1]}/layers_{match[2]}/{_LAYERS[match[1]][match[3]]}"
-    if name not in _TOP:
-        reason = "UMT5's own position bias" if "relative_attention_bias" in name else "no weight"
-        raise ValueError(f"{name!r} is {reason} of a T5 in transformers")
-    return _TOP[name]
+_WEIGHT_NAMES = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 def name_of(path: str) -> str:
-    """The Hugging Face name of one of our paths: the inverse of `path_of`."""
-    match = re.fullmatch(r"(encoder|decoder)/layers_(\d+)/(.+)", path)
-    table, part = (_LAYERS[match[1]], match[3]) if match else (_TOP, path)
-    name = next(theirs for theirs, ours in table.items() if ours == part)
-    return f"{match[1]}.block.{match[2]}.layer.{name}" if match else name
+    """The Hugging Face name of one of our paths, such as encoder/layers_0/mlp/wo/kernel."""
+    if path in _TOP:
+        return _TOP[path]
+    stack, layer, module, *inner, _ = path.split("/")
+    names = [_MODULES[stack][module], *(_WEIGHT_NAMES.get(x, x) for x in inner), "weight"]
+    return f"{stack}.block.{layer.removeprefix('layers_')}.layer.{'.'.join(names)}"
 
 
 def is_transposed(path: str) -> bool:
@@ -118,6 +100,14 @@ _SYNONYMS["num_heads"] = "num_attention_heads"
 _ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
 _ACTIVATIONS |= {"silu": "silu", "swish": "silu"}
 _THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
+_SIZES = {
+    "embed_dim": "d_model",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "mlp_dim": "d_ff",
+    "num_encoder_layers": "num_layers",
+    "num_decoder_layers": "num_decoder_layers",
+}
 _FIXED = {  # data and decoding have the token ids built in
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -127,19 +117,17 @@ _FIXED = {  # data and decoding have the token ids built in
 }
 
 
-class _Settings(NamedTuple):
-    config: T5Config
-    scaled_logits: bool  # by 1 / sqrt(embed), as T5 1.0 does
-    tied: bool  # whether a missing output matrix is the embedding
-
-
-def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> _Settings:
+def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> T5Config:
     """Reads a config as transformers does.
 
     Args:
       file: the file, for messages.
       content: the parsed JSON.
       vocab_size: rows of the embedding; configs of resized models may have another number.
+
+    Returns:
+      The shape. `logits_via_embedding` is set where logits are scaled by 1 / sqrt(embed), as in
+      T5 1.0.
 
     Raises:
       CheckpointError: for another model than a T5, or settings that this network does not have.
@@ -153,34 +141,32 @@ def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> _Set
     for key, expected in _FIXED.items():
         if settings.get(key) not in (None, expected, [expected]):
             raise CheckpointError(f"{file} has {key} {settings[key]!r}; expected {expected}.")
-
-    def number(key: str, kind: type = int) -> Any:
-        return parse(kind, settings[key], f"{file}: {key!r}")
-
-    has_depth = settings.get("num_decoder_layers") is not None
-    decoder_layers = number("num_decoder_layers" if has_depth else "num_layers")
-    tied = content.get("tie_word_embeddings") is not False
-    # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
-    scaled = kind == "t5" and content.get("scale_decoder_outputs", tied) is not False
     named = settings.get("architectures") or ["T5ForConditionalGeneration"]
     if not isinstance(named, list) or named[0] not in _ARCHITECTURES:
         raise CheckpointError(f"{file} has architectures {named!r}; expected a T5 or its encoder.")
+    if settings.get("num_decoder_layers") is None:
+        settings["num_decoder_layers"] = settings["num_layers"]
+    if named[0] in _ENCODERS:
+        settings["num_decoder_layers"] = 0
+    # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
+    scaled = kind == "t5" and content.get("scale_decoder_outputs", is_tied(content)) is not False
+    sizes = {x: parse(int, settings[key], f"{file}: {key!r}") for x, key in _SIZES.items()}
     with wrap_errors(f"{file} is not usable"):
         config = T5Config(
             name="t5",
             vocab_size=vocab_size,
-            embed_dim=number("d_model"),
-            num_heads=number("num_heads"),
-            head_dim=number("d_kv"),
-            mlp_dim=number("d_ff"),
-            num_encoder_layers=number("num_layers"),
-            num_decoder_layers=0 if named[0] in _ENCODERS else decoder_layers,
+            **sizes,
             mlp_activations=_activations(file, settings),
             logits_via_embedding=scaled,
-            layer_norm_epsilon=number("layer_norm_epsilon", float),
+            layer_norm_epsilon=parse(float, settings["layer_norm_epsilon"], f"{file}: epsilon"),
         )
     hint = f"{kind if kind == 'mt5' else ''} {content.get('_name_or_path', '')}"
-    return _Settings(with_name(config, hint), scaled, tied)
+    return with_name(config, hint)
+
+
+def is_tied(content: Mapping[str, Any]) -> bool:
+    """Whether a missing output matrix is the embedding."""
+    return content.get("tie_word_embeddings") is not False
 
 
 def _activations(file: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -216,11 +202,8 @@ def render_config(config: T5Config) -> dict[str, Any]:
         "architectures": [family + head],
         "model_type": family.lower(),
         "_name_or_path": config.name,
-        "d_model": config.embed_dim,
-        "d_kv": config.head_dim,
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
         "d_ff": config.encoder_mlp,
-        "num_heads": config.num_heads,
-        "num_layers": config.num_encoder_layers,
         "num_decoder_layers": config.num_decoder_layers or config.num_encoder_layers,
         "vocab_size": config.vocab_size,
         "feed_forward_proj": f"gated-{first}" if config.gated else act,
@@ -245,20 +228,32 @@ def open_hf(path: str | os.PathLike) -> Source:
       CheckpointError: if anything is missing, damaged or not a T5 of this network.
     """
     folder = check_folder(path)
-    content = read_json(folder / CONFIG)
-    weights = _open_weights(folder)
-    table = _embedding(folder, weights, content.get("tie_word_embeddings") is not False)
-    settings = parse_config(str(folder / CONFIG), content, table.shape[0])
-    tables = {EMBEDDING: table} | _head(folder, weights, table, settings)
-    leaves = [_leaf(path, name_of(path), stored) for path, stored in tables.items()]
-    for name, stored in weights.items():
-        with wrap_errors(str(folder)):
-            our_path = path_of(name)
-        if our_path not in (None, EMBEDDING, HEAD):
-            leaves.append(_leaf(our_path, name, stored))
+    content, weights = read_json(folder / CONFIG), _open_weights(folder)
+    weights.pop(UNUSED, None)
+    tables = {name: weights.pop(name) for name in (EMBEDDING, *ALIASES) if name in weights}
+    head = weights.get(HEAD)
+    if not tables and is_tied(content) and head is not None:
+        tables[HEAD] = head  # a tied model saved with its output matrix alone
+    if not tables:
+        raise CheckpointError(f"{folder} is missing {EMBEDDING}, the embedding.")
+    table = next(iter(tables.values()))
+    config = parse_config(str(folder / CONFIG), content, table.shape[0])
+    if config.has_decoder and config.logits_via_embedding and head is not None:
+        tables[HEAD] = weights.pop(HEAD)
+    elif config.has_decoder and not config.logits_via_embedding and is_tied(content):
+        weights.setdefault(HEAD, table)
+    for name, other in tables.items():
+        if not _equal(table, other):
+            hint = "a T5 1.1 has tie_word_embeddings false in its config.json"
+            raise CheckpointError(f"{folder}: {name} differs from the embedding; {hint}.")
+    shapes = leaf_shapes(folder, config, len(weights) + 1)
+    paths = {name_of(path): path for path in shapes}
+    leaves = [
+        _leaf(paths.get(name, name), stored)
+        for name, stored in {EMBEDDING: table, **weights}.items()
+    ]
     vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
-    config = stored_config(settings.config, leaves)
-    return make_source(folder, config, leaves, name_of, vocabulary_file=vocabulary)
+    return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
@@ -266,22 +261,20 @@ def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
     for file, opener in ((_WEIGHTS, open_arrays), (_PICKLE, open_state_dict)):
         if (folder / file).is_file():
             return opener(folder / file)
-        if (folder / f"{file}{_INDEX}").is_file():
-            return _open_shards(folder, folder / f"{file}{_INDEX}", opener)
+        index = folder / f"{file}{_INDEX}"
+        if not index.is_file():
+            continue
+        named = parse(dict[str, str], read_json(index).get("weight_map"), f"{index}: 'weight_map'")
+        weights: dict[str, Stored] = {}
+        for name in sorted(set(named.values())):
+            if pathlib.PurePath(name).name != name:
+                raise CheckpointError(f"{index} names {name!r}, which is outside of its folder.")
+            weights |= opener(folder / name)
+        return weights
     raise CheckpointError(f"{folder} has no weights: no {_WEIGHTS} and no {_PICKLE}.")
 
 
-def _open_shards(folder: pathlib.Path, index: pathlib.Path, opener: Any) -> dict[str, Stored]:
-    weight_map = parse(dict[str, str], read_json(index).get("weight_map"), f"{index}: 'weight_map'")
-    weights: dict[str, Stored] = {}
-    for file in sorted(set(weight_map.values())):
-        if pathlib.PurePath(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is outside of its folder.")
-        weights |= opener(folder / file)
-    return weights
-
-
-def _leaf(path: str, name: str, stored: Stored) -> Leaf:
+def _leaf(path: str, stored: Stored) -> Leaf:
     transposed, double = is_transposed(path), stored.dtype == np.float64
 
     def read() -> np.ndarray:
@@ -291,42 +284,7 @@ def _leaf(path: str, name: str, stored: Stored) -> Leaf:
         return np.asarray(array.T if transposed else array, order="C")
 
     shape = stored.shape[::-1] if transposed else stored.shape
-    return Leaf(path, name, shape, np.dtype(np.float32) if double else stored.dtype, read)
-
-
-def _embedding(folder: pathlib.Path, weights: dict[str, Stored], tied: bool) -> Stored:
-    """The table of both stacks, which files keep under one name or several."""
-    tables = [name for name in ("shared.weight", *ALIASES) if name in weights]
-    if not tables and tied and "lm_head.weight" in weights:
-        tables = ["lm_head.weight"]  # a tied model saved with its output matrix alone
-    if not tables:
-        raise CheckpointError(f"{folder} is missing shared.weight, the embedding.")
-    first, *others = tables
-    for name in others:
-        if not _equal(weights[first], weights[name]):
-            raise CheckpointError(f"{folder}: {name} differs from {first}; a T5 has one table.")
-    return weights[first]
-
-
-def _head(
-    folder: pathlib.Path, weights: dict[str, Stored], table: Stored, settings: _Settings
-) -> dict[str, Stored]:
-    """The matrix of the logits by its path, if they do not come from the embedding."""
-    head = weights.get("lm_head.weight")
-    if not settings.config.has_decoder:
-        if head is not None:
-            raise CheckpointError(f"{folder} is an encoder alone, but holds lm_head.weight.")
-        return {}
-    if settings.scaled_logits:
-        if head is not None and not _equal(head, table):
-            raise CheckpointError(
-                f"{folder / CONFIG} has tie_word_embeddings, but lm_head.weight differs from the "
-                "embedding. Set it to false if the model is a T5 1.1."
-            )
-        return {}
-    if head is None and not settings.tied:
-        raise CheckpointError(f"{folder} is missing lm_head.weight.")
-    return {HEAD: table if head is None else head}
+    return Leaf(path, shape, np.dtype(np.float32) if double else stored.dtype, read)
 
 
 def _equal(one: Stored, other: Stored) -> bool:

@@ -20,7 +20,7 @@ from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, me
 from variator_jax.files import wrap_errors
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone, Leaf, Source, collect, read_leaf
-from variator_jax.store.description import Owner, Sha256, check_belongs
+from variator_jax.store.description import Owner, check_belongs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Lora:
 class _Description:
     config: LoraConfig
     backbone: Owner
-    vocabulary_fingerprint: Sha256 | None
+    vocabulary_fingerprint: str | None
     weights: dict[str, list[int]]
     training: dict[str, Any]
-    file_checksums: dict[str, Sha256]
+    file_checksums: dict[str, str]
 
 
 def save_lora(
@@ -151,22 +151,24 @@ def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
 
 def collect_with_lora(
     source: Source,
-    lora: Lora | str | os.PathLike,
+    lora: Lora | str | os.PathLike | None,
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> Backbone:
-    """Reads a whole backbone and merges a LoRA into each leaf as it is read.
+    """Reads a whole backbone and merges a LoRA, if one is given, into each leaf as it is read.
 
     Args:
       source: the backbone that the LoRA was trained on. It is identified by its weights, so another
         one is refused when the last of them was read; one of another shape at once.
-      lora: the LoRA, or its folder.
+      lora: the LoRA, its folder, or None.
       dtype: what the leaves are cast to when they are merged; None keeps each one's.
       place: puts a leaf where it belongs; see `backbone.collect`.
 
     Raises:
       CheckpointError: if a leaf cannot be read, or the LoRA is another backbone's.
     """
+    if lora is None:
+        return collect(source, dtype, place)
     lora = lora if isinstance(lora, Lora) else load_lora(lora)
     _check_fits(lora, {leaf.path: leaf for leaf in source.leaves})
     changes, config, digest = dict(pairs(lora.params)), lora.config, arrays.Fingerprint()
@@ -219,6 +221,4 @@ def load_on_mesh(
     def place(path: str, array: np.ndarray) -> jax.Array:
         return meshes.place(array, shardings[path]) if mesh else jax.device_put(array)
 
-    if lora is None:
-        return collect(source, dtype, place)
     return collect_with_lora(source, lora, dtype, place)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,11 @@ from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
 from variator_jax.files import is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
-from variator_jax.store import arrays, t5x
-from variator_jax.store.arrays import Stored
+from variator_jax.store import arrays, plugins, t5x
 from variator_jax.store.backbone import Backbone, Leaf, Source, identify
 from variator_jax.store.description import parse, parse_json
 from variator_jax.store.pickles import open_state_dict
-from variator_jax.store.plugins import (
-    Plugin,
-    check_shapes,
-    describe_plugin,
-    expected_leaves,
-    to_variables,
-)
+from variator_jax.store.plugins import Plugin
 
 # The official converter divides T5's residual stream by 100; its plugins were trained so.
 RESIDUAL_SCALE = 100.0
@@ -62,8 +55,8 @@ def load_official(
     config, variables = plugin_from_state_dict(state, residual_scale, str(path))
     source = f"official release, {pathlib.Path(path).name}"
     training = {"source": source, "residual_scale": residual_scale}
-    plugin = Plugin(config, variables, describe_plugin(backbone, training))
-    check_shapes(str(path), plugin, backbone)
+    plugin = Plugin(config, variables, plugins.describe_plugin(backbone, training))
+    plugins.check_shapes(str(path), plugin, backbone)
     return plugin
 
 
@@ -138,28 +131,25 @@ class _Settings:
     initial_plugin_path: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class T5XRun:
-    """A checkpoint with a plugin: complete and of the right shapes, nothing of it read yet.
+class T5XRun(NamedTuple):
+    """A checkpoint with a plugin: complete and of the right shapes.
 
     Attributes:
-      folder: `checkpoint_<step>`, or its URL.
-      origin: the same with the settings' file, for messages.
-      source: the backbone's leaves.
-      config: the plugin's settings.
-      leaves: the plugin's leaves, by their names in the checkpoint.
-      training: what made it, for people.
+      origin: `checkpoint_<step>`, or its URL, with the settings' file, for messages.
+      source: the backbone's leaves, not read yet.
+      plugin: the plugin, whose description is its training alone.
     """
 
-    folder: str
     origin: str
     source: Source
-    config: PluginConfig
-    leaves: Mapping[str, Stored]
-    training: Mapping[str, Any]
+    plugin: Plugin
 
 
-def load_t5x_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Plugin:
+def load_t5x_plugin(
+    path: str | os.PathLike,
+    backbone: Backbone | None = None,
+    progress: Callable[..., Iterable[Leaf]] = iter,
+) -> Plugin:
     """Reads the plugin that a T5X run trained, and which backbone it belongs to.
 
     The backbone is the one in the checkpoint, read for its fingerprint one array at a time.
@@ -169,11 +159,18 @@ def load_t5x_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -
         URL. `variator_plugin.json` must be in it or in the folder around it.
       backbone: one that must be the checkpoint's, in any dtype of the same fingerprint; the
         plugin then carries its name and its vocabulary. Its parameters are not used.
+      progress: as for `Stream`.
 
     Raises:
       CheckpointError: if anything is missing, damaged or does not fit, or `backbone` is another.
     """
-    return read_plugin(open_run(t5x.open_checkpoint(path)), backbone)
+    run = open_run(t5x.open_checkpoint(path))
+    trained_on = identify(run.source, progress)
+    if backbone is not None:
+        _check_owner(run, trained_on, backbone)
+    training = run.plugin.description["training"]
+    description = plugins.describe_plugin(backbone or trained_on, training)
+    return dataclasses.replace(run.plugin, description=description)
 
 
 def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
@@ -190,14 +187,16 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     file, settings = _read_settings(checkpoint.folder)
     origin = f"{origin} with {file}"
     source = t5x.backbone_source(checkpoint, settings.backbone)
+    stack = T5(source.config).stack()
     with wrap_errors(f"{origin} is not usable"):
         config = PluginConfig.from_json(settings.plugin)
-        expected = expected_leaves(config, T5(source.config).stack())
+        expected = plugins.expected_leaves(config, stack)
     named = {_name(path): like for path, like in expected.items()}
-    arrays.check_arrays(origin, checkpoint.plugin, named)
+    leaves = arrays.read_arrays(origin, checkpoint.plugin, named)
+    variables = plugins.to_variables(config, stack, {x: leaves[_name(x)] for x in expected})
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
     training["initial_checkpoint_path"] = settings.initial_checkpoint_path
-    return T5XRun(checkpoint.folder, origin, source, config, checkpoint.plugin, training)
+    return T5XRun(origin, source, Plugin(config, variables, {"training": training}))
 
 
 def _name(path: str) -> str:
@@ -216,51 +215,16 @@ def _read_settings(folder: str) -> tuple[str, _Settings]:
     raise CheckpointError(f"There is no {SETTINGS} in {here} or around it, with a run's settings.")
 
 
-def read_plugin(
-    run: T5XRun,
-    backbone: Backbone | None = None,
-    progress: Callable[..., Iterable[Leaf]] = iter,
-) -> Plugin:
-    """Reads an opened run, the backbone included; see `load_t5x_plugin`.
-
-    Args:
-      run: the run.
-      backbone: one that must be the run's.
-      progress: as for `Stream`.
-    """
-    variables = read_variables(run)  # first: it is small and most likely to be damaged
-    trained_on = identify(run.source, progress)
-    if backbone is not None:
-        _check_owner(run, trained_on, backbone)
-    description = describe_plugin(backbone or trained_on, run.training)
-    return Plugin(run.config, variables, description)
-
-
-def read_variables(run: T5XRun) -> PluginVariables:
-    """Reads the plugin's arrays alone.
-
-    Raises:
-      CheckpointError: if one cannot be read or is not finite.
-    """
-    stack = T5(run.source.config).stack()
-    leaves = arrays.read_arrays(run.origin, run.leaves, run.leaves)
-    expected = expected_leaves(run.config, stack)
-    return to_variables(run.config, stack, {x: leaves[_name(x)] for x in expected})
-
-
 def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
     """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
-    if trained_on.fingerprint != backbone.fingerprint:
-        raise CheckpointError(
-            f"The plugin in {run.origin} was trained on backbone {trained_on.config.name!r} with "
-            f"fingerprint {trained_on.fingerprint}; the given {backbone.config.name!r} with "
-            f"fingerprint {backbone.fingerprint} is another one, or was cast to float16. Take the "
-            f"run's own: variator convert --from t5x --to variator {run.folder} DST"
-        )
-    for setting in ("mlp_activations", "layer_norm_epsilon"):  # which weights do not show
-        given, expected = getattr(backbone.config, setting), getattr(trained_on.config, setting)
-        if given != expected:
+    names = ("fingerprint", "mlp_activations", "layer_norm_epsilon")  # weights show the first only
+    trained, given = (
+        (x.fingerprint, x.config.mlp_activations, x.config.layer_norm_epsilon)
+        for x in (trained_on, backbone)
+    )
+    for name, expected, found in zip(names, trained, given, strict=True):
+        if found != expected:
             raise CheckpointError(
-                f"The plugin in {run.origin} was trained with {setting} {expected}; the given "
-                f"backbone has the same weights and {setting} {given}."
+                f"The plugin in {run.origin} was trained on a backbone with {name} {expected}; "
+                f"the given one has {name} {found}. Float16 changes the fingerprint, too."
             )

@@ -50,19 +50,12 @@ def open_state_dict(path: str | os.PathLike) -> dict[str, Stored]:
     """
     path = pathlib.Path(path)
     what = f"{path} cannot be read as a state dict"
-
-    def stored(tensor: _Tensor) -> Stored:
-        def read() -> np.ndarray:
-            with wrap_errors(what):
-                return tensor.array()
-
-        return Stored(tensor.shape, tensor.storage.dtype, read)
-
     with wrap_errors(what):
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         tensors = _named(_read_zip(path) if data[:4] == b"PK\x03\x04" else _read_pickles(data))
-        return {name: stored(tensor) for name, tensor in tensors.items()}
+    wrapped = wrap_errors(what)
+    return {k: Stored(x.shape, x.storage.dtype, wrapped(x.array)) for k, x in tensors.items()}
 
 
 def _named(content: Any) -> dict[str, "_Tensor"]:
@@ -81,10 +74,9 @@ def _read_zip(path: pathlib.Path) -> Any:
     """torch.save's layout since 1.6: `<any name>/data.pkl` and `<any name>/data/<key>`."""
     archive, size = zipfile.ZipFile(path), path.stat().st_size
     entries = {entry.filename: entry for entry in archive.infolist()}
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
+    if packed or sum(entry.file_size for entry in entries.values()) > size:
         raise ValueError("its entries are compressed, which torch never does")
-    if sum(entry.file_size for entry in entries.values()) > size:
-        raise ValueError("its entries are larger than the file")
     pickles = [name for name in entries if f"/{name}".endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError("it is a zip file, but not one that torch.save wrote")

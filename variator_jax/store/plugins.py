@@ -24,7 +24,7 @@ from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone
-from variator_jax.store.description import Owner, Sha256, check_belongs
+from variator_jax.store.description import Owner, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
 _MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
@@ -55,17 +55,17 @@ class _PluginOwner(Owner):
 class _Description:
     config: dict[str, Any]
     backbone: _PluginOwner
-    vocabulary_fingerprint: Sha256 | None
+    vocabulary_fingerprint: str | None
     training: dict[str, Any]
     quality: dict[str, float]
-    file_checksums: dict[str, Sha256]
+    file_checksums: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class _SetDescription:
     backbone: Owner
     ratios: list[int]
-    file_checksums: dict[str, Sha256]
+    file_checksums: dict[str, str]
 
 
 def save_plugin(
@@ -92,8 +92,13 @@ def save_plugin(
     """
     plugin = Plugin(config, variables, describe_plugin(backbone, training, quality))
     check_shapes(str(path), plugin, backbone)
-    content = {"config": config.to_json(), **plugin.description}
-    description.save_folder(path, "plugin", _leaves(variables), content, VERSION)
+    write_plugin(path, plugin)
+
+
+def write_plugin(path: str | os.PathLike, plugin: Plugin) -> None:
+    """Writes a plugin folder as `save_plugin` does, with the description that the plugin has."""
+    content = {"config": plugin.config.to_json(), **plugin.description}
+    description.save_folder(path, "plugin", _leaves(plugin.variables), content, VERSION)
 
 
 def describe_plugin(

@@ -33,7 +33,7 @@ _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = {"driver", "kvstore", "metadata"}  # placeholder of an array kept elsewhere
 _CHUNK = 1 << 28  # bytes; a host that restores a shard reads little more
 _BIAS, _HEAD = "relpos_bias/rel_embedding", "decoder/logits_dense/kernel"
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_LAYER = re.compile(r"(encoder|decoder)/layers_\d+/")
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
 _AXIS = 1  # of the layers, T5Config.param_scan_axis in T5X
 _Store = dict[str, Any]  # a key-value store, as tensorstore describes it
@@ -84,18 +84,18 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         steps = [int(match[1]) for x in os.listdir(folder) if (match := _STEP.fullmatch(x))]
         if steps:
             folder = os.path.join(folder, f"checkpoint_{max(steps)}")
-    for inner in ("state", "."):
-        origin = f"{folder}/{inner}".removesuffix("/.")
-        content = read_key(origin, _METADATA)
+    for origin, file, opener in (
+        (f"{folder}/state", _METADATA, _open_orbax),
+        (folder, _METADATA, _open_orbax),
+        (folder, _LEGACY, _open_legacy),
+    ):
+        content = read_key(origin, file)
         if content is not None:
-            target = _open_orbax(origin, content)
+            target = opener(origin, content)
             break
     else:
-        content = read_key(folder, _LEGACY)
-        if content is None:
-            missing = f"no {_METADATA}, no {_LEGACY}"
-            raise CheckpointError(f"{folder} is not a T5X checkpoint: {missing}.")
-        target = _open_legacy(folder, content)
+        missing = f"no {_METADATA}, no {_LEGACY}"
+        raise CheckpointError(f"{folder} is not a T5X checkpoint: {missing}.")
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
     backbone = {name: array for name, array in target.items() if name not in plugin}
     return Checkpoint(re.sub("/state$", "", folder), origin, backbone, plugin)
@@ -133,9 +133,9 @@ def _open_array(store: _Store, path: str, origin: str, driver: str = "zarr") -> 
         if metadata.get("order", "C") != "C" or str(metadata.get("dtype", "")).startswith(">"):
             raise ValueError(f"its layout is unusual: {metadata}")
 
+    @wrap_errors(f"{origin} cannot be read")
     def read(index: Any = ...) -> np.ndarray:
-        with wrap_errors(f"{origin} cannot be read"):
-            return array[index].read().result()
+        return array[index].read().result()
 
     return Stored(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
 
@@ -213,17 +213,17 @@ def _unscanned(origin: str, name: str, array: Stored) -> Iterator[Leaf]:
     """The leaves in an array: one for each layer where layers are scanned."""
     match = _SCANNED.fullmatch(name)
     if match is None:
-        yield _leaf(name, name, array.shape, array, ())
+        yield _leaf(name, array.shape, array, ())
         return
-    with wrap_errors(f"{origin}: {name} has shape {array.shape} and no axis of layers"):
-        depth = array.shape[_AXIS]
+    if len(array.shape) <= _AXIS:
+        raise CheckpointError(f"{origin}: {name} has shape {array.shape} and no axis of layers.")
     shape = array.shape[:_AXIS] + array.shape[_AXIS + 1 :]
-    for i in range(depth):
+    for i in range(array.shape[_AXIS]):
         path = f"{match[1]}/layers_{i}/{match[2]}"
-        yield _leaf(name, path, shape, array, (slice(None), i))
+        yield _leaf(path, shape, array, (slice(None), i))
 
 
-def _leaf(name: str, path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Leaf:
+def _leaf(path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Leaf:
     if len(shape) == 3 and path.endswith(("query/kernel", "key/kernel", "value/kernel")):
         shape = (shape[0], shape[1] * shape[2])  # [embed, heads, kv]
     elif len(shape) == 3 and path.endswith("out/kernel"):
@@ -232,7 +232,7 @@ def _leaf(name: str, path: str, shape: tuple[int, ...], array: Stored, index: An
     def read() -> np.ndarray:
         return np.asarray(array.read(index), order="C").reshape(shape)
 
-    return Leaf(path, name, shape, array.dtype, read)
+    return Leaf(path, shape, array.dtype, read)
 
 
 def _shared_bias(origin: str, path: str, leaves: list[Leaf]) -> Leaf:
@@ -240,11 +240,9 @@ def _shared_bias(origin: str, path: str, leaves: list[Leaf]) -> Leaf:
     table = first.read()
     for other in others:
         if not np.array_equal(other.read(), table):
-            raise CheckpointError(
-                f"{origin}: the position bias {other.path} differs from {first.path}; this network "
-                "shares one among all layers, as T5 does."
-            )
-    return Leaf(path, first.name, table.shape, table.dtype, lambda: table)
+            problem = f"{other.path} differs from {first.path}; a T5 has one for all layers"
+            raise CheckpointError(f"{origin}: the position bias {problem}.")
+    return Leaf(path, table.shape, table.dtype, lambda: table)
 
 
 def _deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
@@ -264,11 +262,9 @@ def _deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
         _, mlp = shapes[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
         if joined % heads:
             raise ValueError(f"{joined} query columns do not divide by {heads} heads")
-        matches = [match for path in shapes if (match := _LAYER.fullmatch(path))]
-        encoder, decoder = (
-            len({match[2] for match in matches if match[1] == stack})
-            for stack in ("encoder", "decoder")
-        )
+        layers = {match[0] for path in shapes if (match := _LAYER.match(path))}
+        encoder = sum(layer.startswith("encoder") for layer in layers)
+        decoder = len(layers) - encoder
         config = T5Config(
             name="t5",
             vocab_size=vocab,
@@ -292,10 +288,8 @@ def _check_deducible(source: Source) -> None:
     for name in settings + ["logits_via_embedding"] * config.has_decoder:
         ours, theirs = getattr(config, name), getattr(deduced, name)
         if ours != theirs:
-            raise CheckpointError(
-                f"Backbone {config.name!r} has {name} {ours}. A T5X checkpoint holds no settings: "
-                f"it would be read as having {theirs}. Write another format."
-            )
+            hint = f"a T5X checkpoint keeps no settings, and would be read as {theirs}"
+            raise CheckpointError(f"Backbone {config.name!r} has {name} {ours}; {hint}.")
 
 
 def write(path: str | os.PathLike, stream: Stream) -> pathlib.Path:

@@ -1,0 +1,93 @@
+"""The losses at a plugin's sites, against their definitions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_params, random_plugin
+
+from variator_jax.backbones.t5 import T5
+from variator_jax.model import SplicedModel
+from variator_jax.plugin import PluginConfig
+from variator_jax.train.losses import LossConfig
+from variator_jax.train.objectives import Distillation
+
+PARAMS = random_params(TINY)
+TOKENS = np.random.default_rng(0).integers(2, 384, (2, 10))
+TOKENS[0, 7:] = 0
+BATCH = {
+    "encoder_input_tokens": TOKENS,
+    "decoder_input_tokens": TOKENS[:, :3],
+    "decoder_target_tokens": TOKENS[:, :3],
+    "decoder_loss_weights": np.ones((2, 3)),
+}
+BATCH = {name: jnp.asarray(array) for name, array in BATCH.items()}
+ONLY = {"encoder_hidden": 0, "decoder_hidden": 0}
+PLUGINS = {
+    "ffn": PluginConfig(4),
+    "span": PluginConfig(sites=("span all x4 rank=2",)),
+    "mixed": PluginConfig(sites=("ffn 0 x2", "kv 0 x2", "span 1 x3")),
+}
+
+
+def _terms(plugin, variables, remat=False, **weights):
+    network = T5(dataclasses.replace(TINY, remat=remat))
+    objective = Distillation(network, plugin, LossConfig(**ONLY, **weights))
+
+    @jax.jit
+    def loss(params):
+        terms = objective.terms(params, (PARAMS, variables.output_scales), BATCH, None)
+        return sum(terms.values()), (terms, objective.weights(BATCH))
+
+    (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(variables.params)
+    return *found, gradient
+
+
+def _captured(plugin, variables, paths):
+    return SplicedModel(T5(TINY), plugin).apply(PARAMS, variables, BATCH, capture=paths).hidden
+
+
+@pytest.mark.parametrize("name, layers", [("ffn", (0, 1)), ("span", (1,)), ("mixed", (0, 1))])
+def test_the_residual_stream_is_compared_behind_each_site(name, layers):
+    plugin = PLUGINS[name]
+    variables = random_plugin(plugin, TINY)
+    terms, weights, _ = _terms(plugin, variables, residual=1.0)
+    paths = [f"encoder/layers_{layer}" for layer in layers]
+    student, teacher = _captured(plugin, variables, paths), _captured(None, None, paths)
+    expected = 0.0
+    for path in paths:
+        error = np.square(student[path] - teacher[path]).mean(-1)
+        expected += (error / np.square(teacher[path]).mean(-1))[TOKENS > 0].sum()
+    np.testing.assert_allclose(terms["residual"], expected, rtol=1e-4)
+    assert weights["residual"] == len(layers) * (TOKENS > 0).sum()
+
+
+def test_merged_neurons_are_compared_with_the_mean_of_their_members():
+    plugin = PluginConfig(4, compression="mean", layers=(1,))
+    variables = random_plugin(plugin, TINY)
+    terms, weights, _ = _terms(plugin, variables, neurons=1.0)
+    path = "encoder/layers_1/mlp/Dropout_0"
+    student, teacher = (
+        np.asarray(_captured(*model, [path])[path]) for model in ((plugin, variables), (None, None))
+    )
+    expected, members = 0.0, np.pad(TOKENS > 0, ((0, 0), (0, 2))).reshape(2, 3, 4)
+    for row, group in np.argwhere(members.any(-1)):
+        mean = teacher[row, 4 * group :][:4][members[row, group][: 10 - 4 * group]].mean(0)
+        error = np.square(student[row, group] - mean).mean()
+        expected += error / np.square(mean).mean()
+    np.testing.assert_allclose(terms["neurons"], expected, rtol=1e-4)
+    assert weights["neurons"] == members.any(-1).sum() == 5
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_rematerialised_layers_give_the_same_losses_and_gradients(name):
+    plugin = PLUGINS[name]
+    variables = random_plugin(plugin, TINY)
+    plain, again = (
+        _terms(plugin, variables, remat, residual=1.0, neurons=1.0) for remat in (False, True)
+    )
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[2]))

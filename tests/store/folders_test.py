@@ -95,7 +95,15 @@ class TestReload:
         assert load_backbone(copies / "narrow").config == narrow
         assert "mlp 80 (24 in the encoder)" in describe(copies / "narrow")
 
-    @pytest.mark.parametrize("plugin", [PLUGIN, PluginConfig(2, decompression="repeat")])
+    @pytest.mark.parametrize(
+        "plugin",
+        [
+            PLUGIN,
+            PluginConfig(2, decompression="repeat"),
+            PluginConfig(sites=("ffn 0 x4 rank=3", "kv 0 x2 rank=1", "span 1-2 x4 rank=2")),
+        ],
+        ids=["ffn", "repeat", "all kinds"],
+    )
     def test_a_plugin_is_the_same_after_reloading(self, copies, plugin):
         backbone, variables = load_backbone(copies / "backbone"), random_plugin(plugin, SHAPE)
         save_plugin(copies / "plugin", plugin, variables, backbone)

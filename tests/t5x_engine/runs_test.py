@@ -44,6 +44,20 @@ def test_losses_and_plugins_agree_and_the_backbone_is_untouched(trained, builtin
     assert t5x_runs.farthest(after, before) > 0.01  # It trained, indeed.
 
 
+def test_spans_merged_keys_adapters_and_their_losses_agree_too(work, original):
+    sites = "('ffn 0 x4 rank=2', 'kv 0 x2 rank=2', 'span 1 x4 rank=2')"
+    common = ["train", "--gin_file=tiny.gin", f"--gin.SITES={sites}"]
+    common += ["--gin.RESIDUAL_LOSS=1.0", "--gin.NEURONS_LOSS=0.5"]
+    runs = {engine: work / f"sites_{engine}" for engine in ("t5x", "builtin")}
+    commands = [
+        [*common, f"--engine={engine}", f"--gin.MODEL_DIR={run}"] for engine, run in runs.items()
+    ]
+    t5x_runs.call_together(commands, work)
+    agree(runs["t5x"], runs["builtin"], original, 20)
+    residual = t5x_runs.losses(runs["t5x"], "residual")
+    assert residual[20] < residual[1]
+
+
 def test_the_log_has_the_terms_of_the_loss_and_its_sum(trained):
     tags = ("loss", "encoder_hidden", "decoder_hidden")
     total, *terms = (t5x_runs.losses(trained, tag) for tag in tags)

@@ -149,12 +149,14 @@ class FfnStack:
       width: of its hidden vectors.
       causal: whether positions must not see later ones.
       prefix: path of the stack; a family's own stack inherits T5X's names for its parts.
+      known: module path -> (in, out) of matrices that can have adapters.
     """
 
     layers: int
     width: int
     causal: bool = False
     prefix: str = "encoder"
+    known: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def path(self, role: str, layer: int) -> str:
         """The path of a part, as T5 and T5X name it."""
@@ -163,8 +165,9 @@ class FfnStack:
         return f"{self.prefix}/layers_{layer}/{_PARTS[role]}".rstrip("/")
 
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
-        """No matrices are known, so that adapters are refused."""
-        return {}
+        """Those that are known."""
+        within = f"{self.path(role, layer)}/"
+        return {path: shape for path, shape in self.known.items() if path.startswith(within)}
 
     def arguments(self, role: str) -> dict[str, str]:
         """Not known for a network of one's own."""

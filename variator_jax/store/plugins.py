@@ -59,6 +59,7 @@ class _Description:
     training: dict[str, Any]
     quality: dict[str, float]
     file_checksums: dict[str, str]
+    matrices: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # that have adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,17 @@ def save_plugin(
 def write_plugin(path: str | os.PathLike, plugin: Plugin) -> None:
     """Writes a plugin folder as `save_plugin` does, with the description that the plugin has."""
     content = {"config": plugin.config.to_json(), **plugin.description}
+    if matrices := _adapted(plugin.variables):
+        content["matrices"] = matrices
     description.save_folder(path, "plugin", _leaves(plugin.variables), content, VERSION)
+
+
+def _adapted(variables: PluginVariables) -> dict[str, list[int]]:
+    """The frozen matrices that have adapters: module path -> [in, out]."""
+    pairs = [params.get("adapters", {}) for params in variables.params.values()]
+    flat = {name: array for pair in pairs for name, array in arrays.flatten(pair).items()}
+    paths = [name.removesuffix("/a") for name in flat if name.endswith("/a")]
+    return {path: [flat[f"{path}/a"].shape[0], flat[f"{path}/b"].shape[1]] for path in paths}
 
 
 def describe_plugin(
@@ -131,7 +142,8 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
-    stack = FfnStack(owner.num_encoder_layers, owner.embed_dim)
+    matrices = {path: (shape[0], shape[-1]) for path, shape in record.matrices.items()}
+    stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
     with wrap_errors(f"{file} is not usable"):
         config = PluginConfig.from_json(record.config)
         expected = expected_leaves(config, stack)

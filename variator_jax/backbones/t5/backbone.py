@@ -137,4 +137,4 @@ class T5:
         layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
         if not layers.get(name):
             raise ConfigError(f"Backbone {config.name!r} has no stack {name!r}.")
-        return T5Stack(layers[name], config.embed_dim, name == "decoder", name, config)
+        return T5Stack(layers[name], config.embed_dim, name == "decoder", name, config=config)

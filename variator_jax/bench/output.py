@@ -6,6 +6,7 @@ matplotlib is imported only while a figure is drawn.
 import contextlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -92,10 +93,9 @@ def hardware() -> str:
 
 def _cpu_model(cpuinfo: Path) -> str:
     """The first model name in `cpuinfo`, or what the platform module knows."""
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    known = [name for name in names if name] or [platform.processor(), platform.machine()]
-    return f"CPU {next(filter(None, known), 'of unknown model')}"
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
+    return f"CPU {model[1] if model else platform.processor() or platform.machine()}"
 
 
 def usable_cores() -> int:

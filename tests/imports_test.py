@@ -102,6 +102,14 @@ def test_modules_import_each_other_in_no_circle():
     graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
 
 
+def test_the_library_needs_no_gin():
+    reached, waiting = set(), {"variator_jax.model", "variator_jax.store", "variator_jax.plugin"}
+    while waiting:
+        reached |= waiting
+        waiting = set().union(*(GRAPH[module] for module in waiting)) - reached
+    assert "variator_jax.gin_utils" not in reached and "variator_jax.plugin.splice" in reached
+
+
 def test_folders_import_each_other_in_no_circle():
     graph = {folder(module): set() for module in MODULES}
     for module, targets in GRAPH.items():

@@ -77,10 +77,9 @@ def test_sentinels_lie_at_the_top_and_are_understood_both_ways(text_model):
 
 
 def test_decoding_stops_at_the_end_and_survives_ids_without_a_piece(text_model):
-    ids = text_model.tokenize("the lazy dog")[0].tolist()
-    assert text_model.tokenizer.decode([*ids, 5, 6, 383]) == "the lazy dog"
-    assert text_model.tokenizer.decode([383, *ids]).endswith("the lazy dog")
-    assert text_model.tokenizer.decode([0, 0]) == ""
+    ids, decode = text_model.tokenize("the lazy dog")[0].tolist(), text_model.tokenizer.decode
+    assert decode([*ids, 5, 6, 383]) == "the lazy dog" and decode([0, 0]) == ""
+    assert decode([383, *ids]).endswith("the lazy dog")
 
 
 def test_the_logits_of_a_text_score_its_own_tokens(text_model):
@@ -109,7 +108,7 @@ def test_a_model_with_sentinels_of_its_own_keeps_them(vocabulary_file, tmp_path)
 def test_what_is_missing_is_named(vocabulary_file, monkeypatch, tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"no model")
     cases = (
-        (_backbone(), "came without a vocabulary"),
+        (_backbone(), "has no vocabulary"),
         (_backbone(tmp_path / "spiece.model"), "spiece.model is not a SentencePiece model"),
         (_backbone(vocabulary_file, vocab_size=128), "has only 128 embeddings"),
         (_backbone(name="byt5_tiny", vocab_size=256), "bytes has 259 ids.*only 256 embeddings"),

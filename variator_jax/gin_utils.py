@@ -12,7 +12,7 @@ import pkgutil
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,8 +58,6 @@ def find_config(name: str, search_paths: Sequence[str] = ()) -> Path:
     searched = [Path(path).expanduser().absolute() for path in search_paths]
     folders = [Path.cwd(), *searched, configs_dir()]
     for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"the gin search path {folder} is not a folder.")
         if (folder / given).is_file():  # `folder / given` is `given` if that is absolute.
             return folder / given
     near = set(map(str, given.parent.glob("*.gin")))
@@ -144,8 +142,7 @@ def leave_unset() -> list[str]:
 
 def resolved_config() -> str:
     """The whole parsed configuration as one gin file, used or not."""
-    config: str = gin.config_str()
-    return config
+    return str(gin.config_str())
 
 
 def configured(function: Callable[..., T]) -> Callable[..., T]:
@@ -184,8 +181,6 @@ def _named(bindings: Sequence[str]) -> list[tuple[str, str]]:
         name, _, value = (part.strip() for part in binding.partition("="))
         if not value:
             raise ConfigError(f"--gin.{name} has no value: write --gin.{name}=VALUE.")
-        if not all(map(str.isidentifier, re.split(r"[./]", name))):
-            raise ConfigError(f"--gin.{name}: {name!r} is not a name that gin can bind.")
         overrides.append((name, value))
     in_files = sorted({*_defined_macros(), *_read_macros()})
     known = {*in_files, *re.findall(r"%([\w./]+)", " ".join(value for _, value in overrides))}
@@ -202,16 +197,13 @@ def _literal(name: str, value: str) -> str:
     """`value` if gin can read it; quoted if it is a bare word where a string may stand."""
     home = os.path.expanduser("~/")
     value = re.sub(r"""(^|['"])~/""", lambda match: match[1] + home, value)
-    try:
+    with contextlib.suppress(SyntaxError, tokenize.TokenError):  # It may be a bare word.
         delegate = gin_config.ParserDelegate(skip_unknown=True)
         if len(list(config_parser.ConfigParser(f"{name} = {value}", delegate))) == 1:
             return value
-    except (SyntaxError, tokenize.TokenError):
-        pass  # Not a literal; it may be a bare word.
-    try:
+    current = None
+    with contextlib.suppress(ValueError, KeyError, NameError):
         current = gin.query_parameter(name if "." in name else f"{name}/{MACRO}.value")
-    except (ValueError, KeyError, NameError):
-        current = None
     if not isinstance(current, str | tuple | gin_config.ConfigurableReference | None):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
     if not _BARE_WORD.fullmatch(value):
@@ -235,14 +227,15 @@ def _check_macros(opened: Sequence[Path]) -> None:
     """Every macro that is read must be defined."""
     defined = _defined_macros()
     for name in sorted(_read_macros() - set(defined)):
-        place = "command line"
-        for path in opened:
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                if re.search(rf"%{re.escape(name)}\b", line):
-                    place = f"{path}:{number}"
+        places = [
+            f"{path}:{number}"
+            for path in opened
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+            if re.search(rf"%{re.escape(name)}\b", line)
+        ]
         raise ConfigError(
-            f"{place}: macro %{name} is not defined; set it in a gin file or with "
-            f"--gin.{name}=VALUE." + did_you_mean(name, defined)
+            f"{[*places, 'command line'][0]}: macro %{name} is not defined; set it in a gin file "
+            f"or with --gin.{name}=VALUE." + did_you_mean(name, defined)
         )
 
 
@@ -254,16 +247,22 @@ def _missing_parameters(
         return
     seen.add((target.selector, scopes))
     bound = gin_config._get_bindings(target.selector, list(scopes))
-    with contextlib.suppress(TypeError, ValueError):  # Some builtins have no signature.
-        for name, parameter in inspect.signature(target.wrapped).parameters.items():
-            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            unset = any(parameter.default is none for none in (parameter.empty, gin.REQUIRED))
-            if unset and not variadic and name not in bound and target.module != "gin":
-                yield _bound("/".join(scopes), target.selector, name)
+    for name, parameter in _parameters(target.wrapped).items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        unset = any(parameter.default is none for none in (parameter.empty, gin.REQUIRED))
+        if unset and not variadic and name not in bound and target.module != "gin":
+            yield _bound("/".join(scopes), target.selector, name)
     for reference in gin_config.iterate_references([bound]):
         if reference.evaluate:  # Others are passed as functions, whose caller fills them in.
             inner = tuple(reference.scopes) or scopes
             yield from _missing_parameters(reference.configurable, inner, seen)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # Some builtins have no signature.
+        return {}
 
 
 def _bound(scope: str, selector: str, parameter: str) -> str:
@@ -279,13 +278,13 @@ def _hint(names: Sequence[str]) -> str:
 
 def _without_macros(value: Any) -> Any:
     """`value` with each `%NAME` replaced by its value, at any depth."""
-    if isinstance(value, gin_config.ConfigurableReference):
-        is_macro = value.configurable.selector == MACRO
-        return macro("/".join(value.scopes)) if is_macro else value
-    if isinstance(value, dict):
-        return {_without_macros(k): _without_macros(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_without_macros, value))
+    match value:
+        case gin_config.ConfigurableReference() if value.configurable.selector == MACRO:
+            return macro("/".join(value.scopes))
+        case dict():
+            return {_without_macros(k): _without_macros(v) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(map(_without_macros, value))
     return value
 
 
@@ -330,13 +329,11 @@ def _explain(place: str) -> Iterator[None]:
 
 
 def _message(error: Exception, place: str) -> str:
-    if isinstance(error, tokenize.TokenError):  # A bracket that is never closed.
-        reason, (line, _) = error.args
-        return f"{place}:{line}: syntax error: {reason}."
     if isinstance(error, SyntaxError):
         literal = re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL)
-        reason = f"{literal[1]!r} is not a Python literal (strings need quotes)" if literal else ""
-        reason = reason or error.msg.splitlines()[0].rstrip(".")
+        reason = error.msg.splitlines()[0].rstrip(".")
+        if literal:
+            reason = f"{literal[1]!r} is not a Python literal (strings need quotes)"
         line_text = (error.text or "").strip()
         return f"{error.filename or place}:{error.lineno}: syntax error: {reason}, in: {line_text}"
     reason = str(error).partition("\n")[0].strip('"')  # A KeyError's text is quoted.
@@ -349,24 +346,18 @@ def _message(error: Exception, place: str) -> str:
 
 def _near(message: str, place: str) -> str:
     """The nearest names to the one that gin, by its message, could not resolve."""
-    registry = gin_config._REGISTRY
-    if match := re.match(r"'(?P<name>\w+)' was not provided by an import", message):
-        imports = r"^(?:from \S+ )?import (?:\S+ as )?(\w+)"
-        choices = re.findall(imports, Path(place).read_text(encoding="utf-8"), re.MULTILINE)
-    elif match := re.search(r"<module '(.+?)'.*no attribute (?P<name>\w+)", message):
-        choices = dir(sys.modules[match[1]])
-    elif match := re.match(r"Configurable '(.+)' doesn't .* named '(?P<name>\w+)'", message):
-        selectors = registry.matching_selectors(match[1].rpartition(".")[2])
-        functions = [registry[selector].wrapped for selector in selectors]
-        choices = [name for f in functions for name in inspect.signature(f).parameters]
-    elif match := re.match(r"No configurable matching (?:reference )?'@?(?P<name>[\w.]+)", message):
-        depth = match["name"].count(".") + 1
-        choices = sorted({".".join(name.split(".")[-depth:]) for name, _ in registry.items()})
-    elif match := re.match(r"No module named '(?P<name>[\w.]+)'", message):
-        if match["name"].partition(".")[0] in _TRAIN_MODULES:
+    if match := re.match(r"No module named '(?:([\w.]+)\.)?(\w+)'", message):
+        if (match[1] or match[2]).partition(".")[0] in _TRAIN_MODULES:
             return " It comes with: pip install 'variator_jax[train]'."
-        parent = sys.modules.get(match["name"].rpartition(".")[0])
-        prefix = f"{parent.__name__}." if parent else ""
-        modules = pkgutil.iter_modules(getattr(parent, "__path__", None))
-        choices = [prefix + module.name for module in modules]
-    return did_you_mean(match["name"], choices) if match else ""
+        folders = getattr(sys.modules.get(match[1]), "__path__", None)
+        return did_you_mean(match[2], [module.name for module in pkgutil.iter_modules(folders)])
+    if match := re.search(r"<module '(.+?)'.*no attribute (\w+)", message):
+        return did_you_mean(match[2], dir(sys.modules[match[1]]))
+    unresolved = r"(?:^| named |No configurable matching (?:reference )?)'@?(?:\w+\.)*(\w+)'"
+    if not (match := re.search(unresolved, message)):
+        return ""
+    text = Path(place).read_text(encoding="utf-8") if os.path.isfile(place) else ""
+    known = set(re.findall(r"^(?:from .*)?import .*\b(\w+)$", text, re.MULTILINE))
+    for selector, configurable in gin_config._REGISTRY.items():
+        known |= {*selector.split("."), *_parameters(configurable.wrapped)}
+    return did_you_mean(match[1], known)

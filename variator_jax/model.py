@@ -29,10 +29,13 @@ from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_a
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
+Plugins = Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None
 #: Token mask [batch, length] -> a context in which the backbone runs, in place of a plugin.
 Intervention = Callable[[jax.Array], AbstractContextManager[None]]
 #: Lengths to which inputs are padded; longer ones to a multiple of the last.
 LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# The compiled methods of `SplicedModel`, and their arguments that compile again.
+_METHODS = {"encode": (), "logits": (), "generate": ("max_length", "num_beams")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +75,11 @@ class SplicedModel:
         with self._spliced(variables, batch):
             return self.backbone.apply(params, batch, dropout_rng)
 
-    def encode(
-        self,
-        params: dict,
-        variables: PluginVariables | None,
-        tokens: jax.Array,
-        segment_ids: jax.Array | None = None,
-    ) -> jax.Array:
-        """The encoder's last hidden states of `[batch, length]` int: `[batch, length, embed]`."""
-        batch = {"encoder_input_tokens": tokens}
-        if segment_ids is not None:
-            batch["encoder_segment_ids"] = segment_ids
+    def encode(self, params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
+        """The encoder's last hidden states, `[batch, length, embed]`."""
+        segments = batch.get("encoder_segment_ids")
         with self._spliced(variables, batch):
-            return self.backbone.encode(params, tokens, segment_ids)
+            return self.backbone.encode(params, batch["encoder_input_tokens"], segments)
 
     def logits(self, params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
         """The decoder's logits, `[batch, target length, vocab]` float32."""
@@ -97,13 +92,14 @@ class SplicedModel:
         self,
         params: dict,
         variables: PluginVariables | None,
-        tokens: jax.Array,
+        batch: Batch,
         max_length: int,
         num_beams: int = 1,
     ) -> jax.Array:
         """Generates from a compressed encoding; one beam is greedy: `[batch, max_length]` int32."""
         # [batch, length, embed]
-        encoded = self.encode(params, variables, tokens)
+        encoded = self.encode(params, variables, batch)
+        tokens = batch["encoder_input_tokens"]
         return self.backbone.generate(params, encoded, tokens, max_length, num_beams)
 
     def _spliced(
@@ -132,7 +128,7 @@ class VariatorModel:
     def __init__(
         self,
         backbone: Backbone,
-        plugins: Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None = None,
+        plugins: Plugins = None,
         mesh: Mesh | None = None,
         buckets: Sequence[int] | None = LENGTH_BUCKETS,
     ) -> None:
@@ -146,26 +142,26 @@ class VariatorModel:
 
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
-          ConfigError: for buckets that are not rising positive numbers.
           PluginError: if two plugins have the same ratio.
         """
-        self.backbone = backbone
-        self.plugins = _by_ratio(plugins)
+        self.backbone, self.plugins = backbone, _by_ratio(plugins)
+        self._buckets = sorted(buckets or ())
         for ratio, plugin in self.plugins.items():
             what = f"The plugin of ratio {ratio}"
             if "backbone" in plugin.description:
                 check_belongs(what, plugin.description, backbone)
             check_shapes(what, plugin, backbone)
-        self._buckets = None if buckets is None else _checked(buckets)
         self._params = meshes.place_parameters(backbone.params, backbone.config, mesh)
         self._variables = {1: None} | {
             ratio: meshes.place_everywhere(plugin.variables, mesh)
             for ratio, plugin in self.plugins.items()
         }
         settings = {1: PluginConfig(ratio=1)} | {r: p.config for r, p in self.plugins.items()}
-        self._methods = {
-            ratio: _compile(SplicedModel(T5(backbone.config), plugin), mesh)
-            for ratio, plugin in settings.items()
+        models = {ratio: SplicedModel(T5(backbone.config), s) for ratio, s in settings.items()}
+        self._compiled = {
+            (ratio, name): meshes.compile_on(mesh, getattr(model, name), static)
+            for ratio, model in models.items()
+            for name, static in _METHODS.items()
         }
 
     @property
@@ -201,17 +197,15 @@ class VariatorModel:
           ratio: the compression ratio.
 
         Raises:
-          ConfigError: as `encode`, or for a backbone without a decoder.
-          PluginError: for a ratio that is not loaded.
+          VariatorError: as `encode`, or for a backbone without a decoder.
         """
-        self._check_decoder("logits")
         tokens = self._tokens(token_ids)
         decoder = self._tokens(decoder_token_ids, "decoder_token_ids")
         if _texts(decoder_token_ids) is not None:
             decoder = np.pad(decoder[:, :-1], ((0, 0), (1, 0)), constant_values=START_TOKEN)
         if len(decoder) != len(tokens):
             raise ConfigError(
-                f"token_ids has {len(tokens)} rows, decoder_token_ids has {len(decoder)}."
+                f"Found {len(tokens)} rows for the encoder, {len(decoder)} for the decoder."
             )
         batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": decoder}
         # [batch bucket, target bucket, vocab]
@@ -233,10 +227,8 @@ class VariatorModel:
           token, EOS included, 0 behind it.
 
         Raises:
-          ConfigError: as `encode`, or for a backbone without a decoder.
-          PluginError: for a ratio that is not loaded.
+          VariatorError: as `encode`, or for a backbone without a decoder.
         """
-        self._check_decoder("generate")
         lengths = {"max_length": max_length, "num_beams": num_beams}
         for name, value in lengths.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -259,9 +251,7 @@ class VariatorModel:
         """
         file, config = self.backbone.vocabulary_file, self.backbone.config
         if file is None and not config.name.startswith("byt5"):
-            raise ConfigError(
-                f"Backbone {config.name!r} came without a vocabulary; it takes ids only."
-            )
+            raise ConfigError(f"Backbone {config.name!r} has no vocabulary; it takes ids only.")
         tokenizer = load_tokenizer(file) if file else ByteTokenizer(config.vocab_size)
         if tokenizer.size > config.vocab_size:
             raise ConfigError(
@@ -281,66 +271,23 @@ class VariatorModel:
 
     def _run(self, method: str, ratio: int, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
-        if type(ratio) is not int or ratio not in self._methods:
-            loaded = ", ".join(map(str, self.plugins)) or "none"
-            raise PluginError(
-                f"Compression ratio {ratio!r} is not loaded. Loaded are plugins of ratio: "
-                f"{loaded}; 1 is the backbone itself."
-            )
-        padded = self._bucketed(ratio, batch)
-        return self._methods[ratio][method](self._params, self._variables[ratio], padded, **lengths)
-
-    def _check_decoder(self, what: str) -> None:
-        if not self.backbone.config.has_decoder:
-            raise ConfigError(
-                f"Backbone {self.backbone.config.name!r} is an encoder without a decoder: it can "
-                f"encode, but has no {what}."
-            )
-
-    def _bucketed(self, ratio: int, arrays: Batch) -> Batch:
-        """`[batch, length]` arrays, filled up with 0 to the buckets of both."""
-        pooled = ratio > 1 and self.plugins[ratio].config.pool_padding
-        if self._buckets is None or pooled:
-            return arrays
-        padded = {}
-        for name, array in arrays.items():
-            rows, length = array.shape
-            batch = 1 << (rows - 1).bit_length()
-            missing = ((0, batch - rows), (0, _bucket(length, self._buckets) - length))
-            padded[name] = np.pad(array, missing)
-        return padded
+        config = self.backbone.config
+        if method != "encode" and not config.has_decoder:
+            raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")
+        if type(ratio) is not int or ratio not in self._variables:
+            raise PluginError(f"Ratio {ratio!r} is not loaded; expected one of {self.ratios}.")
+        if self._buckets and (ratio == 1 or not self.plugins[ratio].config.pool_padding):
+            batch = {name: _bucketed(ids, self._buckets) for name, ids in batch.items()}
+        compiled = self._compiled[ratio, method]
+        return compiled(self._params, self._variables[ratio], batch, **lengths)
 
 
-def _compile(model: SplicedModel, mesh: Mesh | None) -> dict[str, Callable[..., Any]]:
-    """Its methods by name, each compiled when it is first called: `(params, variables, batch)`."""
-
-    def encode(params: dict, variables: PluginVariables | None, batch: Batch) -> jax.Array:
-        return model.encode(params, variables, batch["encoder_input_tokens"])
-
-    def generate(
-        params: dict, variables: PluginVariables | None, batch: Batch, **lengths: int
-    ) -> jax.Array:
-        return model.generate(params, variables, batch["encoder_input_tokens"], **lengths)
-
-    lengths = ("max_length", "num_beams")
-    return {
-        "encode": meshes.compile_on(mesh, encode),
-        "logits": meshes.compile_on(mesh, model.logits),
-        "generate": meshes.compile_on(mesh, generate, static=lengths),
-    }
-
-
-def _bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `length`, or a multiple of the largest."""
+def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
+    """`[rows, length]` filled up with 0 to a power of two and a bucket of lengths."""
+    rows, length = tokens.shape
     fitting = (bucket for bucket in buckets if bucket >= length)
-    return next(fitting, -(-length // buckets[-1]) * buckets[-1])
-
-
-def _checked(buckets: Sequence[int]) -> tuple[int, ...]:
-    buckets = tuple(buckets)
-    if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
-        raise ConfigError(f"Buckets are rising lengths, such as (32, 64, 128); found {buckets}.")
-    return buckets
+    bucket = next(fitting, -(-length // buckets[-1]) * buckets[-1])
+    return np.pad(tokens, ((0, (1 << (rows - 1).bit_length()) - rows), (0, bucket - length)))
 
 
 def _cut(array: Any, rows: int, length: int) -> jax.Array:
@@ -362,20 +309,15 @@ def _texts(inputs: Inputs) -> list[str] | None:
     return None
 
 
-def _by_ratio(
-    plugins: Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None,
-) -> dict[int, Plugin]:
-    if plugins is None or isinstance(plugins, Plugin):
-        plugins = [plugins] if plugins else []
+def _by_ratio(plugins: Plugins) -> dict[int, Plugin]:
+    """The plugins in rising order of their ratios; ratio 1 needs none."""
     if not isinstance(plugins, Mapping):
-        pairs = [(plugin.config.ratio, plugin) for plugin in plugins]
-    else:
-        pairs = list(plugins.items())
-    by_ratio: dict[int, Plugin] = {}
-    for ratio, plugin in pairs:
+        listed = [plugins] if isinstance(plugins, Plugin) else list(plugins or ())
+        plugins = {plugin.config.ratio: plugin for plugin in listed}
+        if len(plugins) < len(listed):
+            ratios = [plugin.config.ratio for plugin in listed]
+            raise PluginError(f"Expected one plugin for each ratio; found ratios {ratios}.")
+    for ratio, plugin in plugins.items():
         if plugin.config.ratio != ratio:
             raise PluginError(f"The plugin for ratio {ratio} has ratio {plugin.config.ratio}.")
-        if ratio in by_ratio:
-            raise PluginError(f"Two plugins of ratio {ratio} were given.")
-        by_ratio[ratio] = plugin
-    return {ratio: by_ratio[ratio] for ratio in sorted(by_ratio) if ratio > 1}
+    return {ratio: plugins[ratio] for ratio in sorted(plugins) if ratio > 1}

@@ -170,24 +170,19 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     wrong = np.argwhere((array < 0) | (array >= vocab_size))
     if wrong.size:
         row, column = wrong[0]
-        raise ConfigError(
-            f"{what} holds id {array[row, column]} in row {row} at position {column}; the "
-            f"vocabulary's ids are 0 to {vocab_size - 1}."
-        )
+        place = f"id {array[row, column]} in row {row} at position {column}"
+        raise ConfigError(f"{what} holds {place}; the vocabulary's ids are 0 to {vocab_size - 1}.")
     return array.astype(np.int32)
 
 
 def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
-    if any(isinstance(row, (int, np.integer)) for row in rows):
-        raise ConfigError(f"{what} is one list of ids; a batch of one is a list in it: [[...]].")
     arrays = [_array(f"{what}, row {i},", row) for i, row in enumerate(rows)]
     for i, array in enumerate(arrays):
         if array.ndim != 1 or not array.size:
-            raise ConfigError(f"{what} has shape {array.shape} in row {i}; expected [length].")
-    padded: np.ndarray = np.zeros((len(arrays), max(map(len, arrays), default=0)), np.int64)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return padded
+            found = f"{what} has shape {array.shape} in row {i}; expected [length]"
+            raise ConfigError(f"{found}: a batch of one is a list in it, [[...]].")
+    columns = itertools.zip_longest(*arrays, fillvalue=PAD)
+    return np.array(list(columns), np.int64).T
 
 
 def _array(what: str, tokens: Any) -> np.ndarray:

@@ -79,18 +79,14 @@ def holds(text, *facts):
 def test_a_backbone_is_described_without_reading_its_weights(run, backbone, tmp_path):
     folder = tmp_path / "backbone"
     shutil.copytree(run / "backbone", folder)
-    shape, vocabulary = "2 encoder and 1 decoder layers", backbone.vocabulary_fingerprint
-    facts = (f"{COUNT:,} in", "float32", shape, "gelu * linear", backbone.fingerprint, vocabulary)
     assert "read and whole" in describe(folder, verify=True)
     file = folder / "backbone.safetensors"
-    data = file.read_bytes()
-    file.write_bytes(data[:-3] + b"abc")
-    holds(describe(folder), *facts, "not read")
+    file.write_bytes(file.read_bytes()[:-3] + b"abc")
+    holds(describe(folder), f"{COUNT:,} in", "float32", "2 encoder and 1 decoder layers")
+    holds(describe(folder), "gelu * linear", backbone.fingerprint, "not read")
+    holds(describe(folder), backbone.vocabulary_fingerprint)
     with pytest.raises(CheckpointError, match="changed or damaged"):
         describe(folder, verify=True)
-    file.write_bytes(data[:-1])  # which its header shows
-    with pytest.raises(CheckpointError, match="backbone.safetensors cannot be read"):
-        describe(folder)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +97,9 @@ def test_backbones_in_other_formats_are_described_from_their_headers(
 ):
     save(tmp_path / "it", backbone)
     text = describe(tmp_path / "it")
-    holds(text, f"{COUNT:,} in", "1 decoder layers", "variator inspect --verify")
-    assert text.startswith(name) and backbone.fingerprint not in text
-    text = describe(tmp_path / "it", verify=True)
-    holds(text, f"fits:        plugins of fingerprint {backbone.fingerprint}")
+    holds(text, name, f"{COUNT:,} in", "1 decoder layers", "variator inspect --verify")
+    assert backbone.fingerprint not in text
+    holds(describe(tmp_path / "it", verify=True), f"plugins of fingerprint {backbone.fingerprint}")
 
 
 def test_a_run_is_described_with_its_parts(run, backbone):
@@ -113,7 +108,7 @@ def test_a_run_is_described_with_its_parts(run, backbone):
     holds(text, "20, 100", "backbone golden_1_1 in", "compression plugin in", "ratio:       4")
     holds(text, "encoder/layers_1/mlp", "bottleneck=4", "topic 81.2", "steps 30")
     holds(text, f"backbone golden_1_1 with fingerprint {backbone.fingerprint}")
-    holds(text, backbone.vocabulary_fingerprint, "topic 88.5; 40.0 % of the encoder's FLOPs saved")
+    holds(text, backbone.vocabulary_fingerprint, "topic 88.5; 40.0% of the encoder's FLOPs saved")
 
 
 def test_a_set_is_described_ratio_by_ratio(backbone, tmp_path):
@@ -122,22 +117,17 @@ def test_a_set_is_described_ratio_by_ratio(backbone, tmp_path):
     assert text.startswith("set of 2 compression plugins")
     holds(text, "ratio 2:", "ratio 16:", backbone.fingerprint)
     (tmp_path / "set" / "plugins.json").unlink()
-    text = describe(tmp_path / "set")
-    assert text.startswith(f"folder {tmp_path}")
-    holds(text, "ratio_2: compression plugin", "ratio_16: compression plugin")
+    holds(describe(tmp_path / "set"), "ratio_2: compression plugin", "ratio_16: compression plugin")
 
 
 def test_a_lora_is_described(backbone, tmp_path):
     settings = LoraConfig(rank=3, alpha=4.5)
     params = init_lora(settings, backbone.params, jax.random.key(0))
     save_lora(tmp_path / "lora", settings, params, backbone, {"task": "a_task"})
-    (tmp_path / "run.json").write_text("{}")
     count = sum(x.size for x in jax.tree.leaves(params))
-    weights = f"{count:,} for 6 weights"
-    fingerprint = load_lora(tmp_path).fingerprint
-    for path in (tmp_path, tmp_path / "lora"):  # in a run folder, or alone
-        holds(describe(path), "LoRA in", "rank:        3, alpha 4.5", weights)
-        holds(describe(path), backbone.fingerprint, fingerprint, "task a_task")
+    text = describe(tmp_path / "lora")
+    holds(text, "LoRA in", "rank:        3, alpha 4.5", f"{count:,} for 6 weights", "task a_task")
+    holds(text, backbone.fingerprint, load_lora(tmp_path / "lora").fingerprint)
 
 
 def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
@@ -151,8 +141,6 @@ def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
     text = describe(tmp_path)
     holds(text, "report on backbone golden_1_1", "run: run folder", "compression plugin in")
     holds(text, "young: run folder", "plugin.safetensors cannot", "papers: ", "it is empty")
-    _report(tmp_path / "papers", "f" * 64)
-    holds(describe(tmp_path / "papers"), "f" * 64)
 
 
 def test_what_is_nothing_is_refused_with_what_was_found(tmp_path):

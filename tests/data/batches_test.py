@@ -60,17 +60,12 @@ def test_long_texts_are_cut_and_still_end():
         assert (batch[name][:, -1] == 1).all()
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
-def test_the_seed_decides_everything(name):
-    one = take(5, name, seed=1)
-    assert same(one, take(5, name, seed=1)) and not same(one, take(5, name, seed=2))
-
-
 @settings(max_examples=12)
 @given(st.sampled_from(EVERYTHING), st.integers(0, 90), st.booleans())
 def test_starting_at_a_batch_gives_what_follows_from_the_beginning(name, start, shuffle):
     beginning = take(start + 3, name, seed=5, shuffle=shuffle)
     assert same(beginning[start:], take(3, name, seed=5, shuffle=shuffle, start_batch=start))
+    assert not shuffle or not same(beginning[:3], take(3, name, seed=6))
 
 
 def test_streamed_and_packed_batches_are_resumed_too(streamed):
@@ -82,18 +77,9 @@ def test_streamed_and_packed_batches_are_resumed_too(streamed):
 
 
 def test_an_epoch_has_every_example_once_in_a_new_order():
-    count = _count("docs_topic")
-    rows = _rows(take(2 * count, "docs_topic", size=1))
-    first, second = rows[:count], rows[count:]
-    assert (first != second).any()
-    assert sorted(map(bytes, first)) == sorted(map(bytes, second))
-    assert count == len(docs_examples_of("docs_topic", "train"))
-
-
-def test_span_corruption_draws_new_noise_every_epoch():
-    count = _count("docs_span_corruption")
-    rows = _rows(take(2 * count, "docs_span_corruption", size=1, shuffle=False))
-    assert (rows[:count] == rows[count:]).all(axis=1).mean() < 0.1
+    count = len(docs_examples_of("docs_topic", "train"))
+    rows = [row.tobytes() for row in _rows(take(2 * count, "docs_topic", size=1))]
+    assert rows[:count] != rows[count:] and sorted(rows[:count]) == sorted(rows[count:])
 
 
 def test_evaluation_pads_the_last_batch_with_zero_rows(streamed):
@@ -149,7 +135,6 @@ def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
         ({"split": "valid"}, "Did you mean 'validation'"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
-        ({"feature_lengths": {"inputs": 8, "targets": 0}}, "expected positive"),
         ({"seed": -1}, "seed -1"),
         ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
         ({"streams": 3}, "8 rows cannot be cut into 3"),
@@ -183,10 +168,8 @@ def test_tasks_of_seqios_own_are_read_too_and_empty_ones_refused():
 def test_mixed_tasks_are_drawn_by_their_rates_and_resumed():
     name = mixture(("docs_span_corruption", "docs_pair"), (1, 3))
     beginning = take(40, name, size=16)
-    answers = np.concatenate([batch["decoder_target_tokens"] for batch in beginning])
-    labelled = np.mean((answers != 0).sum(1) == 2)  # a label and the end of the sequence
-    assert 0.7 < labelled < 0.8
-    assert same(beginning[38:], take(2, name, size=16, start_batch=38))
+    labelled = np.mean((_rows(beginning, "decoder_target_tokens") != 0).sum(1) == 2)
+    assert 0.7 < labelled < 0.8  # a label and the end of the sequence
     far = take(2, name, size=16, start_batch=200)  # in another block of draws
     assert same(far, take(202, name, size=16)[200:])
 
@@ -215,7 +198,6 @@ def test_tasks_and_rates_that_do_not_fit_are_refused():
         (("docs_topic", "docs_pair"), (1,), "a rate above 0 each"),
         (("docs_topic", "docs_pair"), (1, 0), "a rate above 0 each"),
         (("docs_topic", "docs_topic"), (1, 1), "each once"),
-        ((), (), "expected tasks"),
         (("docs_topic", "of_bytes"), (1, 1), "share one vocabulary.*ByteVocabulary"),
     ):
         with pytest.raises(DataError, match=message):

@@ -60,17 +60,12 @@ def test_a_copy_of_the_file_has_the_same_name_in_another_process(tmp_path):
 
 def test_what_makes_another_task_gives_another_name(tmp_path):
     path = _write(tmp_path / "other.jsonl", _rows())
-    names = {
-        file_task(path, **{"template": "{text}", "labels": LABELS, **changed})
-        for changed in (
-            *({}, {"labels": list(LABELS)}, {"labels": LABELS[::-1]}),  # the first two are the same
-            *({"vocabulary": byte_vocabulary(n)} for n in (0, 125)),
-            {"template": "Say: {text}"},
-        )
-    }
+    changes = [{}, {"labels": list(LABELS)}, {"labels": LABELS[::-1]}, {"template": "Say: {text}"}]
+    changes += [{"vocabulary": byte_vocabulary(n)} for n in (0, 125)]  # the first two are the same
+    given = {"template": "{text}", "labels": LABELS}
+    names = {file_task(path, **{**given, **changed}) for changed in changes}
     _write(tmp_path / "other.jsonl", [*_rows()[:-1], {"text": "the array number 5!", "label": 1}])
-    names.add(file_task(path, "{text}", labels=LABELS))
-    assert len(names) == 6
+    assert len(names | {file_task(path, **given)}) == 6
 
 
 TSV = ["text\tlabel", 'a "quoted, text\tyes', "other text\t0", "third one\tno", "x y\t1"]
@@ -160,11 +155,9 @@ def test_files_that_cannot_be_used_are_refused(tmp_path):
     for name, content, message in (
         ("mine.jsonl", b"\n \n", "has no rows"),
         ("mine.jsonl", b'{"text": "x", "label": 0}\n', "one distinct row"),
-        ("mine.tsv", b"text\tlabel\n", "has no rows"),
         ("mine.tsv", b"text\ttext\nx\ty\n", "twice"),
         ("mine.tsv", b"text\tlabel\none\t1\tmore\n", "mine.tsv:2: 3 columns, expected 2"),
         ("mine.csv", b"text,label\n", r"mine.csv: expected .jsonl, .tsv"),
-        ("mine.jsonl.gz", b"not gzip", "mine.jsonl.gz cannot be read"),
         ("mine.jsonl.gz", DAMAGED, "mine.jsonl.gz cannot be read"),
         ("mine.jsonl.gz", gzip.compress(b"text")[:-3], "mine.jsonl.gz cannot be read"),
     ):

@@ -16,7 +16,6 @@ from variator_jax.data.spec import get_spec
 from variator_jax.data.vocabulary import T5_VOCABULARIES, byte_vocabulary, docs_vocabulary
 from variator_jax.errors import DataError
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 LENGTHS = {"inputs": 96, "targets": 12}
 PASSAGE_LENGTHS = {"inputs": 64, "targets": 24}
 ONCE = {"repeat": False, "shuffle": False}
@@ -26,56 +25,18 @@ GIN_FILES = {"mnli": 256, "qnli": 356, "qqp": 256, "rte": 256, "sst2": 96, "mrpc
 GIN_FILES |= {"variator_glue": 356, "squad": 512, "wikipedia": 224}  # tokens of the inputs
 ASKED = f"Question: From where?\nContext: {CONTEXT}\nAnswer: <extra_id_0>"
 
-# Per data set of GLUE: a TSV file with one row, the example.
-MNLI = (
-    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
-    "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    "0\t1\t1n\tfiction\t( a\t( b\t(R a\t(R b\tIt \"rains\tIt's wet.\tx\tneutral\n"
-)
-CASES = {
-    "mnli": (
-        MNLI,
-        "Sentence 1: It \"rains Sentence 2: It's wet. Does sentence 1 entails sentence 2?",
-        "Maybe",
-    ),
-    "qnli": (
-        "index\tquestion\tsentence\tlabel\n0\tWho ran?\tHe ran.\tentailment\n",
-        "Question: Who ran?\nSentence: He ran.\n"
-        "Does the sentence contains the answer to the question?",
-        "Yes",
-    ),
-    "qqp": (
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tIs it?\tWas it?\t1\n",
-        "Question 1: Is it?\nQuestion 2: Was it?\nAre the two questions paraphrase of each other?",
-        "Yes",
-    ),
-    "rte": (
-        "index\tsentence1\tsentence2\tlabel\n0\tNo one came.\tAll came.\tnot_entailment\n",
-        "Sentence 1: No one came.\nSentence 2: All came.\nDoes sentence 1 entails sentence 2?",
-        "No",
-    ),
-    "sst2": (
-        "sentence\tlabel\na charming film . \t1\n",
-        "Sentence: a charming film .\nDoes this sentence express positive or negative emotions?",
-        "positive",
-    ),
-    "mrpc": (
-        'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t11\t12\tHe said so .\t" She did .\n',
-        'Sentence 1: He said so .\nSentence 2: " She did .\n'
-        "Are the two sentences paraphrase of each other?",
-        "No",
-    ),
-}
+# Per data set of GLUE: the header and a row of its TSV files, its prompt and verbalizer.
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "glue_prompts.json").read_text())
 
 
 @pytest.fixture
 def glue(tmp_path):
     """GLUE's folders, each with one row to train and one to validate."""
-    for name, (content, *_) in CASES.items():
+    for name, case in CASES.items():
         folder = tmp_path / published.GLUE[name].folder
         folder.mkdir()
         for file in ("train.tsv", "dev_matched.tsv" if name == "mnli" else "dev.tsv"):
-            (folder / file).write_text(content)
+            (folder / file).write_text(f"{case['header']}\n{case['row']}\n")
     return str(tmp_path)
 
 
@@ -92,8 +53,8 @@ def _mocked(row, repeated=1):
 
 @pytest.mark.parametrize("name", CASES)
 def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbalizer_model, name):
-    _, prompt, word = CASES[name]
-    example = (f"{prompt} <extra_id_0>.", f"<extra_id_0> {word}")
+    case = CASES[name]
+    example = (f"{case['prompt']} <extra_id_0>.", f"<extra_id_0> {case['verbalizer']}")
     dataset = published.GLUE[name]
     local = published.glue_task(name, verbalizer_model, glue)
     assert texts(local) == texts(local, "validation") == [example]
@@ -109,27 +70,23 @@ def test_glues_files_and_tfds_give_the_papers_prompt_and_verbalizer(glue, verbal
         made = take(None, task, "validation", 2, LENGTHS, pad_last=True, **ONCE)
     assert asked == ["validation_matched" if name == "mnli" else "validation"]
     assert same(made, take(None, local, "validation", 2, LENGTHS, pad_last=True, **ONCE))
-    spec = get_spec(task)
+    spec, classes = get_spec(task), features["label"].names
     assert (spec.kind, spec.prefix) == ("classification", "<extra_id_0>")
-    assert spec.labels == dataset.labels
-    classes = tuple(features["label"].names)
-    assert dataset.classes in (classes, ("0", "1")) and len(classes) == len(dataset.labels)
+    assert spec.labels == tuple(dataset.words.values()) and len(classes) == len(dataset.words)
+    assert list(dataset.words) in (classes, ["0", "1"])
 
 
 def test_names_are_plain_with_t5s_vocabulary_and_tfds_and_else_hashed(glue, verbalizer_model):
     for url in T5_VOCABULARIES:
         assert [published.glue_task(name, url) for name in CASES] == list(CASES)
-    arguments = [
-        *((verbalizer_model,), (verbalizer_model, glue), (verbalizer_model, glue, False)),
-        *((docs_vocabulary(), glue), (None, glue)),  # these two are the same
-    ]
+    one, other = (verbalizer_model, glue), (docs_vocabulary(), glue)
+    arguments = [(verbalizer_model,), one, (*one, False), other, (None, glue)]  # two are the same
     assert len({published.glue_task("rte", *given) for given in arguments}) == 4
+    assert published.glue_mixture(T5_VOCABULARIES[0]) == "variator_glue"
 
 
 def test_the_mixture_holds_the_six_by_their_sizes(glue, verbalizer_model):
-    assert published.glue_mixture(T5_VOCABULARIES[0]) == "variator_glue"
     name = published.glue_mixture(verbalizer_model, glue)
-    assert name == published.glue_mixture(verbalizer_model, glue)
     mixture = task_or_mixture(name)
     sizes = [392_702, 104_743, 363_846, 2_490, 67_349, 3_668]
     assert sorted(mixture.get_rate(task) for task in mixture.tasks) == sorted(sizes)
@@ -173,6 +130,10 @@ def test_wrong_names_and_folders_are_refused_when_registering(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             published.glue_task(name, None, folder)
+    (tmp_path / "wiki.txt").write_text(_words(0, 99))
+    for folder, split in ((tmp_path / "glue", "train"), (tmp_path, "validation")):
+        with pytest.raises(DataError, match=f"no .txt or .txt.gz files for {split}"):
+            published.wikipedia_task(None, str(folder))
 
 
 def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, verbalizer_model):
@@ -182,14 +143,6 @@ def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, ver
     monkeypatch.setattr(tfds, "load", refuse)
     with pytest.raises(DataError, match="cannot load 'glue/qqp:2.0.0': no route.*DATA_DIR"):
         take(1, published.glue_task("qqp", verbalizer_model))
-
-
-def test_tfds_rows_are_read_for_ever_and_resumed(verbalizer_model):
-    task = published.glue_task("sst2", verbalizer_model)
-    with tfds.testing.mock_data(num_examples=7):
-        beginning = take(5, task, size=4, lengths=LENGTHS, seed=1)
-        assert same(beginning[3:], take(2, task, size=4, lengths=LENGTHS, seed=1, start_batch=3))
-        assert len(texts(published.squad_task(verbalizer_model))) == 7  # its fields are read
 
 
 def _squad(*questions):
@@ -211,37 +164,29 @@ def test_squads_own_files_and_tfds_become_prompts_with_all_answers(tmp_path, ver
     spec = get_spec(local)
     assert (spec.kind, spec.prefix, spec.many_answers) == ("generation", "<extra_id_0>", True)
     answers = {"text": tf.constant(["Denmark", "the north "]), "answer_start": [0, 0]}
-    row = {"question": asked[0], "context": CONTEXT, "answers": answers}
-    task = published.squad_task(verbalizer_model)
-    with _mocked({"id": "1", "title": "Normans", **row})[0]:
-        assert texts(task, "validation", FIELDS) == [first]
-        made = take(None, task, "validation", 1, LENGTHS, **ONCE)
-    assert same(made, take(1, local, "validation", 1, LENGTHS, **ONCE))
+    row = {"id": "1", "title": "Normans", "question": asked[0], "context": CONTEXT}
+    with _mocked({**row, "answers": answers})[0]:
+        assert texts(published.squad_task(verbalizer_model), "validation", FIELDS) == [first]
 
 
 def test_squad_may_be_json_lines(tmp_path, verbalizer_model):
-    rows = [
-        {"question": "Who?", "context": "He.", "answers": ["He"]},
-        {"question": "When?", "context": "Now.", "answers": {"text": ["Now", "now"]}},
-    ]
-    (tmp_path / "train_part.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "train_part.jsonl").write_text(
+        '{"question": "Who?", "context": "He.", "answers": ["He"]}\n'
+        '{"question": "When?", "context": "Now.", "answers": {"text": ["Now", "now"]}}\n'
+    )
     task = published.squad_task(verbalizer_model, str(tmp_path), sentinel=False)
     assert accepted_answers(task, "train") == [["He"], ["Now", "now"]]
     assert texts(task)[0] == ("Question: Who?\nContext: He.\nAnswer:", "He")
 
 
 def test_other_files_than_squads_are_refused(tmp_path, verbalizer_model):
-    task = None
     for content, message in (
-        ("{", "is not SQuAD's JSON"),
         ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "not SQuAD's JSON: KeyError 'context'"),
-        ('{"data": []}', "expected questions with an answer"),
         (_squad(("q",)), "expected questions with an answer"),
     ):
         (tmp_path / "train-v1.1.json").write_text(content)
-        task = task or published.squad_task(verbalizer_model, str(tmp_path))
         with pytest.raises(DataError, match=message):
-            take(1, task)
+            take(1, published.squad_task(verbalizer_model, str(tmp_path)))
 
 
 def _words(start, count):
@@ -288,22 +233,17 @@ def test_passages_fill_the_inputs_are_resumed_and_get_new_noise(articles, verbal
         assert ((batch["encoder_input_tokens"] == 1).sum(axis=1) == 1).all()
 
 
-def test_a_hundredth_of_tfdss_wikipedia_is_held_out(verbalizer_model):
+def test_tfds_rows_are_resumed_and_a_hundredth_of_wikipedia_is_held_out(verbalizer_model):
+    options = {"size": 4, "lengths": PASSAGE_LENGTHS, "seed": 1}
+    task = published.glue_task("sst2", verbalizer_model)
+    with tfds.testing.mock_data(num_examples=7):
+        assert same(take(5, task, **options)[3:], take(2, task, start_batch=3, **options))
     context, asked = _mocked({"title": "Words", "text": _words(0, 200)})
     task = published.wikipedia_task(verbalizer_model)
     with context:
-        assert all(
-            take(None, task, s, 2, PASSAGE_LENGTHS, repeat=False) for s in ("train", "validation")
-        )
+        for split in ("train", "validation"):
+            assert take(None, task, split, 2, PASSAGE_LENGTHS, repeat=False)
     assert asked == ["train[:99%]", "train[99%:]"]
-
-
-def test_a_folder_without_text_or_without_validation_is_refused(tmp_path, verbalizer_model):
-    with pytest.raises(DataError, match="has no text for train"):
-        published.wikipedia_task(verbalizer_model, str(tmp_path))
-    (tmp_path / "wiki.txt").write_text(_words(0, 99))
-    with pytest.raises(DataError, match="no text for validation.*'valid' or 'dev'"):
-        published.wikipedia_task(verbalizer_model, str(tmp_path))
 
 
 def test_a_process_that_reads_for_ever_is_quiet_builds_no_corpus_and_ends(
@@ -335,40 +275,3 @@ def test_gin_files_need_a_vocabulary_and_have_the_papers_lengths(fresh_gin, name
 def test_gin_files_take_a_folder_and_no_sentinel(glue, verbalizer_model, fresh_gin):
     bindings = [f"VOCABULARY='{verbalizer_model}'", f"DATA_DIR='{glue}'", "TASK_SENTINEL=False"]
     assert texts(parsed_task(["tasks/sst2.gin"], *bindings))[0][1] == "positive"
-
-
-@pytest.mark.skipif(not (SHARED / "glue").is_dir(), reason="needs the published files")
-@pytest.mark.parametrize(
-    "name, rows, first",
-    [
-        ("sst2", (67_349, 872), "it 's a charming and often affecting journey ."),
-        ("rte", (2_490, 277), "Dana Reeve, the widow of the actor Christopher Reeve, has died"),
-        ("mrpc", (3_668, 408), "He said the foodservice pie business doesn 't fit the company"),
-        ("qnli", (9_999, 5_463), "What came into force after the new constitution was herald?"),
-    ],
-)
-def test_the_published_files_have_the_published_rows(name, rows, first):
-    vocabulary = SHARED / "vocab" / "t5_spiece.model"
-    task = task_or_mixture(published.glue_task(name, vocabulary, str(SHARED / "glue")))
-    assert (task.num_input_examples("train"), task.num_input_examples("validation")) == rows
-    examples, labels = texts(task.name, "validation"), get_spec(task.name).labels
-    assert f": {first}" in examples[0][0]
-    assert {targets for _, targets in examples} == {f"<extra_id_0> {label}" for label in labels}
-    (batch,) = take(1, task.name, "validation", 2, {"inputs": 96, "targets": 4}, shuffle=False)
-    assert (batch["decoder_target_tokens"][:, [0, 2]] == [32099, 1]).all()
-    ids = {"Yes": 2163, "No": 465, "negative": 2841, "positive": 1465}  # of the official code
-    assert set(batch["decoder_target_tokens"][:, 1]) <= {ids[label] for label in labels}
-
-
-@pytest.mark.skipif(not (SHARED / "squad").is_dir(), reason="needs the published files")
-def test_real_questions_and_articles():
-    vocabulary = SHARED / "vocab" / "t5_spiece.model"
-    task = published.squad_task(vocabulary, str(SHARED / "squad"))
-    assert task_or_mixture(task).num_input_examples("train") == 4_000
-    inputs, targets = texts(task)[0]
-    assert inputs.startswith("Question: What caused the Qing armies to lose many battles?\nContext")
-    assert targets == "<extra_id_0> Taiping Rebellion"
-    task = published.wikipedia_task(vocabulary, str(SHARED / "wiki"))
-    (batch,) = take(1, task, "validation", 64, {"inputs": 224, "targets": 48}, shuffle=False)
-    filled = (batch["encoder_input_tokens"] > 0).sum(axis=1)
-    assert 100 < filled.mean() < 200  # 128 words are some 170 tokens, of which spans are taken

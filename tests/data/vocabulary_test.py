@@ -36,14 +36,12 @@ def test_making_a_vocabulary_builds_nothing_until_it_is_used(tmp_path, monkeypat
     assert len(list(tmp_path.glob("docs-*/spiece.model"))) == 1
 
 
-def test_a_users_model_is_loaded_and_fingerprints_are_those_of_the_tokens():
+def test_fingerprints_are_those_of_the_tokens():
     docs, bytes_ = vocabularies.docs_vocabulary(), vocabularies.byte_vocabulary()
     loaded = load_vocabulary(docs.sentencepiece_model_file)
     assert loaded.encode("array shape") == docs.encode("array shape")
-    assert loaded.vocab_size == docs.vocab_size
     digits = hashlib.sha256(Path(docs.sentencepiece_model_file).read_bytes()).hexdigest()
     assert vocabularies.fingerprint(loaded) == vocabularies.fingerprint(docs) == digits
-    assert bytes_.decode(bytes_.encode("any text")) == "any text"
     others = (bytes_, vocabularies.byte_vocabulary(125))
     assert len({digits, *map(vocabularies.fingerprint, others)}) == 3
 

@@ -1,5 +1,6 @@
 """`variator infer`: T5X's files, each example once and in order, complete or not at all."""
 
+import itertools
 import json
 
 import jax
@@ -11,22 +12,16 @@ from tiny import random_params, random_plugin
 from tiny_runs import TINY
 
 from variator_jax import gin_utils
-from variator_jax.backbones.t5 import T5, backbone
-from variator_jax.backbones.t5.decoding import greedy_decode
+from variator_jax.backbones.t5 import T5
+from variator_jax.data.file_task import span_corruption_task_from_text
 from variator_jax.data.tasks import text_to_text_task
-from variator_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    TrainingError,
-    VariatorError,
-)
+from variator_jax.errors import ConfigError, DataError, TrainingError, VariatorError
 from variator_jax.evaluation import infer as infer_module
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.infer import infer
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import load_backbone, load_plugin, save_backbone, save_plugin
+from variator_jax.store import Plugin, load_backbone, load_plugin, save_backbone, save_plugin
 
 LENGTHS = {"inputs": 16, "targets": 6}
 TASK, OTHER, BOTH = "infer_test_one", "infer_test_two", "infer_test_both"
@@ -55,7 +50,7 @@ if TASK not in seqio.TaskRegistry.names():
     seqio.MixtureRegistry.add(BOTH, [TASK, OTHER], default_rate=1)
 
 
-def _save_backbone(folder, seed=0, change=None):
+def _save_backbone(folder, seed=0, scale=1.0):
     """A backbone that answers with letters, and other inputs with other ones."""
     # Kernels without a mean: with one, a random decoder answers the same whatever it reads.
     params = jax.tree.map(
@@ -65,8 +60,8 @@ def _save_backbone(folder, seed=0, change=None):
     logits = params["decoder"]["logits_dense"]["kernel"]
     logits[:, WORDS.eos_id] /= 3
     logits[:, np.setdiff1d(np.arange(TINY.vocab_size), [*letters, WORDS.eos_id])] = 0
-    if change is not None:
-        change(params)
+    for leaf in (logits, params["decoder"]["decoder_norm"]["scale"]):
+        leaf *= np.float32(scale)
     save_backbone(folder / "backbone", TINY, params)
     return load_backbone(folder / "backbone")
 
@@ -97,10 +92,9 @@ def stand_in(monkeypatch):
     """In place of the model, where only the files matter: nothing is compiled."""
 
     def answer(mode, owner, plugin, length, mesh):
-        ratio = plugin.config.ratio if plugin else 1
         if mode == "score":
-            return lambda batch: batch["decoder_target_tokens"].sum(axis=-1) / ratio
-        return lambda batch: batch["encoder_input_tokens"] + ratio
+            return lambda batch: batch["decoder_target_tokens"].sum(axis=-1)
+        return lambda batch: batch["encoder_input_tokens"] + 1
 
     monkeypatch.setattr(infer_module, "_answer", answer)
 
@@ -111,9 +105,9 @@ def _read(path):
 
 def _model(models, ratio):
     """The model of a ratio with its arrays: (model, backbone's, plugin's)."""
-    plugin = load_plugin(models / f"plugin_{ratio}") if ratio > 1 else None
-    settings, variables = (plugin.config, plugin.variables) if plugin else (None, None)
-    return SplicedModel(NETWORK, settings), load_backbone(models / "backbone").params, variables
+    plugin = load_plugin(models / f"plugin_{ratio}") if ratio > 1 else Plugin(PluginConfig(1), None)
+    params = load_backbone(models / "backbone").params
+    return SplicedModel(NETWORK, plugin.config), params, plugin.variables
 
 
 def _tokens():
@@ -127,22 +121,14 @@ def _tokens():
 
 
 @pytest.mark.parametrize("ratio", [1, 4])
-def test_predictions_are_those_of_greedy_decoding_one_by_one(models, tmp_path, ratio, monkeypatch):
-    traced = []
-
-    def counted(*args):
-        traced.append(args[2].shape)
-        return greedy_decode(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(backbone, "greedy_decode", counted)
-        path, other = _infer(models, tmp_path, BOTH, ratio)
-    assert traced == [(4, LENGTHS["inputs"], TINY.embed_dim)]  # compiled once for all batches
+def test_predictions_are_those_of_greedy_decoding_one_by_one(models, tmp_path, ratio):
+    path, other = _infer(models, tmp_path, BOTH, ratio)
     assert path.name == f"{TASK}-predict.jsonl-00000-of-00001"
     names = [path.name, other.name]
     assert {p.name for p in tmp_path.iterdir()} == {*names, *(f"{n}.COMPLETED" for n in names)}
     model, params, variables = _model(models, ratio)
-    alone = jax.jit(lambda row: model.generate(params, variables, row, LENGTHS["targets"]))
+    column, length = "encoder_input_tokens", LENGTHS["targets"]
+    alone = jax.jit(lambda row: model.generate(params, variables, {column: row}, length))
     examples, inputs, _ = _tokens()
     expected = [WORDS.decode(alone(row[None])[0].tolist()) for row in inputs]
     assert len(set(expected)) > 3  # else any order would do
@@ -174,6 +160,21 @@ def test_scores_are_sums_of_log_probabilities_without_padding(models, tmp_path):
     assert not np.isclose(*scores, rtol=1e-3).any()
 
 
+def test_the_noise_of_an_example_is_the_same_each_time_and_wherever_reading_begins(tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(f"line {i} of a text" for i in range(400)))
+    task = span_corruption_task_from_text(str(tmp_path / "text.txt"), vocabulary=WORDS)
+    data = EvalData(task, {"inputs": 64, "targets": 24}, 2)
+
+    def read(start):
+        texts, batches = zip(*itertools.islice(data.examples(task, start), 4 - start), strict=True)
+        assert texts[0] == [{}, {}]  # its texts are not kept
+        return np.stack([batch["encoder_input_tokens"] for batch in batches])
+
+    first = read(0)
+    np.testing.assert_array_equal(first, read(0))
+    np.testing.assert_array_equal(first[2:], read(2))
+
+
 def test_a_task_that_cannot_be_read_is_refused_and_one_without_the_split_left_out(monkeypatch):
     def check(example):
         tf.debugging.assert_less(tf.size(example["inputs"]), 3, "row 7 is bad")
@@ -187,13 +188,11 @@ def test_a_task_that_cannot_be_read_is_refused_and_one_without_the_split_left_ou
     assert EvalData(BOTH, LENGTHS, 4, "empty").tasks() == [TASK]  # the one that has the split
 
 
-def test_a_finished_file_is_not_computed_again(models, tmp_path, stand_in, monkeypatch):
+def test_a_finished_file_is_not_computed_again(models, tmp_path, stand_in):
     (path,) = _infer(models, tmp_path, mode="score")
     before = path.read_bytes()
     path.write_bytes(before + b"kept")
-    with monkeypatch.context() as patched:
-        patched.setattr(EvalData, "examples", None)
-        assert _infer(models, tmp_path, mode="score", batch_size=5) == [path]
+    assert _infer(models, tmp_path, mode="score", batch_size=5) == [path]
     assert path.read_bytes() == before + b"kept"
     path.with_name(f"{path.name}.COMPLETED").unlink()
     _infer(models, tmp_path, mode="score")
@@ -213,31 +212,29 @@ def test_the_results_of_another_run_are_neither_taken_nor_lost(models, tmp_path,
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "torn, ratio, starts",
-    [
-        ("", 1, [2]),
-        ('{"inputs": {"inputs_preto', 1, [2]),
-        ('{"whole": "line"}\n', 1, [2]),
-        ("", 2, [0, 0]),  # of another run
-    ],
-)
+@pytest.mark.parametrize("torn, ratio, starts", [
+    ("", 1, [2]),
+    ('{"inputs": {"inputs_preto', 1, [2]),
+    ('{"whole": "line"}\n', 1, [2]),
+    ("", 2, [0, 0]),  # of another run
+])  # fmt: skip
 def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     models, tmp_path, monkeypatch, stand_in, torn, ratio, starts
 ):
     complete = [path.read_bytes() for path in _infer(models, tmp_path / "complete", BOTH)]
-    real, seen = EvalData.examples, []
+    real, seen, begun, last = EvalData.examples, [], [], 5  # the second task's second batch
 
     def stopped(self, task, start):
+        begun.append(start)
         for batch in real(self, task, start):
-            if len(seen) == 5:  # three batches of the first task, two of the second
+            if len(seen) == last:
                 raise KeyboardInterrupt
             seen.append(batch)
             yield batch
 
+    monkeypatch.setattr(EvalData, "examples", stopped)
     cut, name = tmp_path / "cut", f"{OTHER}-predict.jsonl-00000-of-00001"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(EvalData, "examples", stopped)
+    with pytest.raises(KeyboardInterrupt):
         _infer(models, cut, BOTH, ratio)
     assert not (cut / name).exists()
     with (cut / f"tmp-{name}" / name).open("a") as draft:
@@ -245,34 +242,25 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     if ratio > 1:  # what another run has finished is refused; what it left is started over
         for finished in cut.glob(f"{TASK}*"):
             finished.unlink()
-    begun = []
-
-    def noted(self, task, start):
-        begun.append(start)
-        return real(self, task, start)
-
-    monkeypatch.setattr(EvalData, "examples", noted)
+    last = None
     paths = _infer(models, cut, BOTH)
-    assert begun == starts
+    assert begun[2:] == starts
     assert [path.read_bytes() for path in paths] == complete
     names = [path.name for path in paths]
     assert {p.name for p in cut.iterdir()} == {*names, *(f"{name}.COMPLETED" for name in names)}
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"mode": "scores"}, "Did you mean 'score'"),
-        ({"output_dir": None}, "INFER_OUTPUT_DIR is None"),
-        ({"output_dir": "gs://bucket/x"}, "path of a local folder"),
-        ({"initial_checkpoint_path": None}, "set CHECKPOINT_PATH"),
-        ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
-        ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
-        ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
-        ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
-        ({"ratio": 4}, "there is no plugin: name its folder"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"mode": "scores"}, "Did you mean 'score'"),
+    ({"output_dir": None}, "INFER_OUTPUT_DIR is None"),
+    ({"output_dir": "gs://bucket/x"}, "path of a local folder"),
+    ({"initial_checkpoint_path": None}, "set CHECKPOINT_PATH"),
+    ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
+    ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
+    ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
+    ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
+    ({"ratio": 4}, "RATIO is 4, the plugin's ratio None"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused(models, tmp_path, change, message):
     arguments = {
         "output_dir": str(tmp_path / "output"),
@@ -288,36 +276,30 @@ def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
     _save_backbone(tmp_path / "other", seed=1)
     arguments = {"output_dir": str(tmp_path), "data": EvalData(TASK, LENGTHS)}
     arguments["plugin_path"] = str(models / "plugin_2")
-    with pytest.raises(CheckpointError, match="belongs to backbone"):
+    with pytest.raises(VariatorError, match="belongs to backbone"):
         infer(initial_checkpoint_path=str(tmp_path / "other"), **arguments)
-    with pytest.raises(ConfigError, match="RATIO is 4, and the plugin's ratio is 2"):
+    with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2"):
         infer(initial_checkpoint_path=str(models), ratio=4, **arguments)
 
 
 def test_scores_that_are_not_finite_are_never_written(models, tmp_path):
-    def huge(params):
-        params["decoder"]["logits_dense"]["kernel"] *= np.float32(1e38)
-        params["decoder"]["decoder_norm"]["scale"] *= np.float32(1e38)
-
-    _save_backbone(tmp_path, change=huge)
+    _save_backbone(tmp_path, scale=1e38)
     with pytest.raises(TrainingError, match="not finite"):
         _infer(tmp_path, tmp_path / "output", mode="score")
     assert not list((tmp_path / "output").glob("infer*"))
 
 
 def test_the_packaged_gin_file_answers(models, tmp_path, stand_in):
-    def configured(**macros):
-        bindings = [f"{name}={value}" for name, value in macros.items()]
-        engine = gin_utils.configs_dir() / "engines" / "builtin"
-        gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [str(engine)])
-        return gin_utils.configured(infer)
-
-    task = {"MIXTURE_OR_TASK_NAME": TASK, "TASK_FEATURE_LENGTHS": LENGTHS, "SPLIT": "train"}
-    names = {"CHECKPOINT_PATH": models, "PLUGIN_PATH": models / "plugin_4", "BATCH_SIZE": 2}
-    output = tmp_path / "gin"
-    (path,) = configured(**task, **names, INFER_MODE="score", INFER_OUTPUT_DIR=output)()
+    engine = gin_utils.engine_dir()
+    macros = {"MIXTURE_OR_TASK_NAME": TASK, "TASK_FEATURE_LENGTHS": LENGTHS, "SPLIT": "train"}
+    macros |= {"CHECKPOINT_PATH": models, "PLUGIN_PATH": models / "plugin_4", "BATCH_SIZE": 2}
+    macros |= {"INFER_MODE": "score", "INFER_OUTPUT_DIR": tmp_path / "gin"}
+    bindings = [f"{name}={value}" for name, value in macros.items()]
+    gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [engine])
+    (path,) = gin_utils.configured(infer)()
     (expected,) = _infer(models, tmp_path, TASK, 4, "score", "train", batch_size=2)
-    assert path.parent == output and path.read_bytes() == expected.read_bytes()
+    assert path.parent == tmp_path / "gin" and path.read_bytes() == expected.read_bytes()
     # The backbone of other runs serves, too.
-    configured(INFER_OUTPUT_DIR="x", INITIAL_CHECKPOINT_PATH="runs/backbone")
+    bindings = ["INFER_OUTPUT_DIR=x", "INITIAL_CHECKPOINT_PATH=runs/backbone"]
+    gin_utils.parse(("nano_docs.gin", "runs/infer.gin"), bindings, [engine])
     assert gin_utils.macro("CHECKPOINT_PATH") == "runs/backbone"

@@ -87,16 +87,13 @@ UNCHECKED = "warning: the command is not checked: "
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize(
-    ("environment", "options", "code", "message"),
-    [
-        ({}, [], 2, "error: there is no command 'trian'.\nerror: nothing was started; --no-check"),
-        ({"CHECK": "0"}, [], 0, ""),
-        ({}, ["--no-check"], 0, ""),
-        ({"LACKS": "variator_jax"}, [], 0, UNCHECKED),
-        ({"CHECK": "137"}, [], 0, UNCHECKED),
-    ],
-)
+@pytest.mark.parametrize(("environment", "options", "code", "message"), [
+    ({}, [], 2, "error: there is no command 'trian'.\nerror: nothing was started; --no-check"),
+    ({"CHECK": "0"}, [], 0, ""),
+    ({}, ["--no-check"], 0, ""),
+    ({"LACKS": "variator_jax"}, [], 0, UNCHECKED),
+    ({"CHECK": "137"}, [], 0, UNCHECKED),
+])  # fmt: skip
 def test_a_command_that_variator_refuses_is_not_started(
     script, environment, options, code, message, stubs
 ):

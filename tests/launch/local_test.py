@@ -1,12 +1,9 @@
 """launch/local.sh: real processes that JAX joins, and what follows when one is lost."""
 
-import shlex
 import sys
 
 import pytest
 from launching import LOST, ROOT, launch
-
-from variator_jax import cli
 
 # One process of a run: each adds up over all, until an event.
 PROGRAM = """
@@ -49,14 +46,11 @@ def program(tmp_path):
     return ["--program", str(path)]
 
 
-@pytest.mark.parametrize(
-    ("event", "code", "other", "line", "ended"),
-    [
-        ("killed0", 137, "1", LOST, "process 0 ended with exit code 137"),
-        ("killed1", 137, "0", LOST, "process 1 ended with exit code 137"),
-        ("error1", 2, "1", "error: disk 1 is full", "process 0 ended with exit code 75"),
-    ],
-)
+@pytest.mark.parametrize(("event", "code", "other", "line", "ended"), [
+    ("killed0", 137, "1", LOST, "process 0 ended with exit code 137"),
+    ("killed1", 137, "0", LOST, "process 1 ended with exit code 137"),
+    ("error1", 2, "1", "error: disk 1 is full", "process 0 ended with exit code 75"),
+])  # fmt: skip
 def test_the_end_of_one_process_ends_the_other(event, code, other, line, ended, program):
     result = launch("local.sh", "2", *program, "--", event)
     assert result.returncode == code and ended in result.stderr
@@ -84,12 +78,3 @@ def test_local_ends_what_does_not_end_by_itself(tmp_path):
     result = launch("local.sh", "2", "--grace", "1", "--program", str(path), "--", "x")
     assert result.returncode == 3
     assert "ending the processes that are left" in result.stderr
-
-
-def test_local_has_one_command_for_a_fresh_clone_in_its_help_and_in_the_docs():
-    text = " ".join(launch("local.sh", "--help").stdout.replace("\\\n", " ").split())
-    docs = (ROOT / "docs" / "multi_host.md").read_text().replace("\\\n", " ")
-    command = text[text.index("bash launch/local.sh") : text.index(" That trains")]
-    assert command in " ".join(docs.split())
-    arguments = shlex.split(command)[4:]
-    assert cli.main([arguments[0], "--check", "--engine=builtin", *arguments[1:]]) == 0

@@ -138,7 +138,12 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
 
     Weights are arguments, never constants of the compiled function. Ratio 1 runs the backbone.
     """
-    return jax.jit(SplicedModel(T5(config), plugin).encode)
+    model = SplicedModel(T5(config), plugin)
+
+    def encode(params: Params, variables: Any, tokens: jax.Array) -> jax.Array:
+        return model.encode(params, variables, {"encoder_input_tokens": tokens})
+
+    return jax.jit(encode)
 
 
 def interleaved_seconds(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:

@@ -70,17 +70,15 @@ def _backbone(what: str, path: str | os.PathLike, source: backbone.Source, verif
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     dtypes = ", ".join(sorted({leaf.dtype.name for leaf in leaves}))
     vocabulary = source.vocabulary_file
-    encoder_mlp = f" ({config.encoder_mlp} in the encoder)"
+    unread = "not known before every weight was read: variator inspect --verify"
     rows = {
         "parameters": f"{count:,} in {len(leaves)} leaves, {size / 1e6:,.3f} MB of {dtypes}",
         "shape": f"{config.num_encoder_layers} encoder and {config.num_decoder_layers} decoder "
-        f"layers, embed {config.embed_dim}, mlp {config.mlp_dim}"
-        f"{encoder_mlp if config.encoder_mlp != config.mlp_dim else ''}, "
+        f"layers, embed {config.embed_dim}, mlp {config.mlp_dim} "
+        f"({config.encoder_mlp} in the encoder), "
         f"{config.num_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
         "feed-forward": " * ".join(config.mlp_activations),
-        "fits": f"plugins of fingerprint {fingerprint}"
-        if fingerprint
-        else "not known before every weight was read: variator inspect --verify",
+        "fits": f"plugins of fingerprint {fingerprint}" if fingerprint else unread,
         "vocabulary": arrays.file_checksum(vocabulary) if vocabulary else "none in the folder",
         "weights": "read and whole" if verify else "not read; only their names and shapes",
     }
@@ -139,9 +137,8 @@ def _run(folder: pathlib.Path, verify: bool) -> str:
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
     rows = {"training checkpoints": ", ".join(map(str, steps)) or "none"}
     written = [folder / part for part in ("backbone", "lora", "plugin") if (folder / part).is_dir()]
-    parts = [describe(part, verify=verify) for part in written]
-    nothing = ["  nothing written yet: a run writes what it trained when it ends"]
-    return "\n".join([_titled(f"run folder {folder}", rows), *_report(folder), *(parts or nothing)])
+    parts = [describe(part, verify=verify) for part in written] or ["  nothing written yet"]
+    return "\n".join([_titled(f"run folder {folder}", rows), *_report(folder), *parts])
 
 
 def _headline(folder: pathlib.Path) -> str:
@@ -157,11 +154,10 @@ def _report(folder: pathlib.Path) -> list[str]:
     """A finished evaluation: quality and saved work of each ratio."""
     if not (folder / "report.json").is_file():
         return []
-    report = read_report(folder / "report.json")
-    rows = {
-        f"ratio {x.ratio}": f"{_values(x.quality)}; {100 * x.flops_saved:.1f} % of the encoder's "
-        "FLOPs saved"
-        for x in report.ratios
-    }
+    report, saved = read_report(folder / "report.json"), "of the encoder's FLOPs saved"
     owner = f"backbone {report.backbone.name} with fingerprint {report.backbone.fingerprint}"
+    rows = {
+        f"ratio {entry.ratio}": f"{_values(entry.quality)}; {entry.flops_saved:.1%} {saved}"
+        for entry in report.ratios
+    }
     return [_titled(f"report on {owner}", rows)]

@@ -23,16 +23,19 @@ HOW = "docs/t5x.md shows how to install T5X"
 # T5X's programs, by the modules whose functions gin configures.
 PROGRAMS = {name: f"t5x.{name}" for name in ("train", "eval", "infer", "export", "precompile")}
 
-# Macros of one engine alone, and what to set on the other.
-_OF_T5X = dict.fromkeys(
-    ("NUM_PARTITIONS", "MODEL_PARALLEL_SUBMESH"), "give MESH_SHAPE = (data, fsdp, model)"
-)
-_OF_BUILTIN = {
-    "REMAT": "give NUM_MICROBATCHES",
-    "DATA_SHARDS": "T5X cuts the data by the number of hosts",
-    "LATENCY_SHAPES": "use variator bench, or --engine=builtin",
+# Macros that one engine alone reads, and what to do on the other.
+_MESH = "give MESH_SHAPE = (data, fsdp, model)"
+_FOREIGN = {
+    BUILTIN: {"NUM_PARTITIONS": _MESH, "MODEL_PARALLEL_SUBMESH": _MESH},
+    T5X: {
+        "REMAT": "give NUM_MICROBATCHES",
+        "DATA_SHARDS": "T5X cuts the data by the number of hosts",
+        "LATENCY_SHAPES": "use variator bench, or --engine=builtin",
+    },
 }
 _PLUGIN_MACROS = {"train": "INITIAL_PLUGIN_PATH", "eval": "PLUGIN_PATHS, a tuple"}  # builtin
+# Flags of the data folder and of several processes, which T5X's programs have, too.
+_SHARED_FLAGS = ("tfds_data_dir", "coordinator_address", "process_count", "process_index")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +48,12 @@ class Engine:
     def search_paths(self, command: str) -> list[str]:
         """The folders of its part of a configuration: `engine.gin` and what that includes."""
         folder = gin_utils.engine_dir(self.name)
-        if self.name == BUILTIN:
-            return [folder]
-        return [os.path.join(folder, command), folder, str(_t5x_root())]
+        folders = [os.path.join(folder, command), folder, str(_t5x_root())]
+        return folders if self.name == T5X else [folder]
 
 
 def choose(asked: str | None) -> Engine:
-    """T5X where it can be imported, the built-in engine otherwise, or the one that is asked for.
-
-    Args:
-      asked: the engine's name; None for the environment variable VARIATOR_ENGINE, if it is set.
+    """The engine of that name or of VARIATOR_ENGINE; else T5X where it is, or the built-in one.
 
     Raises:
       ConfigError: for an unknown engine, or for T5X where it is not importable.
@@ -80,29 +79,27 @@ def announce(asked: str | None) -> Engine:
 
 
 def parse(
-    args: argparse.Namespace,
-    engine: Engine,
-    command: str = "train",
-    require: bool = True,
-    preflight: bool = True,
+    args: argparse.Namespace, engine: Engine, require: bool = True, preflight: bool = True
 ) -> list[tuple[str, str]]:
     """Parses the gin files for an engine's command; returns the overrides as gin literals.
 
-    Args:
-      args: those of `registry.gin_arguments`.
-      engine: the engine, of `choose`.
-      command: whose part of the engine's configuration is meant.
-      require: whether required macros must be set.
-      preflight: whether to check T5X's checkpoints and folders, too.
+    With `require`, required macros must be set; with `preflight`, T5X's folders are checked, too.
 
     Raises:
-      ConfigError: as `gin_utils.parse`, for macros of the other engine, and if T5X, or what it
-        needs, cannot be imported.
-      VariatorError: for any other error that shows before T5X starts.
+      VariatorError: as `gin_utils.parse`, and for macros of the other engine or a T5X that cannot
+        be imported or would refuse to start.
     """
     if not args.gin_file:
         raise ConfigError("no gin file given: --gin_file=nano_docs.gin is the smallest one.")
-    _refuse_foreign(engine.name, command, args.bindings)
+    command = args.command if args.command in PROGRAMS else "train"
+    other = {BUILTIN: T5X, T5X: BUILTIN}[engine.name]
+    for name in (binding.partition("=")[0].strip() for binding in args.bindings):
+        if hint := _FOREIGN[engine.name].get(name):
+            on_this = f"on {engine.name}: {hint}"
+            raise ConfigError(f"--gin.{name} is for the engine {other}; {on_this}.")
+        if name == "PLUGIN_PATH" and command in _PLUGIN_MACROS and engine.name == BUILTIN:
+            right = _PLUGIN_MACROS[command]
+            raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {right}.")
     paths = [*args.gin_search_paths, *engine.search_paths(command)]
     if engine.name == BUILTIN:
         return gin_utils.parse(args.gin_file, args.bindings, paths, require)
@@ -125,43 +122,26 @@ def _preflight(command: str) -> None:
     gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
 
 
-def _refuse_foreign(engine: str, command: str, bindings: Sequence[str]) -> None:
-    """Refuses overrides of macros that only the other engine, or another command, reads."""
-    other, foreign = (T5X, _OF_T5X) if engine == BUILTIN else (BUILTIN, _OF_BUILTIN)
-    for name in (binding.partition("=")[0].strip() for binding in bindings):
-        if name in foreign:
-            hint = f"on {engine}: {foreign[name]}"
-            raise ConfigError(f"--gin.{name} is for the engine {other}; {hint}.")
-        if name == "PLUGIN_PATH" and command in _PLUGIN_MACROS and engine == BUILTIN:
-            instead = _PLUGIN_MACROS[command]
-            raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {instead}.")
-
-
-def use_tfds_folder(folder: str | None) -> None:
-    """Lets seqio read TFDS's datasets from `folder`, if one is given."""
-    if folder:
-        import seqio
-
-        seqio.set_tfds_data_dir_override(folder)
-
-
 def command_line(
-    command: str,
-    gin_files: Sequence[str],
-    overrides: Sequence[tuple[str, str]],
-    search_paths: Sequence[str],
-    flags: Sequence[str] = (),
+    args: argparse.Namespace, engine: Engine, overrides: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """The call of T5X's own program for a command, with further flags of that program."""
-    folders = [os.getcwd(), *search_paths, str(gin_utils.configs_dir())]
-    precompile = command == "precompile"  # It only runs through T5X's common entrance.
+    """The call of T5X's own program for a command, with its further flags."""
+    paths = [*args.gin_search_paths, *engine.search_paths(args.command)]
+    folders = [os.getcwd(), *paths, str(gin_utils.configs_dir())]
+    precompile = args.command == "precompile"  # It only runs through T5X's common entrance.
+    shared = {name: vars(args).get(name) for name in _SHARED_FLAGS}
+    flags = [f"--{name}={value}" for name, value in shared.items() if value is not None]
+    if vars(args).get("multiprocess") or any(
+        shared[name] is not None for name in _SHARED_FLAGS[1:]
+    ):
+        flags.append("--multiprocess_gpu")
     return [
-        *(sys.executable, "-m", "t5x.main" if precompile else PROGRAMS[command]),
-        *(f"--gin_file={gin_utils.find_config(name, search_paths)}" for name in gin_files),
+        *(sys.executable, "-m", "t5x.main" if precompile else PROGRAMS[args.command]),
+        *(f"--gin_file={gin_utils.find_config(name, paths)}" for name in args.gin_file),
         f"--gin_search_paths={','.join(folders)}",
         *(f"--gin.{name}={value}" for name, value in overrides),
         *(["--run_mode=precompile"] if precompile else []),
-        *flags,
+        *(*flags, *args.t5x_flags),
     ]
 
 
@@ -183,10 +163,8 @@ def as_main(module: str) -> Iterator[None]:
         sys.modules["__main__"] = importlib.import_module(module)
         yield
     except ImportError as error:
-        serving = "tensorflow_serving" in str(error)
-        package = "tensorflow-serving-api" if serving else error.name
         raise ConfigError(
-            f"{module} cannot be imported: {error}. It needs the package {package!r}; {HOW}. "
+            f"{module} cannot be imported: {error}. It needs the package {error.name!r}; {HOW}. "
             f"--engine={BUILTIN} trains, evaluates and infers without T5X."
         ) from error
     finally:
@@ -194,10 +172,7 @@ def as_main(module: str) -> Iterator[None]:
 
 
 def _t5x_root() -> pathlib.Path | None:
-    """The folder of the package t5x; a folder of that name without T5X's files does not count.
-
-    Nothing is imported: a T5X whose dependencies are missing counts, and `as_main` names them.
-    """
+    """The folder of the package t5x, which is not imported; its dependencies may be missing."""
     spec = importlib.util.find_spec("t5x")
     if spec is None or not spec.origin:
         return None

@@ -98,11 +98,11 @@ def run(folder: pathlib.Path) -> int:
 def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> None:
     """Adds the stages' seconds to the report and prints it, and what to do next."""
     from variator_jax.evaluation.report import read_report, write_report
-    from variator_jax.evaluation.schema import QUICKSTART, targets_missed
+    from variator_jax.evaluation.schema import targets_missed
 
     report = dataclasses.replace(read_report(folder / "report.json"), seconds=seconds)
-    notes = (_NOTE,) if targets_missed(report, QUICKSTART) else ()
-    write_report(dataclasses.replace(report, notes=notes), folder, QUICKSTART)
+    notes = (_NOTE,) if targets_missed(report) else ()
+    write_report(dataclasses.replace(report, notes=notes), folder, promised=True)
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(_NEXT.format(folder=folder))
 

@@ -1,4 +1,4 @@
-"""The table of commands, the arguments that several of them take, and running one of them.
+"""The table of commands, and running one of them.
 
 Nothing heavy is imported until a command runs, so that `variator --help` answers at once.
 """
@@ -20,8 +20,6 @@ from variator_jax.errors import ConfigError, VariatorError, did_you_mean
 
 Run = Callable[[argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], object]
-
-_GIN_PREFIX = "--gin."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +95,14 @@ def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     if name.startswith("-") and name not in ("-h", "--help", "--version"):
         raise ConfigError(f"the command comes first: {program} {'|'.join(COMMANDS)} {name} ...")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    plain = [a for a in arguments[:end] if not a.startswith(_GIN_PREFIX)]
+    prefix = "--gin."
+    plain = [a for a in arguments[:end] if not a.startswith(prefix)]
     args, unknown = _program_parser(program).parse_known_args(plain)
+    args.bindings = [a.removeprefix(prefix) for a in arguments[:end] if a.startswith(prefix)]
     if unknown:
         _refuse(unknown, args.parser)
-    overrides = [a for a in arguments[:end] if a.startswith(_GIN_PREFIX)]
-    if overrides and "gin_file" not in args:
-        raise ConfigError(f"{name} takes no gin overrides, found {overrides[0]}.")
-    args.bindings = [override.removeprefix(_GIN_PREFIX) for override in overrides]
+    if args.bindings and "gin_file" not in args:
+        raise ConfigError(f"{name} takes no gin overrides, found {prefix}{args.bindings[0]}.")
     args.t5x_flags = arguments[end + 1 :]
     return args
 
@@ -159,47 +157,3 @@ def _one_line(message: str) -> str:
     """The message without gin's trace of calls, its lines joined."""
     message = re.split(r"\n +In (?:call to configurable|file|bindings string) ", message)[0]
     return " ".join(message.split()) or "unknown error"
-
-
-# Arguments that several commands take.
-
-
-def gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that is configured by gin."""
-    add = parser.add_argument
-    files = "a gin file, or the name of a packaged one; repeatable, later ones override"
-    add("--gin_file", action="append", default=[], metavar="FILE", help=files)
-    # For the help alone: `_parse` removes overrides, whose names are the user's, before argparse.
-    overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
-    add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
-    folders = "folders where gin files are looked for before the packaged ones"
-    add(
-        "--gin_search_paths",
-        action="extend",
-        default=[],
-        metavar="A,B",
-        help=folders,
-        type=lambda names: list(filter(None, names.split(","))),
-    )
-    add("--engine", help="t5x or builtin; by default T5X where it can be imported")
-
-
-def run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that an engine runs."""
-    add = parser.add_argument
-    plan = "print the configuration and what the run will need, and stop"
-    add("--dry_run", action="store_true", help=plan)
-    check = "check arguments and gin files without looking at devices; nothing may be left unset"
-    add("--check", action="store_true", help=check)
-    add("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
-    parser.add_argument_group("-- FLAG ...", "further flags of T5X's own program")
-
-
-def process_arguments(parser: argparse.ArgumentParser) -> None:
-    """How several processes find one another; T5X has the same names."""
-    add = parser.add_argument
-    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, in a run of several")
-    add("--process_count", type=int, metavar="N", help="how many processes the run has")
-    add("--process_index", type=int, metavar="I", help="which of them this is, from 0")
-    detected = "insist on a TPU pod, SLURM, Open MPI or Kubernetes that JAX detects"
-    add("--multiprocess", action="store_true", help=detected)

@@ -10,18 +10,51 @@ from variator_jax import gin_utils
 from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.commands import engines
-from variator_jax.commands.registry import command, gin_arguments, process_arguments, run_arguments
+from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError
 
-# Commands that T5X alone has, and what to do without it.
-_WITHOUT_T5X = {
-    "export": "variator infer scores and decodes, and VariatorModel runs a plugin folder in Python",
-    "precompile": "--dry_run shows what a run needs",
-}
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
 
 
-@command("train", gin_arguments, run_arguments, process_arguments)
+def _gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that is configured by gin."""
+    add = parser.add_argument
+    files = "a gin file, or the name of a packaged one; repeatable, later ones override"
+    add("--gin_file", action="append", default=[], metavar="FILE", help=files)
+    # For the help alone: `_parse` removes overrides, whose names are the user's, before argparse.
+    overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
+    add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
+    folders = "folders where gin files are looked for before the packaged ones"
+    add("--gin_search_paths", action="extend", default=[], type=_names, metavar="A,B", help=folders)
+    add("--engine", help="t5x or builtin; by default T5X where it can be imported")
+
+
+def _names(value: str) -> list[str]:
+    return list(filter(None, value.split(",")))
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that an engine runs."""
+    add = parser.add_argument
+    plan = "print the configuration and what the run will need, and stop"
+    add("--dry_run", action="store_true", help=plan)
+    check = "check arguments and gin files without looking at devices; nothing may be left unset"
+    add("--check", action="store_true", help=check)
+    add("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
+    parser.add_argument_group("-- FLAG ...", "further flags of T5X's own program")
+
+
+def _process_arguments(parser: argparse.ArgumentParser) -> None:
+    """How several processes find one another; T5X has the same names."""
+    add = parser.add_argument
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, in a run of several")
+    add("--process_count", type=int, metavar="N", help="how many processes the run has")
+    add("--process_index", type=int, metavar="I", help="which of them this is, from 0")
+    detected = "insist on a TPU pod, SLURM, Open MPI or Kubernetes that JAX detects"
+    add("--multiprocess", action="store_true", help=detected)
+
+
+@command("train", _gin_arguments, _run_arguments, _process_arguments)
 def _train(args: argparse.Namespace) -> None:
     """Train a compression plugin, or a backbone.
 
@@ -43,7 +76,7 @@ def _train(args: argparse.Namespace) -> None:
             raise SystemExit(128 + signal.SIGTERM)  # as if the signal had ended it, for scripts
 
 
-@command("eval", gin_arguments, run_arguments)
+@command("eval", _gin_arguments, _run_arguments)
 def _eval(args: argparse.Namespace) -> None:
     """Evaluate a backbone with its compression plugins: quality, cost and latency per ratio.
 
@@ -57,7 +90,7 @@ def _eval(args: argparse.Namespace) -> None:
         gin_utils.configured(evaluate.evaluate)()
 
 
-@command("infer", gin_arguments, run_arguments)
+@command("infer", _gin_arguments, _run_arguments)
 def _infer(args: argparse.Namespace) -> None:
     """Write a backbone's predictions, or scores of the targets, for every example of a task.
 
@@ -71,7 +104,7 @@ def _infer(args: argparse.Namespace) -> None:
         gin_utils.configured(infer.infer)()
 
 
-@command("export", gin_arguments, run_arguments)
+@command("export", _gin_arguments, _run_arguments)
 def _export(args: argparse.Namespace) -> None:
     """Write a TensorFlow SavedModel that scores or decodes; needs T5X.
 
@@ -81,7 +114,7 @@ def _export(args: argparse.Namespace) -> None:
     _prepare_builtin(args)
 
 
-@command("precompile", gin_arguments, run_arguments)
+@command("precompile", _gin_arguments, _run_arguments)
 def _precompile(args: argparse.Namespace) -> None:
     """Compile the train step for an absent TPU; needs T5X.
 
@@ -97,39 +130,30 @@ def _prepare_builtin(args: argparse.Namespace) -> bool:
     """
     engine = engines.announce(args.engine)
     builtin = engine.name == engines.BUILTIN
-    if builtin and args.command in _WITHOUT_T5X:
-        raise ConfigError(
-            f"the built-in engine has no {args.command}: it is T5X's, and {engines.HOW}. "
-            f"Without T5X, {_WITHOUT_T5X[args.command]}."
-        )
-    if builtin and args.t5x_flags:
-        raise ConfigError(f"{' '.join(args.t5x_flags)}: a flag of T5X, not of the built-in engine.")
-    overrides = engines.parse(
-        args, engine, args.command, require=args.check or not args.dry_run, preflight=not args.check
-    )
+    of_t5x = [args.command] if args.command in ("export", "precompile") else args.t5x_flags
+    if builtin and of_t5x:
+        raise ConfigError(f"the built-in engine has no {' '.join(of_t5x)}; {engines.HOW}.")
+    overrides = engines.parse(args, engine, args.check or not args.dry_run, not args.check)
     if args.check:
         return False
     if args.dry_run:
         _print_plan(args.command, builtin)
     if builtin:
-        engines.use_tfds_folder(args.tfds_data_dir)
+        _use_tfds_folder(args.tfds_data_dir)
         return not args.dry_run
-    paths = [*args.gin_search_paths, *engine.search_paths(args.command)]
-    flags = [*_t5x_flags(args), *args.t5x_flags]
-    program = engines.command_line(args.command, args.gin_file, overrides, paths, flags)
+    program = engines.command_line(args, engine, overrides)
     if not args.dry_run:
         engines.run_program(program)
     print(f"T5X's own command:\n  {shlex.join(program)}")
     return False
 
 
-def _t5x_flags(args: argparse.Namespace) -> list[str]:
-    """T5X's flags for the data folder, and for joining several processes of its training."""
-    names = ("tfds_data_dir", "coordinator_address", "process_count", "process_index")
-    values = {name: getattr(args, name, None) for name in names}
-    flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-    joined = any(values[name] is not None for name in names[1:])
-    return [*flags, *(["--multiprocess_gpu"] if joined or vars(args).get("multiprocess") else [])]
+def _use_tfds_folder(folder: str | None) -> None:
+    """Lets seqio read TFDS's datasets from `folder`, if one is given."""
+    if folder:
+        import seqio
+
+        seqio.set_tfds_data_dir_override(folder)
 
 
 def _print_plan(command_name: str, builtin: bool) -> None:
@@ -154,7 +178,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tfds_data_dir", metavar="DIR", help="where TFDS keeps its datasets")
 
 
-@command("experiment", gin_arguments, _experiment_arguments)
+@command("experiment", _gin_arguments, _experiment_arguments)
 def _experiment(args: argparse.Namespace) -> None:
     """Run a grid of backbones, tasks, ratios and seeds; the same command resumes it.
 
@@ -175,7 +199,7 @@ def _experiment(args: argparse.Namespace) -> None:
         return
     from variator_jax.experiment import report, score
 
-    engines.use_tfds_folder(args.tfds_data_dir)
+    _use_tfds_folder(args.tfds_data_dir)
     configs = drive.preflight(experiment, data=True)
     records = drive.drive(experiment, configs, grid.run_training, score.score_cell)
     print(report.report(experiment, records))
@@ -190,7 +214,7 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="v5e:4x4", help=slices)
 
 
-@command("budget", gin_arguments, _budget_arguments)
+@command("budget", _gin_arguments, _budget_arguments)
 def _budget(args: argparse.Namespace) -> None:
     """Compile the train step for shapes alone: memory, FLOPs and collectives per device.
 
@@ -199,10 +223,8 @@ def _budget(args: argparse.Namespace) -> None:
         --gin.REMAT=True --gin.BATCH_SIZE=128
     """
     hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
-    if args.devices is not None and args.devices < 1:
-        raise ConfigError(f"--devices {args.devices}: expected 1 or more.")
-    if args.topology and args.devices:
-        raise ConfigError("--topology names the devices; leave --devices out.")
+    if args.devices is not None and (args.topology or args.devices < 1):
+        raise ConfigError(f"--devices {args.devices}: expected 1 or more, without --topology.")
     if args.devices:
         # Read when JAX first looks for devices.
         flag = f"--xla_force_host_platform_device_count={args.devices}"
@@ -225,7 +247,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verify", action="store_true", help="also read every weight of a backbone")
 
 
-@command("inspect", gin_arguments, _inspect_arguments)
+@command("inspect", _gin_arguments, _inspect_arguments)
 def _inspect(args: argparse.Namespace) -> None:
     """Describe a folder, or print the configuration that gin files and overrides resolve to.
 
@@ -255,11 +277,10 @@ def _report(args: argparse.Namespace) -> None:
     variator report runs/glue_small
     """
     folder = Path(args.path)
-    table = next((folder / n for n in _REPORTS if (folder / n).is_file()), None)
-    if table is None:
-        names = " nor ".join(_REPORTS)
-        raise ConfigError(f"{folder} holds neither {names}: not a finished evaluation's folder.")
-    print(table.read_text(encoding="utf-8").rstrip())
+    tables = [folder / name for name in _REPORTS if (folder / name).is_file()]
+    if not tables:
+        raise ConfigError(f"{folder} is not that of a report: it has no {' or '.join(_REPORTS)}.")
+    print(tables[0].read_text(encoding="utf-8").rstrip())
     for plot in sorted(folder.glob("*.png")):
         print(f"\nPlot: {plot}")
 

@@ -136,9 +136,9 @@ def _rows(name: str, order: Order, start: int, multiple: int | None) -> Iterator
     provider = task_or_mixture(name)
     tasks = tasks_of(provider, order.split)
     rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
+    rows = examples(tasks, rates / rates.sum(), order, start if multiple is None else 0)
     if multiple is None:
-        return examples(tasks, rates / rates.sum(), order, start)
-    rows = examples(tasks, rates / rates.sum(), order)
+        return rows
     return itertools.islice(pack(rows, dict(order.lengths), multiple), start, None)
 
 
@@ -172,14 +172,11 @@ def check_request(
       DataError: for unusable lengths, an unusable batch size, or a split that is not there.
     """
     if set(lengths) != {"inputs", "targets"} or min(map(int, [*lengths.values(), batch_size])) < 1:
-        raise DataError(
-            f"feature lengths {dict(lengths)!r}, batch_size {batch_size!r}: expected positive "
-            "'inputs' and 'targets', and 1 or more rows"
-        )
+        given = f"feature lengths {dict(lengths)!r}, batch_size {batch_size!r}"
+        raise DataError(f"{given}: expected positive 'inputs' and 'targets', and 1 or more rows")
     if split not in provider.splits:
-        known = ", ".join(sorted(provider.splits))
         nearest = did_you_mean(split, provider.splits)
-        raise DataError(f"{provider.name!r} has no split {split!r}.{nearest} Splits: {known}")
+        raise DataError(f"{provider.name!r} has no split {split!r}.{nearest}")
     return {name: int(length) for name, length in lengths.items()}
 
 
@@ -196,9 +193,9 @@ def _lay_out(rows: Batch) -> Batch:
     }
     if "targets_positions" in rows:
         shifted[rows["targets_positions"] == 0] = 0  # the first token of each packed example
-        for feature, stack in (("inputs", "encoder"), ("targets", "decoder")):
-            for kind in ("segment_ids", "positions"):
-                batch[f"{stack}_{kind}"] = rows[f"{feature}_{kind}"]
+        for kind in ("segment_ids", "positions"):
+            batch[f"encoder_{kind}"] = rows[f"inputs_{kind}"]
+            batch[f"decoder_{kind}"] = rows[f"targets_{kind}"]
     return batch
 
 

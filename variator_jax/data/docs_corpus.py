@@ -15,6 +15,7 @@ import functools
 import gc
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -92,9 +93,9 @@ def cache_root() -> Path:
 def source_folders() -> tuple[Path, ...]:
     """Returns the running Python's standard library, and after it the folders of its packages."""
     paths = sysconfig.get_paths()
-    folders = [paths["purelib"], paths["platlib"], *site.getsitepackages(), *sys.path]
-    named = [Path(f) for f in folders if Path(f).name in ("site-packages", "dist-packages")]
-    return tuple(dict.fromkeys([Path(paths["stdlib"]), *filter(Path.is_dir, named)]))
+    folders = map(Path, (paths["purelib"], paths["platlib"], *site.getsitepackages(), *sys.path))
+    packages = [f for f in folders if f.name in ("site-packages", "dist-packages") and f.is_dir()]
+    return tuple(dict.fromkeys([Path(paths["stdlib"]), *packages]))
 
 
 def ensure_corpus() -> Path:
@@ -115,10 +116,8 @@ def ensure_corpus() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _build(folder)
     except OSError as error:
-        raise DataError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}); set "
-            "VARIATOR_CACHE to a folder that can"
-        ) from error
+        reason = f"the cache folder {folder.parent} cannot be written ({error.strerror})"
+        raise DataError(f"{reason}; set VARIATOR_CACHE to another") from error
     return folder
 
 
@@ -131,8 +130,8 @@ def read_split(folder: Path, split: str) -> list[dict[str, str]]:
 
 def _build(folder: Path) -> None:
     sources = select_sources(find_sources())
-    files = f"{len(sources)} Python files (first use)"
-    print(f"variator_jax: reading the documentation in {files}", file=sys.stderr, flush=True)
+    reading = f"reading the documentation in {len(sources)} Python files (first use)"
+    print(f"variator_jax: {reading}", file=sys.stderr, flush=True)
     gc.disable()  # parses twice as fast: syntax trees are many small objects, and none is kept
     try:
         records = _extract(sources)
@@ -150,7 +149,6 @@ def _build(folder: Path) -> None:
 def find_sources() -> Iterator[Source]:
     """Yields every documented Python file of the installation but tests and vendored copies."""
     for number, root in enumerate(source_folders()):
-        kind = "site" if number else STANDARD_LIBRARY
         for folder, subfolders, files in os.walk(root):
             subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
             for name in filter(_SOURCE_FILE.fullmatch, sorted(files)):
@@ -158,6 +156,7 @@ def find_sources() -> Iterator[Source]:
                 inside = path.relative_to(root)
                 if size := _documented_size(path):
                     package = inside.parts[0].removesuffix(".py") if number else STANDARD_LIBRARY
+                    kind = "site" if number else STANDARD_LIBRARY
                     relative = f"{kind}/{inside.as_posix()}"
                     order = hashlib.sha256(relative.encode()).hexdigest()
                     yield Source(order, relative, package, path, size)
@@ -181,10 +180,11 @@ def select_sources(sources: Iterable[Source]) -> list[tuple[Source, str]]:
     at most `_SOURCE_BYTES_PER_PACKAGE`. About `VALIDATION_SHARE` of a package's bytes, in whole
     files, are validation; a package with few files may have none.
     """
-    packages: dict[str, dict[str, Source]] = collections.defaultdict(dict)
-    for source in sources:
-        packages[source.package].setdefault(source.relative, source)
-    sizes = sorted(_bytes(files.values()) for files in packages.values())
+    packages: dict[str, list[Source]] = collections.defaultdict(list)
+    first_found = {source.relative: source for source in reversed(list(sources))}
+    for source in sorted(first_found.values()):
+        packages[source.package].append(source)
+    sizes = sorted(map(_bytes, packages.values()))
     left, cap = _SOURCE_BYTES, _SOURCE_BYTES_PER_PACKAGE
     for number, size in enumerate(sizes):
         share = left // (len(sizes) - number)
@@ -194,7 +194,7 @@ def select_sources(sources: Iterable[Source]) -> list[tuple[Source, str]]:
         left -= size
     selected = []
     for package in sorted(packages):
-        chosen = _take(sorted(packages[package].values()), cap)
+        chosen = _take(packages[package], cap)
         validation = set(_take(chosen, VALIDATION_SHARE * _bytes(chosen)))
         selected += [(source, SPLITS[source in validation]) for source in chosen]
     return selected
@@ -206,10 +206,10 @@ def _bytes(sources: Iterable[Source]) -> int:
 
 def _take(sources: Iterable[Source], most: float) -> list[Source]:
     """Greedily takes sources up to a byte budget."""
-    taken, chosen = 0, []
+    chosen: list[Source] = []
     for source in sources:
-        if taken + source.size <= most:
-            taken += source.size
+        if source.size <= most:
+            most -= source.size
             chosen.append(source)
     return chosen
 
@@ -220,12 +220,14 @@ def _extract(sources: list[tuple[Source, str]]) -> dict[str, list[dict[str, str]
     written: collections.Counter[str] = collections.Counter()
     for source, split in sources:
         try:
-            docstrings = list(_docstrings(source.path.read_bytes()))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+                tree = ast.parse(source.path.read_bytes())
         except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
             continue
         module = source.relative.removesuffix(".py").partition("/")[2].replace("/", ".")
         owner = {"package": source.package, "module": module.removesuffix(".__init__")}
-        for name, kind, raw in docstrings:
+        for name, kind, raw in _docstrings(tree):
             text = "\n".join(sentences(raw))
             if text and written[source.package] + len(text) <= _TEXT_BYTES_PER_PACKAGE:
                 written[source.package] += len(text)
@@ -236,21 +238,14 @@ def _extract(sources: list[tuple[Source, str]]) -> dict[str, list[dict[str, str]
     return {"train": list(train.values()), "validation": held_out}
 
 
-def _docstrings(source: bytes) -> Iterator[tuple[str, str, str]]:
+def _docstrings(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
     """Yields (qualified name, kind, raw docstring) of a module and what it defines."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        tree = ast.parse(source)
-    stack: list[tuple[str, Any]] = [("", tree)]
-    while stack:
-        name, node = stack.pop()
-        raw = ast.get_docstring(node, clean=False)
-        if raw:
-            kind = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
-            yield name, kind, raw
-        for child in reversed(node.body):
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                stack.append((f"{name}.{child.name}".lstrip("."), child))
+    if raw := ast.get_docstring(node, clean=False):
+        kind = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
+        yield name, kind, raw
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child, f"{name}.{child.name}".lstrip("."))
 
 
 def sentences(docstring: str) -> list[str]:
@@ -270,23 +265,21 @@ def sentences(docstring: str) -> list[str]:
 def _paragraphs(lines: list[str]) -> list[list[str]]:
     """Groups the prose lines of a docstring into paragraphs; drops everything else."""
     groups: list[list[str]] = [[]]
-    fenced = skipping = tabular = False
-    for line, following in zip(lines, [*lines[1:], ""], strict=False):
+    fenced = listed = tabular = False
+    for line, following in itertools.pairwise([*lines, ""]):
         fence = bool(_FENCE.match(line))
         fenced ^= fence
         tabular = bool(line.strip()) and (tabular or bool(_TABLE.match(line)))
         title = _SECTION.match(line)  # Google's 'Args:', or an underlined heading
-        if title and (line.rstrip().endswith(":") or _UNDERLINE.match(following)):
-            skipping = title["title"].strip().lower() in _LIST_SECTIONS
+        heading = line.rstrip().endswith(":") or bool(_UNDERLINE.match(following))
+        if title and heading:
+            listed = title["title"].strip().lower() in _LIST_SECTIONS
+        dropped = bool(title and heading) or fence or fenced or listed or tabular
+        dropped = dropped or bool(_UNDERLINE.match(line) or _NO_PROSE.search(line))
+        if dropped or _ITEM.match(line):
             groups.append([])
-            continue
-        dropped = fence or fenced or skipping or tabular
-        if dropped or _UNDERLINE.match(line) or _NO_PROSE.search(line):
-            groups.append([])
-            continue
-        if _ITEM.match(line):
-            groups.append([])
-        groups[-1].append(_ITEM.sub("", line).strip())
+        if not dropped:
+            groups[-1].append(_ITEM.sub("", line).strip())
     return [group for group in groups if group]
 
 

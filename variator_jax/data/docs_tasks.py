@@ -1,9 +1,8 @@
 """The documentation tasks, registered with seqio on import; nothing is built until one is read.
 
-`docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` and `docs_name` are the tasks
-that plugins are adapted to; `docs_tasks` mixes the three, `docs_labels` the first two, which are
-classification. Examples are pure functions of one split's records, in a fixed order that looks
-random, so that a prefix is a fair sample.
+`docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` (classification) and
+`docs_name` (generation) are the tasks that plugins are adapted to. Examples are pure functions of
+one split's records, in a fixed order that looks random, so that a prefix is a fair sample.
 """
 
 import collections
@@ -40,10 +39,9 @@ _GIVE_AWAY = re.compile(
     re.IGNORECASE,
 )
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_TOPIC_WORDS = (8, 20)  # fewest and most words of a topic text
-_PAIR_WORDS = (4, 18)  # fewest and most words of each sentence of a pair
+_TOPIC_WORDS, _NAME_WORDS = (8, 20), (5, 20)  # fewest and most words of a text
+_PAIR_WORDS = range(4, 19)  # words of each sentence of a pair
 _PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
-_NAME_WORDS = (5, 20)
 _TOPIC_CAP = 5_000  # most examples of one topic in a split
 
 
@@ -62,8 +60,8 @@ def _examples(task: str, split: str, folder: Path) -> Examples:
     if split == "train" or kind == "span_corruption":
         return make(records)
     balanced = {"cap": VALIDATION_CAP // len(TOPICS)} if task == "docs_topic" else {}
-    examples = make(records, **balanced)
-    return held_out(_examples(task, "train", folder), examples, VALIDATION_CAP)
+    train, validation = _examples(task, "train", folder), make(records, **balanced)
+    return held_out(train, validation, VALIDATION_CAP)
 
 
 def text_examples(records: Iterable[Record]) -> Examples:
@@ -72,16 +70,13 @@ def text_examples(records: Iterable[Record]) -> Examples:
 
 
 def topic_examples(records: Iterable[Record], cap: int = _TOPIC_CAP) -> Examples:
-    """Returns passages with the library that they document; the libraries' names are taken out.
-
-    No topic has more than `cap` examples.
-    """
+    """Returns texts without libraries' names, and the library of each; `cap` of each at most."""
     owner = {package: topic for topic, packages in TOPICS.items() for package in packages}
     topics_of: dict[str, set[str]] = collections.defaultdict(set)  # by inputs
     for record in records:
-        if record["package"] in owner:
+        if topic := owner.get(record["package"]):
             for passage in _passages(_GIVE_AWAY.sub("", record["text"]), *_TOPIC_WORDS):
-                topics_of[TOPIC_PROMPT.format(text=passage)].add(owner[record["package"]])
+                topics_of[TOPIC_PROMPT.format(text=passage)].add(topic)
     by_topic: dict[str, Examples] = {topic: [] for topic in TOPICS}
     for inputs in sorted(topics_of, key=_order):
         topic, *others = topics_of[inputs]
@@ -95,12 +90,12 @@ def pair_examples(records: Iterable[Record]) -> Examples:
 
     Both orders of every pair are there, so the words of an input do not give the answer.
     """
-    pairs: dict[tuple[str, str], None] = {}
+    pairs: dict[tuple[str, str], None] = {}  # in their order
     for record in records:
-        lines = record["text"].split("\n")[:2]
-        if len(lines) < 2 or not all(map(_fits_pair, lines)):
+        words = [line.split() for line in record["text"].split("\n")[:2]]
+        if len(words) < 2 or not all(len(w) in _PAIR_WORDS and w[0][0].isupper() for w in words):
             continue
-        first, second = (" ".join(line.split()[:_PAIR_SHOWN]) for line in lines)
+        first, second = (" ".join(sentence[:_PAIR_SHOWN]) for sentence in words)
         if first != second and (second, first) not in pairs:
             pairs[first, second] = None
     examples: Examples = []
@@ -112,32 +107,23 @@ def pair_examples(records: Iterable[Record]) -> Examples:
     return examples
 
 
-def _fits_pair(sentence: str) -> bool:
-    return sentence[0].isupper() and _PAIR_WORDS[0] <= len(sentence.split()) <= _PAIR_WORDS[1]
-
-
 def name_examples(records: Iterable[Record]) -> Examples:
     """Returns the opening of each function's or class's text with the words of its name."""
     examples = []
     for record in records:
-        words = name_words(record["name"])
+        targets = " ".join(name_words(record["name"]))
         opening = next(_passages(record["text"], *_NAME_WORDS), None)
-        if words and opening and record["kind"] != "module":
-            inputs = NAME_PROMPT.format(text=opening)
-            examples.append({"inputs": inputs, "targets": " ".join(words)})
+        if targets and opening and record["kind"] != "module":
+            examples.append({"inputs": NAME_PROMPT.format(text=opening), "targets": targets})
     return _shuffled(examples)
 
 
 def name_words(qualified: str) -> list[str]:
-    """Splits the last part of a qualified name into lower-case words; [] if it makes no target.
-
-    Dunder names, names with digits, names of more than four words, and short abbreviations do not.
-    """
+    """Splits the last part of a qualified name into one to four words; [] if it makes no target."""
     last = qualified.rsplit(".", 1)[-1]
-    if last.startswith("__") or any(character.isdigit() for character in last):
-        return []
     words = [word.lower() for word in _CAMEL.findall(last)]
-    suitable = 1 <= len(words) <= 4 and all(len(word) > 1 for word in words)
+    plain = not last.startswith("__") and not any(map(str.isdigit, last))
+    suitable = plain and 1 <= len(words) <= 4 and all(len(word) > 1 for word in words)
     return words if suitable and len("".join(words)) > 2 else []
 
 
@@ -148,10 +134,7 @@ def texts_of(inputs: str) -> list[str]:
 
 
 def held_out(train: Examples, validation: Examples, cap: int) -> Examples:
-    """Returns at most `cap` validation examples that share no text with training.
-
-    Of a pair neither sentence may occur in training.
-    """
+    """Returns at most `cap` validation examples of which no text or sentence is in training."""
     known = {text for example in train for text in texts_of(example["inputs"])}
     return [e for e in validation if known.isdisjoint(texts_of(e["inputs"]))][:cap]
 
@@ -191,8 +174,7 @@ _MAKERS: dict[str, tuple[Callable[..., Examples], Kind, tuple[str, ...]]] = {
 
 def _register() -> None:
     for name, (_, kind, labels) in _MAKERS.items():
-        make = functools.partial(docs_examples_of, name)
-        spec = TaskSpec(name, kind, labels)
+        make, spec = functools.partial(docs_examples_of, name), TaskSpec(name, kind, labels)
         text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)

@@ -88,9 +88,7 @@ def _mixed(tasks: list[Any], shares: np.ndarray, order: Order, start: int) -> It
     for block in range(first + 1):
         drawn = order.tasks(shares, block)[: start - block * _MIXING_BLOCK]
         read += np.bincount(drawn, minlength=len(tasks))
-    readers = [
-        _task_examples(task, order, number, int(read[number])) for number, task in enumerate(tasks)
-    ]
+    readers = [_task_examples(task, order, i, int(read[i])) for i, task in enumerate(tasks)]
     for block in itertools.count(first):
         for number in order.tasks(shares, block)[offset:]:
             yield next(readers[number])
@@ -102,13 +100,13 @@ def _task_examples(task: Any, order: Order, number: int = 0, start: int = 0) -> 
     if _fits_in_memory(task, order):
         yield from _from_memory(task, order, number, start)
         return
-    rows = _read(
-        *(task, order.split, order.lengths, start),
-        shuffle=order.shuffle,
-        seed=order.seed,
-        num_epochs=None if order.repeat else 1,
-        shard_info=order.shard if order.shard.num_shards > 1 else None,
-    )
+    options = {
+        "shuffle": order.shuffle,
+        "seed": order.seed,
+        "num_epochs": None if order.repeat else 1,
+        "shard_info": order.shard if order.shard.num_shards > 1 else None,
+    }
+    rows = _read(task, order.split, order.lengths, start, **options)
     first = next(rows, None)
     if first is None:
         raise DataError(f"task {task.name!r} has no examples in the split {order.split!r}")
@@ -119,16 +117,14 @@ def _from_memory(task: Any, order: Order, number: int, start: int) -> Iterator[R
     noisy = get_spec(task.name).kind == "span_corruption"
 
     def read(epoch: int) -> Row:
-        if noisy:
-            return _noisy_epoch(task, order.split, order.lengths, order.noise_seed(epoch))
-        return _fixed_epoch(task, order.split, order.lengths, 0)
+        if not noisy:
+            return _fixed_epoch(task, order.split, order.lengths, 0)
+        return _noisy_epoch(task, order.split, order.lengths, order.noise_seed(epoch))
 
     size, shards = len(read(0)["inputs"]), order.shard.num_shards
     if size < shards:
-        raise DataError(
-            f"task {task.name!r} has {size} examples in the split {order.split!r}; expected "
-            f"{shards} or more, one for each stream"
-        )
+        what = f"task {task.name!r} has {size} examples in the split {order.split!r}"
+        raise DataError(f"{what}; expected {shards} or more, one for each stream")
     first, offset = divmod(start, len(order.permutation(0, size, number)))
     for epoch in itertools.count(first) if order.repeat else (0,):
         rows = read(epoch)
@@ -141,8 +137,7 @@ def _fits_in_memory(task: Any, order: Order) -> bool:
     """Whether one epoch is small enough to be kept; foreign tasks may have any size."""
     if not is_registered(task.name):
         return False
-    # The number of texts of span corruption is not that of its examples: an article may be a
-    # hundred. Only a source in memory is known to be small.
+    # An article may be a hundred examples of span corruption: only texts in memory are few.
     if get_spec(task.name).kind == "span_corruption" and not isinstance(task.source, LazySource):
         return False
     count = task.num_input_examples(order.split)

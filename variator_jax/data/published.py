@@ -16,12 +16,11 @@ from typing import Any
 
 from absl import logging
 
-from variator_jax.data import span_corruption, tasks
+from variator_jax.data import rows, span_corruption, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import mixture
-from variator_jax.data.file_task import Fields, RowError, field_of, read_rows, refuse_bad_rows
-from variator_jax.data.spec import ANSWER_SEPARATOR, TaskSpec, prefix_ids, verbalizer_ids
+from variator_jax.data.spec import ANSWER_SEPARATOR, TaskSpec, verbalizer_ids
 from variator_jax.errors import DataError, did_you_mean
 
 SENTINEL = "<extra_id_0>"
@@ -29,6 +28,8 @@ WIKIPEDIA = "wikipedia/20230601.en:1.0.0"
 WIKIPEDIA_SPLITS = {"train": "train[:99%]", "validation": "train[99%:]"}
 
 _BAD_ROWS = 1_000  # one row in so many may be broken, as some of the published files' are
+_PASSAGE_WORDS = 128
+_SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
 _PASSAGES_SHUFFLED = 2_000  # those of an article follow each other in the file
 
 
@@ -39,10 +40,9 @@ class Published:
     Attributes:
       folder: of its files, as published.
       template: the prompt; its fields are TFDS's.
-      labels: the verbalizers of a classification; none for generation with many answers.
-      classes: the TSV file's labels, in TFDS's order.
-      label: the TSV file's column of the label.
-      columns: field -> the TSV file's column, where the names differ.
+      words: the TSV file's labels, in TFDS's order, and the verbalizer of each; none for
+        generation with many answers.
+      columns: field, or 'label' -> the TSV file's column, where the names differ.
       size: examples of the published training set.
       dev: the part of the validation file's name that its suffix follows.
       suffix: of the files, as published.
@@ -50,27 +50,24 @@ class Published:
 
     folder: str
     template: str
-    labels: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ("0", "1")
-    label: str = "label"
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     size: int = 0
     dev: str = "dev"
     suffix: str = ".tsv"
 
 
-_ENTAILED = ("entailment", "not_entailment")
-_YES_NO, _NO_YES = ("Yes", "No"), ("No", "Yes")
+_ENTAILED = {"entailment": "Yes", "not_entailment": "No"}
+_SAME = {"0": "No", "1": "Yes"}
+_PAIR = "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
 
 GLUE = {
     "mnli": Published(
         "MNLI",
         "Sentence 1: {premise} Sentence 2: {hypothesis} "
         "Does sentence 1 entails sentence 2? <extra_id_0>.",
-        labels=("Yes", "Maybe", "No"),
-        classes=("entailment", "neutral", "contradiction"),
-        label="gold_label",
-        columns={"premise": "sentence1", "hypothesis": "sentence2"},
+        {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
+        {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
         size=392_702,
         dev="dev_matched",
     ),
@@ -78,38 +75,35 @@ GLUE = {
         "QNLI",
         "Question: {question}\nSentence: {sentence}\n"
         "Does the sentence contains the answer to the question? <extra_id_0>.",
-        *(_YES_NO, _ENTAILED),
+        _ENTAILED,
         size=104_743,
     ),
     "qqp": Published(
         "QQP",
         "Question 1: {question1}\nQuestion 2: {question2}\n"
         "Are the two questions paraphrase of each other? <extra_id_0>.",
-        _NO_YES,
-        label="is_duplicate",
+        _SAME,
+        {"label": "is_duplicate"},
         size=363_846,
     ),
     "rte": Published(
         "RTE",
-        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
-        "Does sentence 1 entails sentence 2? <extra_id_0>.",
-        *(_YES_NO, _ENTAILED),
+        f"{_PAIR}Does sentence 1 entails sentence 2? <extra_id_0>.",
+        _ENTAILED,
         size=2_490,
     ),
     "sst2": Published(
         "SST-2",
         "Sentence: {sentence}\n"
         "Does this sentence express positive or negative emotions? <extra_id_0>.",
-        ("negative", "positive"),
+        {"0": "negative", "1": "positive"},
         size=67_349,
     ),
     "mrpc": Published(
         "MRPC",
-        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
-        "Are the two sentences paraphrase of each other? <extra_id_0>.",
-        _NO_YES,
-        label="Quality",
-        columns={"sentence1": "#1 String", "sentence2": "#2 String"},
+        f"{_PAIR}Are the two sentences paraphrase of each other? <extra_id_0>.",
+        _SAME,
+        {"label": "Quality", "sentence1": "#1 String", "sentence2": "#2 String"},
         size=3_668,
     ),
 }
@@ -142,9 +136,7 @@ def glue_task(
         vocabulary that lacks '<extra_id_0>' or bad files.
     """
     if name not in GLUE:
-        raise DataError(
-            f"no GLUE task {name!r}.{did_you_mean(name, GLUE)} Known: {', '.join(GLUE)}"
-        )
+        raise DataError(f"no GLUE task {name!r}.{did_you_mean(name, GLUE)} All: {', '.join(GLUE)}")
     return _register(name, f"glue/{name}:2.0.0", GLUE[name], vocabulary, data_dir, sentinel)
 
 
@@ -200,8 +192,37 @@ def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
     source: Any = tasks.TfdsSource(WIKIPEDIA, splits=WIKIPEDIA_SPLITS)
     if data_dir is not None:
         source = seqio.FileDataSource(tasks.read_text_lines, tasks.text_files(data_dir))
-    steps, spec = span_corruption.OF_PASSAGES, TaskSpec(name, "span_corruption")
+    steps = [_cut_passages, _tokenize_passages, *span_corruption.PREPROCESSORS[1:]]
+    spec = TaskSpec(name, "span_corruption")
     return tasks.add_task(name, source, steps, vocabulary, spec, _PASSAGES_SHUFFLED)
+
+
+def _cut_passages(dataset: Any) -> Any:
+    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
+
+    def cut(example: Mapping[str, Any]) -> Any:
+        words = tf.strings.split(example["text"])
+        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), _PASSAGE_WORDS)
+        pieces = starts.map(lambda start: words[start : start + _PASSAGE_WORDS])
+        pieces = pieces.filter(lambda piece: tf.size(piece) >= _SHORTEST_PASSAGE)
+        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
+
+    return dataset.flat_map(cut)
+
+
+def _tokenize_passages(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> Any:
+    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
+    vocabulary = output_features["targets"].vocabulary
+    chunk = span_corruption.chunk_for(
+        sequence_length or span_corruption.DEFAULT_LENGTHS, vocabulary.extra_ids
+    )
+
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        return vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]
+
+    return span_corruption.without_stubs(dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def _register(
@@ -209,35 +230,27 @@ def _register(
 ) -> str:
     """Registers the task of a published data set, once, and returns its name; reads no data."""
     vocabulary = vocabularies.load_vocabulary(vocabulary)
-    name, prefix = _named(name, vocabulary, data_dir, sentinel), SENTINEL if sentinel else ""
-    if dataset.labels:
-        spec = TaskSpec(name, "classification", dataset.labels, prefix)
-    else:
-        spec = TaskSpec(name, "generation", prefix=prefix, many_answers=True)
-    if data_dir is None:
-        validation = dataset.dev.replace("dev", "validation")
-        splits = {"train": "train", "validation": validation}
-        source: Any = tasks.TfdsSource(tfds, splits=splits)
-    else:
-        files = _split_files(dataset, data_dir)
-        read = functools.partial(_read_tsv, dataset) if dataset.labels else _read_squad
-        source = tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
+    name = _named(name, vocabulary, data_dir, sentinel)
     if tasks.is_registered(name):
         return name
-    template = dataset.template
+    template, prefix = dataset.template, SENTINEL
     if not sentinel:
-        template = template.removesuffix(".").removesuffix(f" {SENTINEL}")
+        template, prefix = template.removesuffix(".").removesuffix(f" {SENTINEL}"), ""
+    if dataset.words:
+        spec = TaskSpec(name, "classification", tuple(dataset.words.values()), prefix)
+    else:
+        spec = TaskSpec(name, "generation", prefix=prefix, many_answers=True)
 
     def rendered(examples: Any, output_features: Mapping[str, Any]) -> Any:
         vocabulary = output_features["targets"].vocabulary
-        check = verbalizer_ids if spec.labels else prefix_ids  # refuses one that lacks tokens
-        check(spec, vocabulary.encode, vocabulary.unk_id)
+        verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)  # refuses one that lacks tokens
         return examples.map(
             lambda row: {"inputs": _fill(template, row), **_targets(spec, row)},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
-    return tasks.add_task(name, source, [rendered, *tasks.TEXT_PREPROCESSORS], vocabulary, spec)
+    steps = [rendered, *tasks.TEXT_PREPROCESSORS]
+    return tasks.add_task(name, _source(tfds, dataset, data_dir), steps, vocabulary, spec)
 
 
 def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = True) -> str:
@@ -249,22 +262,24 @@ def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = Tr
     tokens = vocabularies.identity(vocabularies.load_vocabulary(vocabulary))
     if tokens == "t5" and data_dir is None and sentinel:
         return name
-    if data_dir is not None and not tasks.is_url(data_dir):
-        data_dir = str(Path(data_dir).expanduser().absolute())
-    return f"{name}_{tasks.hash_of([name, tokens, data_dir, sentinel])}"
+    folder = data_dir and tasks.absolute(data_dir)
+    return f"{name}_{tasks.hash_of([name, tokens, folder, sentinel])}"
 
 
-def _split_files(dataset: Published, data_dir: str) -> dict[str, Path]:
-    """Returns the file of each split that a folder, or the data set's folder in it, has.
+def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
+    """Returns the seqio source of a data set: TFDS, or the files of a folder.
 
-    Where there is no file of the published name, the only one that begins alike is taken: part of
-    the data, such as train_subset.tsv.
+    Where a folder has no file of the published name, the only one that begins alike is taken: part
+    of the data, such as train_subset.tsv.
 
     Raises:
       DataError: for a folder that is not there or not local, or that has no such file.
     """
-    root = Path(data_dir).expanduser().absolute()
-    if tasks.is_url(data_dir) or not root.is_dir():
+    if data_dir is None:
+        validation = dataset.dev.replace("dev", "validation")
+        return tasks.TfdsSource(tfds, splits={"train": "train", "validation": validation})
+    root = Path(tasks.absolute(data_dir))
+    if not root.is_dir():
         raise tasks.missing_file(f"DATA_DIR {data_dir}: there is no local folder", root)
     folder = root / dataset.folder if (root / dataset.folder).is_dir() else root
     files, kind = {}, dataset.suffix.rsplit(".", 1)[1]
@@ -278,7 +293,8 @@ def _split_files(dataset: Published, data_dir: str) -> dict[str, Path]:
     if not files:
         names = f"train{dataset.suffix}, {dataset.dev}{dataset.suffix}"
         raise DataError(f"{folder} has none of the files {names} of {dataset.folder}")
-    return files
+    read = functools.partial(_read_tsv, dataset) if dataset.words else _read_squad
+    return tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
 
 
 def _fill(template: str, fields: Mapping[str, Any]) -> Any:
@@ -292,15 +308,14 @@ def _fill(template: str, fields: Mapping[str, Any]) -> Any:
 def _targets(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns 'targets' of a row's tensors, and 'answers' where there may be many."""
     if spec.labels:
-        targets = tf.constant([spec.target(label) for label in spec.labels])
-        return {"targets": tf.gather(targets, row["label"])}
-    if isinstance(row["answers"], Mapping):  # of TFDS
-        answers = tf.strings.strip(row["answers"]["text"])
+        return {"targets": tf.gather([spec.target(label) for label in spec.labels], row["label"])}
+    answers = row["answers"]  # of TFDS a list of texts, of a file the texts joined
+    if isinstance(answers, Mapping):
+        answers = tf.strings.strip(answers["text"])
     else:
-        answers = tf.strings.split(row["answers"], ANSWER_SEPARATOR)
-    prefix = [spec.prefix] if spec.prefix else []
+        answers = tf.strings.split(answers, ANSWER_SEPARATOR)
     return {
-        "targets": tf.strings.join([*prefix, answers[0]], separator=" "),
+        "targets": tf.strings.join([spec.target(""), answers[0]]),
         "answers": tf.strings.reduce_join(answers, separator=ANSWER_SEPARATOR),
     }
 
@@ -314,19 +329,17 @@ def _read_tsv(dataset: Published, path: Path) -> tasks.Examples:
     Raises:
       DataError: if the file cannot be read, lacks a column, or has more broken rows.
     """
-    fields = [field for _, field, _, _ in string.Formatter().parse(dataset.template) if field]
-    columns = {field: dataset.columns.get(field, field) for field in fields}
+    fields = rows.template_fields(dataset.template)
+    classes = {label: number for number, label in enumerate(dataset.words)}
 
-    def convert(row: Fields) -> dict[str, Any]:
-        label = field_of(row, dataset.label).strip()
-        if label not in dataset.classes:
-            raise RowError(f"unknown label {label!r}. Known: {', '.join(dataset.classes)}")
-        texts = {field: field_of(row, column) for field, column in columns.items()}
-        return {**texts, "label": dataset.classes.index(label)}
+    def convert(row: rows.Fields) -> dict[str, Any]:
+        read = {x: rows.field_of(row, dataset.columns.get(x, x)) for x in [*fields, "label"]}
+        return {**read, "label": rows.one_of(read["label"].strip(), classes)}
 
-    rows, bad = read_rows(path, convert)
-    refuse_bad_rows(bad, len(rows), (len(rows) + len(bad)) // _BAD_ROWS, path)
-    return rows
+    examples, bad = rows.read_rows(path, convert)
+    tolerated = (len(examples) + len(bad)) // _BAD_ROWS
+    rows.refuse_bad_rows(bad, len(examples), tolerated, path)
+    return examples
 
 
 def _read_squad(path: Path) -> tasks.Examples:
@@ -341,19 +354,16 @@ def _read_squad(path: Path) -> tasks.Examples:
     try:
         text = path.read_text("utf-8")
         if path.suffix == ".jsonl":
-            rows = [_question(json.loads(line)) for line in text.split("\n") if line]
+            asked = [json.loads(line) for line in text.split("\n") if line]
         else:
-            rows = [
-                _question({**question, "context": paragraph["context"]})
-                for article in json.loads(text)["data"]
-                for paragraph in article["paragraphs"]
-                for question in paragraph["qas"]
-            ]
+            paragraphs = [p for article in json.loads(text)["data"] for p in article["paragraphs"]]
+            asked = [{**qa, "context": p["context"]} for p in paragraphs for qa in p["qas"]]
+        questions = [_question(fields) for fields in asked]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}") from error
-    if not rows or not all(row["answers"] for row in rows):
+    if not questions or not all(question["answers"] for question in questions):
         raise DataError(f"{path}: expected questions with an answer each, as in SQuAD v1.1")
-    return rows
+    return questions
 
 
 def _question(fields: Mapping[str, Any]) -> dict[str, str]:

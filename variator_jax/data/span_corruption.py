@@ -16,9 +16,7 @@ from variator_jax.errors import DataError
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
-PASSAGE_WORDS = 128
-SHORTEST_PASSAGE = 16  # words: the end of an article, or a stub
-_DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
+DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
 _TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
 
 
@@ -37,47 +35,26 @@ def tokenize_and_chunk(
       them one shorter row.
     """
     vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+    chunk = chunk_for(sequence_length or DEFAULT_LENGTHS, vocabulary.extra_ids)
 
     def tokenize(example: Mapping[str, Any]) -> Any:
-        tokens = vocabulary.encode_tf(example["targets"])
-        return tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tokens
+        # One text at a time: seqio's bytes of several would have to be of one length.
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
 
     def cut(tokens: Any) -> Any:
         full = tf.size(tokens) // chunk * chunk
-        rows, tail = tf.reshape(tokens[:full], [-1, chunk]), tokens[tf.newaxis, full:]
-        datasets = [tf.data.Dataset.from_tensors({"targets": part}) for part in (rows, tail)]
-        return datasets[0].concatenate(datasets[1])
-
-    dataset = dataset.batch(_TEXTS_JOINED).map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.flat_map(cut).filter(lambda example: tf.size(example["targets"]) >= 2)
-
-
-def cut_passages(dataset: Any) -> Any:
-    """Cuts {'text'} of articles into {'targets'} of 128 words; drops ends of less than 16."""
-
-    def cut(example: Mapping[str, Any]) -> Any:
-        words = tf.strings.split(example["text"])
-        starts = tf.data.Dataset.range(0, tf.size(words, out_type=tf.int64), PASSAGE_WORDS)
-        pieces = starts.map(lambda start: words[start : start + PASSAGE_WORDS])
-        pieces = pieces.filter(lambda piece: tf.size(piece) >= SHORTEST_PASSAGE)
-        return pieces.map(lambda piece: {"targets": tf.strings.reduce_join(piece, separator=" ")})
-
-    return dataset.flat_map(cut)
-
-
-def tokenize_passages(
-    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
-) -> Any:
-    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
-    vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
-
-    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
-        return {"targets": vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]}
+        rows = tf.data.Dataset.from_tensors(tf.reshape(tokens[:full], [-1, chunk]))
+        return rows.concatenate(tf.data.Dataset.from_tensors(tokens[tf.newaxis, full:]))
 
     dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.filter(lambda example: tf.size(example["targets"]) >= 2)
+    dataset = dataset.ragged_batch(_TEXTS_JOINED).map(lambda texts: texts.flat_values)
+    return without_stubs(dataset.flat_map(cut))
+
+
+def without_stubs(rows: Any) -> Any:
+    """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
+    dataset = rows.filter(lambda tokens: tf.size(tokens) >= 2)
+    return dataset.map(lambda tokens: {"targets": tokens})
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
@@ -121,10 +98,8 @@ def chunk_length(inputs_length: int) -> int:
     """
     if inputs_length < 3:
         raise DataError(f"span corruption needs inputs of at least 3 tokens, not {inputs_length}")
-    length = 2 * inputs_length  # more than fits
-    while corrupted_lengths(length)[0] > inputs_length:
-        length -= 1
-    return length
+    lengths = range(2 * inputs_length)  # beyond what fits
+    return max(n for n in lengths if corrupted_lengths(n)[0] <= inputs_length)
 
 
 def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
@@ -136,10 +111,8 @@ def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:
     chunk = chunk_length(lengths["inputs"])
     _, spans = noise_counts(chunk)
     if 0 < extra_ids < spans:
-        raise DataError(
-            f"{lengths['inputs']} input tokens need {spans} sentinels, but the vocabulary has "
-            f"{extra_ids}; give shorter inputs or a vocabulary with more extra ids"
-        )
+        what = f"{lengths['inputs']} input tokens need {spans} sentinels"
+        raise DataError(f"{what}, but the vocabulary has {extra_ids}; give shorter inputs")
     _, targets = corrupted_lengths(chunk)
     if lengths.get("targets", targets) < targets:
         logging.warning(
@@ -199,6 +172,3 @@ def replace_spans(tokens: Any, mask: Any, vocab_size: int) -> Any:
 
 #: Of a task whose source gives {'targets': text}.
 PREPROCESSORS = (tokenize_and_chunk, corrupt_spans, seqio.preprocessors.append_eos_after_trim)
-
-#: Of a task whose source gives {'text': article} and each of whose examples is one passage.
-OF_PASSAGES = (cut_passages, tokenize_passages, *PREPROCESSORS[1:])

@@ -61,22 +61,18 @@ class TaskSpec:
     many_answers: bool = False
 
     def __post_init__(self) -> None:
-        kinds, distinct = get_args(Kind), set(self.labels)
-        if self.kind not in kinds:
-            raise DataError(
-                f"task {self.name!r} has the kind {self.kind!r}; the kinds are {', '.join(kinds)}."
-                f"{did_you_mean(str(self.kind), kinds)}"
-            )
-        right_labels = len(distinct) > 1 if self.kind == "classification" else not distinct
-        checks = {
-            "labels": right_labels and len(distinct) == len(self.labels),
+        distinct, kinds = set(self.labels), get_args(Kind)
+        several = len(distinct) > 1 and len(distinct) == len(self.labels)
+        fits = {
+            "kind": self.kind in kinds,
+            "labels": several if self.kind == "classification" else not self.labels,
             "prefix": not self.prefix or self.kind != "span_corruption",
             "many_answers": not self.many_answers or self.kind == "generation",
         }
-        for field, fits in checks.items():
-            if not fits:
-                value = getattr(self, field)
-                raise DataError(f"task {self.name!r} is {self.kind}: no {field} of {value!r}")
+        for field in [field for field, right in fits.items() if not right]:
+            nearest = did_you_mean(str(self.kind), kinds) if field == "kind" else ""
+            what = f"task {self.name!r} ({self.kind}) cannot have {field}"
+            raise DataError(f"{what} {getattr(self, field)!r}.{nearest}")
 
     def target(self, answer: str) -> str:
         """Returns the target text whose answer is `answer`."""
@@ -109,20 +105,16 @@ class TaskSpec:
         """
         if self.kind == "span_corruption":
             return []
-        return [self._classified if self.kind == "classification" else _generated]
+        return [self._scores]
 
-    def _classified(self, targets: Sequence[str], predictions: Sequence[str]) -> Scores:
+    def _scores(self, targets: Sequence[Any], predictions: Sequence[str]) -> Scores:
+        if self.kind == "generation":
+            metrics = {"exact_match": exact_match, "token_f1": token_f1}
+            return {name: metric(predictions, targets) for name, metric in metrics.items()}
         scores = {"accuracy": accuracy(predictions, targets)}
         if len(self.labels) == 2:
             scores["binary_f1"] = binary_f1(predictions, targets, self.labels[1])
         return scores
-
-
-def _generated(targets: Sequence[Answers], predictions: Sequence[str]) -> Scores:
-    return {
-        "exact_match": exact_match(predictions, targets),
-        "token_f1": token_f1(predictions, targets),
-    }
 
 
 _SPECS: dict[str, TaskSpec] = {}
@@ -151,9 +143,9 @@ def get_spec(name: str) -> TaskSpec:
     return _SPECS[name]
 
 
-def spec_names() -> tuple[str, ...]:
-    """Returns the names of all registered specs, sorted."""
-    return tuple(sorted(_SPECS))
+def has_spec(name: str) -> bool:
+    """Returns whether a spec of this name is registered."""
+    return name in _SPECS
 
 
 def prefix_ids(
@@ -171,10 +163,8 @@ def prefix_ids(
     """
     ids = [int(token) for token in encode(spec.prefix)] if spec.prefix else []
     if spec.prefix and (len(ids) != 1 or ids[0] in (_PAD, _EOS, unknown_id)):
-        raise DataError(
-            f"task {spec.name!r} needs {spec.prefix} as one token, and the vocabulary has no such "
-            "token; give it extra ids, or leave the sentinel out (TASK_SENTINEL = False)"
-        )
+        what = f"task {spec.name!r} needs {spec.prefix} as one token of the vocabulary"
+        raise DataError(f"{what}; give it extra ids, or set TASK_SENTINEL = False")
     return ids
 
 
@@ -237,7 +227,7 @@ def majority_score(references: Sequence[Hashable]) -> float:
 def exact_match(predictions: Sequence[str], references: Sequence[Answers]) -> float:
     """Share of predictions that equal one of their answers after normalisation."""
     return _mean_of_best(
-        lambda p, a: float(normalise_answer(p) == normalise_answer(a)), predictions, references
+        lambda p, a: normalise_answer(p) == normalise_answer(a), predictions, references
     )
 
 
@@ -267,18 +257,13 @@ def _mean_of_best(
     references: Sequence[Answers],
 ) -> float:
     total = 0.0
-    for row, (prediction, answers) in enumerate(_pairs(predictions, references)):
-        accepted = [answers] if isinstance(answers, str) else list(answers)
-        if not accepted:
-            raise DataError(f"Example {row} has no answer to compare with.")
+    for prediction, answers in _pairs(predictions, references):
+        accepted = [answers] if isinstance(answers, str) else answers
         total += max(similarity(prediction, answer) for answer in accepted)
     return 100.0 * total / len(references)
 
 
 def _pairs(predictions: Sequence[Any], references: Sequence[Any]) -> list[tuple[Any, Any]]:
     if len(predictions) != len(references) or not len(references):
-        raise DataError(
-            f"{len(predictions)} predictions for {len(references)} references; expected as many, "
-            "and at least one"
-        )
+        raise DataError(f"{len(predictions)} predictions for {len(references)} references")
     return list(zip(predictions, references, strict=True))

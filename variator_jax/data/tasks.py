@@ -14,8 +14,9 @@ from typing import Any
 
 from variator_jax.data import span_corruption
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.spec import TaskSpec, register_spec, spec_names
+from variator_jax.data.spec import TaskSpec, has_spec, register_spec
 from variator_jax.errors import DataError, did_you_mean
+from variator_jax.files import is_url
 
 Examples = list[dict[str, Any]]
 
@@ -23,30 +24,33 @@ Examples = list[dict[str, Any]]
 TEXT_PREPROCESSORS = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
 
 
-class LazySource(seqio.FunctionDataSource):
+class LazySource(seqio.DataSource):
     """Gives the examples that `make(split)` returns: dicts with the same keys.
 
     Constructing it, and so registering a task, calls nothing. `make` should cache.
     """
 
+    supports_arbitrary_sharding = False  # seqio takes every n-th example instead
+
     def __init__(self, make: Callable[[str], Examples], splits: Iterable[str]):
         self.make = make
-        super().__init__(self._shuffled, splits=tuple(splits))
+        super().__init__(splits)
 
-    def _shuffled(self, split: str, shuffle_files: bool, seed: int | None = None) -> Any:
-        examples = self.make(split)
-        if not examples:
-            raise DataError(f"no examples in the split {split!r}")
-        if shuffle_files:
-            examples = random.Random(seed).sample(examples, len(examples))
-        columns = {key: [example[key] for example in examples] for key in examples[0]}
-        return tf.data.Dataset.from_tensor_slices(columns)
+    def list_shards(self, split: str) -> list[str]:
+        """Returns one name: the examples are not stored in parts."""
+        return [split]
 
     def get_dataset(
         self, split: str = "train", shuffle: bool = True, seed: int | None = None, **unused: Any
     ) -> Any:
-        """Returns the examples, shuffled as a whole: the parent's warning does not apply."""
-        return self._shuffled(split, shuffle, seed)
+        """Returns the examples, shuffled as a whole or in their own order."""
+        examples = self.make(split)
+        if not examples:
+            raise DataError(f"no examples in the split {split!r}")
+        if shuffle:
+            examples = random.Random(seed).sample(examples, len(examples))
+        columns = {key: [example[key] for example in examples] for key in examples[0]}
+        return tf.data.Dataset.from_tensor_slices(columns)
 
     def num_input_examples(self, split: str) -> int:
         """Returns the number of examples before preprocessing."""
@@ -65,10 +69,8 @@ class TfdsSource(seqio.TfdsDataSource):
         try:
             return super().get_dataset(*args, **kwargs)
         except Exception as error:  # anything, from refused connections to TFDS's own
-            raise DataError(
-                f"TensorFlow Datasets cannot load {self.tfds_dataset.name!r}: {error}. Where it "
-                "cannot be downloaded, give a folder with the dataset's own files (DATA_DIR)."
-            ) from error
+            what = f"TensorFlow Datasets cannot load {self.tfds_dataset.name!r}: {error}"
+            raise DataError(f"{what}. DATA_DIR takes a folder with its files instead") from error
 
     def num_input_examples(self, split: str) -> int | None:
         """Returns the number of rows of a split; None where TFDS has not prepared it."""
@@ -78,9 +80,9 @@ class TfdsSource(seqio.TfdsDataSource):
             return None
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether a path is an address such as gs://bucket/file, which TensorFlow reads."""
-    return "://" in str(path)
+def absolute(path: str) -> str:
+    """Returns the absolute path, with '~' expanded; an address such as gs:// stays as it is."""
+    return path if is_url(path) else str(Path(path).expanduser().absolute())
 
 
 def missing_file(what: str, path: Path) -> DataError:
@@ -96,7 +98,7 @@ def hash_of(parts: Any) -> str:
 
 def is_registered(name: str) -> bool:
     """Returns whether this library registered the task `name`."""
-    return name in spec_names() and name in seqio.TaskRegistry.names()
+    return has_spec(name) and name in seqio.TaskRegistry.names()
 
 
 def text_to_text_task(
@@ -125,13 +127,9 @@ def add_task(
 ) -> str:
     """Registers a seqio task over a source and returns its name.
 
-    Args:
-      name: of the task.
-      source: a seqio data source.
-      preprocessors: from the source's examples to tokens of 'inputs' and 'targets'.
-      vocabulary: of both features.
-      spec: how seqio's, T5X's and our evaluators score it.
-      shuffle_buffer_size: examples that seqio shuffles among each other.
+    `preprocessors` lead from the source's examples to tokens of 'inputs' and 'targets', which share
+    a vocabulary. `spec` is how seqio's, T5X's and our evaluators score the task.
+    `shuffle_buffer_size` examples are shuffled among each other.
 
     Raises:
       DataError: if another task has the name.
@@ -159,18 +157,15 @@ def text_files(data_dir: str) -> dict[str, list[str]]:
     Raises:
       DataError: if there are none for one of the two.
     """
-    folder = data_dir if is_url(data_dir) else str(Path(data_dir).expanduser().absolute())
-    folder = folder.rstrip("/")
+    folder = absolute(data_dir).rstrip("/")
     splits: dict[str, list[str]] = {"train": [], "validation": []}
     for path in sorted(tf.io.gfile.glob([f"{folder}/*.txt", f"{folder}/*.txt.gz"])):
         name = path.rsplit("/", 1)[-1].lower()
         splits["validation" if "valid" in name or "dev" in name else "train"].append(path)
     for split, paths in splits.items():
         if not paths:
-            raise DataError(
-                f"{folder} has no text for {split}: expected .txt or .txt.gz files, one text a "
-                "line, of which those for validation have 'valid' or 'dev' in their names"
-            )
+            names = "those for validation have 'valid' or 'dev' in their names"
+            raise DataError(f"{folder} has no .txt or .txt.gz files for {split}; {names}")
     return splits
 
 

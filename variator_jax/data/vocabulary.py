@@ -18,9 +18,9 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.tasks import is_url, missing_file, read_text_lines, text_files
+from variator_jax.data.tasks import absolute, missing_file, read_text_lines, text_files
 from variator_jax.errors import DataError
-from variator_jax.files import write_file
+from variator_jax.files import is_url, write_file
 
 EXTRA_IDS = 100
 
@@ -54,9 +54,7 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
         return self._model
 
     def __str__(self) -> str:  # its parent's would read the file
-        return (
-            f"{type(self).__name__}({self._sentencepiece_model_file}, extra_ids={self.extra_ids})"
-        )
+        return f"{type(self).__name__}({self._sentencepiece_model_file})"
 
 
 class DocsVocabulary(UrlVocabulary):
@@ -103,7 +101,7 @@ def load_vocabulary(given: Any) -> seqio.Vocabulary:
     if not isinstance(given, str | Path):
         return docs_vocabulary() if given is None else given
     if is_url(given):
-        return UrlVocabulary(str(given), extra_ids=EXTRA_IDS)
+        return UrlVocabulary(given, extra_ids=EXTRA_IDS)
     path = Path(given).expanduser()
     if not path.is_file():
         raise missing_file("no vocabulary file", path)
@@ -161,7 +159,6 @@ def train_sentencepiece(
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sample[:_SENTENCES]),
             model_writer=model,
-            model_type="unigram",
             vocab_size=pieces,
             hard_vocab_limit=False,
             character_coverage=1.0,
@@ -170,7 +167,6 @@ def train_sentencepiece(
             required_chars=string.ascii_letters + string.digits + string.punctuation,
             max_sentence_length=2000,  # bytes; longer ones are left out
             seed_sentencepiece_size=100_000,
-            num_sub_iterations=2,
             **ids,
         )
     except RuntimeError as error:
@@ -216,7 +212,7 @@ def _sentinels_to_add(path: str) -> int:
         processor.LoadFromSerializedProto(_content(path) or b"empty")
     except RuntimeError as error:
         raise DataError(
-            f"{path} is not a SentencePiece model; expected a file such as T5's spiece.model"
+            f"{path} is not a SentencePiece model, such as T5's spiece.model"
         ) from error
     has_sentinels = processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id()
     return 0 if has_sentinels else EXTRA_IDS
@@ -247,7 +243,7 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
     name = vocabulary.sentencepiece_model_file
     if name in T5_VOCABULARIES and vocabulary.extra_ids == EXTRA_IDS:
         return "t5"
-    return f"{name if is_url(name) else Path(name).absolute()}:{vocabulary.extra_ids}"
+    return f"{absolute(name)}:{vocabulary.extra_ids}"
 
 
 def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:

@@ -50,20 +50,15 @@ class EvalData:
         batches.check_request(provider, self.split, self.feature_lengths, self.batch_size)
         return [task.name for task in batches.tasks_of(provider, self.split)]
 
-    def batches(self, task: str) -> Iterator[Batch]:
-        """One pass in the task's own order, in T5X's layout; empty rows fill the last batch up."""
-        return self._batches(task, 0)
+    def batches(self, task: str, start: int = 0) -> Iterator[Batch]:
+        """One pass in the task's own order from batch `start` on, in T5X's layout.
 
-    def _batches(self, task: str, start: int) -> Iterator[Batch]:
+        Empty rows fill the last batch up.
+        """
         from variator_jax.data.batches import batches
 
-        return batches(
-            *(task, self.split, self.batch_size, self.feature_lengths),
-            start_batch=start,
-            shuffle=False,
-            repeat=False,
-            pad_last=True,
-        )
+        settings = (task, self.split, self.batch_size, self.feature_lengths)
+        return batches(*settings, start_batch=start, shuffle=False, repeat=False, pad_last=True)
 
     def examples(self, task: str, start: int = 0) -> Iterator[tuple[list[dict[str, Any]], Batch]]:
         """`batches` from number `start` on, each behind its examples' fields before tokenising.
@@ -77,12 +72,12 @@ class EvalData:
         dataset = task_or_mixture(task).get_dataset(
             dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1
         )
-        dataset = dataset.map(
-            lambda example: {k: v for k, v in example.items() if k.endswith("_pretokenized")}
+        texts = (
+            {name: _plain(x) for name, x in example.items() if name.endswith("_pretokenized")}
+            for example in dataset.skip(start * self.batch_size).as_numpy_iterator()
         )
-        texts = map(_plain, dataset.skip(start * self.batch_size).as_numpy_iterator())
         try:
-            for batch in self._batches(task, start):
+            for batch in self.batches(task, start):
                 yield list(itertools.islice(texts, self.batch_size)), batch
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0]

@@ -48,8 +48,7 @@ def evaluate(
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
       plugin_paths: plugin folders or run folders, one a ratio.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
-      latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds;
-        any size, as weights do not matter.
+      latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Raises:
@@ -65,19 +64,15 @@ def evaluate(
     skip = functools.partial(skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
     plugins = {ratio: plugin for ratio, (plugin, _) in settings.items()}
-    latencies = []
-    for timed, shape, rounds in shapes:
-        log(f"  timing the {timed.name} encoder, {shape} tokens")
-        latencies.append(measure_encoder_latency(timed, plugins, shape, rounds))
+    log(f"  timing {', '.join(config.name for config, _, _ in shapes) or 'no encoder'}")
+    latencies = [measure_encoder_latency(c, plugins, shape, rounds) for c, shape, rounds in shapes]
     rows = [
         ratio_entry(
-            config,
-            plugin,
-            length,
-            _scores(results[ratio]),
-            runner.identical(plugin, variables),
-            [entries[ratio] for entries in latencies],
-            {task: dict(result.details) for task, result in results[ratio].items()},
+            *(config, plugin, length),
+            quality=_scores(results[ratio]),
+            identical_to_backbone=runner.identical(plugin, variables),
+            latency=tuple(entries[ratio] for entries in latencies),
+            details={task: dict(result.details) for task, result in results[ratio].items()},
         )
         for ratio, (plugin, variables) in settings.items()
     ]
@@ -91,10 +86,12 @@ def evaluate(
 
 
 class Runner:
-    """Scores every task of one backbone, with any plugin in place."""
+    """Scores every task of one backbone, with any plugin in place.
+
+    On a mesh the backbone's arrays are in their places already (`load_for`).
+    """
 
     def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
-        """On a mesh the backbone's arrays are in their places already (`load_for`)."""
         self._network, self._mesh, self._data = T5(backbone.config), mesh, data
         self._params = backbone.params if mesh else jax.device_put(backbone.params)
         self.majority: dict[str, float] = {}
@@ -106,13 +103,10 @@ class Runner:
         intervention: Intervention | None = None,
         name: str | None = None,
     ) -> dict[str, evaluator.TaskResult]:
-        """Task -> result. Also fills in `majority`, which no plugin changes.
+        """Task -> result, with a plugin, or an intervention in its place, or neither.
 
-        Args:
-          config: the plugin's settings, None for the backbone itself.
-          variables: its arrays.
-          intervention: a control or baseline in place of a plugin.
-          name: what to call it on the screen; by default the ratio.
+        Also fills in `majority`, which no plugin changes. `name` is what the screen shows; by
+        default the ratio.
         """
         model = SplicedModel(self._network, config, intervention)
         placed = place_everywhere(variables, self._mesh)
@@ -147,20 +141,18 @@ class Runner:
         def bind(scorer: scorers.Scorer) -> Callable[[Batch], Any]:
             return functools.partial(scorer, self._params, variables)
 
-        if spec.kind == "classification":
-            labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
-            position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
-            score = bind(scorers.label_scorer(model, labels, position, self._mesh))
-            return evaluator.evaluate_classification(spec, batches, score, labels, position)
+        if spec.kind == "span_corruption":
+            score = bind(scorers.target_scorer(model, self._mesh))
+            return evaluator.evaluate_span_corruption(spec, batches, score)
         if spec.kind == "generation":
             length = self._data.feature_lengths["targets"]
-            generate = bind(scorers.generator(model, length, self._mesh))
             answers = accepted_answers(task, self._data.split) if spec.many_answers else None
-            return evaluator.evaluate_generation(
-                spec, batches, generate, vocabulary.decode, answers
-            )
-        score = bind(scorers.target_scorer(model, self._mesh))
-        return evaluator.evaluate_span_corruption(spec, batches, score)
+            score = bind(scorers.generator(model, length, self._mesh))
+            return evaluator.evaluate_generation(spec, batches, score, vocabulary.decode, answers)
+        labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
+        position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
+        score = bind(scorers.label_scorer(model, labels, position, self._mesh))
+        return evaluator.evaluate_classification(spec, batches, score, labels, position)
 
 
 def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
@@ -182,9 +174,7 @@ def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Setti
 def _latency_shape(fields: Sequence[Any]) -> tuple[T5Config, Shape, int]:
     """Backbone's shape, rows and tokens, rounds."""
     if isinstance(fields, str) or not 3 <= len(fields) <= 4:
-        raise ConfigError(
-            f"LATENCY_SHAPES holds {fields!r}; each is (backbone, batch, length), such as "
-            "('t5_1_0_base', 4, 256)."
-        )
+        example = "(backbone, batch, length), such as ('t5_1_0_base', 4, 256)"
+        raise ConfigError(f"LATENCY_SHAPES holds {fields!r}; each is {example}.")
     name, batch, length, *rounds = fields
     return get_config(name), Shape(batch, length), rounds[0] if rounds else 7

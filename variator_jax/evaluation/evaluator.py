@@ -6,9 +6,11 @@ plugin. Rows whose loss weights are all zero fill up the last batch and are igno
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from variator_jax.data.spec import (
@@ -43,7 +45,6 @@ class TaskResult:
     examples: int
     majority: float | None = None
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    predictions: tuple[int | str, ...] = ()
 
 
 def evaluate_classification(
@@ -67,17 +68,15 @@ def evaluate_classification(
     """
     predictions: list[int] = []
     references: list[int] = []
-    index = {token: label for label, token in enumerate(label_ids)}
-    for batch, rows in _scored(batches):
-        targets = np.asarray(batch["decoder_target_tokens"])[rows]
-        references += [_label(spec, index, row, label_position) for row in targets]
-        predictions += np.asarray(score_batch(batch))[rows].argmax(axis=-1).tolist()
+    for targets, _, scores in _scored(batches, score_batch):
+        references += [_label(spec, label_ids, row, label_position) for row in targets]
+        predictions += scores.argmax(axis=-1).tolist()
     score = accuracy(predictions, references)
     details = {"accuracy": score}
     if len(label_ids) == 2:
         details["binary_f1"] = binary_f1(predictions, references)
     majority = majority_score(references)
-    return TaskResult(score, len(references), majority, details, tuple(predictions))
+    return TaskResult(score, len(references), majority, details)
 
 
 def evaluate_generation(
@@ -102,15 +101,13 @@ def evaluate_generation(
     """
     predictions: list[str] = []
     targets: list[str] = []
-    for batch, rows in _scored(batches):
-        expected = np.asarray(batch["decoder_target_tokens"])[rows]
-        outputs = np.asarray(generate(batch))[rows]
+    for expected, _, outputs in _scored(batches, generate):
         targets += [spec.answer(decode(_until_eos(row))) for row in expected]
         predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
     references = targets if references is None else references
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
-    return TaskResult(score, len(references), None, details, tuple(predictions))
+    return TaskResult(score, len(references), None, details)
 
 
 def evaluate_span_corruption(
@@ -127,9 +124,7 @@ def evaluate_span_corruption(
       DataError: if there is nothing to score.
     """
     tokens, hits, loss, examples = 0, 0, 0.0, 0
-    for batch, rows in _scored(batches):
-        mask = np.asarray(batch["decoder_loss_weights"])[rows] > 0
-        likelihoods, right = (np.asarray(scores)[rows] for scores in score_batch(batch))
+    for _, mask, (likelihoods, right) in _scored(batches, score_batch):
         loss += float(likelihoods[mask].sum(dtype=np.float64))
         hits += int(right[mask].sum())
         tokens += int(mask.sum())
@@ -140,27 +135,28 @@ def evaluate_span_corruption(
     return TaskResult(100.0 * hits / tokens, examples, details=details)
 
 
-def _scored(batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches that hold examples, each with a mask `[batch]` of the rows that are one."""
+def _scored(
+    batches: Iterable[Batch], score_batch: ScoreBatch
+) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+    """Targets, which of them count, and scores of each batch, without the rows that fill it up."""
     for batch in batches:
-        rows = (np.asarray(batch["decoder_loss_weights"]) > 0).any(axis=-1)
+        # [batch, target length]
+        mask = np.asarray(batch["decoder_loss_weights"]) > 0
+        rows = mask.any(axis=-1)
         if rows.any():
-            yield batch, rows
+            arrays = batch["decoder_target_tokens"], mask, score_batch(batch)
+            yield jax.tree.map(operator.itemgetter(rows), jax.tree.map(np.asarray, arrays))
 
 
-def _label(spec: TaskSpec, index: Mapping[int, int], target: np.ndarray, position: int) -> int:
-    if position >= len(target):
+def _label(spec: TaskSpec, label_ids: Sequence[int], target: np.ndarray, position: int) -> int:
+    token = int(target[position]) if position < len(target) else None
+    if token is None or token not in label_ids:
         raise DataError(
-            f"Task {spec.name!r}: targets of {len(target)} tokens have no verbalizer; it stands "
-            f"behind the prefix {spec.prefix!r}, so give longer targets in TASK_FEATURE_LENGTHS."
+            f"Task {spec.name!r}: a target has token {token} at position {position}; expected one "
+            f"of {list(label_ids)}, of the verbalizers {list(spec.labels)}. None stands for a "
+            "target that TASK_FEATURE_LENGTHS cuts before it."
         )
-    token = int(target[position])
-    if token not in index:
-        raise DataError(
-            f"Task {spec.name!r}: a target has token {token} at position {position}, which begins "
-            f"none of the verbalizers {list(spec.labels)} (tokens {list(index)})."
-        )
-    return index[token]
+    return list(label_ids).index(token)
 
 
 def _until_eos(tokens: np.ndarray) -> list[int]:

@@ -33,7 +33,6 @@ _LOG_PERIOD = 100  # batches
 
 # A full batch -> an answer a row: token ids [batch, length], or scores [batch].
 Answer = Callable[[Batch], np.ndarray]
-Identity = Mapping[str, Any]
 
 
 def infer(
@@ -72,11 +71,11 @@ def infer(
     Raises:
       VariatorError: for a plugin of another backbone, or a file of another run in `output_dir`.
     """
-    folder = _output_folder(output_dir)
+    if not isinstance(output_dir, str | os.PathLike) or "://" in str(output_dir):
+        raise ConfigError(f"INFER_OUTPUT_DIR is {output_dir!r}; expected a path of a local folder.")
     if mode not in MODES:
-        raise ConfigError(
-            f"INFER_MODE is {mode!r}; it is 'predict' or 'score'." + did_you_mean(str(mode), MODES)
-        )
+        near = did_you_mean(str(mode), MODES)
+        raise ConfigError(f"INFER_MODE is {mode!r}; it is 'predict' or 'score'.{near}")
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
@@ -85,20 +84,23 @@ def infer(
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)
-    paths = {task: folder / f"{task}-{mode}.jsonl-00000-of-00001" for task in data.tasks()}
-    missing = [t for t, path in paths.items() if not finished(path, identity | {"task": t})]
-    for task in missing:
+    files = {}
+    for task in data.tasks():
+        path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
+        files[task] = ResultFile(path, identity | {"task": task}, data.batch_size)
+    for task in [task for task, file in files.items() if not file.finished()]:
         try:
-            _write_task(task, paths[task], data, answer, identity | {"task": task})
+            _write_task(task, files[task], mode, data, answer)
         except OSError as error:
-            raise ConfigError(f"{paths[task]} cannot be written: {error}.") from error
-    return list(paths.values())
+            raise ConfigError(f"{files[task].path} cannot be written: {error}.") from error
+    return [file.path for file in files.values()]
 
 
 def _plugin(
     path: str | None, ratio: int | None, checkpoint: str, backbone: Backbone
 ) -> Plugin | None:
     """The plugin of a folder, or that of a T5X run's checkpoint; None for ratio 1."""
+    plugin = None
     if ratio == 1:
         return None
     if path is not None:
@@ -106,38 +108,30 @@ def _plugin(
     elif formats.kind_of(checkpoint) == formats.T5X and t5x.open_checkpoint(checkpoint).plugin:
         # With a LoRA merged in, the backbone is not the checkpoint's own, and is refused.
         plugin = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
-    elif ratio is None:
-        return None
-    else:
+    known = plugin.config.ratio if plugin else None
+    if ratio not in (None, known):
         raise ConfigError(
-            f"RATIO is {ratio}, but there is no plugin: name its folder in PLUGIN_PATH, or set "
-            "RATIO = 1 for the backbone alone."
+            f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH or RATIO."
         )
-    if ratio not in (None, plugin.config.ratio):
-        raise ConfigError(f"RATIO is {ratio}, and the plugin's ratio is {plugin.config.ratio}.")
     return plugin
 
 
-def _write_task(
-    task: str, path: Path, data: EvalData, answer: Answer, identity: dict[str, Any]
-) -> None:
-    draft = Draft(path, identity, data.batch_size)
-    if draft.lines:
-        log(f"  {task}: continues after {draft.lines} examples")
+def _write_task(task: str, file: "ResultFile", mode: str, data: EvalData, answer: Answer) -> None:
+    lines = file.resume()
+    if lines:
+        log(f"  {task}: continues after {lines} examples")
     decode = features(task)["targets"].vocabulary.decode
-    for number, (inputs, batch) in enumerate(
-        data.examples(task, draft.lines // data.batch_size), start=1
-    ):
-        rows = answer(batch)[: len(inputs)].tolist()
-        if identity["mode"] == "predict":
-            answers = [{"prediction": decode(ids)} for ids in rows]
-        else:
-            answers = [{"score": score} for score in rows]
-        draft.append({"inputs": i} | a for i, a in zip(inputs, answers, strict=True))
+    for number, (inputs, batch) in enumerate(data.examples(task, lines // data.batch_size), 1):
+        answers = answer(batch)[: len(inputs)].tolist()
+        if mode == "predict":
+            answers = [decode(ids) for ids in answers]
+        name = {"predict": "prediction", "score": "score"}[mode]
+        file.append({"inputs": i, name: a} for i, a in zip(inputs, answers, strict=True))
+        lines += len(inputs)
         if number % _LOG_PERIOD == 0:
-            log(f"  {task}: {draft.lines} examples")
-    draft.publish()
-    log(f"  {task}: {draft.lines} examples, wrote {path}")
+            log(f"  {task}: {lines} examples")
+    file.publish()
+    log(f"  {task}: {lines} examples, wrote {file.path}")
 
 
 def _answer(
@@ -145,25 +139,25 @@ def _answer(
 ) -> Answer:
     """The compiled model, with its arrays bound; compiled once, as all batches have one shape."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
-    params = backbone.params
     variables = place_everywhere(plugin.variables if plugin else None, mesh)
-    if mode == "predict":
-        generate = scorers.generator(model, length, mesh)
-        return lambda batch: np.asarray(generate(params, variables, batch))
-    scorer = scorers.target_scorer(model, mesh)
+    predict = mode == "predict"
+    scorer = (
+        scorers.generator(model, length, mesh) if predict else scorers.target_scorer(model, mesh)
+    )
 
-    def score(batch: Batch) -> np.ndarray:
+    def answer(batch: Batch) -> np.ndarray:
+        outputs = scorer(backbone.params, variables, batch)
+        if predict:
+            return np.asarray(outputs)
         # [batch, target length]
-        losses = np.asarray(scorer(params, variables, batch)[0])
-        scores = -(losses * batch["decoder_loss_weights"]).sum(axis=-1, dtype=np.float32)
+        losses = np.asarray(outputs[0]) * batch["decoder_loss_weights"]
+        scores = -losses.sum(axis=-1, dtype=np.float32)
         if not np.isfinite(scores).all():
-            raise TrainingError(
-                f"Backbone {backbone.config.name!r} gives scores that are not finite in "
-                f"{backbone.config.dtype}."
-            )
+            config = backbone.config
+            raise TrainingError(f"Scores of {config.name!r} in {config.dtype} are not finite.")
         return scores
 
-    return score
+    return answer
 
 
 def _identity(
@@ -186,80 +180,72 @@ def _identity(
     return json.loads(json.dumps(identity))
 
 
-def _output_folder(path: object) -> Path:
-    if not isinstance(path, str | os.PathLike) or "://" in str(path):
-        raise ConfigError(f"INFER_OUTPUT_DIR is {path!r}; expected the path of a local folder.")
-    return Path(path)
+class ResultFile:
+    """A task's results: a complete file with its mark, or a draft in `tmp-NAME`."""
 
+    def __init__(self, path: Path, identity: Mapping[str, Any], batch_size: int) -> None:
+        """Nothing is read or written yet.
 
-def finished(path: Path, identity: Identity) -> bool:
-    """Whether the complete file of this very run is there.
-
-    Args:
-      path: the file of results.
-      identity: what makes the run this one, in JSON's types.
-
-    Raises:
-      ConfigError: if the file of another run is there, with the differences.
-    """
-    mark = _mark(path)
-    if not (mark.is_file() and path.is_file()):
-        return False
-    known = _identity_in(mark)
-    differs = [key for key in identity if known.get(key) != identity[key]]
-    if differs:
-        parts = ", ".join(f"{k} {known.get(k)!r} and not {identity[k]!r}" for k in differs)
-        raise ConfigError(
-            f"{path} holds the results of another run, with {parts}: name another "
-            f"INFER_OUTPUT_DIR, or remove {mark.name}."
-        )
-    return True
-
-
-class Draft:
-    """A file of results in the making.
-
-    What a stopped run of the same identity left is kept up to its last complete batch, what one of
-    another identity left is removed.
-
-    Attributes:
-      lines: how many results it holds.
-    """
-
-    def __init__(self, path: Path, identity: Identity, batch: int = 1) -> None:
-        """`batch` is how many lines are appended at once."""
-        self._path, self._identity = path, identity
+        Args:
+          path: where the complete file goes.
+          identity: what makes the run this one, in JSON's types.
+          batch_size: how many results are appended at once.
+        """
+        self.path, self._identity, self._batch_size = path, identity, batch_size
+        self._mark = path.with_name(f"{path.name}.COMPLETED")
         self._folder = path.with_name(f"tmp-{path.name}")
-        self._file = self._folder / path.name
+        self._draft = self._folder / path.name
+
+    def finished(self) -> bool:
+        """Whether the complete file of this very run is there.
+
+        Raises:
+          ConfigError: if the file of another run is there, with the differences.
+        """
+        if not (self._mark.is_file() and self.path.is_file()):
+            return False
+        known = _identity_in(self._mark)
+        differs = [
+            f"{key} {known.get(key)!r} and not {value!r}"
+            for key, value in self._identity.items()
+            if known.get(key) != value
+        ]
+        if differs:
+            raise ConfigError(
+                f"{self.path} holds the results of another run, with {', '.join(differs)}: name "
+                f"another INFER_OUTPUT_DIR, or remove {self._mark.name}."
+            )
+        return True
+
+    def resume(self) -> int:
+        """How many results a stopped run left, in complete batches; the rest is cut off.
+
+        What a run of another identity left is removed.
+        """
         owner = self._folder / "identity.json"
-        if _identity_in(owner) != identity:
-            self._file.unlink(missing_ok=True)
-            write_json(owner, identity)
-        written = self._file.read_bytes().split(b"\n") if self._file.exists() else [b""]
-        self.lines = (len(written) - 1) // batch * batch  # the last part has no line break
-        if self._file.exists():
-            os.truncate(self._file, sum(len(line) + 1 for line in written[: self.lines]))
+        if _identity_in(owner) != self._identity:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            write_json(owner, self._identity)
+        self._draft.touch()
+        written = self._draft.read_bytes().split(b"\n")
+        lines = (len(written) - 1) // self._batch_size * self._batch_size  # the last has no break
+        os.truncate(self._draft, sum(len(line) + 1 for line in written[:lines]))
+        return lines
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes a batch of results, each as one line."""
-        lines = [json.dumps(record) + "\n" for record in records]
-        with self._file.open("a", encoding="utf8") as file:
-            file.writelines(lines)
-        self.lines += len(lines)
+        with self._draft.open("a", encoding="utf8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
 
     def publish(self) -> None:
         """Moves the file to its place."""
-        with self._file.open("rb") as file:
+        with self._draft.open("rb") as file:
             os.fsync(file.fileno())
         # The old mark goes first: at no moment does it vouch for a file that is not its own.
-        _mark(self._path).unlink(missing_ok=True)
-        os.replace(self._file, self._path)
-        write_json(_mark(self._path), self._identity)
+        self._mark.unlink(missing_ok=True)
+        os.replace(self._draft, self.path)
+        write_json(self._mark, self._identity)
         shutil.rmtree(self._folder)
-
-
-def _mark(path: Path) -> Path:
-    return path.with_name(f"{path.name}.COMPLETED")
 
 
 def _identity_in(path: Path) -> dict[str, Any]:

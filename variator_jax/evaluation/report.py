@@ -5,6 +5,7 @@ What a report holds is defined in `schema`. matplotlib is imported only while a 
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,7 @@ from variator_jax.bench import output
 from variator_jax.bench.latency import Latency
 from variator_jax.bench.output import GREY, NONE, bullets, colours, markdown_table
 from variator_jax.errors import DataError
-from variator_jax.evaluation.schema import (
-    Backbone,
-    RatioEntry,
-    Report,
-    Scores,
-    Targets,
-    targets_missed,
-)
+from variator_jax.evaluation.schema import Backbone, RatioEntry, Report, Scores, targets_missed
 from variator_jax.files import write_json
 
 #: Points above the majority class that a backbone needs on a task for it to be informative.
@@ -37,8 +31,8 @@ _LATENCY = (
 )
 
 
-def write_report(report: Report, folder: Path | str, targets: Targets | None = None) -> None:
-    """Writes the three files, making the folder if needed; without `targets` nothing was promised.
+def write_report(report: Report, folder: Path | str, promised: bool = False) -> None:
+    """Writes the three files, making the folder if needed; if `promised`, with the promises missed.
 
     Raises:
       DataError: for a report without ratios, or with a figure that is not finite.
@@ -50,11 +44,11 @@ def write_report(report: Report, folder: Path | str, targets: Targets | None = N
         json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise DataError(f"The report has a figure that is not finite: {content}") from error
-    if targets:
-        content["targets_missed"] = targets_missed(report, targets)
+    if promised:
+        content["targets_missed"] = targets_missed(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report_markdown(report, targets), encoding="utf-8")
+    (folder / "report.md").write_text(report_markdown(report, promised), encoding="utf-8")
     plot_report(report, folder / "report.png")
     write_json(folder / "report.json", content)  # last: its presence means that all is complete
 
@@ -69,19 +63,17 @@ def read_report(path: Path | str) -> Report:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         content.pop("targets_missed", None)
         content["backbone"] = Backbone(**content["backbone"])
-        rows = []
         for entry in content["ratios"]:
-            latency = tuple(Latency(**row) for row in entry.pop("latency", ()))
-            sites = tuple(entry.pop("sites", ()))
-            rows.append(RatioEntry(**entry, latency=latency, sites=sites))
-        content["ratios"] = tuple(rows)
-        content["notes"] = tuple(content.get("notes", ()))
+            entry["latency"] = tuple(Latency(**row) for row in entry["latency"])
+            entry["sites"] = tuple(entry["sites"])
+        content["ratios"] = tuple(RatioEntry(**entry) for entry in content["ratios"])
+        content["notes"] = tuple(content["notes"])
         return Report(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a report of this library: {error}") from error
 
 
-def report_markdown(report: Report, targets: Targets | None = None) -> str:
+def report_markdown(report: Report, promised: bool = False) -> str:
     """The whole `report.md`: quality and cost, latencies, promised figures missed, notes."""
     backbone, details = report.backbone, details_table(report)
     ratios = ", ".join(str(entry.ratio) for entry in report.ratios)
@@ -97,82 +89,88 @@ def report_markdown(report: Report, targets: Targets | None = None) -> str:
     if any(entry.latency for entry in report.ratios):
         words = _LATENCY.format(hardware=report.hardware)
         sections += ["## Encoder latency", words, latency_table(report)]
-    if targets:
-        missed = bullets(targets_missed(report, targets))
+    if promised:
+        missed = bullets(targets_missed(report))
         sections += ["## Promised figures", missed or "All promised figures were reached."]
-    seconds = [(stage, f"{value:.1f}") for stage, value in report.seconds.items()]
-    sections += [
-        bullets([*report.notes, *_weak_tasks(report)]),
-        "## Time taken",
-        markdown_table(("stage", "seconds"), seconds),
-    ]
+    notes = bullets([*report.notes, *_weak_tasks(report)])
+    seconds = [{"stage": name, "seconds": f"{value:.1f}"} for name, value in report.seconds.items()]
+    sections += [notes, "## Time taken", _table(seconds)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def quality_table(report: Report) -> str:
     """Per ratio: quality per task, FLOPs, extra parameters, and the first latency measured."""
-    header = ["k", *report.tasks, "mean of classification"]
-    header += ["encoder GFLOP", "saved", "extra parameters", "share"]
-    timed = next((entry.latency[0] for entry in report.ratios if entry.latency), None)
-    if timed:
-        header += [f"latency, {timed.shape}", "speed-up"]
+    timed = next(iter(_by_shape(report)), None)
 
-    def line(name: str, scores: Scores, reference: Scores, costs: list[str]) -> list[str]:
-        cells = [_score(scores.get(task), reference.get(task)) for task in report.tasks]
-        cells.append(_score(report.mean(scores), report.mean(reference)))
-        missing = len(header) - 1 - len(cells) - len(costs)
-        return [name, *cells, *costs, *[NONE] * missing]
+    def line(name: str, scores: Scores, reference: Scores) -> dict[str, str]:
+        cells = {task: _score(scores.get(task), reference.get(task)) for task in report.tasks}
+        mean = _score(report.mean(scores), report.mean(reference))
+        return {"k": name, **cells, "mean of classification": mean}
 
     lines = []
     for entry in report.ratios:
-        costs = [
-            f"{entry.encoder_flops / 1e9:.3f}",
-            f"{entry.flops_saved:.1%}",
-            f"{entry.extra_parameters:,}",
-            f"{entry.extra_parameters_share:.2%}",
-        ]
+        costs = {
+            "encoder GFLOP": f"{entry.encoder_flops / 1e9:.3f}",
+            "saved": f"{entry.flops_saved:.1%}",
+            "extra parameters": f"{entry.extra_parameters:,}",
+            "share": f"{entry.extra_parameters_share:.2%}",
+        }
         for row in entry.latency:
-            if timed and row.shape == timed.shape:
-                costs += [f"{row.milliseconds:.2f} ms", f"{row.speedup:.2f}"]
-        lines.append(line(str(entry.ratio), entry.quality, report.reference, costs))
+            if row.shape == timed:
+                costs[f"latency, {timed}"] = f"{row.milliseconds:.2f} ms"
+                costs["speed-up"] = f"{row.speedup:.2f}"
+        lines.append(line(str(entry.ratio), entry.quality, report.reference) | costs)
     if report.control_no_ffn:
-        lines.append(line("no encoder FFN", report.control_no_ffn, report.reference, []))
-    lines.append(line("majority", report.majority, {}, []))
-    return markdown_table(header, lines)
+        lines.append(line("no encoder FFN", report.control_no_ffn, report.reference))
+    return _table([*lines, line("majority", report.majority, {})])
 
 
 def details_table(report: Report) -> str:
     """Further scores of each task, one row each and one column per ratio; empty without any."""
+    ratios = {f"k={entry.ratio}": entry.details for entry in report.ratios}
     lines = [
-        [task, name, *(_score(e.details.get(task, {}).get(name), None) for e in report.ratios)]
+        {"task": task, "score": name}
+        | {k: _score(details.get(task, {}).get(name), None) for k, details in ratios.items()}
         for task, scores in report.ratios[0].details.items()
         for name in scores
         if name not in _HEADLINES
     ]
-    header = ["task", "score", *(f"k={entry.ratio}" for entry in report.ratios)]
-    return markdown_table(header, lines) if lines else ""
+    return _table(lines)
 
 
 def latency_table(report: Report) -> str:
     """Every latency: shape, ratio, time, speed-up, and what share of the allowed one that is."""
-    header = ["shape", "batch", "length", "k", "encoder ms (quartile distance)", "speed-up"]
-    header += ["FLOPs allow", "reached"]
-    measured = [(row.shape, entry.ratio, row) for entry in report.ratios for row in entry.latency]
-    shapes = list(dict.fromkeys(shape for shape, _, _ in measured))
     lines = [
-        (
-            row.config,
-            str(row.batch),
-            str(row.length),
-            str(ratio),
-            f"{row.milliseconds:.2f} ({row.spread:.2f})",
-            f"{row.speedup:.2f}",
-            f"{row.flops_allowed_speedup:.2f}",
-            f"{row.speedup / row.flops_allowed_speedup:.0%}",
-        )
-        for _, ratio, row in sorted(measured, key=lambda item: (shapes.index(item[0]), item[1]))
+        {
+            "shape": row.config,
+            "batch": str(row.batch),
+            "length": str(row.length),
+            "k": str(ratio),
+            "encoder ms (quartile distance)": f"{row.milliseconds:.2f} ({row.spread:.2f})",
+            "speed-up": f"{row.speedup:.2f}",
+            "FLOPs allow": f"{row.flops_allowed_speedup:.2f}",
+            "reached": f"{row.speedup / row.flops_allowed_speedup:.0%}",
+        }
+        for rows in _by_shape(report).values()
+        for ratio, row in rows.items()
     ]
-    return markdown_table(header, lines)
+    return _table(lines)
+
+
+def _table(lines: Sequence[Mapping[str, str]]) -> str:
+    """A table of rows that are cells by column, some of which may be absent; empty for no row."""
+    header = list(dict.fromkeys(name for line in lines for name in line))
+    rows = [[line.get(name, NONE) for name in header] for line in lines]
+    return markdown_table(header, rows) if rows else ""
+
+
+def _by_shape(report: Report) -> dict[str, dict[int, Latency]]:
+    """Shape -> ratio -> latency."""
+    rows: dict[str, dict[int, Latency]] = {}
+    for entry in report.ratios:
+        for row in entry.latency:
+            rows.setdefault(row.shape, {})[entry.ratio] = row
+    return rows
 
 
 def _weak_tasks(report: Report) -> list[str]:
@@ -198,11 +196,10 @@ def plot_report(report: Report, path: Path) -> None:
     with output.figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
         _draw_quality(left, report)
         _draw_speedup(right, report)
+        ratios = [entry.ratio for entry in report.ratios]
         for axes in (left, right):
-            ratios = [entry.ratio for entry in report.ratios]
-            output.doubling_axis(
-                axes, ratios, "compression ratio k (hidden vectors merged into one)"
-            )
+            label = "compression ratio k (hidden vectors merged into one)"
+            output.doubling_axis(axes, ratios, label)
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
             axes.legend(frameon=False, fontsize=8, **place)
 
@@ -235,23 +232,18 @@ def _draw_quality(axes: Any, report: Report) -> None:
 
 def _draw_speedup(axes: Any, report: Report) -> None:
     """Per shape: filled and solid what was measured, hollow and dashed what FLOPs allow."""
-    rows: dict[str, dict[int, Latency]] = {}
-    for entry in report.ratios:
-        for row in entry.latency:
-            rows.setdefault(row.shape, {})[entry.ratio] = row
-    allowed_style = {"mfc": "white", "lw": 0.9}
-    for (shape, by_ratio), colour in zip(rows.items(), colours(len(rows)), strict=True):
-        ratios, entries = list(by_ratio), list(by_ratio.values())
-        measured = [row.speedup for row in entries]
+    shapes = _by_shape(report)
+    hollow = {"mfc": "white", "lw": 0.9}
+    for (shape, rows), colour in zip(shapes.items(), colours(len(shapes)), strict=True):
+        speedups = [row.speedup for row in rows.values()]
+        allowed = [row.flops_allowed_speedup for row in rows.values()]
         # The spread of the time, carried over to the speed-up to first order.
-        errors = [row.speedup * row.spread / (2 * row.milliseconds) for row in entries]
+        errors = [row.speedup * row.spread / (2 * row.milliseconds) for row in rows.values()]
         style = {"fmt": "o-", "capsize": 2, "color": colour, "zorder": 3}
-        axes.errorbar(ratios, measured, yerr=errors, label=shape, **style)
-        allowed = [row.flops_allowed_speedup for row in entries]
-        axes.plot(ratios, allowed, "o--", color=colour, **allowed_style)
+        axes.errorbar(list(rows), speedups, yerr=errors, label=shape, **style)
+        axes.plot(list(rows), allowed, "o--", color=colour, **hollow)
     axes.axhline(1.0, color=GREY, lw=0.6)
     axes.plot([], [], "o-", color=GREY, label="measured (half quartile distance)")
-    label = "allowed by the saved FLOPs"
-    axes.plot([], [], "o--", color=GREY, label=label, **allowed_style)
+    axes.plot([], [], "o--", color=GREY, label="allowed by the saved FLOPs", **hollow)
     axes.set_title(f"Encoder speed on {report.hardware}", fontsize=9)
     axes.set_ylabel("encoder speed-up (times)")

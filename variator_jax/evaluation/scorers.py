@@ -4,6 +4,7 @@ Each takes backbone parameters, plugin variables and a batch as arguments, so on
 serves every plugin with the same settings. What scores mean for a task is decided in `evaluator`.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -76,20 +77,12 @@ def target_scorer(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
 
 def generator(model: SplicedModel, max_length: int, mesh: Mesh | None = None) -> Scorer:
     """Returns greedy decoding: a function to token ids `[batch, max_length]` int32."""
-
-    def generate(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        return model.generate(params, variables, arrays["encoder_input_tokens"], max_length)
-
-    return _compiled(generate, mesh, _ENCODER)
+    return _compiled(functools.partial(model.generate, max_length=max_length), mesh, _ENCODER)
 
 
 def encoder(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
     """Returns the encoder: a function to hidden states `[batch, length, embed]`."""
-
-    def encode(params: Any, variables: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        return model.encode(params, variables, arrays["encoder_input_tokens"])
-
-    return _compiled(encode, mesh, _ENCODER)
+    return _compiled(model.encode, mesh, _ENCODER)
 
 
 @contextmanager

@@ -255,10 +255,10 @@ class _Truncated(EvalData):
 
     share: float = 1.0
 
-    def batches(self, task: str) -> Iterator[Mapping[str, Any]]:
+    def batches(self, task: str, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """One pass over a task, the last batch filled up with empty rows."""
         suffix = rivals.common_suffix(itertools.islice(super().batches(task), 8))
-        yield from rivals.truncated(super().batches(task), self.share, suffix)
+        yield from rivals.truncated(super().batches(task, start), self.share, suffix)
 
 
 # Neurons that fire.
@@ -318,7 +318,7 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
         with _ffn_hidden(stack) as plain:
             backbone.encode(params, tokens)
         with _ffn_hidden(stack) as spliced:
-            SplicedModel(backbone, plugin).encode(params, variables, tokens)
+            SplicedModel(backbone, plugin).encode(params, variables, {_INPUTS: tokens})
         counts = {}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input

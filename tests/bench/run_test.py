@@ -34,15 +34,6 @@ def test_it_runs_without_torch_and_matplotlib(tmp_path, monkeypatch, capsys):
     assert out.rstrip().endswith((tmp_path / "out/bench.md").read_text().rstrip())
 
 
-def test_steps_are_measured_before_encoders(monkeypatch):
-    order = []
-    monkeypatch.setattr(run, "random_params", lambda *_: None)
-    monkeypatch.setattr(run, "bench_steps", lambda *_: order.append("step"))
-    monkeypatch.setattr(run, "bench_encoder", lambda *_: order.append("encoder"))
-    run.measure(BenchSettings("nano", ratios=(2,), train=True))
-    assert order == ["step", "encoder"]
-
-
 def test_a_step_is_timed_with_its_flops_and_memory(monkeypatch):
     config = get_config("nano", num_encoder_layers=1)
     params = latency.random_params(config, shape_params(config))

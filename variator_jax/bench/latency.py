@@ -81,7 +81,7 @@ def measure_encoder_latency(
     seconds = interleaved_seconds(calls, rounds)
     rows, backbone = {}, 1e3 * float(np.median(seconds[1]))
     for ratio, samples in sorted(seconds.items()):
-        low, median, high = (1e3 * np.percentile(samples, (25, 50, 75))).tolist()
+        low, median, high = map(float, np.percentile(1e3 * np.array(samples), (25, 50, 75)))
         allowed = flops_allowed_speedup(stack, shape.length, plugins[ratio])
         size = (config.name, shape.batch, shape.length)
         rows[ratio] = Latency(*size, median, backbone / median, allowed, high - low)

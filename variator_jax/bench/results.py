@@ -102,8 +102,8 @@ class Measurement:
         """All figures of a row by name; none of a row that did not run."""
         if not row.seconds:
             return {}
-        times = 1e3 * np.percentile(row.seconds, (50, 25, 75))
-        figures = dict(zip(_TIME, times.tolist(), strict=True))
+        times = np.percentile(1e3 * np.array(row.seconds), (50, 25, 75))
+        figures = dict(zip(_TIME, map(float, times), strict=True))
         rate = 1 / row.median
         if row.flops is not None:
             figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}

@@ -137,9 +137,9 @@ def bench_steps(
     peak, seconds = timed_with_peak(steps, config.dtype, settings.rounds)
     timings = []
     for ratio, running in steps.items():
-        figures = {"peak_bytes": running.peak_bytes, "loss": running.loss()}
-        name = row_name(ratio)
-        timings.append(Timing(name, seconds[ratio], running.flops, ratio, **figures))
+        memory, name = running.peak_bytes, row_name(ratio)
+        times = (name, seconds[ratio], running.flops, ratio)
+        timings.append(Timing(*times, peak_bytes=memory, loss=running.loss()))
     details = {name: getattr(settings, name) for name in ("targets", "microbatches", "remat")}
     return Measurement(STEP, shape.batch, shape.length, peak, timings, details)
 

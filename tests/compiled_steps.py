@@ -15,8 +15,6 @@ from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.bench import budget
 from variator_jax.plugin import PluginConfig, plugin_parameters
 from variator_jax.train import optimizers
-from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Distillation
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 # `%name = f32[8,4]{1,0} all-reduce(%a), ...`, the result perhaps a tuple of such.
@@ -44,9 +42,7 @@ def measure(config, mesh_shape, batch=8, length=24, targets=6):
     mesh = meshes.make_mesh(config, batch, mesh_shape, devices)
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
     lengths = {"inputs": length, "targets": targets}
-    shapes = budget.step_shapes(config, plugin, optimizer, lengths, batch, "float32", mesh)
-    objective = Distillation(T5(config), plugin, LossConfig())
-    compiled = budget.compile_step(objective, optimizer, 1, shapes, mesh)
+    compiled = budget.Step(config, plugin, optimizer, lengths, batch, mesh).compile()
     memory = compiled.memory_analysis()
     return {
         "collectives": collectives(compiled.as_text()),

@@ -9,7 +9,7 @@ from variator_jax import cli
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import arguments, budget
-from variator_jax.bench.budget import Collective, collectives, loop_trips
+from variator_jax.bench.budget import Collective, collectives
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, plugin_parameters
 from variator_jax.train import optimizers
@@ -111,52 +111,4 @@ def test_collectives_are_read_from_a_modules_text():
         "collective-permute": Collective(2, 32 + 16),
         "reduce-scatter": Collective(1, 8),
     }
-
-
-# As XLA prints it, callees first: a loop in a loop, a fusion in both, and a collective in each.
-LOOPS = """HloModule jit_train_step, entry_computation_layout={(f32[2])->f32[2]}
-%add (a: f32[], b: f32[]) -> f32[] {
-  ROOT %c = f32[] add(%a, %b)
-}
-%shared (x: f32[2]) -> f32[2] {
-  ROOT %y = f32[2]{0} all-to-all(%x), dimensions={0}
-}
-%inner.1 (x: (s32[], f32[2])) -> (s32[], f32[2]) {
-  %g = f32[8]{0} all-gather(%x), dimensions={0}
-}
-%outer (x: (s32[], f32[2])) -> (s32[], f32[2]) {
-  %r = f32[2]{0} all-reduce(%x), to_apply=%add
-  %f = f32[2]{0} call(%r), to_apply=%shared
-  ROOT %w = (s32[], f32[2]{0}) while(%t), condition=%less, body=%inner.1, INNER
-}
-ENTRY %main (x: f32[2]) -> f32[2] {
-  %r = f32[2]{0} all-reduce(%x), to_apply=%add
-  %f = f32[2]{0} async-start(%r), calls=%shared
-  %w = (s32[], f32[2]{0}) while(%t), condition=%less.2, body=%outer, OUTER
-}
-"""
-KNOWN = 'backend_config={{"known_trip_count":{{"n":"{}"}},"known_init_step":{{"init":"0"}}}}'
-
-
-@pytest.mark.parametrize(
-    ("outer", "inner", "trips", "runs"),
-    [
-        (KNOWN.format(4), KNOWN.format(3), 8, (4, 12)),  # half unrolled: the module knows better
-        ("metadata={}", KNOWN.format(3), 4, (4, 12)),
-        ("metadata={}", "metadata={}", 4, (4, 4)),  # as on TPUs; only the outer one is ours
-        ("metadata={}", "metadata={}", 1, (1, 1)),
-    ],
-)
-def test_what_is_in_a_loop_counts_as_often_as_it_runs(outer, inner, trips, runs):
-    text = LOOPS.replace("OUTER", outer).replace("INNER", inner)
-    assert collectives(text, trips) == {
-        "all-reduce": Collective(1 + runs[0], 8 * (1 + runs[0])),
-        "all-to-all": Collective(1 + runs[0], 8 * (1 + runs[0])),
-        "all-gather": Collective(runs[1], 32 * runs[1]),
-    }
-
-
-def test_the_microbatches_loop_is_the_outermost_that_may_be_it():
-    known = LOOPS.replace("OUTER", KNOWN.format(4)).replace("INNER", "")
-    assert [loop_trips(known, n) for n in (8, 4, 2)] == [4, 4, 1]
-    assert loop_trips(LOOPS.replace("while(", "tuple(").replace("body=", "of="), 6) == 1
+    assert collectives(text, passes=3)["reduce-scatter"] == Collective(3, 24)

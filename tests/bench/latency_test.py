@@ -1,6 +1,7 @@
 """The clock, what it times, and the names of machines."""
 
 import itertools
+import re
 import types
 
 import jax
@@ -98,12 +99,8 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
     assert (a.name, b.name, b.seconds, b.error) == ("a", "b", (), "no such thing")
 
 
-def test_machines_are_named_by_kind_and_number(monkeypatch, tmp_path):
-    assert f"jax {jax.__version__}" in output.hardware()
-    cpuinfo = tmp_path / "cpuinfo"
-    assert len(output._cpu_model(cpuinfo)) > len("CPU ")
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Imaginary C2\nmodel name\t: Other\n")
-    assert output._cpu_model(cpuinfo) == "CPU Imaginary C2"
+def test_machines_are_named_by_kind_and_number(monkeypatch):
+    assert re.match(rf"CPU \S.*cores?, jax {jax.__version__}$", output.hardware())
     for platform, name in (("gpu", "2 x Imaginary G1 (gpu), jax"), ("cpu", "JAX as 2 devices")):
         device = types.SimpleNamespace(platform=platform, device_kind="Imaginary G1")
         monkeypatch.setattr(jax, "devices", lambda device=device: [device] * 2)

@@ -41,8 +41,6 @@ def test_figures_of_a_ratio_are_quotients_of_medians():
         "share_of_matrix_peak": 2.5e-4,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
-    # The rounds' own speed-ups are 2.0, 2.2 and 1.6.
-    assert ENCODERS.speedup_quartiles(FOUR) == pytest.approx((1.8, 2.1))
     assert ENCODERS.figures(EAGER)["speedup"] == pytest.approx(0.5)
     assert ENCODERS.figures(COMPILED) == {}
 

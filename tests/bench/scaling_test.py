@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from variator_jax.bench import scaling
+from variator_jax.bench import budget, scaling
 from variator_jax.errors import ConfigError
 
 MACHINE = scaling.Machine("m", peak=2e12, link=1e9, far_link=1e8, near=4, memory=16e9)
@@ -67,15 +67,14 @@ def test_the_table_has_a_line_a_mesh_and_marks_what_is_too_large(monkeypatch):
 
 
 def test_layers_are_extended_from_two_depths(monkeypatch):
-    from variator_jax.bench import budget
-
     def counted(backbone, **settings):
         assert settings["batch_size"] == scaling.ROWS and settings["remat"]
         layers = backbone.num_encoder_layers
+        assert layers == backbone.num_decoder_layers
         moved = {"all-gather": budget.Collective(1, 10 * layers)}
         return budget.Budget("", "", 100 + layers, 0, 1000.0 * layers, moved)
 
-    monkeypatch.setattr(budget, "budget", counted)
+    monkeypatch.setattr(scaling, "budget", counted)
     measured = scaling.measure("t5_1_1_xl", 1, (1, 1, 1))
     assert (measured.arguments, measured.flops) == (124, 24000.0)
     assert measured.collectives == {"all-gather": 240}

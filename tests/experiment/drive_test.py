@@ -1,11 +1,7 @@
 """An experiment's checks and its driver: what is refused, growth, failures, kills."""
 
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,9 +9,8 @@ import pytest
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment import drive
-from variator_jax.experiment.grid import Experiment
+from variator_jax.experiment.grid import Experiment, plan
 
-FOLDER = Path(__file__).parent
 GRID = dict(
     recipe="experiments/small", backbones=("nano",), tasks=("sst2",), ratios=(2, 4), seeds=(0, 1),
     arms=("variator", "no_ffn", "student"),
@@ -62,46 +57,27 @@ def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error
     assert run.call_count == 1
 
 
-def drive_slowly(grid, log):
-    """Drives an experiment whose steps take a while and leave a line in the log."""
+def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
+    grid, rng, made = _experiment(tmp_path, tasks=("sst2", "rte")), random.Random(0), []
 
-    def slowly(call):
+    def killed_after(count, call):
         def step(experiment, item):
-            time.sleep(0.01)
-            with open(log, "a") as file:
-                file.write(f"{item}\n")
+            if len(made) == count:
+                raise KeyboardInterrupt
+            made.append(str(item))
             return call(experiment, item)
 
         return step
 
-    drive.drive(Experiment(**grid), {}, slowly(run_training), slowly(score))
-
-
-def test_ten_kills_lose_no_finished_cell_and_repeat_none(tmp_path):
-    log, rng, seen = tmp_path / "log", random.Random(0), {}
-    grid = GRID | {"tasks": ("sst2", "rte"), "model_dir": str(tmp_path)}
-    total = len(list(Experiment(**grid).cells()))
-    script = f"import drive_test; drive_test.drive_slowly({grid!r}, {str(log)!r})"
-    path = {"PYTHONPATH": f"{FOLDER.parents[1]}{os.pathsep}{FOLDER}"}
-    child = dict(args=[sys.executable, "-c", script], env={**os.environ, **path})
-    log.touch()
-    for kill in range(11):
-        before = log.stat().st_size
-        process = subprocess.Popen(**child, stderr=subprocess.DEVNULL)
-        if kill < 10:
-            # It is killed at some moment after it has done something new.
-            while process.poll() is None and log.stat().st_size <= before:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.03))
-            process.kill()
-        process.wait()
-        cells = {p.name: p.read_bytes() for p in (tmp_path / "cells").glob("[!.]*.json")}
-        assert seen.items() <= cells.items()  # neither lost nor made again
-        assert (len(cells) == total) == (kill == 10)
-        seen = cells
-    # Only what was cut off can appear twice in the log: at most one step a kill.
-    lines = log.read_text().splitlines()
-    assert process.returncode == 0 and len(lines) - len(set(lines)) <= 10
+    count = 0
+    for _ in range(10):
+        count += rng.randint(1, 3)
+        with pytest.raises(KeyboardInterrupt):
+            calls = (killed_after(count, call) for call in (run_training, score))
+            drive.drive(grid, {}, *calls)
+    records = drive.drive(grid, {}, killed_after(None, run_training), killed_after(None, score))
+    assert len(made) == len(set(made)) == len(plan(grid))
+    assert len(records) == len(list(grid.cells()))
 
 
 def _small(folder, **macros):

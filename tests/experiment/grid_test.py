@@ -78,7 +78,6 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
         ({"seeds": ()}, "SEEDS is a tuple of different"),
         ({"ratios": (2, 2)}, "RATIOS is a tuple of different"),
         ({"backbone_paths": {"mini": "x"}}, "BACKBONE_PATHS names 'mini'"),
-        ({"tasks": ("../x",)}, "not the name of a gin file"),
         ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
     ],
 )

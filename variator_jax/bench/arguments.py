@@ -1,6 +1,6 @@
 """The arguments of `variator bench` and `variator budget`, and their settings.
 
-Nothing heavy is imported before a backbone is named. Defaults stand here only, for `--help`.
+Nothing heavy is imported before a backbone is named.
 """
 
 import argparse
@@ -78,40 +78,23 @@ class BenchSettings:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds those of `variator bench`."""
+    """Adds those of `variator bench`; what is left out is as in `BenchSettings`."""
     add = parser.add_argument
-    add("--backbone", default="t5_1_0_base", help="a named shape (default: %(default)s)")
+    add("--backbone", help=f"a named shape (default: {BenchSettings.backbone})")
     add("--batch", type=_positive, help="rows of the encoder's input (default: 4)")
     add("--length", type=_positive, help="tokens of a row, without padding (default: 256)")
-    add(
-        "--shape",
-        action="append",
-        default=[],
-        type=_shape,
-        metavar="4x256",
-        help="rows x tokens instead of --batch and --length; repeatable",
-    )
-    add(
-        "--ratios",
-        default="1,2,4,8",
-        type=lambda text: tuple(map(_positive, text.split(","))),
-        metavar="1,2,4,8",
-        help="compression ratios",
-    )
-    add("--dtype", default="float32", choices=DTYPES, help="(default: %(default)s)")
-    add("--rounds", type=_positive, default=11, help="how often each is timed (%(default)s)")
+    instead = "rows x tokens instead of --batch and --length; repeatable"
+    add("--shape", action="append", type=_shape, metavar="4x256", help=instead)
+    add("--ratios", type=_ratios, metavar="1,2,4,8", help="compression ratios")
+    add("--dtype", choices=DTYPES, help=f"(default: {BenchSettings.dtype})")
+    add("--rounds", type=_positive, help=f"how often each is timed ({BenchSettings.rounds})")
     add("--peer", action="store_true", help="also time Hugging Face's encoder in torch")
     add("--train", action="store_true", help="also time the distillation step")
     add("--targets", type=_positive, help="with --train: tokens of a target (default: 48)")
     add("--microbatches", type=_positive, help="with --train: parts of a batch (default: 1)")
-    add(
-        "--remat",
-        nargs="?",
-        const="all",
-        choices=("all", "dots"),
-        help="with --train: compute activations again in the backward pass, all of them or all "
-        "but the products with weights",
-    )
+    remat = "with --train: compute activations again in the backward pass, but with dots those of "
+    remat += "products with weights"
+    add("--remat", nargs="?", const="all", choices=("all", "dots"), help=remat)
     add("--output", metavar="DIR", help="write bench.json, bench.md and bench.png there")
 
 
@@ -123,14 +106,14 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     """
     if args.shape and (args.batch or args.length):
         raise ConfigError("--shape already sets --batch and --length; give one or the other.")
-    step = {name: getattr(args, name) for name in _STEP_ONLY if getattr(args, name) is not None}
-    if step.get("remat") == "all":
-        step["remat"] = True
-    if step and not args.train:
-        raise ConfigError(f"--{next(iter(step))} belongs to the distillation step: add --train.")
-    same = {name: getattr(args, name) for name in ("backbone", "ratios", "dtype", "rounds", "peer")}
+    names = ("backbone", "ratios", "dtype", "rounds", "peer", "train", *_STEP_ONLY)
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name in given.keys() & _STEP_ONLY if not args.train else ():
+        raise ConfigError(f"--{name} belongs to the distillation step: add --train.")
+    if args.remat == "all":
+        given["remat"] = True
     shapes = args.shape or [Shape(args.batch or 4, args.length or 256)]
-    settings = BenchSettings(**same, shapes=tuple(shapes), train=args.train, **step)
+    settings = BenchSettings(**given, shapes=tuple(shapes))
     settings.config  # noqa: B018 - refuses an unknown backbone before anything is measured.
     return settings
 
@@ -151,6 +134,10 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"\s*[1-9]\d{0,8}\s*", text):
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
     return int(text)
+
+
+def _ratios(text: str) -> tuple[int, ...]:
+    return tuple(map(_positive, text.split(",")))
 
 
 def _shape(text: str) -> Shape:

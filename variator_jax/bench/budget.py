@@ -9,7 +9,7 @@ compiler reports.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,15 +32,10 @@ _CPU_NOTE = (
     "so its temporary memory is far above an accelerator's: install libtpu and give --topology, "
     "or run this where the accelerator is."
 )
-
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # `%name = TYPE kind(` or `kind-start(`; TYPE is one array, or a tuple of some with comments in it.
 _LINE = re.compile(rf" = (?P<type>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
-# A module is a list of computations, `%name (parameters) -> type {` to `}`, callees first.
-_COMPUTATION = re.compile(r"(?:ENTRY )?%(?P<name>[\w.-]+) .*\{$")
-_CALLS = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=\{?((?:%[\w.-]+,? ?)+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"(?:pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +85,74 @@ class Budget:
         return "\n".join(rows + [_CPU_NOTE] * (self.compiler == "cpu"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A distillation step on a mesh.
+
+    Attributes:
+      config: shape of the backbone.
+      plugin: the compression plugin.
+      optimizer: of the plugin's parameters.
+      lengths: tokens of `inputs` and `targets`.
+      batch_size: rows of a batch, over all devices.
+      mesh: the devices.
+      loss: the losses' weights.
+      num_microbatches: passes that a batch is cut into.
+      weight_dtype: what the frozen weights are kept in.
+    """
+
+    config: T5Config
+    plugin: PluginConfig
+    optimizer: optax.GradientTransformation
+    lengths: Mapping[str, int]
+    batch_size: int
+    mesh: Mesh
+    loss: LossConfig = LossConfig()
+    num_microbatches: int = 1
+    weight_dtype: Any = "float32"
+
+    def one_pass(self) -> "Step":
+        """The step of one microbatch."""
+        rows = self.batch_size // self.num_microbatches
+        return dataclasses.replace(self, batch_size=rows, num_microbatches=1)
+
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles it for `shapes`."""
+        objective = Distillation(T5(self.config), self.plugin, self.loss)
+        step = make_train_step(objective, self.optimizer, self.num_microbatches)
+        shapes = self.shapes()
+        with meshes.activations(self.mesh):
+            return jit_train_step(step, shapes[0], self.mesh).lower(*shapes).compile()
+
+    def shapes(self) -> tuple[TrainState, tuple[Any, Any], dict[str, Any]]:
+        """Shapes, dtypes and places of its arguments: state, (weights, output scales), batch."""
+
+        def placed(tree: Any, sharding: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+            )
+
+        weights = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, self.weight_dtype, sharding=place),
+            shape_params(self.config),
+            meshes.parameter_shardings(self.config, self.mesh),
+        )
+        stack = T5(self.config).stack()
+        fresh = jax.eval_shape(lambda: init_plugin(self.plugin, stack, jax.random.key(0)))
+        state = jax.eval_shape(lambda params: init_state(params, self.optimizer), fresh.params)
+        columns = {"encoder_input_tokens": self.lengths["inputs"]}
+        if self.config.has_decoder:
+            names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+            columns |= dict.fromkeys(names, self.lengths["targets"])
+        batch = {
+            name: jax.ShapeDtypeStruct((self.batch_size, length), jnp.int32)
+            for name, length in columns.items()
+        }
+        everywhere = meshes.replicated(self.mesh)
+        frozen = (weights, placed(fresh.output_scales, everywhere))
+        return placed(state, everywhere), frozen, placed(batch, meshes.batch_sharding(self.mesh))
+
+
 def budget(
     *,
     backbone: T5Config,
@@ -97,7 +160,7 @@ def budget(
     optimizer: optax.GradientTransformation,
     feature_lengths: Mapping[str, int],
     batch_size: int,
-    loss: LossConfig | None = None,
+    loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
     num_microbatches: int = 1,
     mesh_shape: Sequence[int] | None = None,
     backbone_dtype: str | None = None,
@@ -107,14 +170,7 @@ def budget(
 ) -> Budget:
     """Compiles the step of a plugin run and returns what it takes.
 
-    Args:
-      backbone: shape of the backbone.
-      plugin: the compression plugin.
-      optimizer: of the plugin's parameters.
-      feature_lengths: tokens of `inputs` and `targets`.
-      batch_size: rows of a batch, over all devices.
-      loss: the distillation losses' weights.
-      num_microbatches: passes that a batch is cut into.
+    Args: see `Step`, and
       mesh_shape: `(data, fsdp, model)`; None chooses, as a device of that memory would.
       backbone_dtype: what the frozen weights are kept in.
       remat: what a layer keeps for the backward pass.
@@ -129,43 +185,28 @@ def budget(
     weight = jnp.dtype(backbone_dtype or config.param_dtype)
     rows = batch_size // num_microbatches
     mesh = meshes.make_mesh(config, rows, mesh_shape, devices, weight.itemsize, hbm_bytes)
-    objective = Distillation(T5(config), plugin, loss or LossConfig())
-    shapes = step_shapes(config, plugin, optimizer, feature_lengths, batch_size, weight, mesh)
-    compiled = compile_step(objective, optimizer, num_microbatches, shapes, mesh)
+    sizes = (feature_lengths, batch_size, mesh, loss, num_microbatches, weight)
+    step = Step(config, plugin, optimizer, *sizes)
+    compiled = step.compile()
     memory = compiled.memory_analysis()
+    # A compiler counts a loop's body once, so FLOPs and collectives are those of one pass, times n.
+    one_pass = compiled if num_microbatches == 1 else step.one_pass().compile()
     return Budget(
         str(meshes.MeshShape(*mesh.devices.shape)),
         devices[0].device_kind,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        compiled_flops(compiled, num_microbatches),
-        collectives(compiled.as_text() or "", num_microbatches),
+        num_microbatches * compiled_flops(one_pass),
+        collectives(one_pass.as_text() or "", num_microbatches),
         hbm_bytes,
     )
 
 
-def compile_step(
-    objective: Distillation,
-    optimizer: optax.GradientTransformation,
-    num_microbatches: int,
-    shapes: tuple[TrainState, Any, Any],
-    mesh: Mesh,
-) -> jax.stages.Compiled:
-    """The distillation step, compiled for `step_shapes`."""
-    step = make_train_step(objective, optimizer, num_microbatches)
-    with meshes.activations(mesh):
-        return jit_train_step(step, shapes[0], mesh).lower(*shapes).compile()
-
-
-def compiled_flops(compiled: jax.stages.Compiled, num_microbatches: int = 1) -> float:
-    """FLOPs of a compiled step, as its compiler counts them, in all microbatches.
-
-    XLA counts a loop's body once, however often it runs. What is outside of the microbatches' loop,
-    the update of a plugin, is negligible, so all is multiplied.
-    """
+def compiled_flops(compiled: jax.stages.Compiled) -> float:
+    """FLOPs of a compiled function, as its compiler counts them."""
     cost: Any = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost or {}
-    return float(cost.get("flops", 0.0)) * loop_trips(compiled.as_text() or "", num_microbatches)
+    return float(cost.get("flops", 0.0))
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -180,7 +221,7 @@ def topology_devices(name: str) -> list[Any]:
     single = {"chips_per_host_bounds": tuple(map(int, extent))} if set(extent) == {"1"} else {}
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name, **single)
-    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"--topology {name} cannot be compiled for: {str(error).splitlines()[0]} It takes the "
             "libtpu that belongs to this JAX (pip install 'jax[tpu]'), and names such as v5e:4x4."
@@ -188,78 +229,23 @@ def topology_devices(name: str) -> list[Any]:
     return list(slice_.devices)
 
 
-def step_shapes(
-    config: T5Config,
-    plugin: PluginConfig,
-    optimizer: optax.GradientTransformation,
-    lengths: Mapping[str, int],
-    batch_size: int,
-    weight: Any,
-    mesh: Mesh,
-) -> tuple[TrainState, tuple[Any, Any], dict[str, Any]]:
-    """Shapes, dtypes and places of a step's arguments: state, (weights, output scales), batch."""
-
-    def placed(tree: Any, sharding: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-
-    weights = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, weight, sharding=sharding),
-        shape_params(config),
-        meshes.parameter_shardings(config, mesh),
-    )
-    stack = T5(config).stack()
-    fresh = jax.eval_shape(lambda: init_plugin(plugin, stack, jax.random.key(0)))
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), fresh.params)
-    columns = {"encoder_input_tokens": lengths["inputs"]}
-    if config.has_decoder:
-        names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
-        columns |= dict.fromkeys(names, lengths["targets"])
-    batch = {
-        name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-        for name, length in columns.items()
-    }
-    everywhere = meshes.replicated(mesh)
-    frozen = (weights, placed(fresh.output_scales, everywhere))
-    return placed(state, everywhere), frozen, placed(batch, meshes.batch_sharding(mesh))
-
-
-def collectives(text: str, trips: int = 1) -> dict[str, Collective]:
-    """The collectives of an optimised module, by kind; those of a loop as often as it runs.
+def collectives(text: str, passes: int = 1) -> dict[str, Collective]:
+    """The collectives of an optimised module, by kind, `passes` times.
 
     A collective that is started and awaited apart has a tuple of operands and results; the results
     alone are counted.
-
-    Args:
-      text: the module's.
-      trips: how often an outermost loop runs whose text does not have it (on TPUs none has).
     """
-    runs, _ = _runs(text, trips)
     total: dict[str, Collective] = {}
-    for computation, line in _lines(text):
-        if match := _LINE.search(line):
-            often = runs.get(computation, 1)
-            before = total.get(match["kind"], Collective(0, 0))
-            size = before.bytes + often * _result_bytes(match)
-            total[match["kind"]] = Collective(before.count + often, size)
+    for match in filter(None, map(_LINE.search, text.splitlines())):
+        before = total.get(match["kind"], Collective(0, 0))
+        size = before.bytes + passes * _result_bytes(match)
+        total[match["kind"]] = Collective(before.count + passes, size)
     return total
-
-
-def loop_trips(text: str, trips: int) -> int:
-    """How often the longest of the outermost loops runs; 1 where the compiler left none.
-
-    Args:
-      text: the module's.
-      trips: of a loop whose text does not have it; a loop that runs more often is another one.
-    """
-    runs, bodies = _runs(text, trips)
-    return max((runs[body] for body in bodies if runs[body] <= trips), default=1)
 
 
 def _result_bytes(match: re.Match[str]) -> int:
     sizes = []
-    for _, bits, shape in _ARRAY.findall(match["type"]):
+    for bits, shape in _ARRAY.findall(match["type"]):
         # A permutation may have two counters, u32[], behind operand and result.
         if not (match["kind"] == "collective-permute" and bits == "32" and not shape):
             elements = math.prod(int(n) for n in shape.split(",") if n)
@@ -267,31 +253,3 @@ def _result_bytes(match: re.Match[str]) -> int:
     if match["start"] and match["kind"] != "all-reduce" and len(sizes) > 1:
         sizes = sizes[len(sizes) // 2 :]
     return sum(sizes)
-
-
-def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """Each line, after the name of its computation."""
-    name = ""
-    for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        name = header["name"] if header else name
-        yield name, line
-
-
-def _runs(text: str, trips: int) -> tuple[dict[str, int], set[str]]:
-    """How often each computation runs that is called at all, and which are bodies of loops."""
-    runs: dict[str, int] = {}
-    bodies: set[str] = set()
-    # Callers stand last, so theirs is known when it is needed.
-    for caller, line in reversed(list(_lines(text))):
-        around = runs.get(caller, 1)
-        for how, callees in _CALLS.findall(line):
-            names = re.findall(r"%([\w.-]+)", callees)
-            times = 1
-            if how == "body":
-                bodies.update(names)
-                known = _TRIPS.search(line)
-                times = int(known[1]) if known else trips if around == 1 else 1
-            for callee in names:
-                runs[callee] = runs.get(callee, 0) + around * times
-    return runs, bodies

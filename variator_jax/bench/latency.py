@@ -76,16 +76,15 @@ def measure_encoder_latency(
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
     plugins = {1: PluginConfig(ratio=1), **plugins}
-    tokens = random_tokens(config, shape.batch, shape.length)
+    tokens, stack = random_tokens(config, shape.batch, shape.length), T5(config).stack()
     calls = _encoder_calls(config, random_params(config), plugins, tokens)
     seconds = interleaved_seconds(calls, rounds)
-    stack, backbone = T5(config).stack(), float(np.median(seconds[1]))
-    rows = {}
+    rows, backbone = {}, 1e3 * float(np.median(seconds[1]))
     for ratio, samples in sorted(seconds.items()):
-        low, median, high = (1e3 * float(np.percentile(samples, q)) for q in (25, 50, 75))
+        low, median, high = map(float, np.percentile(1e3 * np.array(samples), (25, 50, 75)))
         allowed = flops_allowed_speedup(stack, shape.length, plugins[ratio])
         size = (config.name, shape.batch, shape.length)
-        rows[ratio] = Latency(*size, median, 1e3 * backbone / median, allowed, high - low)
+        rows[ratio] = Latency(*size, median, backbone / median, allowed, high - low)
     return rows
 
 
@@ -111,16 +110,11 @@ def bench_encoder(
         baselines = start_baselines(config, tokens)
         calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
     peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds)
-    rows = [
-        Timing(
-            row_name(ratio),
-            seconds[ratio],
-            stack_flops(stack, shape.length, plugin, shape.batch),
-            ratio,
-            flops_allowed_speedup(stack, shape.length, plugin),
-        )
-        for ratio, plugin in plugins.items()
-    ]
+    rows = []
+    for ratio, plugin in plugins.items():
+        flops = stack_flops(stack, shape.length, plugin, shape.batch)
+        allowed = flops_allowed_speedup(stack, shape.length, plugin)
+        rows.append(Timing(row_name(ratio), seconds[ratio], flops, ratio, allowed))
     for name, call in baselines.items():
         error = call if isinstance(call, str) else ""
         rows.append(Timing(name, seconds.get(name, ()), error=error))

@@ -6,6 +6,7 @@ matplotlib is imported only while a figure is drawn.
 import contextlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#555555"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 NONE = "–"  # an empty cell
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -80,7 +80,7 @@ def hardware() -> str:
     devices = jax.devices()
     if devices[0].platform == "cpu":
         cores = usable_cores()
-        name = f"{_cpu_model(_CPUINFO)}, {cores} {'core' if cores == 1 else 'cores'}"
+        name = f"{_cpu_model()}, {cores} {'core' if cores == 1 else 'cores'}"
         if len(devices) > 1:
             name += f" shown to JAX as {len(devices)} devices"
     else:
@@ -90,12 +90,12 @@ def hardware() -> str:
     return f"{name}, jax {jax.__version__}"
 
 
-def _cpu_model(cpuinfo: Path) -> str:
-    """The first model name in `cpuinfo`, or what the platform module knows."""
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    known = [name for name in names if name] or [platform.processor(), platform.machine()]
-    return f"CPU {next(filter(None, known), 'of unknown model')}"
+def _cpu_model() -> str:
+    """The first model name that Linux has, or what the platform module knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
+    return f"CPU {model[1] if model else platform.processor() or platform.machine()}"
 
 
 def usable_cores() -> int:

@@ -102,8 +102,8 @@ class Measurement:
         """All figures of a row by name; none of a row that did not run."""
         if not row.seconds:
             return {}
-        times = map(float, np.percentile(row.seconds, (50, 25, 75)))
-        figures = {name: 1e3 * value for name, value in zip(_TIME, times, strict=True)}
+        times = np.percentile(1e3 * np.array(row.seconds), (50, 25, 75))
+        figures = dict(zip(_TIME, map(float, times), strict=True))
         rate = 1 / row.median
         if row.flops is not None:
             figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}
@@ -122,11 +122,6 @@ class Measurement:
         if row.peak_bytes is not None:
             figures["peak_gib"] = row.peak_bytes / 2**30
         return figures
-
-    def speedup_quartiles(self, row: Timing) -> list[float]:
-        """Both quartiles of the speed-up within each round."""
-        speedups = np.divide(self.rows[0].seconds, row.seconds)
-        return [float(np.percentile(speedups, q)) for q in (25, 75)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +185,8 @@ def measurement_table(one: Measurement) -> str:
 def plot_bench(result: BenchResult, path: Path) -> None:
     """Draws the speed-up of each ratio and the allowed one, a panel per shape, as a PNG."""
     encoders = [one for one in result.measurements if one.kind == ENCODER]
-    count = len(encoders)
-    with output.figure(path, count, (max(6.4, 4.6 * count), 4.6), sharey=True) as (drawing, panels):
+    size = (max(6.4, 4.6 * len(encoders)), 4.6)
+    with output.figure(path, len(encoders), size, sharey=True) as (drawing, panels):
         for axes, one in zip(panels, encoders, strict=True):
             _draw(axes, one)
         panels[0].set_ylim(bottom=0)  # Once all are drawn: it ends the scaling that they share.
@@ -203,19 +198,15 @@ def plot_bench(result: BenchResult, path: Path) -> None:
 
 
 def _draw(axes: Any, one: Measurement) -> None:
-    measured_colour, allowed_colour = output.COLOURS[:2]
     rows = [row for row in one.rows if row.ratio is not None]
-    ratios = [row.ratio or 1 for row in rows]
-    measured = [one.figures(row)["speedup"] for row in rows]
-    allowed = [row.allowed_speedup for row in rows]
-    # The quartiles of the rounds' own speed-ups may be on one side of the ratio of medians.
-    quartiles = [one.speedup_quartiles(row) for row in rows]
-    below = [max(m - low, 0.0) for m, (low, _) in zip(measured, quartiles, strict=True)]
-    above = [max(high - m, 0.0) for m, (_, high) in zip(measured, quartiles, strict=True)]
-    axes.plot(ratios, allowed, "--", color=allowed_colour, label="allowed by the saved FLOPs")
-    label = "measured, quartiles of the rounds"
-    style = {"fmt": "o-", "capsize": 3, "color": measured_colour, "zorder": 3}
-    axes.errorbar(ratios, measured, yerr=[below, above], label=label, **style)
+    ratios, allowed = [row.ratio or 1 for row in rows], [row.allowed_speedup for row in rows]
+    # [ratios, median and both quartiles], in seconds
+    times = np.array([np.percentile(row.seconds, (50, 25, 75)) for row in rows])
+    median, fast, slow = (one.rows[0].median / times).T
+    axes.plot(ratios, allowed, "--", color=output.COLOURS[1], label="allowed by the saved FLOPs")
+    style = {"fmt": "o-", "capsize": 3, "color": output.COLOURS[0], "zorder": 3}
+    bars = [median - slow, fast - median]
+    axes.errorbar(ratios, median, yerr=bars, label="measured, quartiles of the time", **style)
     others = [row for row in one.rows if row.ratio is None and row.seconds]
     for row, colour in zip(others, output.colours(2 + len(others))[2:], strict=True):
         axes.axhline(one.figures(row)["speedup"], color=colour, ls="-.", lw=1.2, label=row.name)

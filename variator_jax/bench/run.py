@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.network import shape_params
 from variator_jax.bench import results
 from variator_jax.bench.arguments import BenchSettings, Shape
-from variator_jax.bench.budget import compile_step, compiled_flops, step_shapes
+from variator_jax.bench.budget import Step, compiled_flops
 from variator_jax.bench.latency import (
     bench_encoder,
     random_params,
@@ -36,7 +36,6 @@ from variator_jax.files import write_json
 from variator_jax.plugin import PluginConfig
 from variator_jax.train import optimizers
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Distillation
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
@@ -58,12 +57,9 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
         try:
             result = measure(settings)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ConfigError(
-                f"The device ran out of memory: {str(error).splitlines()[0]} Take a smaller batch, "
-                "length or backbone, --dtype bfloat16, --remat, or more --microbatches."
-            ) from error
+            # Mostly for want of memory.
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"The device cannot run it, try a smaller batch: {reason}") from error
         markdown = results.bench_markdown(result)
         print(markdown.rstrip())
         if output is not None:
@@ -128,44 +124,43 @@ def bench_steps(
       settings: the others.
     """
     config = dataclasses.replace(config, remat=settings.remat)
-    ratios = [ratio for ratio in settings.ratios if ratio > 1]
-    steps = {row_name(ratio): _Step(config, params, ratio, shape, settings) for ratio in ratios}
+    rows = shape.batch // settings.microbatches
+    mesh = meshes.make_mesh(config, rows, (1, 1, 1), jax.devices()[:1])
+    optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
+    lengths = {"inputs": shape.length, "targets": settings.targets}
+    sizes = (lengths, shape.batch, mesh, LossConfig(), settings.microbatches, config.param_dtype)
+    steps = {
+        ratio: _Running(Step(config, PluginConfig(ratio), optimizer, *sizes), params)
+        for ratio in settings.ratios
+        if ratio > 1
+    }
     peak, seconds = timed_with_peak(steps, config.dtype, settings.rounds)
-    rows = [
-        Timing(name, seconds[name], step.flops, step.ratio, None, "", step.peak_bytes, step.loss())
-        for name, step in steps.items()
-    ]
+    timings = []
+    for ratio, running in steps.items():
+        memory, name = running.peak_bytes, row_name(ratio)
+        times = (name, seconds[ratio], running.flops, ratio)
+        timings.append(Timing(*times, peak_bytes=memory, loss=running.loss()))
     details = {name: getattr(settings, name) for name in ("targets", "microbatches", "remat")}
-    return Measurement(STEP, shape.batch, shape.length, peak, rows, details)
+    return Measurement(STEP, shape.batch, shape.length, peak, timings, details)
 
 
-class _Step:
+class _Running:
     """A compiled step that keeps its own state; a call runs it once."""
 
-    def __init__(
-        self, config: T5Config, params: Any, ratio: int, shape: Shape, settings: BenchSettings
-    ) -> None:
-        device = jax.devices()[0]
-        rows = shape.batch // settings.microbatches
-        mesh = meshes.make_mesh(config, rows, (1, 1, 1), [device])
-        plugin, optimizer = PluginConfig(ratio), optimizers.optimizer("adamw", 1e-3, "constant")
-        lengths = {"inputs": shape.length, "targets": settings.targets}
-        dtype = jnp.dtype(config.param_dtype)
-        shapes = step_shapes(config, plugin, optimizer, lengths, shape.batch, dtype, mesh)
-        objective = Distillation(T5(config), plugin, LossConfig())
-        compiled = compile_step(objective, optimizer, settings.microbatches, shapes, mesh)
-        self.ratio, self.flops = ratio, compiled_flops(compiled, settings.microbatches)
-        self._compiled = compiled
+    def __init__(self, step: Step, params: Any) -> None:
+        device, self._compiled = jax.devices()[0], step.compile()
+        one_pass = step.one_pass().compile() if step.num_microbatches > 1 else self._compiled
+        self.flops = step.num_microbatches * compiled_flops(one_pass)
         # An untrained plugin of zeros serves, as the time does not depend on it.
-        state, (_, scales), batch = shapes
+        state, (_, scales), batch = step.shapes()
         self._state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), state)
         scales = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), scales)
-        self._frozen = jax.device_put((params, scales), meshes.replicated(mesh))
-        tokens = {name: random_tokens(config, *x.shape) for name, x in batch.items()}
-        self._batch = meshes.global_batch(tokens, mesh)
+        self._frozen = jax.device_put((params, scales), meshes.replicated(step.mesh))
+        tokens = {name: random_tokens(step.config, *x.shape) for name, x in batch.items()}
+        self._batch = meshes.global_batch(tokens, step.mesh)
         before = device_peak(device)
         jax.block_until_ready(self())
-        after, analysis = device_peak(device), compiled.memory_analysis()
+        after, analysis = device_peak(device), self._compiled.memory_analysis()
         needed = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
         # The device's mark is of the whole process: it counts where this step has raised it.
         self.peak_bytes = after if after > before else needed

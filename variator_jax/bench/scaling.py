@@ -11,19 +11,27 @@ form predicts from figures that were counted before, without compiling anything.
 
 import argparse
 import dataclasses
+import itertools
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+
+from variator_jax.backbones.t5 import get_config
+from variator_jax.bench.budget import budget
+from variator_jax.bench.output import doubling_axis, figure, markdown_table
 from variator_jax.errors import ConfigError
 from variator_jax.files import write_json
+from variator_jax.plugin import PluginConfig
+from variator_jax.train import optimizers
 
 DEVICES = (1, 2, 4, 8, 16, 64, 256)
 SIZES = ("t5_1_1_xl", "t5_1_1_xxl")
 RATIO, ROWS, INPUTS, TARGETS = 4, 32, 512, 48  # rows of each device: the batch grows with them
-_DEPTHS = (2, 4)
+_DEPTHS, _STACKS = (2, 4), ("num_encoder_layers", "num_decoder_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Row:
     collectives: Mapping[str, int]  # bytes of the results, by kind
 
     def seconds(self, machine: Machine) -> tuple[float, float]:
-        """Predicted seconds of computing and of exchanging, as if neither hid the other."""
+        """Predicted seconds of computing and of communicating, as if neither hid the other."""
         link = machine.link if self.devices <= machine.near else machine.far_link
         share = (self.devices - 1) / self.devices
         # A ring sends a reduced array round twice, a gathered one once. The result of a
@@ -86,23 +94,16 @@ class Row:
 
     def efficiency(self, machine: Machine) -> float:
         """Share of the time that is computing."""
-        computing, exchanging = self.seconds(machine)
-        return computing / (computing + exchanging)
+        computing, communicating = self.seconds(machine)
+        return computing / (computing + communicating)
 
 
 def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     """Compiles the step of a backbone on a mesh of pretended devices."""
-    import jax
-
-    from variator_jax.backbones.t5 import get_config
-    from variator_jax.bench.budget import Budget, Collective, budget
-    from variator_jax.plugin import PluginConfig
-    from variator_jax.train import optimizers
-
-    config = get_config(backbone, dtype="bfloat16")
-    shallow, deep = (
-        budget(
-            backbone=dataclasses.replace(config, num_encoder_layers=n, num_decoder_layers=n),
+    counts = []
+    for depth in _DEPTHS:
+        one = budget(
+            backbone=get_config(backbone, dtype="bfloat16", **dict.fromkeys(_STACKS, depth)),
             plugin=PluginConfig(RATIO),
             optimizer=optimizers.optimizer(schedule_name="constant"),
             feature_lengths={"inputs": INPUTS, "targets": TARGETS},
@@ -112,20 +113,13 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
             remat=True,
             devices=jax.devices()[:devices],
         )
-        for n in _DEPTHS
-    )
-    steps = (config.num_encoder_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
-
-    def extended(count: Callable[[Budget], float]) -> float:
-        return count(shallow) + (count(deep) - count(shallow)) * steps
-
-    def exchanged(kind: str) -> int:
-        return round(extended(lambda one: one.collectives.get(kind, Collective(0, 0)).bytes))
-
-    kinds = sorted({*shallow.collectives, *deep.collectives})
-    arguments = round(extended(lambda one: one.arguments))
-    flops = extended(lambda one: one.flops)
-    return Row(backbone, devices, mesh, arguments, flops, {k: exchanged(k) for k in kinds})
+        moved = {kind: collective.bytes for kind, collective in one.collectives.items()}
+        counts.append(Counter({"arguments": one.arguments, "flops": one.flops} | moved))
+    shallow, deep = counts
+    layers = get_config(backbone).num_encoder_layers
+    steps = (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+    total = {k: round(shallow[k] + (deep[k] - shallow[k]) * steps) for k in shallow | deep}
+    return Row(backbone, devices, mesh, total.pop("arguments"), total.pop("flops"), total)
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
@@ -135,15 +129,13 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line a mesh."""
-    from variator_jax.bench.output import markdown_table
-
-    head = ["backbone", "devices", "data x fsdp x model", "weights etc. GiB", "TFLOP", "exchanged"]
-    head += [f"{machine.name}: s, efficiency" for machine in MACHINES]
+    head = ["backbone", "devices", "data x fsdp x model", "weights etc. GiB", "TFLOP"]
+    head += ["communicated", *(f"{machine.name}: s, efficiency" for machine in MACHINES)]
     lines = []
     for row in rows:
-        exchanged = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in row.collectives.items())
+        moved = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in row.collectives.items())
         cells = [row.backbone, str(row.devices), " x ".join(map(str, row.mesh))]
-        cells += [f"{row.arguments / 2**30:.2f}", f"{row.flops / 1e12:.1f}", exchanged or "nothing"]
+        cells += [f"{row.arguments / 2**30:.2f}", f"{row.flops / 1e12:.1f}", moved or "nothing"]
         for machine in MACHINES:
             crowded = "" if row.arguments < FILLED * machine.memory else " (too large)"
             seconds = sum(row.seconds(machine))
@@ -154,8 +146,6 @@ def table(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Predicted efficiency by number of devices, one panel a backbone."""
-    from variator_jax.bench.output import doubling_axis, figure
-
     names = list(dict.fromkeys(row.backbone for row in rows))
     with figure(path, len(names), (5 * len(names), 3.6), sharey=True) as (_, panels):
         for axes, name in zip(panels, names, strict=True):
@@ -184,24 +174,10 @@ def read_rows(path: Path, sizes: Sequence[str], devices: Sequence[int]) -> list[
         content = json.loads(path.read_text(encoding="utf8"))
         rows = [Row(**{**row, "mesh": tuple(row["mesh"])}) for row in content]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"--counted {path} is not a scaling.json: {error}") from error
-    chosen = [row for row in rows if row.backbone in sizes and row.devices in devices]
-    if not chosen:
-        raise ConfigError(f"--counted {path} has no row of {sizes} on {devices} devices.")
-    return chosen
-
-
-def _measure_all(sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
-    # Read when JAX first looks for devices.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(devices)}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    rows: list[Row] = []
-    for name in sizes:
-        for count in devices:
-            for mesh in meshes(count):
-                rows.append(measure(name, count, mesh))
-                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
-    return rows
+        raise ConfigError(f"{path} is not a scaling.json: {error}") from error
+    if chosen := [row for row in rows if row.backbone in sizes and row.devices in devices]:
+        return chosen
+    raise ConfigError(f"{path} has no row of {sizes} on {devices} devices.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,13 +188,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
     args = parser.parse_args(argv)
-    devices = [int(n) for n in args.devices.split(",")]
-    sizes = args.sizes.split(",")
-    try:
-        read = read_rows(args.counted, sizes, devices) if args.counted else []
-    except ConfigError as error:
-        parser.error(str(error))
-    rows = read or _measure_all(sizes, devices)
+    sizes, devices = args.sizes.split(","), [int(n) for n in args.devices.split(",")]
+    rows: list[Row] = []
+    if args.counted:
+        try:
+            rows = read_rows(args.counted, sizes, devices)
+        except ConfigError as error:
+            parser.error(str(error))
+    else:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(devices))
+        for name, count in itertools.product(sizes, devices):
+            for mesh in meshes(count):
+                rows.append(measure(name, count, mesh))
+                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "scaling.json", [dataclasses.asdict(row) for row in rows])
     (args.output / "scaling.md").write_text(table(rows), encoding="utf8")

@@ -62,8 +62,7 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
                 gin_utils.configured(function)()
         except VariatorError as error:
             reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
-            hint = " (of an experiment: in SETTINGS)" if "required, but not set" in reason else ""
-            raise ConfigError(f"{step.config}: {reason}{hint}") from None
+            raise ConfigError(f"{step.config}: {reason}") from None
         # What an arm sets is part of the arm, not of the recipe.
         arm = {k for k, value in step.macros.items() if value != experiment.settings.get(k)}
         names = sorted(_macros_in_use(gin_utils.resolved_config()) - _PER_RUN - _FREE - arm)
@@ -81,23 +80,28 @@ def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:
     Raises:
       ConfigError: if the folder was made with another recipe, other backbones or other macros.
     """
-    file = Path(experiment.model_dir) / "experiment.json"
+    folder = Path(experiment.model_dir)
+    file = folder / "experiment.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     fixed = {
         "recipe": experiment.recipe,
         "backbone_paths": dict(experiment.backbone_paths),
         "teacher_seed": experiment.seeds[0] if experiment.one_teacher else None,
     }
-    current, made = dict(configs), kept.get("configs", {})
+    made = kept.get("configs", {})
     begun = {step.config for step in plan(experiment) if step.begun}
-    if begun:
-        _refuse_changes(experiment, "", fixed, kept)
-    for name in made:
-        if name in begun:
-            _refuse_changes(experiment, f"{name}: ", configs[name], made[name])
-        if name in begun or name not in configs:
-            current[name] = configs.get(name, {}) | made[name]
-    return {**fixed, "configs": current}
+    pairs: dict[str, Any] = {"": (fixed, kept if begun else {})}
+    pairs |= {f"{name}: ": (configs[name], made[name]) for name in sorted(begun & made.keys())}
+    for place, (now, before) in pairs.items():
+        for name in sorted(now.keys() & before.keys()):
+            if now[name] != before[name]:
+                raise ConfigError(
+                    f"{place}{name} is {now[name]!r}; what is in {folder} was made with "
+                    f"{before[name]!r}. Choose another MODEL_DIR; its BACKBONE_PATHS may name a "
+                    f"backbone of this one, such as {folder}/{experiment.backbones[0]}/pretrained."
+                )
+    kept_names = made.keys() - (configs.keys() - begun)
+    return {**fixed, "configs": configs | {n: configs.get(n, {}) | made[n] for n in kept_names}}
 
 
 def drive(
@@ -159,14 +163,3 @@ def _macros_in_use(config: str) -> set[str]:
         in_use |= new
         new = set().union(*(reads.get(name, set()) for name in new)) - in_use
     return in_use & reads.keys()
-
-
-def _refuse_changes(experiment: Experiment, place: str, current: dict, made: dict) -> None:
-    for name in sorted(current.keys() & made.keys()):
-        if current[name] != made[name]:
-            folder = experiment.model_dir
-            raise ConfigError(
-                f"{place}{name} is {current[name]!r}; what is in {folder} was made with "
-                f"{made[name]!r}. Choose another MODEL_DIR; its BACKBONE_PATHS may name a "
-                f"backbone of this one, such as {folder}/{experiment.backbones[0]}/pretrained."
-            )

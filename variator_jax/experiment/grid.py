@@ -7,7 +7,6 @@ the scorings that fill it, each a `Step` with the file that it ends in.
 
 import dataclasses
 import itertools
-import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,9 +134,6 @@ class Experiment:
         for ratio in (*self.ratios, *self.arm_ratios):
             if not isinstance(ratio, int) or ratio < 2:
                 raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")
-        for name in (*self.backbones, *self.tasks):
-            if not re.fullmatch(r"\w+", name):
-                raise ConfigError(f"{name!r} is not the name of a gin file: letters, digits and _.")
         if self.latency is not None and len(self.latency) != 2:
             raise ConfigError(f"LATENCY is (rows, tokens), as (4, 256); found {self.latency}.")
         for field, names, known in (

@@ -1,12 +1,12 @@
-"""The report of an experiment: a row for each arm, and from the rows tables, remarks and figures.
+"""The report of an experiment: a row for each arm, and from the rows tables and figures.
 
-The remarks compare the method with its rivals and name tasks on which the teacher has learned
-little; the conclusions are the reader's.
+The conclusions are the reader's: tables compare arms with the teacher, the majority class and the
+method.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from variator_jax.bench.output import hardware
-from variator_jax.evaluation.report import MIN_MARGIN
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
 from variator_jax.experiment.score import Rows
@@ -33,10 +32,6 @@ _COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "paramete
 _LATENCY = ["milliseconds", "spread", "speedup", "allowed"]
 _NONE = "–"
 _HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
-# What the method is compared with, in this order, where it ran.
-_RIVALS = ("mean_pool", "no_pretraining", "similar_tokens", "truncated", "student")
-# How the method compares with a rival: beyond the deviation over seeds, within it, below it.
-_RANKS = _BETTER, _LEVEL, _WORSE = "it is above", "it is **level with**", "it is **below**"
 
 
 def report(experiment: Experiment, records: Rows) -> str:
@@ -137,8 +132,10 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
         f"{_HOW_TO_READ}{_ONE_TEACHER if one_teacher else ''}",
     ]
     for backbone, part in table.groupby("backbone", sort=False):
-        sections += [f"## {backbone}", quality_table(part)]
-        sections += [remarks(part), details_table(part)]
+        sections += [f"## {backbone}", quality_table(part), standard_errors(part)]
+        if compared := rivals_table(part):
+            sections += ["The plugin's score less that of other arms of its ratio:", compared]
+        sections.append(details_table(part))
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:
@@ -214,17 +211,35 @@ def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def remarks(rows: pd.DataFrame) -> str:
-    """Markdown bullets on one backbone's rows."""
-    tasks = rows[rows["task"] != MEAN]
-    weak = dict(_weak_tasks(tasks))
-    lines = [*_against_rivals(rows[rows["task"] == rows["task"].iloc[-1]]), *weak.values()]
-    if weak:
-        # The comparisons once more, without the tasks that blur the mean.
-        for task, part in tasks[~tasks["task"].isin(weak)].groupby("task", sort=False):
-            lines += [f"On {task} alone, {line}" for line in _against_rivals(part)]
-    lines.append(_standard_errors(tasks[tasks["arm"] == TEACHER]))
-    return "\n".join(f"- {line}" for line in lines)
+def rivals_table(rows: pd.DataFrame) -> str:
+    """The method's score less that of each arm of the same ratio, seed by seed: mean ± deviation.
+
+    One line an arm and ratio of a backbone; empty without such an arm.
+    """
+    ours = rows[rows["arm"] == METHOD].set_index(["ratio", "task"])["scores"]
+    rivals = rows[rows["ratio"].isin(ours.index.unique("ratio")) & (rows["arm"] != METHOD)]
+    lines = []
+    for (arm, ratio), group in rivals.groupby(["arm", "ratio"], sort=False):
+        line = _names(arm, ratio)
+        for row in group.itertuples():
+            gains = pd.Series(ours[ratio, row.task]) - pd.Series(row.scores)
+            deviation = f" ± {gains.std():.1f}" if len(gains) > 1 else ""
+            line[row.task] = f"{gains.mean():+.1f}{deviation}"
+        lines.append(line)
+    return _as_table(lines) if lines else ""
+
+
+def standard_errors(rows: pd.DataFrame) -> str:
+    """A sentence on what each task's number of examples leaves uncertain."""
+    errors = [
+        f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
+        f"({row.examples:,} examples)"
+        for row in rows[(rows["arm"] == TEACHER) & (rows["task"] != MEAN)].itertuples()
+    ]
+    return (
+        f"Whatever the deviation over seeds, a score has a standard error of {', '.join(errors)}; "
+        "a difference between two arms has up to 1.4 times as much."
+    )
 
 
 # Cells.
@@ -259,63 +274,3 @@ def _plain(value: float, form: str = "{:.1f}") -> str:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
-
-
-# Sentences.
-
-
-def _against_rivals(rows: pd.DataFrame) -> Iterator[str]:
-    """Each ratio of the method: its gap, and how it compares with the rivals of the same ratio."""
-    for _, row in rows[rows["arm"] == METHOD].iterrows():
-        rivals = rows[rows["ratio"] == row["ratio"]].set_index("arm")["scores"]
-        parts: dict[str, list[str]] = {rank: [] for rank in _RANKS}
-        for name in [name for name in _RIVALS if name in rivals]:
-            gains = pd.Series(row["scores"]) - pd.Series(rivals[name])  # seed by seed
-            gain, std = gains.mean(), gains.std() if len(gains) > 1 else 0.0
-            rank = _LEVEL if abs(gain) <= std else _BETTER if gain > 0 else _WORSE
-            parts[rank].append(f"*{ARMS[name].meaning}* ({gain:+.1f} ± {std:.1f})")
-        comparisons = [f"{rank} {_list(names)}" for rank, names in parts.items() if names]
-        yield "; ".join([f"k = {row['ratio']}: the plugin {_change(row)}", *comparisons]) + "."
-
-
-def _change(row: pd.Series) -> str:
-    """What a row loses or gains against the teacher."""
-    verb = "gains" if row["gap"] < 0 else "loses"
-    return f"{verb} {abs(row['gap']):.2f} ± {row['gap_std']:.2f} points"
-
-
-def _weak_tasks(tasks: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Tasks on which FFNs or the teacher itself contribute little, each with a sentence."""
-    for task, rows in tasks.groupby("task", sort=False):
-        reasons = []
-        for _, row in rows.iterrows():
-            above = row["mean"] - row["majority"]
-            if row["arm"] == TEACHER and above < MIN_MARGIN:
-                reasons.append(
-                    f"the teacher is {above:+.1f} points from the majority class, so differences "
-                    "on it are chance"
-                )
-            if row["arm"] == "no_ffn" and row["gap"] < MIN_MARGIN:
-                reasons.append(
-                    f"without any encoder FFN the teacher {_change(row)}, so this task is not "
-                    "informative about plugins"
-                )
-        if reasons:
-            yield str(task), f"{task}: {'; '.join(reasons)}."
-
-
-def _standard_errors(teachers: pd.DataFrame) -> str:
-    """The standard error that each task's number of examples leaves to a score."""
-    errors = [
-        f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
-        f"({row.examples:,} examples)"
-        for row in teachers.itertuples()
-    ]
-    return (
-        f"Whatever the deviation over seeds, a score has a standard error of {_list(errors)}; a "
-        "difference between two arms has up to 1.4 times as much."
-    )
-
-
-def _list(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

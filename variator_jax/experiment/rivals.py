@@ -185,15 +185,15 @@ def common_suffix(batches: Iterable[Batch]) -> int:
     """How many last tokens all rows share; rows without tokens, which fill a batch up, are none.
 
     A row as long as its batch may have lost its end when it was cut at its feature length, so such
-    rows count only if there are no others.
+    rows are left out.
     """
-    complete: list[list[int]] = []
-    cut: list[list[int]] = []
-    for batch in batches:
-        length = np.shape(batch[_INPUTS])[1]
-        for tokens in filter(None, _rows(batch)):
-            (complete if len(tokens) < length else cut).append(tokens[::-1])
-    return len(os.path.commonprefix(complete or cut))  # of any sequences
+    rows = [
+        tokens[::-1]
+        for batch in batches
+        for tokens in _rows(batch)
+        if 0 < len(tokens) < np.shape(batch[_INPUTS])[1]
+    ]
+    return len(os.path.commonprefix(rows))  # of any sequences
 
 
 def _rows(batch: Batch) -> list[list[int]]:

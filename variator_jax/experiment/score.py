@@ -21,7 +21,6 @@ import itertools
 import json
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,24 +124,19 @@ def latencies(experiment: Experiment) -> Rows:
     """Encoder passes of every backbone at every ratio of the method, in interleaved rounds."""
     if experiment.latency is None or METHOD not in experiment.arms:
         return []
-    batch, length = experiment.latency
-    request = {"batch": batch, "length": length, "ratios": [*experiment.ratios]}
+    shape = Shape(*experiment.latency)
 
     def measure(cells: list[Cell]) -> Rows:
-        teacher = _teacher(experiment, cells[0])
+        config = _teacher(experiment, cells[0]).config
         plugins = {cell.ratio: _plugin(experiment, cell).config for cell in cells}
-        shape = Shape(batch, length)
-        measured = measure_encoder_latency(teacher.config, plugins, shape, _ROUNDS)
-        machine = {"dtype": teacher.config.dtype, "backbone": cells[0].backbone}
-        machine["hardware"] = hardware()
+        names = {"backbone": cells[0].backbone, "dtype": config.dtype, "hardware": hardware()}
         return [
-            {"arm": TEACHER if ratio == 1 else METHOD, "allowed": row.flops_allowed_speedup}
-            | {"ratio": ratio, **dataclasses.asdict(row)}
-            | machine
-            for ratio, row in measured.items()
+            {**dataclasses.asdict(row), "allowed": row.flops_allowed_speedup, **names}
+            | {"arm": METHOD if ratio > 1 else TEACHER, "ratio": ratio}
+            for ratio, row in measure_encoder_latency(config, plugins, shape, _ROUNDS).items()
         ]
 
-    return _kept(experiment, "latency", request, measure)
+    return _kept(experiment, "latency", dataclasses.asdict(shape), measure)
 
 
 def neurons(experiment: Experiment) -> Rows:
@@ -154,31 +148,31 @@ def neurons(experiment: Experiment) -> Rows:
     """
     if not experiment.neurons or METHOD not in experiment.arms:
         return []
-    first = {"task": experiment.tasks[0], "seed": experiment.seeds[0]}
 
     def measure(cells: list[Cell]) -> Rows:
-        teacher = _teacher(experiment, cells[0])
+        teacher, rows = _teacher(experiment, cells[0]), []
         configure(experiment, scoring(experiment, cells[0]))
         data = gin_utils.configured(EvalData)()
         parts = (itertools.islice(data.batches(task), _NEURON_BATCHES) for task in data.tasks())
         batches = list(itertools.chain.from_iterable(parts))
-        rows: Rows = []
         for cell in cells:
             plugin, network = _plugin(experiment, cell), T5(teacher.config)
             settings = (plugin.config, plugin.variables)
             shares = activated_neurons(network, teacher.params, *settings, batches)
-            names = {"backbone": cell.backbone, "ratio": cell.ratio, **first}
             layers = shares.reset_index().to_dict("records")
+            names = {name: getattr(cell, name) for name in ("backbone", "ratio", "task", "seed")}
             rows += [{**names, **row} for row in [*layers, {"layer": "mean", **shares.mean()}]]
         return rows
 
-    return _kept(experiment, "neurons", first | {"ratios": [*experiment.ratios]}, measure)
+    first = {"task": experiment.tasks[0], "seed": experiment.seeds[0]}
+    return _kept(experiment, "neurons", first, measure)
 
 
 def _kept(experiment: Experiment, kind: str, request: dict[str, Any], measure: Measure) -> Rows:
     """The kept rows of every backbone; what is missing is measured, of the method's first cells."""
     rows: Rows = []
     task, seed = experiment.tasks[0], experiment.seeds[0]
+    request = {**request, "ratios": [*experiment.ratios]}
     for backbone in experiment.backbones:
         file = Path(experiment.model_dir) / kind / f"{backbone}.json"
         kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -192,13 +186,12 @@ def _kept(experiment: Experiment, kind: str, request: dict[str, Any], measure: M
 
 def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
     """A task's score and its details; of a mixture the mean score, with each task's as details."""
-    details: Mapping[str, float] = {name: result.score for name, result in results.items()}
-    if len(results) == 1:
-        details = next(iter(results.values())).details
+    scores = {name: result.score for name, result in results.items()}
+    first, *others = results.values()
     majorities = [r.majority for r in results.values() if r.majority is not None]
     return {
-        "score": statistics.fmean(result.score for result in results.values()),
-        "details": dict(details),
+        "score": statistics.fmean(scores.values()),
+        "details": scores if others else dict(first.details),
         "examples": sum(result.examples for result in results.values()),
         "majority": statistics.fmean(majorities) if len(majorities) == len(results) else None,
     }
@@ -226,34 +219,34 @@ def _plugin(experiment: Experiment, cell: Cell) -> Plugin:
 def _arm(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConfig) -> Scored:
     """What a cell's arm runs; `method` is the plugin whose FLOPs the rivals may use."""
     stack, length = _encoder(teacher)
-    changes: dict[str, Any] = {}
+    changed = functools.partial(dataclasses.replace, teacher)
     match cell.arm.scored:
         case "plugin":
             plugin = _plugin(experiment, cell)
-            changes = {"plugin": plugin.config, "variables": plugin.variables}
+            return changed(plugin=plugin.config, variables=plugin.variables)
         case "mean_pool":
             config = dataclasses.replace(method, compression="mean", decompression="repeat")
             variables = init_plugin(config, stack, jax.random.key(0))
-            changes = {"plugin": config, "variables": variables}
+            return changed(plugin=config, variables=variables)
         case "student":
             student = load_backbone(experiment.adapted_folder(cell) / "backbone")
             # Decoder and embeddings are the teacher's.
             extra = sum(leaf.size for leaf in student_leaves(student.params).values())
             flops = stack_flops(T5(student.config).stack(), length)
-            changes = {"backbone": student, "flops": flops, "extra_parameters": extra}
+            return changed(backbone=student, flops=flops, extra_parameters=extra)
         case "no_ffn":
             flops = sum(stack.flops(layer, length, length, 0) for layer in range(stack.layers))
-            changes = {"flops": flops, "intervention": lambda mask: skip_encoder_ffn(stack)}
+            return changed(flops=flops, intervention=lambda mask: skip_encoder_ffn(stack))
         case "similar_tokens":
             ratio = rivals.same_flops_ratio(stack, length, method)
             flops = rivals.similar_tokens_flops(stack, length, ratio)
             merge = functools.partial(rivals.merge_similar, ratio, stack)
-            changes = {"flops": flops, "intervention": merge}
+            return changed(flops=flops, intervention=merge)
         case "truncated":
             shorter = rivals.same_flops_length(stack, length, method)
             data = _Truncated(**vars(teacher.data), share=shorter / length)
-            changes = {"flops": stack_flops(stack, shorter), "data": data}
-    return dataclasses.replace(teacher, **changes)
+            return changed(flops=stack_flops(stack, shorter), data=data)
+    return teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,11 +294,8 @@ def activated_neurons(
     """
     # Arrays that remat's layers compute cannot be carried out of them.
     count = _counter(T5(dataclasses.replace(backbone.config, remat=False)), plugin)
-    # (layer, kind) -> sum of shares, number of inputs
-    totals: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for batch in batches:
-        for key, counts in count(params, variables, batch[_INPUTS]).items():
-            totals[key] += np.asarray(counts, np.float64)
+    counts = [count(params, variables, batch[_INPUTS]) for batch in batches]
+    totals = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *counts)
     means = pd.Series({key: total / number for key, (total, number) in totals.items()})
     return means.unstack().rename_axis("layer").rename_axis(None, axis=1)
 
@@ -338,9 +328,11 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
             token, merged = fires(plain[layer]), fires(spliced[layer])
             # [batch, groups, neurons]
             union = (to_groups(token, ratio) & members[..., None]).any(2)
-            counts[layer, "share"] = _masked_sum(merged.mean(-1), groups)
-            counts[layer, "token"] = _masked_sum(token.mean(-1), mask.valid)
-            counts[layer, "union"] = _masked_sum(union.mean(-1), groups)
+            kinds = {"share": (merged, groups), "token": (token, mask.valid)}
+            for kind, (fired, valid) in (kinds | {"union": (union, groups)}).items():
+                # [batch, inputs, neurons] -> [2]
+                shares = jnp.sum(fired.mean(-1), where=valid)
+                counts[layer, kind] = jnp.stack([shares, jnp.sum(valid)])
         return counts
 
     return count
@@ -358,8 +350,3 @@ def _ffn_hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
 
     with intercept_modules(layers.__contains__, catch):
         yield caught
-
-
-def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`[2]`: the sum of `x [batch, inputs]` where the mask is True, and how many those are."""
-    return jnp.stack([jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask)])

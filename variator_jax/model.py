@@ -24,12 +24,12 @@ from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import check_belongs
-from variator_jax.store.plugins import Plugin, check_shapes
+from variator_jax.store.plugins import Key, Plugin, by_key, check_shapes
 from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
-Plugins = Mapping[int, Plugin] | Iterable[Plugin] | Plugin | None
+Plugins = Mapping[Key, Plugin] | Iterable[Plugin] | Plugin | None
 #: Token mask [batch, length] -> a context in which the backbone runs, in place of a plugin.
 Intervention = Callable[[jax.Array], AbstractContextManager[None]]
 #: Lengths to which inputs are padded; longer ones to a multiple of the last.
@@ -138,57 +138,72 @@ class VariatorModel:
 
         Args:
           backbone: a loaded backbone.
-          plugins: its plugins, one for each ratio.
+          plugins: its plugins, with ratios or names that differ.
           mesh: where the weights go; None for the first device.
           buckets: lengths to which inputs are padded; None compiles for every shape.
 
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
-          PluginError: if two plugins have the same ratio.
+          PluginError: if two plugins have the same ratio and the same name.
         """
-        self.backbone, self.plugins = backbone, _by_ratio(plugins)
+        self.backbone, self.plugins = backbone, _by_key(plugins)
         self._buckets = sorted(buckets or ())
-        for ratio, plugin in self.plugins.items():
-            what = f"The plugin of ratio {ratio}"
+        for plugin in self.plugins.values():
+            what = f"The plugin {plugin.config.name}"
             if "backbone" in plugin.description:
                 check_belongs(what, plugin.description, backbone)
             check_shapes(what, plugin, backbone)
         self._params = meshes.place_parameters(backbone.params, backbone.config, mesh)
-        self._variables = {1: None} | {
-            ratio: meshes.place_everywhere(plugin.variables, mesh)
-            for ratio, plugin in self.plugins.items()
-        }
-        settings = {1: PluginConfig(ratio=1)} | {r: p.config for r, p in self.plugins.items()}
-        models = {ratio: SplicedModel(T5(backbone.config), s) for ratio, s in settings.items()}
+        self._variables: dict[Key, PluginVariables | None] = {1: None}
+        settings: dict[Key, PluginConfig] = {1: PluginConfig(ratio=1)}
+        for key, plugin in self.plugins.items():
+            self._variables[key] = meshes.place_everywhere(plugin.variables, mesh)
+            settings[key] = plugin.config
         self._compiled = {
-            (ratio, name): meshes.compile_on(mesh, getattr(model, name), static)
-            for ratio, model in models.items()
+            (key, name): meshes.compile_on(
+                mesh, getattr(SplicedModel(T5(backbone.config), config), name), static
+            )
+            for key, config in settings.items()
             for name, static in _METHODS.items()
         }
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """The compression ratios that can be asked for; 1 is the backbone itself."""
-        return tuple(sorted({1, *self.plugins}))
+        """The compression ratios of the plugins; 1 is the backbone itself."""
+        return tuple(sorted({1, *(plugin.config.ratio for plugin in self.plugins.values())}))
 
-    def encode(self, token_ids: Inputs, ratio: int = 1) -> jax.Array:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the plugins, such as 'span_x4'."""
+        return tuple(plugin.config.name for plugin in self.plugins.values())
+
+    def encode(
+        self, token_ids: Inputs, ratio: int | None = None, plugin: str | None = None
+    ) -> jax.Array:
         """The encoder's last hidden states, `[batch, length, embed]`.
 
         Args:
           token_ids: token ids as an integer array `[batch, length]`, 0 on padding, or as lists of
             unequal length; or a text or texts, which end in EOS. All are padded to the longest.
-          ratio: the compression ratio; 1 is the backbone itself, bit by bit.
+          ratio: the compression ratio; 1, the default, is the backbone itself, bit by bit.
+          plugin: in place of a ratio, the name of a plugin, such as 'span_x4'.
 
         Raises:
           ConfigError: for inputs that are not tokens of this backbone.
-          PluginError: for a ratio that is not loaded.
+          PluginError: for a ratio or name that is not loaded, or a ratio that several plugins have.
         """
         tokens = self._tokens(token_ids)
         # [batch bucket, length bucket, embed]
-        encoded = self._run("encode", ratio, {"encoder_input_tokens": tokens})
+        encoded = self._run("encode", self._key(ratio, plugin), {"encoder_input_tokens": tokens})
         return _cut(encoded, *tokens.shape)
 
-    def logits(self, token_ids: Inputs, decoder_token_ids: Inputs, ratio: int = 1) -> jax.Array:
+    def logits(
+        self,
+        token_ids: Inputs,
+        decoder_token_ids: Inputs,
+        ratio: int | None = None,
+        plugin: str | None = None,
+    ) -> jax.Array:
         """The decoder's logits, `[batch, target length, vocab]` float32.
 
         Args:
@@ -197,6 +212,7 @@ class VariatorModel:
             texts, which are given one: the logits at a position then score the text's token there,
             EOS last.
           ratio: the compression ratio.
+          plugin: in place of a ratio, the name of a plugin.
 
         Raises:
           VariatorError: as `encode`, or for a backbone without a decoder.
@@ -211,10 +227,15 @@ class VariatorModel:
             )
         batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": decoder}
         # [batch bucket, target bucket, vocab]
-        return _cut(self._run("logits", ratio, batch), *decoder.shape)
+        return _cut(self._run("logits", self._key(ratio, plugin), batch), *decoder.shape)
 
     def generate(
-        self, token_ids: Inputs, ratio: int = 1, max_length: int = 64, num_beams: int = 1
+        self,
+        token_ids: Inputs,
+        ratio: int | None = None,
+        max_length: int = 64,
+        num_beams: int = 1,
+        plugin: str | None = None,
     ) -> np.ndarray | str | list[str]:
         """Generates from the decoder: greedily, or the best of several beams.
 
@@ -223,6 +244,7 @@ class VariatorModel:
           ratio: the compression ratio of the encoder.
           max_length: tokens to generate at the most, EOS included.
           num_beams: beams of the search; 1 is greedy.
+          plugin: in place of a ratio, the name of a plugin.
 
         Returns:
           A text for a text, texts for texts; for ids `[batch, max_length]` int32 behind the start
@@ -237,7 +259,8 @@ class VariatorModel:
                 raise ConfigError(f"{name} is a positive whole number; found {value!r}.")
         tokens = self._tokens(token_ids)
         # [batch bucket, max_length]
-        generated = self._run("generate", ratio, {"encoder_input_tokens": tokens}, **lengths)
+        batch, key = {"encoder_input_tokens": tokens}, self._key(ratio, plugin)
+        generated = self._run("generate", key, batch, **lengths)
         generated = np.asarray(generated)[: len(tokens)]
         if _texts(token_ids) is None:
             return generated
@@ -271,17 +294,32 @@ class VariatorModel:
         rows = inputs if texts is None else [self.tokenizer.encode(text) for text in texts]
         return token_array(what, rows, self.backbone.config.vocab_size)
 
-    def _run(self, method: str, ratio: int, batch: Batch, **lengths: int) -> jax.Array:
+    def _key(self, ratio: int | None, name: str | None) -> Key:
+        """The key of the plugin that has this ratio or this name; 1 for the backbone itself."""
+        if name is None and (ratio is None or (type(ratio) is int and ratio == 1)):
+            return 1
+        if name is not None and ratio is not None:
+            raise PluginError(f"Give a ratio or a plugin's name; found {ratio!r} and {name!r}.")
+        have = {
+            key: (type(ratio) is int and plugin.config.ratio == ratio) or plugin.config.name == name
+            for key, plugin in self.plugins.items()
+        }
+        asked = [key for key, has in have.items() if has]
+        if len(asked) != 1:
+            what = f"Plugin {name!r}" if name else f"Ratio {ratio!r}"
+            reason = "that of several plugins" if asked else "not loaded"
+            expected = f"{self.ratios}, or plugin= one of {self.names}"
+            raise PluginError(f"{what} is {reason}; expected one of {expected}.")
+        return asked[0]
+
+    def _run(self, method: str, key: Key, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
         config = self.backbone.config
         if method != "encode" and not config.has_decoder:
             raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")
-        if type(ratio) is not int or ratio not in self._variables:
-            raise PluginError(f"Ratio {ratio!r} is not loaded; expected one of {self.ratios}.")
-        if self._buckets and (ratio == 1 or not self.plugins[ratio].config.pool_padding):
+        if self._buckets and (key == 1 or not self.plugins[key].config.pool_padding):
             batch = {name: _bucketed(ids, self._buckets) for name, ids in batch.items()}
-        compiled = self._compiled[ratio, method]
-        return compiled(self._params, self._variables[ratio], batch, **lengths)
+        return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
 
 
 def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
@@ -311,15 +349,13 @@ def _texts(inputs: Inputs) -> list[str] | None:
     return None
 
 
-def _by_ratio(plugins: Plugins) -> dict[int, Plugin]:
+def _by_key(plugins: Plugins) -> dict[Key, Plugin]:
     """The plugins in rising order of their ratios; ratio 1 needs none."""
-    if not isinstance(plugins, Mapping):
-        listed = [plugins] if isinstance(plugins, Plugin) else list(plugins or ())
-        plugins = {plugin.config.ratio: plugin for plugin in listed}
-        if len(plugins) < len(listed):
-            ratios = [plugin.config.ratio for plugin in listed]
-            raise PluginError(f"Expected one plugin for each ratio; found ratios {ratios}.")
-    for ratio, plugin in plugins.items():
-        if plugin.config.ratio != ratio:
-            raise PluginError(f"The plugin for ratio {ratio} has ratio {plugin.config.ratio}.")
-    return {ratio: plugins[ratio] for ratio in sorted(plugins) if ratio > 1}
+    if isinstance(plugins, Plugin):
+        plugins = [plugins]
+    if isinstance(plugins, Mapping):
+        for key, plugin in plugins.items():
+            if key not in (plugin.config.ratio, plugin.config.name):
+                raise PluginError(f"The plugin for ratio {key} has ratio {plugin.config.ratio}.")
+        plugins = plugins.values()
+    return by_key(plugin for plugin in plugins or () if plugin.config.ratio > 1)

@@ -15,6 +15,7 @@ from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.arrays import fingerprint
+from variator_jax.store.plugins import by_key
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
 PARAMS = random_params(SHAPE)
@@ -78,8 +79,20 @@ def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
 def test_two_plugins_of_one_ratio_are_refused_with_both_names(tmp_path):
     _save(tmp_path / "set" / "adapted_4", 4)
     _save(tmp_path / "set" / "plugin_4" / "plugin", 4)
-    with pytest.raises(CheckpointError, match="plugin_4/plugin': 4, 'adapted_4': 4"):
+    with pytest.raises(CheckpointError, match="plugin_4/plugin': 'ffn_x4', 'adapted_4': 'ffn_x4'"):
         load_plugins(tmp_path / "set")
+
+
+def test_plugins_of_one_ratio_are_kept_by_their_names(tmp_path):
+    span = PluginConfig(sites=("span all x4",))
+    plugins = {4: PLUGINS[4], "span_x4": Plugin(span, random_plugin(span, BACKBONE.config))}
+    plugins = by_key([PLUGINS[2], *plugins.values()])
+    assert list(plugins) == [2, "ffn_x4", "span_x4"]
+    save_plugins(tmp_path / "set", plugins, BACKBONE)
+    found = load_plugins(tmp_path / "set", BACKBONE)
+    assert {key: plugin.config for key, plugin in found.items()} == {
+        key: plugin.config for key, plugin in plugins.items()
+    }
 
 
 def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
@@ -91,7 +104,7 @@ def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
     with pytest.raises(CheckpointError, match="belongs to backbone"):
         load_plugins(tmp_path / "set", BACKBONE)
     foreign = load_plugins(tmp_path / "set" / "four")
-    with pytest.raises(CheckpointError, match="The plugin of ratio 4 belongs to backbone"):
+    with pytest.raises(CheckpointError, match="The plugin ffn_x4 belongs to backbone"):
         save_plugins(tmp_path / "other", foreign, BACKBONE)
     assert not (tmp_path / "other").exists()
 
@@ -109,7 +122,7 @@ def test_a_set_is_replaced_only_if_it_holds_nothing_else(tmp_path):
 def test_slips_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(CheckpointError, match="no plugins to write"):
         save_plugins(tmp_path / "set", {}, BACKBONE)
-    with pytest.raises(CheckpointError, match="ratio 4 is given as that of ratio 2"):
+    with pytest.raises(CheckpointError, match="plugin ffn_x4 is given as that of ratio 2"):
         save_plugins(tmp_path / "set", {2: PLUGINS[4]}, BACKBONE)
     assert list(tmp_path.iterdir()) == []
 
@@ -130,7 +143,7 @@ def test_a_member_that_is_damaged_or_gone_or_new_is_told(tmp_path):
     _save(folder / "ratio_8", 16)
     fails("plugins.json and its folder differ: ratio_8")
     (folder / "plugins.json").unlink()
-    fails("two plugins of one ratio: .*'ratio_8': 16, 'ratio_16': 16")
+    fails("two plugins of one name: .*'ratio_8': 'ffn_x16', 'ratio_16': 'ffn_x16'")
 
 
 @pytest.mark.parametrize(

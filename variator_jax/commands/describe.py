@@ -97,10 +97,11 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
 
 def _plugin(plugin: Plugin) -> dict[str, Any]:
     return {
+        "plugin": plugin.config.name,
         "ratio": plugin.config.ratio,
         "parameters": _count(plugin.variables.params),
         "places": ", ".join(plugin.variables.output_scales) or "none",
-        "sites": ", ".join(map(str, plugin.config.parts)),
+        "sites": plugin.config.description,
         **_record(plugin.description),
     }
 

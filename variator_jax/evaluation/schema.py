@@ -15,6 +15,7 @@ from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.latency import Latency
 from variator_jax.plugin import PluginConfig, flops_saved, plugin_parameters, stack_flops
+from variator_jax.plugin.schedule import describe_site
 
 Scores = Mapping[str, float]
 
@@ -109,15 +110,14 @@ def ratio_entry(config: T5Config, plugin: PluginConfig, length: int, **measured:
     """An entry whose FLOPs and parameters are computed from the shapes; `measured` is the rest."""
     stack = T5(config).stack()
     extra = plugin_parameters(plugin, stack)
-    sites = tuple(dict.fromkeys(site["kind"] for site in plugin.to_json()["sites"]))
     return RatioEntry(
         ratio=plugin.ratio,
         encoder_flops=stack_flops(stack, length, plugin),
         flops_saved=flops_saved(stack, length, plugin),
         extra_parameters=extra,
         extra_parameters_share=extra / backbone_parameters(config),
-        plugin=f"{'_'.join(sites)}_x{plugin.ratio}" if sites else "",
-        sites=sites,
+        plugin=plugin.name,
+        sites=tuple(map(describe_site, plugin.parts)),
         **measured,
     )
 

@@ -91,6 +91,12 @@ class PluginConfig:
         return tuple(self.sites)
 
     @property
+    def name(self) -> str:
+        """Its kinds of sites and its ratio, such as 'span_x4'; '' for the backbone itself."""
+        kinds = "_".join(dict.fromkeys(site.kind for site in self.parts))
+        return f"{kinds}_x{self.ratio}" if kinds else ""
+
+    @property
     def description(self) -> str:
         """Its sites in words, such as 'ffn 0 x4, span 1-5 x8 rank=16'."""
         return ", ".join(describe_site(site) for site in self.parts)

@@ -14,7 +14,15 @@ from variator_jax.store import backbone as backbones
 from variator_jax.store import hugging_face, other_plugins, t5x
 from variator_jax.store.backbone import Backbone, Leaf, Source, Stream
 from variator_jax.store.lora import Lora, collect_with_lora
-from variator_jax.store.plugins import INDEX, Plugin, indexed_members, load_plugin, write_plugin
+from variator_jax.store.plugins import (
+    INDEX,
+    Key,
+    Plugin,
+    by_key,
+    indexed_members,
+    load_plugin,
+    write_plugin,
+)
 
 BACKBONE, HUGGING_FACE, T5X = "variator", "hf", "t5x"  # as `variator convert` calls them
 PLUGIN, PLUGIN_SET, LORA, RUN = "plugin", "plugin_set", "lora", "run"
@@ -160,8 +168,8 @@ def identify_backbone(path: str | os.PathLike) -> Backbone:
     return backbones.identify(open_backbone(path))
 
 
-def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[int, Plugin]:
-    """Reads the plugins of one backbone, by compression ratio in rising order.
+def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[Key, Plugin]:
+    """Reads the plugins of one backbone, by ratio or name (`by_key`), in rising order of ratio.
 
     Args:
       path: a plugin folder, a set, a run folder, or a folder of plugin or run folders; or a T5X
@@ -169,7 +177,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
       backbone: the backbone they must belong to; None leaves that to whoever uses them.
 
     Raises:
-      CheckpointError: if there is none, one is damaged, two have the same ratio, or not all belong
+      CheckpointError: if there is none, one is damaged, two have the same name, or not all belong
         to the same backbone.
     """
     folder = check_folder(path)
@@ -188,15 +196,15 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if not members or kind == BACKBONE:
         raise unknown(folder, "plugin (plugin.json) or folder of plugins")
     loaded = [load_plugin(member, backbone) for member in members]
-    plugins = {plugin.config.ratio: plugin for plugin in loaded}
-    if len(plugins) < len(loaded):
-        ratios = [plugin.config.ratio for plugin in loaded]
-        held = dict(zip((str(x.relative_to(folder)) for x in members), ratios, strict=True))
-        raise CheckpointError(f"{folder} has two plugins of one ratio: {held}.")
+    names = [plugin.config.name for plugin in loaded]
+    if len(set(names)) < len(names):
+        held = dict(zip((str(x.relative_to(folder)) for x in members), names, strict=True))
+        raise CheckpointError(f"{folder} has two plugins of one name: {held}.")
+    plugins = by_key(loaded)
     owners = {plugin.description["backbone"]["fingerprint"] for plugin in plugins.values()}
     if len(owners) > 1:
         raise CheckpointError(f"{folder} mixes backbones: {' and '.join(sorted(owners))}.")
-    return dict(sorted(plugins.items()))
+    return plugins
 
 
 def check_format(option: str, name: str | None, choices: tuple[str, ...]) -> None:

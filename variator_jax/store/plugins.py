@@ -5,11 +5,12 @@ by `layers_<i>`, is still read. A set holds `plugins.json` and a plugin folder `
 which folders are read as sets is decided in `formats.load_plugins`.
 """
 
+import collections
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 
 from variator_jax.backbones.base import FfnStack, Stack
 from variator_jax.backbones.t5 import T5
-from variator_jax.errors import CheckpointError
+from variator_jax.errors import CheckpointError, PluginError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
@@ -27,7 +28,8 @@ from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import Owner, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
-_MEMBER = r"ratio_\d+/plugin\.(json|safetensors)"
+Key = int | str  # a ratio, or the name of one of several plugins of the same ratio
+_MEMBER = r"\w+_x?\d+/plugin\.(json|safetensors)"
 _MOST_LAYERS = 1000  # far above any use, and too few to exhaust the memory
 
 
@@ -42,6 +44,21 @@ class Plugin:
     config: PluginConfig
     variables: PluginVariables
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
+    """Plugins by what they are asked for, in rising order of ratio: by their ratio where only one
+    of them has it, else by their name.
+
+    Raises:
+      PluginError: if two have the same ratio and the same name.
+    """
+    listed = sorted(plugins, key=lambda plugin: (plugin.config.ratio, plugin.config.name))
+    ratios = collections.Counter(plugin.config.ratio for plugin in listed)
+    keys = [p.config.ratio if ratios[p.config.ratio] == 1 else p.config.name for p in listed]
+    if len(set(keys)) < len(keys):
+        raise PluginError(f"Two plugins have the same name: {keys}.")
+    return dict(zip(keys, listed, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +84,7 @@ class _SetDescription:
     backbone: Owner
     ratios: list[int]
     file_checksums: dict[str, str]
+    names: list[str] = dataclasses.field(default_factory=list)
 
 
 def save_plugin(
@@ -206,36 +224,44 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
 
 
 def save_plugins(
-    path: str | os.PathLike, plugins: Mapping[int, Plugin], backbone: Backbone
+    path: str | os.PathLike, plugins: Mapping[Key, Plugin], backbone: Backbone
 ) -> None:
-    """Writes a set atomically: one folder `ratio_<k>` a plugin, and the index.
+    """Writes a set atomically: one folder `ratio_<k>` or `<name>` a plugin, and the index.
 
     Args:
       path: the folder; a set that is there already is replaced.
-      plugins: by compression ratio; their records of training and quality are kept.
+      plugins: by ratio or name, see `by_key`; their records of training and quality are kept.
       backbone: the backbone they belong to.
 
     Raises:
-      CheckpointError: if there are none, a key is not its plugin's ratio, or one belongs to
-        another backbone.
+      CheckpointError: if there are none, a key is not its plugin's ratio or name, or one belongs
+        to another backbone.
     """
     if not plugins:
         raise CheckpointError(f"There are no plugins to write to {path}.")
     with atomic_folder(path, replaces=(INDEX,), holds=_MEMBER) as draft:
-        for ratio, plugin in sorted(plugins.items()):
-            what, before = f"The plugin of ratio {plugin.config.ratio}", plugin.description
-            if ratio != plugin.config.ratio:
-                raise CheckpointError(f"{what} is given as that of ratio {ratio}.")
+        for key, plugin in plugins.items():
+            what, before = f"The plugin {plugin.config.name}", plugin.description
+            if key not in (plugin.config.ratio, plugin.config.name):
+                raise CheckpointError(f"{what} is given as that of ratio {key}.")
             if "backbone" in before:
                 check_belongs(what, before, backbone)
             records = before.get("training"), before.get("quality")
-            member = draft / f"ratio_{ratio}"
+            member = draft / _member(key)
             save_plugin(member, plugin.config, plugin.variables, backbone, *records)
-        content = {"backbone": description.owner_content(backbone), "ratios": sorted(plugins)}
+        ratios = [key for key in plugins if isinstance(key, int)]
+        content = {"backbone": description.owner_content(backbone), "ratios": ratios}
+        if names := [key for key in plugins if isinstance(key, str)]:
+            content["names"] = names
         description.write_description(draft / INDEX, "plugin_set", content)
+
+
+def _member(key: Key) -> str:
+    return f"ratio_{key}" if isinstance(key, int) else key
 
 
 def indexed_members(folder: pathlib.Path) -> list[pathlib.Path]:
     """The plugin folders that the index of a set names."""
     record, _ = description.read_description(folder / INDEX, "plugin_set", _SetDescription)
-    return [folder / f"ratio_{ratio}" for ratio in record.ratios]
+    keys: list[Key] = [*record.ratios, *record.names]
+    return [folder / _member(key) for key in keys]

@@ -173,8 +173,7 @@ def test_the_backbone_starts_as_nan_that_takes_no_memory_and_the_rest_is_real(
     plugin = backbone.pop("plugin")
     for leaf in jax.tree.leaves(backbone):
         assert isinstance(leaf, np.ndarray) and set(leaf.strides) <= {0} and np.isnan(leaf).all()
-    branch = t5x_engine.network
-    started = branch.to_tree(branch.start_values(model.start))
+    started = t5x_engine.network.to_tree(model.start.values())
     jax.tree.map(np.testing.assert_array_equal, plugin, started)
     for leaf in jax.tree.leaves(scratch.param_states):
         assert isinstance(leaf, jax.Array) and bool(jnp.isfinite(leaf).all())

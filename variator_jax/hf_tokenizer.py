@@ -139,7 +139,8 @@ class JsonTokenizer:
     def __init__(self, tokenizer: Any, added: Sequence[str]) -> None:
         self._tokenizer, self.added = tokenizer, added
         self.size: int = tokenizer.get_vocab_size()
-        found = ((SENTINEL.search(text), i) for text, i in tokenizer.get_vocab().items())
+        vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        found = ((SENTINEL.search(text), i) for text, i in vocab)
         self.sentinels: Mapping[str, int] = {match[0]: i for match, i in found if match}
 
     def encode(self, text: str) -> list[int]:

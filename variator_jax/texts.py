@@ -179,7 +179,7 @@ def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
         number = ids.get(token.content, token.id if listed else None)
         if number is None or token.id not in (None, number) or token.flags.get("single_word"):
             raise CheckpointError(
-                f"{folder} adds {token.content!r} to ByT5's tokens, and its id differs or is not in "
+                f"{folder} adds {token.content!r} to ByT5's tokens, but not with this id in "
                 f"{SETTINGS}. ByT5Tokenizer.save_pretrained of transformers 5 writes it."
             )
         flags = {**(stripped if number < _FIRST_BYTE else {}), **token.flags}

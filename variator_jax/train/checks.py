@@ -56,9 +56,10 @@ def check_vocabulary(
 
 def _differ(vocabulary: Any, tokenizer: Tokenizer) -> bool:
     """Whether a text becomes other ids."""
+    sentinel = list(vocabulary.encode("<extra_id_0>"))
+    if len(sentinel) == 1 and sentinel != [tokenizer.sentinels.get("<extra_id_0>")]:
+        return True
     probes = [*_PROBES, *(f"a {token} b" for token in tokenizer.added)]
-    if len(vocabulary.encode("<extra_id_0>")) == 1:  # bytes need no sentinels
-        probes += ["a <extra_id_0> b <extra_id_1>"]
     return any([*vocabulary.encode(text), 1] != tokenizer.encode(text) for text in probes)
 
 

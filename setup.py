@@ -33,6 +33,7 @@ TRAIN = [
     "sentencepiece>=0.2.3",
     "seqio>=0.0.20",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23",  # tokenizer.json of Hugging Face folders
     "tabulate>=0.10",  # pandas.DataFrame.to_markdown
     "tensorboard>=2.20",
     "tqdm>=4.70",

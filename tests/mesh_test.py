@@ -13,7 +13,6 @@ from tiny import flat
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import get_config, shape_params
 from variator_jax.errors import ConfigError
-from variator_jax.mesh import default_shape
 
 XXL = get_config("t5_1_1_xxl")  # 11.1 B parameters, 64 heads
 GIB = 2**30
@@ -37,7 +36,7 @@ TINY = get_config(
     ],
 )
 def test_data_comes_first_fsdp_as_memory_gets_short_and_model_last(rows, devices, room, expected):
-    assert default_shape(XXL, rows, devices, room, bytes_per_weight=2) == expected
+    assert meshes.make_mesh(XXL, rows, None, range(devices), 2, room).devices.shape == expected
 
 
 CHECKS = "checks a mesh without the devices."

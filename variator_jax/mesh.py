@@ -221,22 +221,21 @@ def make_mesh(
       ConfigError: for a mesh that is not possible, with the nearest that are.
     """
     available = list(devices if devices is not None else jax.devices())
-    if shape is None:
-        memory = _device_memory(available) if hbm_bytes is None else hbm_bytes
-        chosen = default_shape(config, batch_size, len(available), memory, bytes_per_weight)
-    else:
+    if shape is not None:
         chosen = _parse_shape(shape)
         check_shape(chosen, config, batch_size, len(available))
+    elif shapes := possible_shapes(config, batch_size, len(available)):
+        memory = _device_memory(available) if hbm_bytes is None else hbm_bytes
+        chosen = _default_shape(shapes, backbone_parameters(config) * bytes_per_weight, memory)
+    else:
+        raise ConfigError(
+            f"No mesh of {len(available)} devices is possible for backbone {config.name!r} and a "
+            f"batch of {batch_size}: take a batch that is a multiple of {len(available)}."
+        )
     return Mesh(_device_grid(chosen, available), AXES)
 
 
-def default_shape(
-    config: T5Config,
-    batch_size: int,
-    num_devices: int,
-    hbm_bytes: int | None = None,
-    bytes_per_weight: int = 4,
-) -> MeshShape:
+def _default_shape(shapes: Sequence[MeshShape], weights: int, memory: int | None) -> MeshShape:
     """Picks the mesh with the least communication that keeps weights under half of device memory.
 
     Data parallelism communicates least, and FSDP less than model parallelism: a plugin's gradients
@@ -244,23 +243,11 @@ def default_shape(
     fits, it is the mesh that cuts the weights most.
 
     Args:
-      config: the backbone.
-      batch_size: rows of a batch.
-      num_devices: how many there are.
-      hbm_bytes: memory of a device; None where it is not known, as on CPUs.
-      bytes_per_weight: of the backbone in memory.
-
-    Raises:
-      ConfigError: if no mesh is possible at all.
+      shapes: those that are possible, at least one.
+      weights: bytes of the whole backbone.
+      memory: bytes of a device; None where it is not known, as on CPUs.
     """
-    shapes = possible_shapes(config, batch_size, num_devices)
-    if not shapes:
-        raise ConfigError(
-            f"No mesh of {num_devices} devices is possible for backbone {config.name!r} and a "
-            f"batch of {batch_size}: take a batch that is a multiple of {num_devices}."
-        )
-    weights = backbone_parameters(config) * bytes_per_weight
-    most = math.inf if hbm_bytes is None else hbm_bytes / 2
+    most = math.inf if memory is None else memory / 2
     fitting = [shape for shape in shapes if weights / (shape.fsdp * shape.model) <= most]
     if not fitting:
         return max(shapes, key=lambda shape: (shape.fsdp * shape.model, shape.fsdp))

@@ -277,7 +277,9 @@ class VariatorModel:
         file, config = self.backbone.vocabulary_file, self.backbone.config
         if file is None and not config.name.startswith("byt5"):
             raise ConfigError(f"Backbone {config.name!r} has no vocabulary; it takes ids only.")
-        tokenizer = load_tokenizer(file) if file else ByteTokenizer(config.vocab_size)
+        tokenizer = (
+            load_tokenizer(file, config.vocab_size) if file else ByteTokenizer(config.vocab_size)
+        )
         if tokenizer.size > config.vocab_size:
             raise ConfigError(
                 f"{file or 'The vocabulary of bytes'} has {tokenizer.size} ids; backbone "

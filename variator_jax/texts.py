@@ -2,8 +2,9 @@
 
 Ids are T5's: padding 0, end of sequence 1, and the sentinels `<extra_id_0>`, `<extra_id_1>`, ... at
 the top of the vocabulary, counted downwards. They are the ids that seqio makes of the same text,
-without seqio or TensorFlow: only `sentencepiece` is needed. ByT5 has no SentencePiece model:
-its ids are bytes, and its sentinels follow them, counted upwards as transformers does.
+without seqio or TensorFlow: only `sentencepiece` is needed. Of a folder with `tokenizer.json` they
+are transformers' ids, added tokens included. ByT5 has neither: its ids are bytes, and its sentinels
+follow them, counted upwards as transformers does.
 """
 
 import itertools
@@ -16,17 +17,30 @@ import jax
 import numpy as np
 
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.hf_tokenizer import (
+    JSON,
+    SENTINEL,
+    SETTINGS,
+    AddedToken,
+    added_tokens,
+    check_none_added,
+    check_unicode,
+    load_json,
+    read_settings,
+    tokenizer_class,
+)
 
 PAD, EOS = 0, 1
 SENTINELS = 100
 _FIRST_BYTE, _BYTES, _BYTE_SENTINELS = 3, 256, 125  # of ByT5: behind padding, EOS and unknown
-_SENTINEL = re.compile(r"(<extra_id_\d+>)")
 
 
 class Tokenizer(Protocol):
     """Texts to ids and back."""
 
     size: int  # number of ids, sentinels included
+    sentinels: Mapping[str, int]  # their ids
+    added: Sequence[str]  # tokens that the folder of the vocabulary adds
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, the end of the sequence included."""
@@ -38,11 +52,13 @@ class Tokenizer(Protocol):
 class PieceTokenizer:
     """A SentencePiece model with T5's hundred sentinels."""
 
+    added: Sequence[str] = ()
+
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self.size: int = processor.get_piece_size()
-        pieces = ((i, _SENTINEL.search(processor.id_to_piece(i))) for i in range(self.size))
-        self._sentinels = {match[0]: i for i, match in pieces if match}
+        pieces = ((i, SENTINEL.search(processor.id_to_piece(i))) for i in range(self.size))
+        self.sentinels: Mapping[str, int] = {match[0]: i for i, match in pieces if match}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, the end of the sequence included.
@@ -50,9 +66,9 @@ class PieceTokenizer:
         Raises:
           ConfigError: for a sentinel that there is not.
         """
-        _check_sentinels(text, self._sentinels)
+        _check_sentinels(text, self.sentinels)
         # A sentinel is a piece of its own only behind a space.
-        spaced = _SENTINEL.sub(lambda match: f" {match[0]}", text)
+        spaced = SENTINEL.sub(lambda match: f" {match[0]}", text)
         return [*self._processor.encode(spaced), EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -68,15 +84,26 @@ class ByteTokenizer:
     Args:
       vocab_size: the backbone's number of embeddings, 384 in all of ByT5; those behind the bytes
         are sentinels, up to 125.
+      tokens: those that a folder of transformers adds, sentinels among them.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, tokens: Sequence[AddedToken] = ()) -> None:
         first = _FIRST_BYTE + _BYTES
         count = max(0, min(vocab_size - first, _BYTE_SENTINELS))
-        self._sentinels = {f"<extra_id_{i}>": first + i for i in range(count)}
-        self._pieces = {i: name.encode() for name, i in self._sentinels.items()}
+        names = {f"<extra_id_{i}>": first + i for i in range(count)}
+        self._ids = names | {token.content: token.id for token in tokens if token.id is not None}
+        self._flags = {token.content: token.flags for token in tokens}
+        self.sentinels: Mapping[str, int] = {
+            name: i for name, i in self._ids.items() if SENTINEL.fullmatch(name)
+        }
+        self.added: Sequence[str] = [
+            name for name, i in self._ids.items() if i >= first and name not in names
+        ]
+        longest_first = sorted(map(re.escape, self._ids), key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(longest_first) or SENTINEL.pattern})")
+        self._pieces = {i: name.encode() for name, i in self._ids.items() if i >= first}
         self._pieces |= {_FIRST_BYTE + i: bytes([i]) for i in range(_BYTES)}
-        self.size: int = _FIRST_BYTE + len(self._pieces)
+        self.size: int = 1 + max(self._pieces)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text's bytes and sentinels, the end of the sequence included.
@@ -84,15 +111,19 @@ class ByteTokenizer:
         Raises:
           ConfigError: for a sentinel that there is not, or a text that is not Unicode.
         """
-        _check_sentinels(text, self._sentinels)
+        _check_sentinels(text, self.sentinels)
+        parts = [part for part in self._split.split(text) if part]
+        for i, part in enumerate(parts):
+            flags = self._flags.get(part, {})
+            if flags.get("lstrip") and i > 0:
+                parts[i - 1] = parts[i - 1].rstrip()
+            if flags.get("rstrip") and i + 1 < len(parts):
+                parts[i + 1] = parts[i + 1].lstrip()
         ids: list[int] = []
-        for part in _SENTINEL.split(text):
-            try:
-                content = [_FIRST_BYTE + byte for byte in part.encode()]
-            except UnicodeEncodeError as error:
-                raise ConfigError(f"the text cannot be written as UTF-8: {error}.") from error
-            ids += [self._sentinels[part]] if part in self._sentinels else content
-        return [*ids, EOS]
+        for part in parts:
+            content = [_FIRST_BYTE + byte for byte in check_unicode(part)]
+            ids += [self._ids[part]] if part in self._ids else content
+        return ids if ids[-1:] == [EOS] else [*ids, EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the end of the sequence.
@@ -109,19 +140,55 @@ def _up_to_end(ids: Sequence[int]) -> Iterator[int]:
 
 
 def _check_sentinels(text: str, known: Mapping[str, int]) -> None:
-    for match in _SENTINEL.finditer(text):
+    for match in SENTINEL.finditer(text):
         if match[0] not in known:
             names = f"go from <extra_id_0> to <extra_id_{len(known) - 1}>" if known else "are none"
             raise ConfigError(f"the text holds {match[0]}; sentinels {names}.")
 
 
-def load_tokenizer(path: Path) -> PieceTokenizer:
-    """Reads a `spiece.model`; models without sentinels of their own (all but mT5's) get T5's.
+def load_tokenizer(path: Path, vocab_size: int = 384) -> Tokenizer:
+    """Reads a vocabulary: a `spiece.model`, a `tokenizer.json`, or ByT5's `tokenizer_config.json`.
+
+    Args:
+      path: the file. Those beside it count, too, where they add tokens.
+      vocab_size: the backbone's number of embeddings, for the sentinels of ByT5.
 
     Raises:
-      ConfigError: if `sentencepiece` is not installed.
-      CheckpointError: if the file is missing or not a SentencePiece model.
+      ConfigError: if `sentencepiece` or `tokenizers` is not installed.
+      CheckpointError: if the file is missing, damaged or of another kind; or where tokens are added
+        that could not be read as transformers does.
     """
+    if path.name not in (JSON, SETTINGS):
+        return _load_pieces(path)
+    kind = tokenizer_class(read_settings(path.parent))
+    if kind == "ByT5Tokenizer":
+        return _load_bytes(path.parent, vocab_size)
+    if path.name == SETTINGS:
+        raise CheckpointError(f"{path} names a {kind}, but {JSON} and spiece.model are missing.")
+    return load_json(path)
+
+
+def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
+    listed = "added_tokens_decoder" in read_settings(folder)
+    ids: dict[str, int] = {"<pad>": 0, "</s>": 1, "<unk>": 2} | dict(
+        ByteTokenizer(vocab_size).sentinels
+    )
+    stripped = {"lstrip": True, "rstrip": True}  # of the first three, where no file has it
+    tokens = {text: AddedToken(text, i, stripped) for text, i in ids.items() if i < _FIRST_BYTE}
+    for token in added_tokens(folder):
+        number = ids.get(token.content, token.id if listed else None)
+        if number is None or token.id not in (None, number) or token.flags.get("single_word"):
+            raise CheckpointError(
+                f"{folder} adds {token.content!r} to ByT5's tokens, but not with this id in "
+                f"{SETTINGS}. ByT5Tokenizer.save_pretrained of transformers 5 writes it."
+            )
+        flags = {**(stripped if number < _FIRST_BYTE else {}), **token.flags}
+        tokens[token.content] = AddedToken(token.content, number, flags)
+    return ByteTokenizer(vocab_size, list(tokens.values()))
+
+
+def _load_pieces(path: Path) -> PieceTokenizer:
+    """Models without sentinels of their own (all but mT5's) get T5's."""
     try:
         import sentencepiece
         from google.protobuf.message import DecodeError
@@ -134,7 +201,7 @@ def load_tokenizer(path: Path) -> PieceTokenizer:
     message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
     try:
         proto = message.FromString(path.read_bytes())
-        if not any(_SENTINEL.search(piece.piece) for piece in proto.pieces):
+        if not any(SENTINEL.search(piece.piece) for piece in proto.pieces):
             for i in reversed(range(SENTINELS)):
                 piece = proto.pieces.add(type=message.SentencePiece.USER_DEFINED)
                 piece.piece, piece.score = f"\u2581<extra_id_{i}>", 0.0
@@ -142,7 +209,9 @@ def load_tokenizer(path: Path) -> PieceTokenizer:
         processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
     except (OSError, DecodeError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
-    return PieceTokenizer(processor)
+    tokenizer = PieceTokenizer(processor)
+    check_none_added(path, tokenizer.sentinels)
+    return tokenizer
 
 
 def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_files_and_urls_that_are_not_a_model_are_refused(tmp_path):
         load_vocabulary(_in_memory("broken.model", b"not a model")).encode("a")
 
 
-def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
+def test_a_url_is_read_when_it_is_first_used(verbalizer_model, tmp_path):
     url, content = "ram://vocabulary_test/later.model", Path(verbalizer_model).read_bytes()
     vocabulary, local = load_vocabulary(url), load_vocabulary(verbalizer_model)  # not there yet
     assert url in str(vocabulary) and vocabularies.identity(vocabulary).startswith(url)
@@ -83,9 +83,10 @@ def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
     assert Path(vocabularies.local_model_file(vocabulary)).read_bytes() == content
     assert vocabularies.local_model_file(local) == verbalizer_model
     config = get_config("nano", vocab_size=vocabulary.vocab_size)
-    check_vocabulary("t", vocabulary, config, vocabularies.fingerprint(vocabulary))
+    check_vocabulary("t", vocabulary, config, Path(verbalizer_model))
+    (tmp_path / "other.model").write_bytes(vocabularies.train_sentencepiece(["one two"] * 9, 110))
     with pytest.raises(CheckpointError, match=f"another vocabulary.*{url}"):
-        check_vocabulary("t", vocabulary, config, "0" * 64)
+        check_vocabulary("t", vocabulary, config, tmp_path / "other.model")
 
 
 def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path, verbalizer_model):

@@ -131,8 +131,8 @@ class TestWrite:
         with pytest.raises(CheckpointError, match="NaN"):
             save_hf(out, backbone)
         assert (out / "model.safetensors").read_bytes() == before
-        (out / "tokenizer.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="holds tokenizer.json"):
+        (out / "thesis.tex").write_text("x")
+        with pytest.raises(CheckpointError, match="holds thesis.tex"):
             save_hf(out, load_backbone(folder))
 
 

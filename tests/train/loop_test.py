@@ -79,27 +79,17 @@ def test_sigterm_at_any_moment_saves_and_stops_and_the_same_command_continues(tm
 
 def test_a_run_that_is_stopped_after_its_last_step_returns_so(tmp_path):
     """Else a driver of several runs, such as the quickstart, would start the next one."""
-
-    def evaluate(state):
-        _terminate()
-        return {"loss": 1.0}
-
+    evaluate = lambda state: _terminate() or {"loss": 1.0}  # noqa: E731
     state, stopped = _fit(tmp_path, schedule=Schedule(2, 2, 0, 2), evaluate=evaluate)
     assert stopped and int(state.step) == 2 and saved[-1] == [2]
 
 
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        ({"loss": np.nan}, "loss of step 4 is nan"),
-        ({"grad_norm": np.inf}, "grad_norm of step 4 is inf"),
-    ],
-)
-def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad, message):
+@pytest.mark.parametrize(("name", "value"), [("loss", np.nan), ("grad_norm", np.inf)])
+def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, name, value):
     def step(state, batch):
-        return _step(state, batch, **(bad if int(state.step) == 3 else {}))
+        return _step(state, batch, **{name: value if int(state.step) == 3 else 1.0})
 
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(TrainingError, match=f"{name} of step 4 is {value}"):
         _fit(tmp_path, step)
     assert saved[-1] == [2]
 

@@ -63,15 +63,16 @@ def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     Neither ends with EOS. The inputs have sentinel i in place of the i-th noise span; the targets
     are the noise spans, each after its sentinel. Every pass over the data draws new spans.
     """
-    vocab_size = output_features["targets"].vocabulary.vocab_size
+    vocabulary = output_features["targets"].vocabulary
+    end = getattr(vocabulary, "sentinels_end", vocabulary.vocab_size)
 
     @seqio.map_over_dataset(num_seeds=2)
     def corrupt(example: Mapping[str, Any], seeds: Any) -> dict[str, Any]:
         tokens = tf.cast(example["targets"], tf.int32)
         mask = noise_mask(tf.shape(tokens), seeds)
         return {
-            "inputs": replace_spans(tokens, mask, vocab_size),
-            "targets": replace_spans(tokens, ~mask, vocab_size),
+            "inputs": replace_spans(tokens, mask, end),
+            "targets": replace_spans(tokens, ~mask, end),
         }
 
     return corrupt(dataset).unbatch()

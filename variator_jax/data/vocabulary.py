@@ -1,4 +1,4 @@
-"""Vocabularies: the documentation corpus's, a user's `spiece.model`, one trained on texts, bytes.
+"""Vocabularies: the documentation corpus's, a user's own, one trained on texts, bytes.
 
 All are seqio vocabularies with T5's ids: padding 0, end of sequence 1, unknown 2, and sentinels
 counted down from the last id. Importing this module builds nothing; `docs_vocabulary()` trains its
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
@@ -21,6 +22,8 @@ from variator_jax.data._tf import seqio, tf
 from variator_jax.data.tasks import absolute, missing_file, read_text_lines, text_files
 from variator_jax.errors import DataError
 from variator_jax.files import is_url, write_file
+from variator_jax.hf_tokenizer import JSON, SETTINGS, find_vocabulary
+from variator_jax.texts import load_tokenizer
 
 EXTRA_IDS = 100
 
@@ -57,6 +60,61 @@ class UrlVocabulary(seqio.SentencePieceVocabulary):
         return f"{type(self).__name__}({self._sentencepiece_model_file})"
 
 
+class TokenizerVocabulary(seqio.Vocabulary):
+    """The vocabulary of a `tokenizer.json`, or of a ByT5 to which tokens were added.
+
+    TensorFlow calls Python for each text, which is slower than SentencePiece.
+    """
+
+    eos_id, unk_id = 1, 2
+
+    def __init__(self, file: str) -> None:
+        self.file, self._tokenizer = file, load_tokenizer(Path(file))
+        super().__init__(extra_ids=len(self._tokenizer.sentinels))
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, sentinels and added tokens included."""
+        return self._tokenizer.size
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._tokenizer.size  # with the sentinels, as SentencePiece's
+
+    @property
+    def sentinels_end(self) -> int:
+        """One more than the id of <extra_id_0>, which added tokens follow."""
+        return self._tokenizer.sentinels.get("<extra_id_0>", self.vocab_size - 1) + 1
+
+    def _encode(self, s: str) -> list[int]:
+        return self._tokenizer.encode(s)[:-1]
+
+    def _decode(self, ids: Any) -> str:
+        return self._tokenizer.decode(ids)
+
+    def _encode_tf(self, s: Any) -> Any:
+        def encode(text: bytes) -> Any:
+            return np.array(self._encode(text.decode("utf8", "replace")), np.int32)
+
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    def _decode_tf(self, ids: Any) -> Any:
+        def decode(rows: Any) -> Any:
+            texts = [self._decode(row).encode() for row in rows.reshape(-1, rows.shape[-1])]
+            return np.array(texts, object).reshape(rows.shape[:-1])
+
+        return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ids.shape[:-1])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenizerVocabulary) and identity(self) == identity(other)
+
+    def __reduce__(self) -> Any:
+        return TokenizerVocabulary, (self.file,)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.file})"
+
+
 class DocsVocabulary(UrlVocabulary):
     """The documentation corpus's SentencePiece vocabulary, built when it is first used."""
 
@@ -85,12 +143,13 @@ def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
 
 
 def load_vocabulary(given: Any) -> seqio.Vocabulary:
-    """Returns the vocabulary of a user's SentencePiece model, such as T5's `spiece.model`.
+    """Returns the vocabulary of a user's file, such as T5's `spiece.model`.
 
     Args:
-      given: the model file, or its URL (gs://...). A URL is only read when a token is asked for, so
-        that tasks can be registered where it cannot be reached. None stands for the documentation
-        corpus's vocabulary; a seqio vocabulary is returned as it is.
+      given: a SentencePiece model, a `tokenizer.json`, a ByT5's `tokenizer_config.json`, a folder
+        that holds one of them, or a model's URL (gs://...). A URL is only read when a token is
+        asked for, so that tasks can be registered where it cannot be reached. None stands for the
+        documentation corpus's vocabulary; a seqio vocabulary is returned as it is.
 
     Returns:
       A vocabulary with 100 sentinels after the model's own pieces, unless the model has its own.
@@ -103,8 +162,11 @@ def load_vocabulary(given: Any) -> seqio.Vocabulary:
     if is_url(given):
         return UrlVocabulary(given, extra_ids=EXTRA_IDS)
     path = Path(given).expanduser()
+    path = find_vocabulary(path) or path
     if not path.is_file():
         raise missing_file("no vocabulary file", path)
+    if path.name in (JSON, SETTINGS):
+        return TokenizerVocabulary(str(path))
     return seqio.SentencePieceVocabulary(str(path), _sentinels_to_add(str(path)))
 
 
@@ -221,9 +283,11 @@ def _sentinels_to_add(path: str) -> int:
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     """Returns what identifies a vocabulary: the sha256 of its SentencePiece model file, in hex.
 
-    A vocabulary without a file (bytes) is identified by its class and size.
+    A `tokenizer.json` is one, too; bytes are identified by their class and size.
     """
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    if isinstance(vocabulary, TokenizerVocabulary):
+        content = _content(vocabulary.file)
+    elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
         content = _content(vocabulary.sentencepiece_model_file)
     else:
         content = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}".encode()
@@ -238,6 +302,8 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
     """
     if isinstance(vocabulary, DocsVocabulary):
         return "docs"
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return absolute(vocabulary.file)
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return f"{type(vocabulary).__name__}:{vocabulary.extra_ids}"
     name = vocabulary.sentencepiece_model_file
@@ -248,6 +314,8 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
 
 def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
     """Returns the path of a vocabulary's model file, None for bytes; of a URL's, that of a copy."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.file
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return None
     file = vocabulary.sentencepiece_model_file

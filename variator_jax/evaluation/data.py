@@ -117,8 +117,7 @@ def load_for(
     backbone = load_on_mesh(source, mesh, lora=lora)
     for task in tasks:
         for feature in features(task).values():
-            trained_with = backbone.vocabulary_fingerprint
-            check_vocabulary(task, feature.vocabulary, backbone.config, trained_with)
+            check_vocabulary(task, feature.vocabulary, backbone.config, source.vocabulary_file)
     return backbone, mesh
 
 

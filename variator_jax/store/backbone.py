@@ -19,10 +19,10 @@ import numpy as np
 from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.hf_tokenizer import FILES, JSON, PIECES, SETTINGS, vocabulary_files
 from variator_jax.store import arrays, description
 
-VOCABULARY = "spiece.model"
-_HOLDS = r"backbone(-\d{5}-of-\d{5})?\.safetensors|spiece\.model"
+_HOLDS = "|".join([r"backbone(-\d{5}-of-\d{5})?\.safetensors", *map(re.escape, FILES)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +170,22 @@ class Stream:
     def backbone(self, params: dict) -> Backbone:
         """The backbone with these parameters, when all leaves were read."""
         vocabulary = self.source.vocabulary_file
-        checksum = None if vocabulary is None else arrays.file_checksum(vocabulary)
+        checksum = _vocabulary_fingerprint(vocabulary)
         return Backbone(self.config, params, self.fingerprint, vocabulary, checksum)
+
+
+def _vocabulary_fingerprint(file: pathlib.Path | None) -> str | None:
+    """That of the pieces, where they lie beside the file; ByT5's bytes have none."""
+    if file is not None and file.name in (JSON, SETTINGS):
+        pieces = file.with_name(PIECES)
+        file = pieces if pieces.is_file() else file if file.name == JSON else None
+    return None if file is None else arrays.file_checksum(file)
+
+
+def copy_vocabulary(file: pathlib.Path | None, folder: pathlib.Path) -> None:
+    """Copies a vocabulary, and the files beside it that change its ids."""
+    for source, name in vocabulary_files(file).items() if file is not None else ():
+        shutil.copyfile(source, folder / name)
 
 
 def read_leaf(source: Source, leaf: Leaf, dtype: np.dtype | None = None) -> np.ndarray:
@@ -244,12 +258,11 @@ def write(path: str | os.PathLike, stream: Stream) -> str:
     with atomic_folder(path, replaces=("backbone.json",), holds=_HOLDS) as draft:
         arrays.write_arrays(draft, "backbone", stream)
         vocabulary = stream.source.vocabulary_file
-        if vocabulary is not None:
-            shutil.copyfile(vocabulary, draft / VOCABULARY)
+        copy_vocabulary(vocabulary, draft)
         content = {
             "fingerprint": stream.fingerprint,
             "config": description.config_content(stream.config),
-            "vocabulary_fingerprint": vocabulary and arrays.file_checksum(draft / VOCABULARY),
+            "vocabulary_fingerprint": _vocabulary_fingerprint(vocabulary),
         }
         description.write_description(draft / "backbone.json", "backbone", content)
     return stream.fingerprint
@@ -268,15 +281,16 @@ def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
     folder = pathlib.Path(path)
     file = folder / "backbone.json"
     record, _ = description.read_description(file, "backbone", _Description)
-    vocabulary = None if record.vocabulary_fingerprint is None else folder / VOCABULARY
+    names = [name for name in FILES[:3] if name in record.file_checksums]
+    vocabulary = folder / names[0] if names else None
     leaves: list[Leaf] = []
     for name, checksum in sorted(record.file_checksums.items()):
         if not re.fullmatch(_HOLDS, name):
             raise CheckpointError(f"{file} has a checksum of {name[:80]!r}, which is not its own.")
-        if name != VOCABULARY:
+        if name not in FILES:
             stored = arrays.open_arrays(folder / name)
             leaves += [Leaf(path, *array) for path, array in stored.items()]
-        if verify or name == VOCABULARY:
+        if verify or name in FILES:
             description.check_file(folder / name, checksum)
     source = make_source(folder, record.config, leaves, vocabulary_file=vocabulary)
     return dataclasses.replace(source, fingerprint=record.fingerprint)

@@ -6,7 +6,6 @@ Nothing here needs transformers or torch.
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +16,13 @@ from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
+from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
 from variator_jax.store.backbone import (
-    VOCABULARY,
     Leaf,
     Source,
     Stream,
+    copy_vocabulary,
     leaf_shapes,
     make_source,
     stored_config,
@@ -32,8 +32,9 @@ from variator_jax.store.pickles import open_state_dict
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _WEIGHTS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
-_HOLDS = (
-    r"generation_config\.json|spiece\.model|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+_HOLDS = "|".join(
+    [r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"]
+    + [re.escape(name) for name in FILES]
 )
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
@@ -252,8 +253,7 @@ def open_hf(path: str | os.PathLike) -> Source:
         _leaf(paths.get(name, name), stored)
         for name, stored in {EMBEDDING: table, **weights}.items()
     ]
-    vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
-    return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
+    return make_source(folder, stored_config(config, leaves), leaves, find_vocabulary(folder))
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
@@ -312,8 +312,7 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE)
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
             write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
-        if stream.source.vocabulary_file is not None:
-            shutil.copyfile(stream.source.vocabulary_file, draft / VOCABULARY)
+        copy_vocabulary(stream.source.vocabulary_file, draft)
         if config.has_decoder:
             tokens = {key: value for key, value in _FIXED.items() if key.endswith("_token_id")}
             write_json(draft / GENERATION, tokens)

@@ -20,7 +20,7 @@ from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.t5x_engine import network as t5x_network
-from variator_jax.t5x_engine.network import PLUGIN, PluginOptimizer, Start, start_values
+from variator_jax.t5x_engine.network import PLUGIN, PluginOptimizer, Start
 from variator_jax.train.checks import check_trainable
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
@@ -69,7 +69,7 @@ class DistillationModel(models.EncoderDecoderModel):
         types = {name: jnp.int32 for name in input_shapes} | dict(input_types or {})
         variables = dict(super().get_initial_variables(rng, input_shapes, types))
         if PLUGIN in variables["params"]:
-            branch = t5x_network.to_tree(start_values(self.start))
+            branch = t5x_network.to_tree(self.start.values())
             variables["params"] = {**variables["params"], PLUGIN: branch}
         return flax.core.freeze(variables)
 
@@ -178,9 +178,8 @@ def model(
     if optimizer is not None:
         check_trainable(plugin, T5(backbone).stack())
     start = Start(plugin, backbone, plugin_path, seed)
-    if plugin.ratio > 1 and not start.fresh:
-        start_values(start)  # refuses now what cannot be loaded
     stack, loss = t5x_network.stack_of(backbone), loss or LossConfig()
+    _ = start.loaded  # refuses now what cannot be loaded, and is not read while T5X traces
     module = t5x_network.SplicedTransformer(
         network or t5x_network.network_of(backbone), plugin, stack
     )

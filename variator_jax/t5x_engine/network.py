@@ -99,7 +99,7 @@ class Parameters(nn.Module):
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Start:
     """Where a plugin's arrays come from before the first step.
 
@@ -115,30 +115,23 @@ class Start:
     path: str | Sequence[str] | None = None
     seed: int = 0
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the plugin starts untrained, and so must be calibrated."""
-        return not self.path
+    @functools.cached_property
+    def loaded(self) -> PluginVariables | None:
+        """The arrays of the folder; None for a fresh plugin, which must be calibrated.
 
+        Raises:
+          CheckpointError: if a folder is damaged or has another plugin.
+          ConfigError: if none of several folders has the wanted ratio.
+        """
+        if not self.path or self.plugin.ratio == 1:
+            return None
+        path = str(chosen_path(self.path, self.plugin))
+        return jax.tree.map(np.asarray, initial_plugin(path, self.plugin, self.backbone).variables)
 
-def start_values(start: Start) -> PluginVariables:
-    """The arrays that `start` names. Fresh ones are those of the built-in engine.
-
-    Raises:
-      CheckpointError: if a folder is damaged or has another plugin.
-      ConfigError: if none of several folders has the wanted ratio.
-    """
-    if not start.path:
-        shape, key = start.backbone, jax.random.key(start.seed)
-        return init_plugin(start.plugin, T5(shape).stack(), key)
-    return _loaded(str(chosen_path(start.path, start.plugin)), start.plugin, start.backbone)
-
-
-@functools.lru_cache(maxsize=2)  # T5X asks for the initial variables several times.
-def _loaded(path: str, plugin: PluginConfig, backbone: T5Config) -> PluginVariables:
-    # T5X asks while it traces; what is kept must not belong to that trace.
-    with jax.ensure_compile_time_eval():
-        return jax.tree.map(np.asarray, initial_plugin(path, plugin, backbone).variables)
+    def values(self) -> PluginVariables:
+        """The arrays. Fresh ones are those of the built-in engine."""
+        stack = T5(self.backbone).stack()
+        return self.loaded or init_plugin(self.plugin, stack, jax.random.key(self.seed))
 
 
 def chosen_path(path: str | Sequence[str], plugin: PluginConfig) -> pathlib.Path:

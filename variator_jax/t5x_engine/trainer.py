@@ -80,7 +80,7 @@ class PluginTrainer(t5x_trainer.Trainer):
             return
         if int(utils.get_local_data(train_state.step)) == 0:
             verify(train_state.params)
-            self._calibrated = not model.start.fresh
+            self._calibrated = model.start.loaded is not None
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
             record_run(folder, model, training or {}, initial_checkpoint_path)
 

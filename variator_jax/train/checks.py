@@ -1,16 +1,25 @@
 """What a run checks before its first step, with either engine: vocabulary, plugin and packing."""
 
+from pathlib import Path
 from typing import Any
 
 from variator_jax.backbones.base import Stack
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.hf_tokenizer import JSON, SETTINGS
 from variator_jax.plugin import PluginConfig, check_causal, plugin_specs
 from variator_jax.store.arrays import file_checksum
+from variator_jax.texts import Tokenizer, load_tokenizer
+
+# What two vocabularies with the same ids write alike, but hardly two others.
+_PROBES = (
+    "The quick brown fox, 1984: (jumps) over 12.5% of lazy dogs\u2019 \u201chomes\u201d!",
+    "two\nlines  and\ttab, na\u00efve \ufb01ne \u00bd \uff21 \u65e5\u672c\u8a9e \U0001f642",
+)
 
 
 def check_vocabulary(
-    task: str, vocabulary: Any, config: T5Config, fingerprint: str | None = None
+    task: str, vocabulary: Any, config: T5Config, file: Path | None = None
 ) -> None:
     """Refuses a task whose tokens are not the backbone's.
 
@@ -18,7 +27,7 @@ def check_vocabulary(
       task: its name, for the message.
       vocabulary: its seqio vocabulary.
       config: the backbone's shape.
-      fingerprint: of the SentencePiece model that the backbone was trained with, where known.
+      file: the vocabulary that the backbone came with, where it did.
 
     Raises:
       ConfigError: if the vocabulary has more tokens than the backbone has embeddings.
@@ -31,12 +40,27 @@ def check_vocabulary(
         )
     from variator_jax.data.vocabulary import local_model_file
 
-    file = local_model_file(vocabulary) if fingerprint else None
-    if file and file_checksum(file) != fingerprint:
+    if file is None:
+        return
+    tokenizer, given = load_tokenizer(file, config.vocab_size), local_model_file(vocabulary)
+    if file.name in (JSON, SETTINGS):
+        same = not _differ(vocabulary, tokenizer)
+    else:
+        same = given is not None and file_checksum(given) == file_checksum(file)
+    if not same:
         raise CheckpointError(
             f"The backbone was trained with another vocabulary than that of task {task!r}, "
-            f"{vocabulary.sentencepiece_model_file}. Set VOCABULARY to the backbone's own."
+            f"{vocabulary}. Set VOCABULARY to the backbone's own, {file}."
         )
+
+
+def _differ(vocabulary: Any, tokenizer: Tokenizer) -> bool:
+    """Whether a text becomes other ids."""
+    sentinel = list(vocabulary.encode("<extra_id_0>"))
+    if len(sentinel) == 1 and sentinel != [tokenizer.sentinels.get("<extra_id_0>")]:
+        return True
+    probes = [*_PROBES, *(f"a {token} b" for token in tokenizer.added)]
+    return any([*vocabulary.encode(text), 1] != tokenizer.encode(text) for text in probes)
 
 
 def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:

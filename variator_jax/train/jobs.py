@@ -35,7 +35,7 @@ from variator_jax.store import (
     save_lora,
     save_plugin,
 )
-from variator_jax.store.arrays import file_checksum, fingerprint
+from variator_jax.store.arrays import fingerprint
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part
 from variator_jax.store.lora import load_on_mesh
 from variator_jax.store.plugins import check_shapes
@@ -241,8 +241,7 @@ def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) ->
                 f"{folder} holds a backbone of another shape: {source.config.name!r} has {field} "
                 f"{stored}; this run's {shape.name!r} has {expected}."
             )
-    checksum = file_checksum(source.vocabulary_file) if source.vocabulary_file else None
-    check_vocabulary(data.task, data.vocabulary(), shape, checksum)
+    check_vocabulary(data.task, data.vocabulary(), shape, source.vocabulary_file)
     loaded = load_on_mesh(source, mesh, dtype, config.initial_lora_path)
     # The norms' epsilon is part of what the weights mean; dtypes, dropout and remat are the run's.
     kept = dataclasses.replace(shape, layer_norm_epsilon=loaded.config.layer_norm_epsilon)

@@ -37,8 +37,6 @@ def optimizer(
     train_steps: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
 ) -> optax.GradientTransformation:
     """AdamW, plain or with relative steps, or Adafactor, after global-norm clipping.
 
@@ -52,14 +50,12 @@ def optimizer(
       train_steps: where a linear decay reaches 0.
       weight_decay: decoupled, times the learning rate.
       clip_norm: largest global norm of a gradient, None for no limit.
-      b1: AdamW's first decay rate.
-      b2: AdamW's second.
 
     Raises:
       ConfigError: for an unknown name.
     """
     rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
-    adam = optax.scale_by_adam(b1=b1, b2=b2)
+    adam = optax.scale_by_adam()
     decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
     # optax's Adafactor flips the sign itself, and its own decay is not scaled by the learning rate.
     flipped = (

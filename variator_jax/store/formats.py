@@ -196,9 +196,9 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if not members or kind == BACKBONE:
         raise unknown(folder, "plugin (plugin.json) or folder of plugins")
     loaded = [load_plugin(member, backbone) for member in members]
-    names = [plugin.config.name for plugin in loaded]
-    if len(set(names)) < len(names):
-        held = dict(zip((str(x.relative_to(folder)) for x in members), names, strict=True))
+    called = [plugin.config.name for plugin in loaded]
+    if len(set(called)) < len(called):
+        held = {str(x.relative_to(folder)): n for x, n in zip(members, called, strict=True)}
         raise CheckpointError(f"{folder} has two plugins of one name: {held}.")
     plugins = by_key(loaded)
     owners = {plugin.description["backbone"]["fingerprint"] for plugin in plugins.values()}

@@ -61,6 +61,7 @@ def train(config: TrainConfig) -> TrainResult:
             f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
             f"{did_you_mean(str(config.trained), JOBS)}"
         )
+    described = config.data.describe()  # before anything is loaded
     frozen = config.trained in ("plugin", "lora") and config.backbone_dtype is not None
     dtype = config.backbone_dtype if frozen else config.backbone.param_dtype
     weight = jnp.dtype(dtype).itemsize
@@ -71,6 +72,8 @@ def train(config: TrainConfig) -> TrainResult:
     identity.pop("eval_batches")  # changes nothing in what is trained
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
     log = RunLog(config.model_dir, config.schedule.train_steps)
+    for line in described:
+        log.print(f"  {line}")
     if mesh.size > 1:
         log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
     try:

@@ -97,6 +97,6 @@ def choose(labels: Labels, column: Iterable[str]) -> Reading:
         if fits and any(first.table[raw] != other.table[raw] for raw in shared):
             raise DataError(
                 f"the labels {sorted(counts)[:10]} can be read in two ways: {first}; {other}. Give "
-                f"labels (TASK_LABELS) as a dict, such as {dict(first.table)}"
+                f"labels (TASK_LABELS) as a dict, such as {dict(other.table)}"
             )
     return first

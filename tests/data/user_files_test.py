@@ -15,9 +15,7 @@ from variator_jax.errors import DataError
 
 QUICK = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-NUMERALS = st.from_regex(
-    r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,9})?(e-?[0-9]{1,4})?", fullmatch=True
-)
+NUMERALS = st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,9})?(e-?[0-9]{1,4})?", fullmatch=True)
 NESTED = st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
 VALUES = SCALARS | NESTED
 LABELS = ["0", "1", "no", "yes", "true", "false", True, False, 0, 1, None, 1.0, "x"]

@@ -28,6 +28,7 @@ MACRO = "gin.macro"  # gin keeps a macro as a configurable of this name, scoped 
 
 # Unquoted strings as the shell passes them: a path, a task name, a bucket, a template.
 _BARE_WORD = re.compile(r"(?!(?i:true|false|none|null)$)(?:[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$~/-]+)")
+_TEMPLATE = re.compile(r"(?=.*\{[\w-]+\})[^'\"].*", re.DOTALL)  # such as {text}
 # Dependencies of the `train` extra, by the module that an import misses.
 _TRAIN_MODULES = ("matplotlib", "seqio", "sentencepiece", "tensorflow", "tensorflow_datasets")
 
@@ -206,7 +207,7 @@ def _literal(name: str, value: str) -> str:
         current = gin.query_parameter(name if "." in name else f"{name}/{MACRO}.value")
     if not isinstance(current, str | tuple | gin_config.ConfigurableReference | None):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
-    if not _BARE_WORD.fullmatch(value):
+    if not _BARE_WORD.fullmatch(value) and not _TEMPLATE.fullmatch(value):
         raise ConfigError(
             f"--gin.{name}={value}: neither a Python literal (True, False, None) nor a plain word; "
             f"""quote a string twice: --gin.{name}="'...'"."""

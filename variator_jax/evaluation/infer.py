@@ -81,6 +81,7 @@ def infer(
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
+    data.describe()
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)

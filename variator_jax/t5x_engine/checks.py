@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from t5x import checkpoints, models, utils
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import task_or_mixture
+from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
@@ -41,6 +43,7 @@ def preflight(
     *,
     model: DistillationModel,
     task: str | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
     model_dir: str | None = None,
     training: Mapping[str, Any] | None = None,
     packed: bool = False,
@@ -59,6 +62,7 @@ def preflight(
     Args:
       model: T5X's model; to have been made is most of what there is to check.
       task: a registered task or mixture.
+      feature_lengths: its tokens; how many texts are longer is printed, where they are local.
       model_dir: the folder of a training run, which may hold one already.
       training: what decides that run's batches, as in `check_same_run`.
       periods: steps between evaluations and checkpoints; 0 for none.
@@ -73,6 +77,9 @@ def preflight(
     if task is not None:
         vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
         check_vocabulary(task, vocabulary, backbone)
+        if feature_lengths is not None:
+            for line in describe_local(task, ("train", "validation"), feature_lengths):
+                print(f"  {line}", file=sys.stderr)
     if packed:
         check_packing(pack_multiple, model.start.plugin.ratio)
     parts = model_devices(mesh_shape) if mesh_shape is not None else num_partitions

@@ -21,7 +21,7 @@ class DataConfig:
 
     Attributes:
       task: name of a seqio task or mixture.
-      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut.
+      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut, which is counted.
       batch_size: examples a step.
       eval_batches: batches of the validation split in one evaluation, 0 for none.
       seed: of the order of the examples.
@@ -74,6 +74,18 @@ class DataConfig:
             pad_inputs_to_multiple=self.pack_multiple,
             **kwargs,
         )
+
+    def describe(self) -> list[str]:
+        """How labels are read and how many texts of the first examples are cut, a line each.
+
+        Raises:
+          DataError: for an unknown task, or lengths that leave no room for a label.
+        """
+        from variator_jax.data import cuts
+
+        splits = ["train", *["validation"] * bool(self.eval_batches)]
+        lines = (cuts.describe_data(self.task, split, self.feature_lengths) for split in splits)
+        return list(dict.fromkeys(itertools.chain.from_iterable(lines)))
 
     def vocabulary(self) -> Any:
         """The seqio vocabulary of the task's inputs."""

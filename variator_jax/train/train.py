@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> TrainResult:
             f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
             f"{did_you_mean(str(config.trained), JOBS)}"
         )
+    described = config.data.describe()  # before anything is loaded
     weight = weights_dtype(config.trained, config.backbone, config.backbone_dtype).itemsize
     rows = config.data.batch_size // config.num_microbatches
     mesh = meshes.make_mesh(config.shape, rows, config.mesh_shape, bytes_per_weight=weight)
@@ -71,6 +72,8 @@ def train(config: TrainConfig) -> TrainResult:
     identity.pop("eval_batches")  # changes nothing in what is trained
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
     log = RunLog(config.model_dir, config.schedule.train_steps)
+    for line in described:
+        log.print(f"  {line}")
     if mesh.size > 1:
         log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
     with contextlib.closing(checkpoints), contextlib.closing(log):

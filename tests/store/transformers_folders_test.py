@@ -115,6 +115,7 @@ NAMES = [
     (GATED | {name: TABLE for name in hugging_face.ALIASES}, {}),
     (GATED | {hugging_face.UNUSED: np.zeros((32, 3), np.float32)}, {}),
     (PLAIN | {"lm_head.weight": PLAIN["shared.weight"]}, TIED),
+    (PLAIN | {"lm_head.weight": PLAIN["shared.weight"].astype(np.float64)}, TIED),
     (renamed(PLAIN, "shared.weight", "lm_head.weight"), TIED),
     (ENCODER | {"encoder.embed_tokens.weight": TABLE}, dict(architectures=["T5EncoderModel"])),
     *((norm(dtype), {}) for dtype in ("float64", "int64", "int32", "float16")),

@@ -17,14 +17,7 @@ from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
-from variator_jax.store.arrays import (
-    SHARD_SIZE,
-    Stored,
-    check_downloaded,
-    check_finite,
-    open_arrays,
-    write_arrays,
-)
+from variator_jax.store import arrays
 from variator_jax.store.backbone import (
     VOCABULARY,
     Leaf,
@@ -275,20 +268,20 @@ def open_hf(path: str | os.PathLike) -> Source:
     ]
     vocabulary = folder / VOCABULARY if (folder / VOCABULARY).is_file() else None
     if vocabulary is not None:
-        check_downloaded(vocabulary)
+        arrays.check_downloaded(vocabulary)
     return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
 
 
-def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
+def _open_weights(folder: pathlib.Path) -> dict[str, arrays.Stored]:
     """Every weight of a folder, by name: safetensors before pickles, one file before shards."""
-    for file, opener in ((_WEIGHTS, open_arrays), (_PICKLE, open_state_dict)):
+    for file, opener in ((_WEIGHTS, arrays.open_arrays), (_PICKLE, open_state_dict)):
         if (folder / file).is_file():
             return opener(folder / file)
         index = folder / f"{file}{_INDEX}"
         if not index.is_file():
             continue
         named = parse(dict[str, str], read_json(index).get("weight_map"), f"{index}: 'weight_map'")
-        weights: dict[str, Stored] = {}
+        weights: dict[str, arrays.Stored] = {}
         for name in sorted(set(named.values())):
             if pathlib.PurePath(name).name != name:
                 raise CheckpointError(f"{index} names {name!r}, which is outside of its folder.")
@@ -297,7 +290,7 @@ def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
     raise CheckpointError(f"{folder} has no weights: no {_WEIGHTS} and no {_PICKLE}.")
 
 
-def _check_prefix(folder: pathlib.Path, weights: Mapping[str, Stored]) -> None:
+def _check_prefix(folder: pathlib.Path, weights: Mapping[str, arrays.Stored]) -> None:
     """Refuses the names of a T5 inside of another module."""
     for name in weights:
         match = re.match(r"(.+?\.)??(shared|encoder|decoder|lm_head)\.", name)
@@ -310,7 +303,7 @@ def _check_prefix(folder: pathlib.Path, weights: Mapping[str, Stored]) -> None:
             )
 
 
-def _leaf(folder: pathlib.Path, path: str, stored: Stored) -> Leaf:
+def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
     transposed = is_transposed(path)
     # transformers casts these, too.
     dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
@@ -318,20 +311,19 @@ def _leaf(folder: pathlib.Path, path: str, stored: Stored) -> Leaf:
     def read() -> np.ndarray:
         array = stored.read()
         if dtype != stored.dtype:
-            check_finite(f"{folder}: {path}", array)
             with np.errstate(over="ignore"):
                 array = array.astype(dtype)
-            check_finite(f"{folder}: {path} as {dtype}", array)
+            arrays.check_finite(f"{folder}: {path} as {dtype}", array)
         return np.asarray(array.T if transposed else array, order="C")
 
     return Leaf(path, stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
-def _equal(one: Stored, other: Stored) -> bool:
-    return one is other or one[:2] == other[:2] and np.array_equal(one.read(), other.read())
+def _equal(one: arrays.Stored, other: arrays.Stored) -> bool:
+    return one is other or np.array_equal(one.read(), other.read())
 
 
-def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE) -> None:
+def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
     """Writes a folder that opens in transformers, atomically, one shard in memory at a time.
 
     Args:
@@ -346,9 +338,9 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE)
     if stream.dtype is None:
         config = stored_config(config, stream.source.leaves)
     content = render_config(config)
-    arrays = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
+    named = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
     with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:
-        files = write_arrays(draft, "model", arrays, {"format": "pt"}, shard_size)
+        files = arrays.write_arrays(draft, "model", named, {"format": "pt"}, shard_size)
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
             write_json(draft / f"{_WEIGHTS}{_INDEX}", index)

@@ -234,7 +234,8 @@ def open_hf(path: str | os.PathLike) -> Source:
         shards with an index.
 
     Raises:
-      CheckpointError: if anything is missing, damaged or not a T5 of this network.
+      CheckpointError: if anything is missing, damaged or not a T5 of this network; also for names
+        with a prefix, and for pointers of git-lfs.
     """
     folder = check_folder(path)
     content, weights = read_json(folder / CONFIG), _open_weights(folder)

@@ -3,7 +3,7 @@
 Two layouts: a zip file, and the older sequence of pickles. Python's own unpickler reads them, but
 every name in a pickle must be in the list below, and stands for a function of this module. Each
 pickle is scanned first: only the instructions that data needs are accepted, and nothing may grow
-beyond what the file holds.
+beyond what the file holds, except that a tensor may repeat its numbers, up to 2^26 of them.
 """
 
 import functools

@@ -23,7 +23,7 @@ from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin
 
 Params = Any
 Call = Callable[[], object]
-Plugins = Mapping[int, PluginConfig]  # by ratio
+Plugins = Mapping[Any, PluginConfig]  # by ratio or name
 Key = TypeVar("Key")
 PEAK = "matrix peak"
 
@@ -58,29 +58,29 @@ class Latency:
 
 def measure_encoder_latency(
     config: T5Config, plugins: Plugins, shape: Shape, rounds: int = 7
-) -> dict[int, Latency]:
+) -> dict[Any, Latency]:
     """Times `encode` of full rows (no padding) of the backbone and each plugin, untrained.
 
     Args:
       config: shape of the backbone.
-      plugins: ratio -> settings. Ratio 1, the backbone, is always measured.
+      plugins: ratio or name -> settings. Ratio 1, the backbone, is always measured.
       shape: rows and tokens.
       rounds: how often each ratio is measured, after one call that compiles and one that warms up.
 
     Returns:
-      Ratio -> time, in rising order.
+      Ratio or name -> time, the backbone first.
 
     Raises:
       ConfigError: for no round.
     """
     if rounds < 1:
         raise ConfigError(f"A latency needs at least one round; found {rounds}.")
-    plugins = {1: PluginConfig(ratio=1), **plugins}
+    plugins = {1: PluginConfig(ratio=1)} | dict(plugins)
     tokens, stack = random_tokens(config, shape.batch, shape.length), T5(config).stack()
     calls = _encoder_calls(config, random_params(config), plugins, tokens)
     seconds = interleaved_seconds(calls, rounds)
     rows, backbone = {}, 1e3 * float(np.median(seconds[1]))
-    for ratio, samples in sorted(seconds.items()):
+    for ratio, samples in seconds.items():
         low, median, high = map(float, np.percentile(1e3 * np.array(samples), (25, 50, 75)))
         allowed = flops_allowed_speedup(stack, shape.length, plugins[ratio])
         size = (config.name, shape.batch, shape.length)
@@ -123,10 +123,10 @@ def bench_encoder(
 
 def _encoder_calls(
     config: T5Config, params: Params, plugins: Plugins, tokens: np.ndarray
-) -> dict[int, Call]:
+) -> dict[Any, Call]:
     """The encoder at each ratio with a fresh plugin: weights do not change the time."""
     stack = T5(config).stack()
-    fresh = {r: init_plugin(p, stack, jax.random.key(0)) for r, p in plugins.items() if r > 1}
+    fresh = {r: init_plugin(p, stack, jax.random.key(0)) for r, p in plugins.items() if p.ratio > 1}
     return {
         ratio: bound(encoder_call(config, plugin), params, fresh.get(ratio), tokens)
         for ratio, plugin in plugins.items()

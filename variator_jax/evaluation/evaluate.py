@@ -26,6 +26,7 @@ from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import Backbone, load_plugin
 from variator_jax.store.formats import run_part
+from variator_jax.store.plugins import Key, by_key
 
 Settings = tuple[PluginConfig, PluginVariables | None]
 
@@ -115,7 +116,7 @@ class Runner:
         results = {task: self._result(task, model, placed) for task in self._data.tasks()}
         known = {task: result.majority for task, result in results.items()}
         self.majority |= {task: score for task, score in known.items() if score is not None}
-        name = name or f"ratio {config.ratio if config else 1}"
+        name = name or (config.name if config and config.name else "ratio 1")
         log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
@@ -161,16 +162,12 @@ def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
     return {task: result.score for task, result in results.items()}
 
 
-def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[int, Settings]:
-    """Ratio -> plugin, in rising order; the backbone itself first."""
-    settings: dict[int, Settings] = {1: (PluginConfig(ratio=1), None)}
-    for path in [paths] if isinstance(paths, str) else paths:
-        plugin = load_plugin(run_part(path, "plugin"), backbone)
-        ratio = plugin.config.ratio
-        if ratio in settings:
-            raise ConfigError(f"PLUGIN_PATHS names two plugins of ratio {ratio}; give one a ratio.")
-        settings[ratio] = plugin.config, plugin.variables
-    return dict(sorted(settings.items()))
+def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[Key, Settings]:
+    """Ratio or name -> plugin, in rising order of ratio; the backbone itself first."""
+    folders = [run_part(path, "plugin") for path in ([paths] if isinstance(paths, str) else paths)]
+    plugins = by_key(load_plugin(folder, backbone) for folder in folders)
+    settings: dict[Key, Settings] = {1: (PluginConfig(ratio=1), None)}
+    return settings | {key: (p.config, p.variables) for key, p in plugins.items()}
 
 
 def _latency_shape(fields: Sequence[Any]) -> tuple[T5Config, Shape, int]:

@@ -76,7 +76,7 @@ def read_report(path: Path | str) -> Report:
 def report_markdown(report: Report, promised: bool = False) -> str:
     """The whole `report.md`: quality and cost, latencies, promised figures missed, notes."""
     backbone, details = report.backbone, details_table(report)
-    ratios = ", ".join(str(entry.ratio) for entry in report.ratios)
+    ratios = ", ".join(entry.label for entry in report.ratios)
     sections = [
         f"# {backbone.name} at compression ratios {ratios}",
         f"Backbone `{backbone.name}`, {backbone.parameters:,} parameters, fingerprint "
@@ -119,7 +119,7 @@ def quality_table(report: Report) -> str:
             if row.shape == timed:
                 costs[f"latency, {timed}"] = f"{row.milliseconds:.2f} ms"
                 costs["speed-up"] = f"{row.speedup:.2f}"
-        lines.append(line(str(entry.ratio), entry.quality, report.reference) | costs)
+        lines.append(line(entry.label, entry.quality, report.reference) | costs)
     if report.control_no_ffn:
         lines.append(line("no encoder FFN", report.control_no_ffn, report.reference))
     return _table([*lines, line("majority", report.majority, {})])
@@ -127,7 +127,7 @@ def quality_table(report: Report) -> str:
 
 def details_table(report: Report) -> str:
     """Further scores of each task, one row each and one column per ratio; empty without any."""
-    ratios = {f"k={entry.ratio}": entry.details for entry in report.ratios}
+    ratios = {f"k={entry.label}": entry.details for entry in report.ratios}
     lines = [
         {"task": task, "score": name}
         | {k: _score(details.get(task, {}).get(name), None) for k, details in ratios.items()}
@@ -145,14 +145,14 @@ def latency_table(report: Report) -> str:
             "shape": row.config,
             "batch": str(row.batch),
             "length": str(row.length),
-            "k": str(ratio),
+            "k": label,
             "encoder ms (quartile distance)": f"{row.milliseconds:.2f} ({row.spread:.2f})",
             "speed-up": f"{row.speedup:.2f}",
             "FLOPs allow": f"{row.flops_allowed_speedup:.2f}",
             "reached": f"{row.speedup / row.flops_allowed_speedup:.0%}",
         }
         for rows in _by_shape(report).values()
-        for ratio, row in rows.items()
+        for label, row in rows.items()
     ]
     return _table(lines)
 
@@ -164,12 +164,12 @@ def _table(lines: Sequence[Mapping[str, str]]) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def _by_shape(report: Report) -> dict[str, dict[int, Latency]]:
-    """Shape -> ratio -> latency."""
-    rows: dict[str, dict[int, Latency]] = {}
+def _by_shape(report: Report) -> dict[str, dict[str, Latency]]:
+    """Shape -> ratio or plugin -> latency."""
+    rows: dict[str, dict[str, Latency]] = {}
     for entry in report.ratios:
         for row in entry.latency:
-            rows.setdefault(row.shape, {})[entry.ratio] = row
+            rows.setdefault(row.shape, {})[entry.label] = row
     return rows
 
 
@@ -196,21 +196,19 @@ def plot_report(report: Report, path: Path) -> None:
     with output.figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
         _draw_quality(left, report)
         _draw_speedup(right, report)
-        ratios = [entry.ratio for entry in report.ratios]
         for axes in (left, right):
-            label = "compression ratio k (hidden vectors merged into one)"
-            output.doubling_axis(axes, ratios, label)
+            axes.set_xlabel("compression ratio k (hidden vectors merged into one), or plugin")
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
             axes.legend(frameon=False, fontsize=8, **place)
 
 
 def _draw_quality(axes: Any, report: Report) -> None:
     """A line per task; dashed: uncompressed, dotted: no encoder FFN, triangle: majority class."""
-    ratios = [entry.ratio for entry in report.ratios]
+    labels = [entry.label for entry in report.ratios]
     triangle = {"marker": "<", "ms": 8, "ls": ""}
     for i, (task, colour) in enumerate(zip(report.tasks, colours(len(report.tasks)), strict=True)):
         scores = [entry.quality.get(task, float("nan")) for entry in report.ratios]
-        axes.plot(ratios, scores, "o-", color=colour, label=task, zorder=3)
+        axes.plot(labels, scores, "o-", color=colour, label=task, zorder=3)
         if task in report.reference:
             axes.axhline(report.reference[task], color=colour, ls="--", lw=0.9, alpha=0.7)
         if task in report.control_no_ffn:

@@ -44,7 +44,7 @@ class RatioEntry:
       latency: one entry per shape that was measured.
       details: task -> further scores by name, such as SQuAD's exact match.
       plugin: a name such as 'ffn_x4'; empty for the backbone itself.
-      sites: kinds of the plugin's sites.
+      sites: the plugin's sites in words, such as 'span 1-2 x4'.
     """
 
     ratio: int
@@ -58,6 +58,13 @@ class RatioEntry:
     details: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
     plugin: str = ""
     sites: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """The ratio, and the plugin's name where it has other sites than the paper's."""
+        return (
+            self.plugin if not self.plugin.startswith("ffn_x") and self.plugin else f"{self.ratio}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_the_files_have_the_promised_fields_and_read_back(tmp_path):
     assert four["encoder_flops"] == stack_flops(STACK, 128, PluginConfig(4))
     assert four["flops_saved"] == pytest.approx(flops_saved(STACK, 128, PluginConfig(4)))
     assert four["extra_parameters"] == plugin_parameters(PluginConfig(4), STACK)
-    assert (four["plugin"], four["sites"]) == ("ffn_x4", ["ffn"])
+    assert (four["plugin"], four["sites"]) == ("ffn_x4", ["ffn all x4"])
     assert (one["plugin"], one["sites"]) == ("", [])
     image = (tmp_path / "report.png").read_bytes()
     width, height = struct.unpack(">II", image[16:24])

@@ -149,14 +149,14 @@ class FfnStack:
       width: of its hidden vectors.
       causal: whether positions must not see later ones.
       prefix: path of the stack; a family's own stack inherits T5X's names for its parts.
-      known: module path -> (in, out) of matrices that can have adapters.
+      known: module path and (in, out) of each matrix that can have an adapter.
     """
 
     layers: int
     width: int
     causal: bool = False
     prefix: str = "encoder"
-    known: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    known: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     def path(self, role: str, layer: int) -> str:
         """The path of a part, as T5 and T5X name it."""
@@ -167,7 +167,7 @@ class FfnStack:
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
         """Those that are known."""
         within = f"{self.path(role, layer)}/"
-        return {path: shape for path, shape in self.known.items() if path.startswith(within)}
+        return {path: shape for path, shape in self.known if path.startswith(within)}
 
     def arguments(self, role: str) -> dict[str, str]:
         """Not known for a network of one's own."""

@@ -160,7 +160,7 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
-    matrices = {path: (shape[0], shape[-1]) for path, shape in record.matrices.items()}
+    matrices = tuple((path, (shape[0], shape[-1])) for path, shape in record.matrices.items())
     stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
     with wrap_errors(f"{file} is not usable"):
         config = PluginConfig.from_json(record.config)

@@ -118,7 +118,8 @@ def check_same_run(
     Args:
       folder: MODEL_DIR.
       model: what is trained now.
-      training: `task`, `batch_size` and `seed`, which decide what the next batches are.
+      training: what decides the next batches and updates. Under a constant SCHEDULE, a run may
+        be prolonged, and `TRAIN_STEPS` is not compared.
 
     Returns:
       The folder's record of its run; None if there is none yet.
@@ -130,10 +131,11 @@ def check_same_run(
     if before is None:
         return None
     differing = [
-        f"{name} {before.get(part, {}).get(name)!r}"
+        f"{name} {before.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(_record(model, training)).items()
         for name, value in fields.items()
-        if before.get(part, {}).get(name) != value
+        # Earlier versions wrote less of how a run trains; what is unknown is not compared.
+        if before.get(part, {}).get(name, value if part == "training" else None) != value
     ]
     if differing:
         names = ", ".join(differing)
@@ -154,7 +156,10 @@ def record_run(
 
 def _record(model: DistillationModel, training: Mapping[str, Any]) -> dict[str, Any]:
     plugin, backbone = model.start.plugin.to_json(), config_content(model.start.backbone)
-    return {"plugin": plugin, "backbone": backbone, "training": dict(training)}
+    training = dict(training)
+    if training.get("SCHEDULE") == "constant":
+        training.pop("TRAIN_STEPS", None)
+    return {"plugin": plugin, "backbone": backbone, "training": training}
 
 
 def _as_json(content: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ of the built-in engine, in the same order, exactly resumed.
 
 import functools
 import itertools
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from tensorflow.io import gfile
 from variator_jax.backbones.base import Mask
 from variator_jax.data.batches import batches
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import is_url, lock_folder
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.checks import record_run
 from variator_jax.t5x_engine.model import DistillationModel
@@ -82,6 +84,7 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
+            self._lock = None if is_url(folder) else lock_folder(pathlib.Path(folder))
             record_run(folder, model, training or {}, initial_checkpoint_path)
 
     def train(

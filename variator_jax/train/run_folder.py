@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import is_url, wrap_errors, write_json
+from variator_jax.files import is_url, lock_folder, wrap_errors, write_json
 from variator_jax.train.step import TrainState
 
 _LONGEST = 4096  # bytes of a message between processes
@@ -25,7 +25,8 @@ _LONGEST = 4096  # bytes of a message between processes
 class Checkpoints:
     """The training checkpoints of one run folder: the train state, which is what a step changes.
 
-    Its `run.json` holds what the run trains; a folder is never continued as another run.
+    Its `run.json` holds what the run trains and how; a folder is never continued as another run.
+    One run at a time writes a folder: its process 0 holds a lock until `close`.
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
@@ -34,10 +35,14 @@ class Checkpoints:
                 f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
             )
         self._folder = pathlib.Path(model_dir).absolute()
-        with wrap_errors(f"MODEL_DIR {model_dir} cannot be made"):
-            self._folder.mkdir(parents=True, exist_ok=True)
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
-        difference = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
+        difference = ""
+        if jax.process_index() == 0:
+            try:
+                self._lock = lock_folder(self._folder)
+                difference = _other_run(self._folder, identity)
+            except CheckpointError as error:
+                difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
         if text:
@@ -64,12 +69,16 @@ class Checkpoints:
         """Saves in the background, unless that step is saved already."""
         step = int(state.step)
         if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with wrap_errors(f"The checkpoint of step {step} in {self._folder} cannot be saved"):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
+            self._manager.wait_until_finished()
+            self._manager.close()
+        if jax.process_index() == 0:
+            self._lock.close()
 
 
 def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
@@ -83,13 +92,14 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
         before = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."
-    for name in identity:
-        if before.get(name) != identity[name]:
-            return (
-                f"{folder} holds another run: its {name} is {before.get(name)!r}, this one's is "
-                f"{identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
-            )
-    return ""
+    # Earlier versions wrote less; what is unknown is not compared.
+    differs = [
+        f"its {name} is {before[name]!r}, this one's is {value!r}"
+        for name, value in identity.items()
+        if name in before and before[name] != value
+    ]
+    remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
+    return f"{folder} holds another run: {'; '.join(differs)}. {remedy}" if differs else ""
 
 
 class RunLog:

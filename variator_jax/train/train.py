@@ -67,17 +67,25 @@ def train(config: TrainConfig) -> TrainResult:
     rows = config.data.batch_size // config.num_microbatches
     mesh = meshes.make_mesh(config.shape, rows, config.mesh_shape, bytes_per_weight=weight)
     job = JOBS[config.trained](config, mesh)
-    identity = job.identity | dataclasses.asdict(config.data)
-    identity.pop("eval_batches")  # changes nothing in what is trained
+    identity = job.identity | config.identity()
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
     log = RunLog(config.model_dir, config.schedule.train_steps)
     if mesh.size > 1:
         log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
     with contextlib.closing(checkpoints), contextlib.closing(log):
+        _check_steps(config, checkpoints.latest_step() or 0)
         if jax.process_index() == 0:  # empty when it was called from Python
             text = gin.operative_config_str()
             pathlib.Path(config.model_dir, "operative_config.gin").write_text(text, encoding="utf8")
         return _run(job, config, mesh, checkpoints, log)
+
+
+def _check_steps(config: TrainConfig, done: int) -> None:
+    if done > config.schedule.train_steps:
+        raise ConfigError(
+            f"TRAIN_STEPS is {config.schedule.train_steps}, and {config.model_dir} holds this run "
+            f"after {done} steps already; raise it, or choose another MODEL_DIR."
+        )
 
 
 def _run(
@@ -90,7 +98,8 @@ def _run(
     state = placed_state(init_state(copy, optimizer), mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
-        log.print(f"  resuming at step {int(state.step)}")
+        left = config.schedule.train_steps - int(state.step)
+        log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 

@@ -164,6 +164,7 @@ def wrap_errors(what: str) -> Iterator[None]:
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         if isinstance(error, LookupError):  # whose message is the key alone
             text = f"{type(error).__name__} {text}"
+        text = re.sub(r".*: (.+?) \[os_error_code=.*", r"\1", text)  # TensorStore's, at any length
         reason = text.splitlines()[0].partition(" [source locations")[0][:500]
         end = "" if reason.endswith((".", "?")) else "."
         raise CheckpointError(f"{what}: {reason}{end}") from error

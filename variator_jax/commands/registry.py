@@ -63,8 +63,8 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
       program: the program's name in messages.
 
     Returns:
-      The exit code: 0, 2 after a VariatorError or without the devices of JAX_PLATFORMS, 130 after an interrupt from the keyboard, or 141 if
-      nobody reads what is printed.
+      The exit code: 0, 2 after a VariatorError or without the devices of JAX_PLATFORMS, 130 after
+      an interrupt from the keyboard, or 141 if nobody reads what is printed.
     """
     _handle_signals_and_threads(program)
     # Level 3, for TensorFlow reports a missing GPU as an error; here it only reads data.
@@ -110,10 +110,10 @@ def _handle_signals_and_threads(program: str) -> None:
 
     Orbax's threads hand theirs over to it, and would print hundreds of lines on a full disk.
     """
-    main_hook, main = sys.__excepthook__, threading.main_thread()
     if os.environ.get("VARIATOR_DEBUG") != "1":
+        logging.get_absl_logger().addFilter(_without_traceback)
         threading.excepthook = lambda error: None
-        sys.excepthook = lambda *error: threading.current_thread() is main and main_hook(*error)
+        sys.unraisablehook = lambda error: None
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         _exit_on_interrupt(f"{program}: interrupted twice\n")
@@ -122,6 +122,10 @@ def _handle_signals_and_threads(program: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         with contextlib.suppress(ValueError):  # in another thread than the main one
             signal.signal(signal.SIGINT, interrupt)
+
+
+def _without_traceback(record: Any) -> bool:
+    return not record.exc_info
 
 
 def _exit_on_interrupt(last_words: str) -> None:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import is_url, lock_folder, wrap_errors, write_json
+from variator_jax.train.checks import take_longer
 from variator_jax.train.step import TrainState
 
 _LONGEST = 4096  # bytes of a message between processes
@@ -36,7 +37,7 @@ class Checkpoints:
             )
         self._folder = pathlib.Path(model_dir).absolute()
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
-        difference = ""
+        self._lock, difference = None, ""
         if jax.process_index() == 0:
             try:
                 self._lock = lock_folder(self._folder)
@@ -46,6 +47,7 @@ class Checkpoints:
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
         if text:
+            self._unlock()
             raise CheckpointError(text.decode(errors="ignore"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
@@ -77,7 +79,10 @@ class Checkpoints:
         with wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
             self._manager.wait_until_finished()
             self._manager.close()
-        if jax.process_index() == 0:
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
             self._lock.close()
 
 
@@ -90,6 +95,7 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
             write_json(path, identity)
             return ""
         before = json.loads(path.read_text(encoding="utf8"))
+        take_longer(before, identity)
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."
     # Earlier versions wrote less; what is unknown is not compared.
@@ -98,6 +104,8 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
         for name, value in identity.items()
         if name in before and before[name] != value
     ]
+    if not differs:
+        write_json(path, before)
     remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
     return f"{folder} holds another run: {'; '.join(differs)}. {remedy}" if differs else ""
 
@@ -109,7 +117,7 @@ class RunLog:
     """
 
     def __init__(self, model_dir: str | os.PathLike, train_steps: int) -> None:
-        folder = pathlib.Path(model_dir)
+        self._folder = folder = pathlib.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._train_steps, self._main = train_steps, jax.process_index() == 0
         name = folder / "log.jsonl" if self._main else os.devnull
@@ -128,6 +136,10 @@ class RunLog:
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends `metrics` of 'train' or 'eval' to the files."""
+        with wrap_errors(f"The log in {self._folder} cannot be written"):
+            self._write(kind, step, metrics)
+
+    def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         row: dict[str, Any] = {"kind": kind, "step": step, "time": round(time.time(), 3), **metrics}
         self._jsonl.write(json.dumps(row) + "\n")
         self._jsonl.flush()
@@ -154,6 +166,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._jsonl.close()
-        if self._events is not None:
-            self._events.close()
+        with wrap_errors(f"The log in {self._folder} cannot be written"):
+            self._jsonl.close()
+            if self._events is not None:
+                self._events.close()

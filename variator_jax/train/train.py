@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.files import wrap_errors
+from variator_jax.train.checks import check_steps
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
 from variator_jax.train.loop import HostBatch, fit
 from variator_jax.train.plan import weights_dtype
@@ -68,24 +70,20 @@ def train(config: TrainConfig) -> TrainResult:
     mesh = meshes.make_mesh(config.shape, rows, config.mesh_shape, bytes_per_weight=weight)
     job = JOBS[config.trained](config, mesh)
     identity = job.identity | config.identity()
-    checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
-    log = RunLog(config.model_dir, config.schedule.train_steps)
-    if mesh.size > 1:
-        log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
-    with contextlib.closing(checkpoints), contextlib.closing(log):
-        _check_steps(config, checkpoints.latest_step() or 0)
-        if jax.process_index() == 0:  # empty when it was called from Python
-            text = gin.operative_config_str()
-            pathlib.Path(config.model_dir, "operative_config.gin").write_text(text, encoding="utf8")
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
+        stack.enter_context(contextlib.closing(checkpoints))
+        check_steps(config.schedule.train_steps, checkpoints.latest_step() or 0, config.model_dir)
+        with wrap_errors(f"MODEL_DIR {config.model_dir} cannot be written"):
+            log = RunLog(config.model_dir, config.schedule.train_steps)
+            stack.enter_context(contextlib.closing(log))
+            if jax.process_index() == 0:  # empty when it was called from Python
+                text = gin.operative_config_str()
+                file = pathlib.Path(config.model_dir, "operative_config.gin")
+                file.write_text(text, encoding="utf8")
+        if mesh.size > 1:
+            log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
         return _run(job, config, mesh, checkpoints, log)
-
-
-def _check_steps(config: TrainConfig, done: int) -> None:
-    if done > config.schedule.train_steps:
-        raise ConfigError(
-            f"TRAIN_STEPS is {config.schedule.train_steps}, and {config.model_dir} holds this run "
-            f"after {done} steps already; raise it, or choose another MODEL_DIR."
-        )
 
 
 def _run(

@@ -60,9 +60,9 @@ def test_the_home_folder_stands_for_a_leading_tilde(text, expanded):
 LOCKS = """
 import pathlib, sys, time
 from variator_jax.files import lock_folder
-lock = lock_folder(pathlib.Path(sys.argv[1]))
-print(flush=True)
-time.sleep(60)
+with lock_folder(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
 """
 
 
@@ -71,11 +71,13 @@ def test_a_folder_has_one_writer_and_a_killed_one_leaves_it_free(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         writer.stdout.readline()
         with pytest.raises(CheckpointError, match=f"in use by process {writer.pid} on "):
-            lock_folder(tmp_path)
+            lock_folder(tmp_path).__enter__()
         writer.kill()
         writer.wait()
-        lock_folder(tmp_path).close()
-        lock_folder(tmp_path).close()
+        for _ in range(2):
+            with lock_folder(tmp_path):
+                pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("surprise", ["thesis.tex", "notes/plugin.json", "pluginXsafetensors"])

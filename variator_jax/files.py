@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from variator_jax.errors import CheckpointError
 
@@ -46,8 +45,9 @@ def check_folder(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Makes this process the only writer of a folder, until the file that is returned is closed.
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Makes this process the only writer of a folder.
 
     The system removes the lock with the process, however that ends.
 
@@ -61,16 +61,20 @@ def lock_folder(folder: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            holder = file.read() or "another process"
             raise CheckpointError(
-                f"{folder} is in use by {file.read() or 'another process'}; wait for its end, or "
-                "choose another folder."
+                f"{folder} is in use by {holder}; wait for its end, or choose another folder."
             ) from error
         except OSError:
             pass  # There are file systems without locks.
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        return file
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        file.close()
 
 
 def write_file(path: Path, content: bytes) -> None:

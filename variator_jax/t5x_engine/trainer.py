@@ -4,6 +4,7 @@ Frozen leaves are verified, the plugin is calibrated, and averages are exact. Th
 of the built-in engine, in the same order, exactly resumed.
 """
 
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -84,7 +85,9 @@ class PluginTrainer(t5x_trainer.Trainer):
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
-            self._lock = None if is_url(folder) else lock_folder(pathlib.Path(folder))
+            self._lock = contextlib.ExitStack()  # until the process ends
+            if not is_url(folder):
+                self._lock.enter_context(lock_folder(pathlib.Path(folder)))
             record_run(folder, model, training or {}, initial_checkpoint_path)
 
     def train(

@@ -1,5 +1,6 @@
 """What a run writes while it trains: its identity, its training checkpoints and its metrics."""
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -37,17 +38,17 @@ class Checkpoints:
             )
         self._folder = pathlib.Path(model_dir).absolute()
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
-        self._lock, difference = None, ""
+        self._lock, difference = contextlib.ExitStack(), ""
         if jax.process_index() == 0:
             try:
-                self._lock = lock_folder(self._folder)
+                self._lock.enter_context(lock_folder(self._folder))
                 difference = _other_run(self._folder, identity)
             except CheckpointError as error:
                 difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
         if text:
-            self._unlock()
+            self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
@@ -79,11 +80,7 @@ class Checkpoints:
         with wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
             self._manager.wait_until_finished()
             self._manager.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
 
 def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:

@@ -78,17 +78,21 @@ class PluginTrainer(t5x_trainer.Trainer):
     ) -> None:
         """As T5X's; `training` and `initial_checkpoint_path` are for the record of the run."""
         super().__init__(model=model, train_state=train_state, **kwargs)
-        self._calibrated = True
+        self._calibrated, self._writer = True, contextlib.ExitStack()
         if train_state is None:  # T5X's evaluation sets it later.
             return
         if int(utils.get_local_data(train_state.step)) == 0:
             verify(train_state.params)
             self._calibrated = not model.start.fresh
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
-            self._lock = contextlib.ExitStack()  # until the process ends
             if not is_url(folder):
-                self._lock.enter_context(lock_folder(pathlib.Path(folder)))
+                self._writer.enter_context(lock_folder(pathlib.Path(folder)))
             record_run(folder, model, training or {}, initial_checkpoint_path)
+
+    def close(self) -> None:
+        """As T5X's, and lets another run write the folder."""
+        super().close()
+        self._writer.close()
 
     def train(
         self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None

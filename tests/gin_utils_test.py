@@ -118,6 +118,14 @@ def test_literals_are_literals_and_bare_words_are_strings(run_gin, value):
     assert gin_utils.macro("NAME") == VALUES[value]
 
 
+def test_paths_in_files_begin_with_the_home_folder_too_and_are_handed_on(run_gin):
+    text = "NAME = '~/x'\nmodel.train:\n  task = ('~/y', %NAME)\n  model_dir = 'a~/b'"
+    overrides = gin_utils.parse([run_gin(text)], ["train.steps=7"])
+    paths = [("NAME", f"'{HOME}/x'"), ("train.task", f"('{HOME}/y', %NAME)")]
+    assert overrides[0] == ("train.steps", "7") and sorted(overrides[1:]) == paths
+    assert gin_utils.macro("NAME") == f"{HOME}/x"
+
+
 def test_macros_are_read_and_resolved_through_one_another(run_gin):
     gin_utils.parse([run_gin("model.train.steps = %STEPS")], ["STEPS=4"])
     assert gin_utils.macro("STEPS") == 4

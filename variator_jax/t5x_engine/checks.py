@@ -28,7 +28,7 @@ from variator_jax.store.other_plugins import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, chosen_path
 from variator_jax.t5x_engine.partitioning import model_devices
-from variator_jax.train.checks import check_packing, check_vocabulary
+from variator_jax.train.checks import check_packing, check_steps, check_vocabulary, take_longer
 
 _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they are the results of
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
@@ -125,7 +125,7 @@ def check_same_run(
     Args:
       folder: MODEL_DIR.
       model: what is trained now.
-      training: `task`, `batch_size` and `seed`, which decide what the next batches are.
+      training: what decides the next batches and updates. `TRAIN_STEPS` may grow.
 
     Returns:
       The folder's record of its run; None if there is none yet.
@@ -136,11 +136,15 @@ def check_same_run(
     before = _read_json(folder, SETTINGS)
     if before is None:
         return None
+    done = checkpoints.latest_step(folder) or 0
+    check_steps(training.get("TRAIN_STEPS", done), done, folder)
+    take_longer(before.setdefault("training", {}), training)
     differing = [
-        f"{name} {before.get(part, {}).get(name)!r}"
+        f"{name} {before.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(_record(model, training)).items()
         for name, value in fields.items()
-        if before.get(part, {}).get(name) != value
+        # Earlier versions wrote less of how a run trains; what is unknown is not compared.
+        if before.get(part, {}).get(name, value if part == "training" else None) != value
     ]
     if differing:
         names = ", ".join(differing)
@@ -154,14 +158,17 @@ def record_run(
     folder: str, model: DistillationModel, training: Mapping[str, Any], checkpoint: str | None
 ) -> None:
     """Writes what a run trains; of a run that continues, checks that it is the same."""
-    if check_same_run(folder, model, training) is None:
-        paths = {"initial_checkpoint_path": checkpoint, "initial_plugin_path": model.start.path}
-        _write_json(folder, SETTINGS, _record(model, {"engine": "t5x", **training}) | paths)
+    paths = {"initial_checkpoint_path": checkpoint, "initial_plugin_path": model.start.path}
+    record = _record(model, {"engine": "t5x", **training}) | paths
+    _write_json(folder, SETTINGS, check_same_run(folder, model, training) or record)
 
 
 def _record(model: DistillationModel, training: Mapping[str, Any]) -> dict[str, Any]:
     plugin, backbone = model.start.plugin.to_json(), config_content(model.start.backbone)
-    return {"plugin": plugin, "backbone": backbone, "training": dict(training)}
+    training = dict(training)
+    if training.get("SCHEDULE") == "constant":
+        training.pop("TRAIN_STEPS", None)
+    return {"plugin": plugin, "backbone": backbone, "training": training}
 
 
 def _as_json(content: Mapping[str, Any]) -> Any:

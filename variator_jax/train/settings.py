@@ -150,6 +150,18 @@ class TrainConfig:
                 "merged backbone with save_backbone, and set INITIAL_CHECKPOINT_PATH to it."
             )
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights after each step, beside what is trained: names and values.
+
+        The settings of an optimizer that `optimizers.optimizer` has not made are not known.
+        """
+        kept = dataclasses.asdict(self.data) | getattr(self.optimizer, "settings", {})
+        del kept["eval_batches"]
+        kept |= {"INIT_SEED": self.seed, "BACKBONE_DTYPE": self.backbone_dtype}
+        kept |= {name.upper(): getattr(self.backbone, name) for name in ("dtype", "dropout_rate")}
+        losses = {} if self.trained in ("backbone", "lora") else dataclasses.asdict(self.loss)
+        return kept | {f"{name}_loss".upper(): value for name, value in losses.items()}
+
     @property
     def shape(self) -> T5Config:
         """The backbone's shape with the run's `remat`."""

@@ -210,7 +210,8 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         @jax.grad
         def grad(params):
             plugin = _plugin(config).replace(params=params)
-            encoded = SplicedModel(network, config).encode(BACKBONE, plugin, tokens)
+            batch = {"encoder_input_tokens": tokens}
+            encoded = SplicedModel(network, config).encode(BACKBONE, plugin, batch)
             return jnp.sum(jnp.sin(encoded))
 
         return jax.tree.leaves(grad(_plugin(config).params))

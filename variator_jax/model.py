@@ -7,6 +7,7 @@ owns the weights of one backbone and its plugins, tokenises, pads to buckets and
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -314,7 +315,9 @@ def _texts(inputs: Inputs) -> list[str] | None:
 def _by_ratio(plugins: Plugins) -> dict[int, Plugin]:
     """The plugins in rising order of their ratios; ratio 1 needs none."""
     if not isinstance(plugins, Mapping):
-        listed = [plugins] if isinstance(plugins, Plugin) else list(plugins or ())
+        listed = [plugins] if isinstance(plugins, Plugin | os.PathLike) else list(plugins or ())
+        if not all(isinstance(plugin, Plugin) for plugin in listed):
+            raise PluginError(f"Expected plugins, as load_plugins returns; found {plugins!r}.")
         plugins = {plugin.config.ratio: plugin for plugin in listed}
         if len(plugins) < len(listed):
             ratios = [plugin.config.ratio for plugin in listed]

@@ -172,6 +172,9 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
       CheckpointError: if there is none, one is damaged, two have the same ratio, or not all belong
         to the same backbone.
     """
+    if not isinstance(path, str | os.PathLike):
+        hint = "several are joined: {**load_plugins(a), **load_plugins(b)}"
+        raise CheckpointError(f"Expected the path of one folder, found {path!r}; {hint}.")
     folder = check_folder(path)
     kind = kind_of(folder)
     if kind == T5X:

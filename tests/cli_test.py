@@ -101,7 +101,7 @@ REFUSED = {
     f"{TRAIN} --gin.MODEL_DIR=x --gin.STPS=1": "'STEPS'",
     f"{TRAIN} --gin.MODEL_DIR=x --gin.train.stps=1": "'steps'",
     "train --gin_fil=train.gin": "'--gin_file'",
-    "train --gin_file=evaluate.gin --gin.MODEL_DIR=x": "train.train: add one that does, such as nano_docs.gin",
+    "train --gin_file=evaluate.gin --gin.MODEL_DIR=x": "one that does, such as nano_docs",
     "train --TRAIN_STEPS=5": "--gin.TRAIN_STEPS=5",
     "train a.gin": "--gin_file=a.gin",
     "train --gin.RATIO 8": "Did you mean '--gin.RATIO=8'?",

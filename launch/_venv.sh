@@ -4,18 +4,19 @@
 # The root of the repository.
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
-# Prints the first interpreter that is Python 3.11 or newer; $PYTHON, if set, goes first.
+# Prints the first interpreter that is Python 3.11 to 3.13, the tested ones; $PYTHON, if set, goes
+# first.
 find_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.14 python; do
-    if [[ -n "$candidate" ]] && "$candidate" -c \
-      'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+  local candidate known
+  known='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
+    if [[ -n "$candidate" ]] && "$candidate" -c "$known" >/dev/null 2>&1; then
       printf '%s\n' "$candidate"
       return 0
     fi
   done
-  echo "error: no Python 3.11 or newer with the module venv found (looked for \$PYTHON, python3," \
-    "python3.11 to python3.14). On Debian and Ubuntu: apt-get install python3 python3-venv." >&2
+  echo "error: no Python 3.11 to 3.13 with the module venv found (looked for \$PYTHON, python3," \
+    "python3.11 to python3.13). On Debian and Ubuntu: apt-get install python3 python3-venv." >&2
   return 1
 }
 

@@ -3,11 +3,19 @@
 #
 #   bash launch/test.sh                        # everything
 #   bash launch/test.sh tests/cli_test.py -v   # one file
+#
+# The first call installs the packages into .venv.
 set -euo pipefail
 
 # shellcheck source=launch/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
+# shellcheck source=launch/_check.sh
+source "$ROOT/launch/_check.sh"
 
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
+  print_help "$0"
+  exit 0
+fi
 prepare_venv dev
 cd "$ROOT"
 export PYTHONDONTWRITEBYTECODE=1

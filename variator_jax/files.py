@@ -41,7 +41,9 @@ def check_folder(path: str | os.PathLike) -> Path:
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; a folder was expected.")
     if not os.path.isdir(path):
-        raise CheckpointError(f"There is no folder {str(path)!r}.")
+        named = re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) and not Path(path).parent.exists()
+        hint = " Nothing is downloaded: a model of the Hugging Face hub has to be on disk."
+        raise CheckpointError(f"There is no folder {str(path)!r}.{hint if named else ''}")
     return Path(path)
 
 

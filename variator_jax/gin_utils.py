@@ -164,7 +164,9 @@ def configured(function: Callable[..., T]) -> Callable[..., T]:
     mentioned |= {r.configurable.selector for r in gin_config.iterate_references(config)}
     if target is None or target.selector not in mentioned:
         name = f"{function.__module__}.{function.__qualname__}"
-        raise ConfigError(f"the given gin files do not configure {name}: add one that does.")
+        example = "experiments/glue_small.gin" if "experiment" in name else "nano_docs.gin"
+        hint = f"add one that does, such as {example}"
+        raise ConfigError(f"the given gin files do not configure {name}: {hint}.")
     missing = sorted(_missing_parameters(target, (), set()))
     if missing:
         raise ConfigError(f"not set, and without a default: {', '.join(missing)}.{_hint(missing)}")

@@ -7,6 +7,7 @@ owns the weights of one backbone and its plugins, tokenises, pads to buckets and
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -353,11 +354,13 @@ def _texts(inputs: Inputs) -> list[str] | None:
 
 def _by_key(plugins: Plugins) -> dict[Key, Plugin]:
     """The plugins in rising order of their ratios; ratio 1 needs none."""
-    if isinstance(plugins, Plugin):
-        plugins = [plugins]
     if isinstance(plugins, Mapping):
         for key, plugin in plugins.items():
             if key not in (plugin.config.ratio, plugin.config.name):
                 raise PluginError(f"The plugin for ratio {key} has ratio {plugin.config.ratio}.")
         plugins = plugins.values()
-    return by_key(plugin for plugin in plugins or () if plugin.config.ratio > 1)
+    alone = isinstance(plugins, Plugin | os.PathLike | str)
+    listed = [plugins] if alone else list(plugins or ())  # type: ignore[arg-type]
+    if not all(isinstance(plugin, Plugin) for plugin in listed):
+        raise PluginError(f"Expected plugins, as load_plugins returns; found {plugins!r}.")
+    return by_key(plugin for plugin in listed if plugin.config.ratio > 1)

@@ -259,7 +259,7 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
     ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
     ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
-    ({"ratio": 4}, "RATIO is 4, the plugin's ratio None"),
+    ({"ratio": 4}, "RATIO is 4, the plugin's ratio None: .* --gin.RATIO=1"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(models, tmp_path, change, message):
     arguments = {
@@ -278,7 +278,7 @@ def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
     arguments["plugin_path"] = str(models / "plugin_2")
     with pytest.raises(VariatorError, match="belongs to backbone"):
         infer(initial_checkpoint_path=str(tmp_path / "other"), **arguments)
-    with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2"):
+    with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2: .* --gin.RATIO=2"):
         infer(initial_checkpoint_path=str(models), ratio=4, **arguments)
 
 

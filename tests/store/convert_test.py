@@ -53,6 +53,12 @@ def test_casting_on_the_way(target, sources, backbone):
     assert loaded.config.param_dtype == "bfloat16" and loaded.fingerprint == backbone.fingerprint
 
 
+def test_the_backbone_of_a_run_folder_is_converted(tmp_path, backbone):
+    save_backbone(tmp_path / "run" / "backbone", backbone.config, backbone.params)
+    convert("variator", "t5x", tmp_path / "run", tmp_path / "out")
+    small_t5.assert_same(load_backbone(tmp_path / "out").params, backbone.params)
+
+
 NARROW = dataclasses.replace(small_t5.GATED, encoder_mlp_dim=8)
 
 

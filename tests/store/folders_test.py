@@ -200,6 +200,7 @@ class TestDamage:
         for path, words in (
             (whole / "none", "There is no folder"),
             ("a\0b", "There is no folder"),
+            ("google/flan-t5-none", "There is no folder .* has to be on disk"),
             (whole / "plugin" / "plugin.json", "is a file; a folder was expected"),
         ):
             with pytest.raises(CheckpointError, match=words):

@@ -11,7 +11,7 @@ from golden_vectors import config
 from tiny import random_params, random_plugin
 
 from variator_jax import VariatorModel, load_plugins, save_plugin, save_plugins
-from variator_jax.errors import CheckpointError
+from variator_jax.errors import CheckpointError, PluginError
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.arrays import fingerprint
@@ -156,6 +156,14 @@ def test_a_damaged_index_is_refused(tmp_path, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(CheckpointError, match="plugins.json"):
         load_plugins(tmp_path / "set")
+
+
+def test_paths_where_plugins_are_expected_and_lists_of_paths_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"one folder, found .*; several are joined"):
+        load_plugins(["a", "b"])
+    for plugins in (str(tmp_path), tmp_path, [tmp_path]):
+        with pytest.raises(PluginError, match="Expected plugins, as load_plugins returns"):
+            VariatorModel(BACKBONE, plugins)
 
 
 def test_format_1_loads_and_gives_the_states_that_release_0_1_gave():

@@ -78,7 +78,7 @@ def test_factored_moments_are_not_their_weights_and_lie_everywhere(plan):
 def test_a_plugin_lies_whole_on_every_device(plan, mesh):
     fresh = jax.eval_shape(lambda: init_plugin(PLUGIN, T5(TINY).stack(), jax.random.key(0)))
     parts, trained = plan(mesh, backbone_dtype="bfloat16"), 4 * size(fresh.params)
-    assert parts["plugin"].bytes == 4 * size(dataclasses.astuple(fresh))
+    assert parts["plugin and its output scales"].bytes == 4 * size(dataclasses.astuple(fresh))
     assert parts["gradients"].bytes == trained
     assert parts["optimizer state"].bytes == 2 * trained + 4
     weights = 2 * size(shape_params(TINY)) / mesh[1]

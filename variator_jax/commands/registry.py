@@ -150,7 +150,8 @@ def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     args, unknown = _program_parser(program).parse_known_args(plain)
     args.bindings = [a.removeprefix(prefix) for a in arguments[:end] if a.startswith(prefix)]
     if unknown:
-        _refuse(unknown, args.parser)
+        before = dict(zip(arguments[1:], arguments, strict=False)).get(unknown[0], "")
+        _refuse(unknown, args.parser, before)
     if args.bindings and "gin_file" not in args:
         raise ConfigError(f"{name} takes no gin overrides, found {prefix}{args.bindings[0]}.")
     args.t5x_flags = list(map(expand_home, arguments[end + 1 :]))
@@ -189,16 +190,20 @@ def _program_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _refuse(unknown: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+def _refuse(unknown: Sequence[str], parser: argparse.ArgumentParser, before: str) -> NoReturn:
     """Refuses arguments that a command does not take, with what is probably meant."""
-    flag = unknown[0].partition("=")[0]
+    flag, _, value = unknown[0].partition("=")
     options = [option for action in parser._actions for option in action.option_strings]
     near = did_you_mean(flag, options) if flag.startswith("--") else ""
-    if re.fullmatch(r"--[A-Z_]+", flag):
-        near = f" Did you mean '--gin.{flag[2:]}'?"
+    if re.fullmatch(r"--gin\.[^=]+", before):
+        near = f" Did you mean '{before}={unknown[0]}'?"
+    elif re.fullmatch(r"--[A-Z_]+", flag):
+        near = f" Did you mean '--gin.{flag[2:]}={value or 'VALUE'}'?"
     elif flag.endswith(".gin"):
         near = f" Did you mean '--gin_file={flag}'?"
     elif "--dry_run" in options:
+        if value and not near:
+            near = f" Did you mean '--gin.{flag[2:].upper()}={value}'?"
         near += " Flags of T5X's own program go behind --."
     raise ConfigError(f"{parser.prog}: unrecognized arguments: {' '.join(unknown)}.{near}")
 

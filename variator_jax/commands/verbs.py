@@ -331,9 +331,12 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SRC", help="a folder, a file, or a URL such as gs://...")
+    add("source", metavar="SRC", help="a folder or file on disk, or a URL such as gs://... of T5X")
     add("target", metavar="DST", help="a folder that does not exist yet")
-    source = "what SRC is: hf, t5x or variator (backbones), official or t5x-run (plugins)"
+    source = (
+        "what SRC is: hf (a Hugging Face folder on disk; nothing is downloaded), t5x or variator "
+        "(backbones), official or t5x-run (plugins)"
+    )
     add("--from", dest="source_format", metavar="FORMAT", required=True, help=source)
     target = "what DST becomes: hf, t5x or variator; a plugin from t5x-run always becomes variator"
     add("--to", dest="target_format", metavar="FORMAT", help=target)
@@ -348,7 +351,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> None:
     """Convert backbones between Hugging Face, T5X and variator, and others' plugins to variator.
 
-    variator convert --from hf --to variator google/flan-t5-xl flan_t5_xl --dtype bf16
+    variator convert --from hf --to variator downloads/flan-t5-xl flan_t5_xl --dtype bf16
     variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base
     variator convert --from variator --to t5x runs/nano/backbone nano_t5x
     variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin \

@@ -113,7 +113,8 @@ def _plugin(
     known = plugin.config.ratio if plugin else None
     if ratio not in (None, known):
         raise ConfigError(
-            f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH or RATIO."
+            f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH, or "
+            f"--gin.RATIO={known or 1}."
         )
     return plugin
 

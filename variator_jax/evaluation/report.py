@@ -89,9 +89,8 @@ def report_markdown(report: Report, promised: bool = False) -> str:
     if any(entry.latency for entry in report.ratios):
         words = _LATENCY.format(hardware=report.hardware)
         sections += ["## Encoder latency", words, latency_table(report)]
-    if promised:
-        missed = bullets(targets_missed(report))
-        sections += ["## Promised figures", missed or "All promised figures were reached."]
+    if promised and (missed := targets_missed(report)):
+        sections += ["## Promised figures missed", bullets(missed)]
     notes = bullets([*report.notes, *_weak_tasks(report)])
     seconds = [{"stage": name, "seconds": f"{value:.1f}"} for name, value in report.seconds.items()]
     sections += [notes, "## Time taken", _table(seconds)]

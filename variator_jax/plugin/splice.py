@@ -118,8 +118,9 @@ def splice(
       stack: where the sites are; None for a network of one's own, which has FFN sites only.
 
     Raises:
-      PluginError: if the plugin has no arrays for a site, no site matched, or a site is in a
-        causal stack, where a merge would show a position what comes after it.
+      PluginError: if the plugin has no arrays for a site, no site matched, or a site is below a
+        module called `decoder` or in a stack declared causal, where a merge would show a position
+        what comes after it. Other causal networks of one's own are not recognised.
     """
     if config.ratio == 1:
         yield

@@ -180,6 +180,9 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
       CheckpointError: if there is none, one is damaged, two have the same name, or not all belong
         to the same backbone.
     """
+    if not isinstance(path, str | os.PathLike):
+        hint = "several are joined: {**load_plugins(a), **load_plugins(b)}"
+        raise CheckpointError(f"Expected the path of one folder, found {path!r}; {hint}.")
     folder = check_folder(path)
     kind = kind_of(folder)
     if kind == T5X:
@@ -226,7 +229,8 @@ def convert(
     Args:
       source: the format of `path`: 'hf', 't5x' or 'variator'.
       target: the format to write: one of the same.
-      path: what to read; for T5X also a URL such as gs://bucket/checkpoint_1000000.
+      path: what to read; for variator also a run folder, for T5X also a URL such as
+        gs://bucket/checkpoint_1000000.
       destination: a folder that does not exist yet, or is empty.
       dtype: what the weights are cast to; None keeps each one's.
 
@@ -238,7 +242,7 @@ def convert(
     start, folder = time.monotonic(), new_folder(destination, target)
     if source != T5X and is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")
-    opened = _FORMATS[source][0](path)
+    opened = _FORMATS[source][0](run_part(path, "backbone") if source == BACKBONE else path)
     stream = Stream(opened, dtype, show_progress)
     _FORMATS[target][1](folder, stream)
     return (

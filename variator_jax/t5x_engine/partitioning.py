@@ -120,7 +120,10 @@ def plan(
     )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     plugin = params.pop(PLUGIN, {})
-    parts = [Part.of("backbone", params, backbone_dtype), Part.of("plugin", plugin)]
+    parts = [
+        Part.of("backbone", params, backbone_dtype),
+        Part.of("plugin and its output scales", plugin),
+    ]
     if model.optimizer_def is not None:  # both of the plugin alone, which is on every device
         parts.append(Part.of("gradients", [leaf for path, leaf in leaves if is_trained(path)]))
         parts.append(Part.of("optimizer state", shapes.param_states))

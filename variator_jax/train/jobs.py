@@ -257,8 +257,12 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     folder = run_part(path, "plugin")
     loaded = load_plugin(folder)
     if loaded.config != config:
-        raise CheckpointError(
-            f"The plugin in {folder} was trained as {loaded.config}; this run asks for {config}."
-        )
+        asked = vars(config)
+        differ = [
+            f"{name} {value!r}, this run asks for {asked[name]!r}"
+            for name, value in vars(loaded.config).items()
+            if value != asked[name]
+        ]
+        raise CheckpointError(f"The plugin in {folder} was trained with {'; '.join(differ)}.")
     check_shapes(f"The plugin in {folder}", loaded, Backbone(shape, {}, ""))
     return loaded

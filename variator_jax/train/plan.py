@@ -86,14 +86,14 @@ class Plan:
                 f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "
                 f"{flops_allowed_speedup(stack, self.length, plugin):.2f} times as fast"
             )
-        rows = [f"{p.name:<18}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
+        rows = [f"{p.name:<28}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
         total = _readable(sum(part.bytes for part in self.parts))
         return "\n".join(
             (
                 f"{first}, {self.devices} device(s)",
-                f"{'':<18}{'numbers':>18}{'per device':>14}",
+                f"{'':<28}{'numbers':>18}{'per device':>14}",
                 *rows,
-                f"{'together':<18}{'':>18}{total:>14}, without activations{last}",
+                f"{'together':<28}{'':>18}{total:>14}, without activations{last}",
             )
         )
 
@@ -157,7 +157,7 @@ def plan(
     elif trained == "plugin":
         fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(backbone).stack(), key))
         moved = fresh.params
-        parts.append(Part.of("plugin", fresh))
+        parts.append(Part.of("plugin and its output scales", fresh))
     if optimizer is not None:
         state = jax.eval_shape(optimizer.init, moved)
         parts.append(Part.of("gradients", moved))

@@ -359,8 +359,8 @@ def _by_key(plugins: Plugins) -> dict[Key, Plugin]:
             if key not in (plugin.config.ratio, plugin.config.name):
                 raise PluginError(f"The plugin for ratio {key} has ratio {plugin.config.ratio}.")
         plugins = plugins.values()
-    alone = isinstance(plugins, Plugin | os.PathLike | str)
-    listed = [plugins] if alone else list(plugins or ())  # type: ignore[arg-type]
+    single = isinstance(plugins, Plugin | os.PathLike | str)
+    listed: list[Any] = [plugins] if single else list(plugins or ())  # type: ignore[arg-type]
     if not all(isinstance(plugin, Plugin) for plugin in listed):
         raise PluginError(f"Expected plugins, as load_plugins returns; found {plugins!r}.")
     return by_key(plugin for plugin in listed if plugin.config.ratio > 1)

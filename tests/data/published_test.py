@@ -120,7 +120,6 @@ def test_wrong_names_and_folders_are_refused_when_registering(tmp_path):
         ("sst-2", None, "no GLUE task 'sst-2'. Did you mean 'sst2'"),
         ("rte", f"{tmp_path}/gleu", "there is no local folder.*Did you mean 'glue'"),
         ("rte", f"{tmp_path}/glue", "none of the files train.tsv, dev.tsv of RTE"),
-        ("rte", "gs://bucket/glue", "gs://bucket/glue: there is no local folder"),
     ):
         with pytest.raises(DataError, match=message):
             published.glue_task(name, None, folder)
@@ -203,25 +202,11 @@ def test_each_passage_of_wikipedia_is_an_example_of_its_own(articles, verbalizer
         base = vocabulary.vocab_size - vocabulary.extra_ids
         rows = [restored(*row, base) for row in zip(*columns, strict=True)]
         assert sorted(rows) == sorted(vocabulary.encode(text) for text in expected)
+    (batch,) = take(1, task, lengths=PASSAGE_LENGTHS)  # long ones are cut to fit
+    assert ((batch["encoder_input_tokens"] > 0).sum(axis=1) >= 62).all()
 
 
-def test_passages_fill_the_inputs_are_resumed_and_get_new_noise(articles, verbalizer_model):
-    task = published.wikipedia_task(verbalizer_model, articles)
-    options = {"size": 4, "lengths": PASSAGE_LENGTHS, "seed": 3}
-    beginning = take(4, task, **options)
-    assert same(beginning[2:], take(2, task, start_batch=2, **options))
-    epochs = [sorted(map(bytes, batch["encoder_input_tokens"])) for batch in beginning]
-    assert epochs[0] != epochs[1]
-    for batch in beginning:
-        assert ((batch["encoder_input_tokens"] > 0).sum(axis=1) >= 62).all()
-        assert ((batch["encoder_input_tokens"] == 1).sum(axis=1) == 1).all()
-
-
-def test_tfds_rows_are_resumed_and_a_hundredth_of_wikipedia_is_held_out(verbalizer_model):
-    options = {"size": 4, "lengths": PASSAGE_LENGTHS, "seed": 1}
-    task = published.glue_task("sst2", verbalizer_model)
-    with tfds.testing.mock_data(num_examples=7):
-        assert same(take(5, task, **options)[3:], take(2, task, start_batch=3, **options))
+def test_a_hundredth_of_tfds_wikipedia_is_held_out(verbalizer_model):
     context, asked = _mocked({"title": "Words", "text": _words(0, 200)})
     task = published.wikipedia_task(verbalizer_model)
     with context:

@@ -99,10 +99,3 @@ def test_neurons_against_the_ratio_and_layer_by_layer():
     heights = [list(line.get_ydata()) for line in means.lines[:2]]
     assert heights == [pytest.approx([5.0, 20.0, 40.0]), pytest.approx([5.0, 40.0, 80.0])]
     assert mini.get_title() == "mini, layer by layer" and len(mini.lines[0].get_xdata()) == 3
-
-
-def test_a_figure_is_saved_as_png_and_svg_the_same_each_time(tmp_path):
-    for name in ("one.png", "two.png"):
-        figures.save(lambda: figures.size_figure(table()), tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

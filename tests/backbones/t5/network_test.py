@@ -98,9 +98,7 @@ def test_unknown_names_and_values_name_the_nearest(name, fields, message):
 
 
 def test_the_stacks_of_a_backbone():
-    encoder, decoder = T5(SHAPE).stack(), T5(SHAPE).stack("decoder")
-    assert (encoder.layers, encoder.causal) == (3, False)
-    assert (decoder.layers, decoder.causal) == (2, True)
-    assert decoder.path("ffn", 1) == "decoder/layers_1/mlp"
+    stacks = [T5(SHAPE).stack(name) for name in ("encoder", "decoder")]
+    assert [(stack.layers, stack.causal) for stack in stacks] == [(3, False), (2, True)]
     with pytest.raises(ConfigError, match="has no stack 'decoder'"):
         T5(dataclasses.replace(SHAPE, num_decoder_layers=0)).stack("decoder")

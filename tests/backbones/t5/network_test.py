@@ -71,15 +71,6 @@ def test_an_encoder_alone_has_no_decoder_and_says_so():
         module.apply({"params": params}, *arguments, method="decode")
 
 
-def test_dropout_needs_its_key_and_changes_the_output():
-    module = Transformer(dataclasses.replace(SHAPE, dropout_rate=0.3))
-    run = lambda seed: module.apply(  # noqa: E731
-        {"params": PARAMS}, TOKENS, None, True, method="encode",
-        rngs={"dropout": jax.random.key(seed)},
-    )  # fmt: skip
-    assert np.abs(np.asarray(run(0) - run(1))).max() > 1e-3
-
-
 @pytest.mark.parametrize(
     "name, fields, message",
     [

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -76,6 +77,14 @@ def test_a_failure_to_join_names_the_coordinator(joined, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", busy)
     with pytest.raises(ConfigError, match=r"process 0 of 2, .* at h:1, failed.*port in use"):
         distributed.initialize("h:1", 2, 0)
+
+
+def test_a_process_that_waits_soon_prints_for_whom(joined, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: time.sleep(0.2))
+    distributed.initialize("h:1", 2, 0)
+    expected = "process 0 of 2, with process 0 at h:1: waits up to 300 seconds for process 1 to"
+    assert expected in capsys.readouterr().err
 
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: pair.cc:538] Read error: Connection reset by peer"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder
+from variator_jax.files import atomic_folder, expand_home, lock_folder
 
 KIND = {"replaces": ("plugin.json",), "holds": r"plugin\.safetensors"}
 
@@ -38,6 +38,46 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, error, raised, 
             raise error
     assert contents(tmp_path / "plugin") == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["plugin"]
+
+
+HOME = os.path.expanduser("~")
+ROOT = os.path.expanduser("~root")
+
+
+@pytest.mark.parametrize(("text", "expanded"), [
+    ("~/x", f"{HOME}/x"),
+    ("~", HOME),
+    ("~root/x", f"{ROOT}/x"),
+    ("--output=~/x", f"--output={HOME}/x"),
+    ("--gin_search_paths=a,~/b", f"--gin_search_paths=a,{HOME}/b"),
+    ("('~/a', 'b')", f"('{HOME}/a', 'b')"),
+    *((same, same) for same in ("a~/b", "gs://b/~x", "--x=a~", "('~', 'a')", "~none_such/x")),
+])  # fmt: skip
+def test_the_home_folder_stands_for_a_leading_tilde(text, expanded):
+    assert expand_home(text) == expanded
+
+
+LOCKS = """
+import pathlib, sys, time
+from variator_jax.files import lock_folder
+with lock_folder(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_leaves_it_free(tmp_path):
+    command = [sys.executable, "-c", LOCKS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        with pytest.raises(CheckpointError, match=f"in use by process {writer.pid} on "):
+            lock_folder(tmp_path).__enter__()
+        writer.kill()
+        writer.wait()
+        for _ in range(2):
+            with lock_folder(tmp_path):
+                pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("surprise", ["thesis.tex", "notes/plugin.json", "pluginXsafetensors"])

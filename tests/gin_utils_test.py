@@ -107,15 +107,23 @@ def test_includes_resolve_along_the_search_path_and_each_file_is_read_once(run_g
 HOME = os.path.expanduser("~")
 LITERALS = {"7": 7, "-1e-3": -1e-3, "None": None, "'runs/x'": "runs/x", "(2, 4)": (2, 4)}
 WORDS = "runs/x docs_topic gs://bucket/x-1 /tmp/a.b 2026-11-22 2024-run/x 1st/~x 3/4-steps".split()
-SENTENCE = "Sentence: {text} Positive?"
+SENTENCES = ("Sentence: {text} Positive?", "{text}", '{a-1} "{b}" is it?', "1. {text}", "{a} it's")
 IN_HOME = {"~/x": f"{HOME}/x", "('~/x', 'a~/b')": (f"{HOME}/x", "a~/b")}
-VALUES = LITERALS | IN_HOME | {word: word for word in (*WORDS, SENTENCE)}
+VALUES = LITERALS | IN_HOME | {word: word for word in (*WORDS, *SENTENCES)}
 
 
 @pytest.mark.parametrize("value", VALUES)
 def test_literals_are_literals_and_bare_words_are_strings(run_gin, value):
     gin_utils.parse([run_gin("NAME = %gin.REQUIRED")], [f"NAME={value}"])
     assert gin_utils.macro("NAME") == VALUES[value]
+
+
+def test_paths_in_files_begin_with_the_home_folder_too_and_are_handed_on(run_gin):
+    text = "NAME = '~/x'\nmodel.train:\n  task = ('~/y', %NAME)\n  model_dir = 'a~/b'"
+    overrides = gin_utils.parse([run_gin(text)], ["train.steps=7"])
+    paths = [("NAME", f"'{HOME}/x'"), ("train.task", f"('{HOME}/y', %NAME)")]
+    assert overrides[0] == ("train.steps", "7") and sorted(overrides[1:]) == paths
+    assert gin_utils.macro("NAME") == f"{HOME}/x"
 
 
 def test_macros_are_read_and_resolved_through_one_another(run_gin):
@@ -170,7 +178,7 @@ OVERRIDES = {
     "TRAIN-STEPS=5": "reads a macro 'TRAIN-STEPS'",
     "NAME=": "--gin.NAME has no value: write --gin.NAME=VALUE",
 }
-BAD_VALUES = ("true", "none", "2,4", "2/3,4", "[a, b]", "'open", "it's")
+BAD_VALUES = ("true", "none", "2,4", "2/3,4", "[a, b]", "'open", "it's", "'{text}", "{a: b}")
 OVERRIDES |= {f"NAME={value}": "quote a string twice" for value in BAD_VALUES}
 
 

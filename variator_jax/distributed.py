@@ -25,6 +25,8 @@ from variator_jax.errors import ConfigError, TrainingError, VariatorError
 HEARTBEAT_SECONDS = 30
 # How long the processes wait for one another at the start, when machines come up one by one.
 JOIN_SECONDS = 300
+# A process that waits longer than this prints for whom.
+PATIENCE_SECONDS = 5
 # How long a process waits after an error of its own, for the others may be about to print theirs;
 # process 0 waits twice as long, because JAX ends all others when it ends.
 FAREWELL_SECONDS = 5
@@ -197,9 +199,13 @@ def _join(process: Process) -> None:
     if process.count > 1:
         _relay_stderr()
     # JAX ends the process from C++ where the others do not come in time; this timer comes first.
-    timer = threading.Timer(JOIN_SECONDS, _give_up, (process,))
-    timer.daemon = True
-    timer.start()
+    timers = [
+        threading.Timer(PATIENCE_SECONDS, _report_waiting, (process,)),
+        threading.Timer(JOIN_SECONDS, _give_up, (process,)),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(
             process.coordinator_address,
@@ -212,8 +218,20 @@ def _join(process: Process) -> None:
         busy = " Is the port in use, by an earlier run?" if "RPC server" in str(error) else ""
         raise ConfigError(f"joining as {process}, failed: {error}{busy}") from error
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
     _joined = process
+
+
+def _report_waiting(process: Process) -> None:
+    """Prints for whom a process waits, such as for the second task of SLURM in a shell of srun."""
+    others = " and ".join(str(index) for index in range(process.count) if index != process.index)
+    print(
+        f"{process}: waits up to {JOIN_SECONDS} seconds for process {others[:40]} to join. If this "
+        "is to be the only one, give --process_count=1.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _give_up(process: Process) -> None:

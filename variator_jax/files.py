@@ -1,10 +1,12 @@
 """Files and folders that appear whole or not at all, and one form of error for all of them."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -14,6 +16,15 @@ from pathlib import Path
 from variator_jax.errors import CheckpointError
 
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
+_HOME = re.compile(r"""(?:^|(?<=[=,'"]))~\w*(?=/|['"]?$)""")
+
+
+def expand_home(text: str) -> str:
+    """An argument or a literal, with the home folder for the `~` that a path in it begins with.
+
+    A shell leaves the one of `--gin.MODEL_DIR=~/x` alone.
+    """
+    return _HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -32,6 +43,38 @@ def check_folder(path: str | os.PathLike) -> Path:
     if not os.path.isdir(path):
         raise CheckpointError(f"There is no folder {str(path)!r}.")
     return Path(path)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Makes this process the only writer of a folder.
+
+    The system removes the lock with the process, however that ends.
+
+    Raises:
+      CheckpointError: if another process is its writer, or the folder cannot be made.
+    """
+    with wrap_errors(f"{folder} cannot be written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise CheckpointError(
+                f"{folder} is in use by {holder}; wait for its end, or choose another folder."
+            ) from error
+        except OSError:
+            pass  # There are file systems without locks.
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        file.close()
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -125,6 +168,7 @@ def wrap_errors(what: str) -> Iterator[None]:
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         if isinstance(error, LookupError):  # whose message is the key alone
             text = f"{type(error).__name__} {text}"
+        text = re.sub(r".*: (.+?) \[os_error_code=.*", r"\1", text)  # TensorStore's, at any length
         reason = text.splitlines()[0].partition(" [source locations")[0][:500]
         end = "" if reason.endswith((".", "?")) else "."
         raise CheckpointError(f"{what}: {reason}{end}") from error

@@ -21,6 +21,7 @@ from gin import config as gin_config  # Its tables have no public readers; see s
 from gin import config_parser
 
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.files import expand_home
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ MACRO = "gin.macro"  # gin keeps a macro as a configurable of this name, scoped 
 
 # Unquoted strings as the shell passes them: a path, a task name, a bucket, a template.
 _BARE_WORD = re.compile(r"(?!(?i:true|false|none|null)$)(?:[A-Za-z_.~/$][^'\"\n]*|[\w:+=.$~/-]+)")
+_TEMPLATE = re.compile(r"(?=.*\{[\w-]+\})[^'\"].*", re.DOTALL)  # such as {text}
 # Dependencies of the `train` extra, by the module that an import misses.
 _TRAIN_MODULES = ("matplotlib", "seqio", "sentencepiece", "tensorflow", "tensorflow_datasets")
 
@@ -77,18 +79,19 @@ def parse(
 ) -> list[tuple[str, str]]:
     """Clears gin, parses files and then overrides, and checks the result.
 
+    The leading `~/` of a string, in a file or an override, is the home folder.
     Gin is left unlocked: a locked gin refuses modules that register configurables later.
 
     Args:
       gin_files: names as `find_config` takes them; a later file overrides an earlier one.
       bindings: overrides `NAME=VALUE`, where the value is a Python literal or a gin reference. A
-        bare word (`runs/x`) is a string, unless the files give the name another type. A string's
-        leading `~/` is the home folder.
+        bare word (`runs/x`) is a string, unless the files give the name another type.
       search_paths: folders for gin files and for the files that they include.
       require: whether required macros must be set; `leave_unset` returns those that are not.
 
     Returns:
-      The overrides as names and gin literals, for another program's command line.
+      The overrides as names and gin literals, for another program's command line; those of paths
+      below the home folder are among them.
 
     Raises:
       ConfigError: for a missing file, a syntax error, an unknown module, name, parameter or macro,
@@ -104,6 +107,7 @@ def parse(
         overrides.append((name, _literal(name, value)))
         with _explain(f"--gin.{name}={value}"):
             gin.parse_config(" = ".join(overrides[-1]))
+    overrides += _expand_home()
     _check_macros(opened)
     if require and (missing := unset_required()):
         raise ConfigError(f"required, but not set: {', '.join(missing)}.{_hint(missing)}")
@@ -195,8 +199,6 @@ def _named(bindings: Sequence[str]) -> list[tuple[str, str]]:
 
 def _literal(name: str, value: str) -> str:
     """`value` if gin can read it; quoted if it is a bare word where a string may stand."""
-    home = os.path.expanduser("~/")
-    value = re.sub(r"""(^|['"])~/""", lambda match: match[1] + home, value)
     with contextlib.suppress(SyntaxError, tokenize.TokenError):  # It may be a bare word.
         delegate = gin_config.ParserDelegate(skip_unknown=True)
         if len(list(config_parser.ConfigParser(f"{name} = {value}", delegate))) == 1:
@@ -206,12 +208,25 @@ def _literal(name: str, value: str) -> str:
         current = gin.query_parameter(name if "." in name else f"{name}/{MACRO}.value")
     if not isinstance(current, str | tuple | gin_config.ConfigurableReference | None):
         raise ConfigError(f"--gin.{name}={value}: expected a value such as {current!r}.")
-    if not _BARE_WORD.fullmatch(value):
+    if not _BARE_WORD.fullmatch(value) and not _TEMPLATE.fullmatch(value):
         raise ConfigError(
             f"--gin.{name}={value}: neither a Python literal (True, False, None) nor a plain word; "
             f"""quote a string twice: --gin.{name}="'...'"."""
         )
     return repr(value)
+
+
+def _expand_home() -> list[tuple[str, str]]:
+    """Puts the home folder for the leading `~` of strings; returns the changes as overrides."""
+    changes = []
+    for (scope, selector), parameters in gin_config._CONFIG.items():
+        for parameter, value in parameters.items():
+            name = scope if selector == MACRO else _bound(scope, selector, parameter)
+            changes.append((name, repr(value), expand_home(repr(value))))
+    changed = [(name, literal) for name, before, literal in changes if literal != before]
+    for binding in changed:
+        gin.parse_config(" = ".join(binding))
+    return changed
 
 
 def _defined_macros() -> list[str]:

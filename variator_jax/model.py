@@ -118,8 +118,8 @@ class VariatorModel:
 
     Weights are put on the device, or on the mesh, once. Inputs are padded to buckets of lengths and
     batch sizes, and each method is compiled once for each ratio and bucket. Results have the
-    inputs' own length, are equal bit by bit within a bucket and to 1e-5 across buckets. The
-    official release's plugins pool padding, so their inputs keep their exact shape.
+    inputs' own length, for no text is cut; they are equal bit by bit within a bucket and to 1e-5
+    across buckets. The official release's plugins pool padding, so their inputs keep their shape.
 
         model = VariatorModel(load_backbone(PATH), load_plugins(PLUGINS))
         encoded = model.encode(["a text", "another one"], ratio=4)  # [2, length, embed]

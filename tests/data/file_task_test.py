@@ -68,7 +68,7 @@ def test_what_makes_another_task_gives_another_name(tmp_path):
     assert len(names | {file_task(path, **given)}) == 6
 
 
-TSV = ["text\tlabel", 'a "quoted, text\tyes', "other text\t0", "third one\tno", "x y\t1"]
+TSV = ["text\tlabel", 'a "quoted, text\t1', "other text\t0", "third one\t0", "x y\t1"]
 NLI = [{"text": f"text {gold}", "gold": gold} for gold in ("entailment", "neutral", "other")]
 GOLD = {"entailment": "yes", "neutral": "no", "other": "no"}
 TRUTH = [{"text": "one", "label": True}, {"text": "two", "label": False}]

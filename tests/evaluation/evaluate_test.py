@@ -8,7 +8,8 @@ from tiny import random_params
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.data import published
 from variator_jax.data import vocabulary as vocabularies
-from variator_jax.errors import ConfigError
+from variator_jax.data.file_task import file_task
+from variator_jax.errors import ConfigError, DataError
 from variator_jax.evaluation import evaluator
 from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import evaluate
@@ -76,3 +77,28 @@ def test_a_latency_shape_that_cannot_be_timed_is_refused_first(shape, message):
     places = {"model_dir": "unused", "initial_checkpoint_path": "unused"}
     with pytest.raises(ConfigError, match=message):
         evaluate(data=EvalData("unused", {}), latency_shapes=[shape], **places)
+
+
+def test_generation_is_scored_against_whole_references_and_cuts_are_noted(
+    tmp_path, trained, monkeypatch
+):
+    given = []
+    monkeypatch.setattr(
+        evaluator, "evaluate_generation", lambda *a: given.append(a[-1]) or evaluate_generation(*a)
+    )
+    targets = [f"{'film ' * 40}{n}" for n in range(2)]
+    rows = [{"text": f"Who {n}?", "target": target} for n, target in enumerate(targets)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = str(tmp_path / "rows.jsonl")
+    task = file_task(path, "{text}", target="target", validation_path=path, vocabulary=trained[0])
+    report, details = _evaluated(task, trained[1], tmp_path / "report", targets=8)
+    assert given[0] == [[target] for target in targets] and details["exact_match"] == 0.0
+    assert "2 targets (100.0%) to 8 tokens." in report.notes[0]
+    assert report.notes[0] in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_label_that_has_no_room_is_refused_before_anything_is_loaded(tmp_path, trained):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t0\nb\t1\n")
+    task = published.glue_task("sst2", trained[0], str(tmp_path))
+    with pytest.raises(DataError, match="TASK_FEATURE_LENGTHS.*the prefix <extra_id_0>, one token"):
+        _evaluated(task, "no backbone", tmp_path / "report", targets=2)

@@ -18,11 +18,14 @@ from tiny import TINY, random_params
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import CheckpointError, ConfigError, PluginError
+from variator_jax.files import lock_folder
 from variator_jax.plugin import Ffn, PluginConfig
 from variator_jax.store import load_backbone, load_plugin, save_backbone
-from variator_jax.train import train
+from variator_jax.train import optimizers, train
 from variator_jax.train.checks import check_trainable
+from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import TaskTraining
+from variator_jax.train.run_folder import Checkpoints
 from variator_jax.train.step import TrainState
 
 EVALUATED = dataclasses.replace(tiny_runs.DATA, eval_batches=1)
@@ -81,6 +84,52 @@ def test_a_folder_is_never_continued_as_another_run(backbone_run, plugin_run, tm
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="run.json cannot be read"):
         tiny_runs.run(tmp_path, **other)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"learning_rate": 2e-2}, "its LEARNING_RATE is 0.01, this one's is 0.02"),
+    ({"optimizer": optimizers.optimizer("adafactor", 1e-2, "linear", 1, 6, 0.2, None)},
+     "OPTIMIZER is 'adamw'.*WARMUP_STEPS is 0.*DECAY is 0.1.*CLIP_NORM is.*SCHEDULE is 'constant'"),
+    ({"seed": 1}, "INIT_SEED is 0, this one's is 1"),
+    ({"data": dataclasses.replace(EVALUATED, batch_size=4, seed=3)}, "batch_size is 8.*seed is 0"),
+    ({"data": dataclasses.replace(EVALUATED, feature_lengths={"inputs": 18, "targets": 5})},
+     "feature_lengths is .*6}, this one's is .*5}"),
+    ({"loss": LossConfig(logits=1.0)}, "LOGITS_LOSS is 0.0"),
+    ({"backbone": dataclasses.replace(TINY, dropout_rate=0.5)}, "DROPOUT_RATE is 0.0"),
+    ({"steps": 5}, "TRAIN_STEPS is 5, and .* 6 steps already"),
+])  # fmt: skip
+def test_a_run_is_continued_with_its_own_settings_alone(
+    backbone_run, plugin_run, settings, message
+):
+    before = (plugin_run / "log.jsonl").read_bytes()
+    fields = {"initial_checkpoint_path": str(backbone_run), "data": EVALUATED} | settings
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        tiny_runs.run(plugin_run, **fields)
+    assert (plugin_run / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("schedule", "printed"), [("constant", ""), ("linear", "was 6, is 8")])
+def test_train_steps_may_grow_and_a_decay_that_they_stretch_is_named(
+    tmp_path, capsys, schedule, printed
+):
+    def open_run(steps):
+        optimizer = optimizers.optimizer(schedule_name=schedule, train_steps=steps)
+        Checkpoints(tmp_path, 2, tiny_runs.config(optimizer=optimizer).identity()).close()
+
+    open_run(6)
+    open_run(8)
+    assert printed in capsys.readouterr().err
+    open_run(8)
+    assert "TRAIN_STEPS" not in capsys.readouterr().err
+    if schedule == "linear":
+        with pytest.raises(CheckpointError, match="TRAIN_STEPS is 8, this one's is 7"):
+            open_run(7)
+
+
+def test_one_run_at_a_time_writes_a_folder(backbone_run, plugin_run):
+    path = str(backbone_run)
+    with lock_folder(plugin_run), pytest.raises(CheckpointError, match="MODEL_DIR .* in use by"):
+        tiny_runs.run(plugin_run, data=EVALUATED, initial_checkpoint_path=path)
 
 
 def test_a_backbone_stored_in_bfloat16_is_fine_tuned_in_float32_and_keeps_its_epsilon(tmp_path):

@@ -4,19 +4,23 @@ Nothing heavy is imported until a command runs, so that `variator --help` answer
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging
 
 from variator_jax import __version__
 from variator_jax.errors import ConfigError, VariatorError, did_you_mean
+from variator_jax.files import expand_home
 
 Run = Callable[[argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], object]
@@ -59,9 +63,10 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
       program: the program's name in messages.
 
     Returns:
-      The exit code: 0, 2 after a VariatorError, 130 after an interrupt from the keyboard, or 141 if
-      nobody reads what is printed.
+      The exit code: 0, 2 after a VariatorError or without the devices of JAX_PLATFORMS, 130 after
+      an interrupt from the keyboard, or 141 if nobody reads what is printed.
     """
+    _handle_signals_and_threads(program)
     # Level 3, for TensorFlow reports a missing GPU as an error; here it only reads data.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))
@@ -79,7 +84,18 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
             traceback.print_exc()
         print(f"{program}: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
+    except (AssertionError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(frame.filename.endswith("jax/_src/xla_bridge.py") for frame in frames):
+            raise
+        found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device"
+        reason = _one_line(
+            str(error).partition("\n  In call to")[0] or "its plugin is not installed"
+        )
+        print(f"{program}: error: {found}: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
+        _exit_on_interrupt("")
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -89,6 +105,40 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
     return 0
 
 
+def _handle_signals_and_threads(program: str) -> None:
+    """Ctrl-C unwinds once and then ends the process; errors are shown in the main thread alone.
+
+    Orbax's threads hand theirs over to it, and would print hundreds of lines on a full disk.
+    """
+    if os.environ.get("VARIATOR_DEBUG") != "1":
+        logging.get_absl_logger().addFilter(_without_traceback)
+        threading.excepthook = lambda error: None
+        sys.unraisablehook = lambda error: None
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        _exit_on_interrupt(f"{program}: interrupted twice\n")
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # in another thread than the main one
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def _without_traceback(record: Any) -> bool:
+    return not record.exc_info
+
+
+def _exit_on_interrupt(last_words: str) -> None:
+    """From now on, Ctrl-C ends the process at once: what is half written is not a checkpoint."""
+
+    def end(number: int, frame: Any) -> NoReturn:
+        os.write(2, last_words.encode())
+        os._exit(130)
+
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, end)
+
+
 def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     """The arguments of a command, with its function, gin overrides and T5X's flags."""
     name = arguments[0]
@@ -96,14 +146,14 @@ def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         raise ConfigError(f"the command comes first: {program} {'|'.join(COMMANDS)} {name} ...")
     end = arguments.index("--") if "--" in arguments else len(arguments)
     prefix = "--gin."
-    plain = [a for a in arguments[:end] if not a.startswith(prefix)]
+    plain = [expand_home(a) for a in arguments[:end] if not a.startswith(prefix)]
     args, unknown = _program_parser(program).parse_known_args(plain)
     args.bindings = [a.removeprefix(prefix) for a in arguments[:end] if a.startswith(prefix)]
     if unknown:
         _refuse(unknown, args.parser)
     if args.bindings and "gin_file" not in args:
         raise ConfigError(f"{name} takes no gin overrides, found {prefix}{args.bindings[0]}.")
-    args.t5x_flags = arguments[end + 1 :]
+    args.t5x_flags = list(map(expand_home, arguments[end + 1 :]))
     return args
 
 

@@ -1,9 +1,12 @@
 """The commands of both programs: those that an engine runs, and the tools around them."""
 
 import argparse
+import contextlib
+import copy
 import os
 import shlex
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from variator_jax import gin_utils
@@ -169,7 +172,31 @@ def _print_plan(command_name: str, builtin: bool) -> None:
         from variator_jax import t5x_engine
 
         print(gin_utils.configured(t5x_engine.plan)())
+    if command_name in ("train", "eval", "infer"):
+        _print_data(command_name, missing)
     print(f"still to be set: {', '.join(missing) or 'nothing'}")
+
+
+def _print_data(command_name: str, missing: Sequence[str]) -> None:
+    """Prints how labels are read and how many texts are cut, where the data are on this machine."""
+    from variator_jax.data.cuts import describe_local
+    from variator_jax.files import is_url
+
+    named = dict.fromkeys(("SPLIT", "VOCABULARY", "TASK_FILE", "DATA_DIR", "TEXT_FILE"))
+    for name in named:
+        with contextlib.suppress(ConfigError):  # of another task or engine
+            named[name] = gin_utils.macro(name)
+    if {*named, "TASK_TEMPLATE", "MIXTURE_OR_TASK_NAME"} & set(missing) or any(
+        is_url(value) for value in named.values() if isinstance(value, str)
+    ):
+        return
+    splits = (
+        ["train", "validation"] if command_name == "train" else [named["SPLIT"] or "validation"]
+    )
+    # Copying a reference is how gin evaluates one that is called.
+    task = copy.deepcopy(gin_utils.macro("MIXTURE_OR_TASK_NAME"))
+    for line in describe_local(task, splits, gin_utils.macro("TASK_FEATURE_LENGTHS")):
+        print(line)
 
 
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:

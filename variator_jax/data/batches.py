@@ -14,7 +14,7 @@ import numpy as np
 from variator_jax.data import docs_tasks  # noqa: F401  (registers the documentation tasks)
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.order import Order, Row, examples
-from variator_jax.data.spec import split_answers
+from variator_jax.data.spec import get_spec, has_spec, split_answers
 from variator_jax.data.tasks import hash_of
 from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
@@ -65,14 +65,22 @@ def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = Non
 
 
 def accepted_answers(task_name: str, split: str) -> list[list[str]]:
-    """Returns the accepted answers of each example of a task with `TaskSpec.many_answers`.
+    """Returns the accepted answers of each example of a task: all with `many_answers`, else one.
 
-    They are in the order of `batches(..., shuffle=False, repeat=False)`.
+    They are whole, whatever the feature lengths, and in the order of
+    `batches(..., shuffle=False, repeat=False)`.
     """
-    task = task_or_mixture(task_name)
+    task, spec = task_or_mixture(task_name), get_spec(task_name)
+    name = "answers" if spec.many_answers else "targets"
     dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1)
-    dataset = dataset.map(lambda example: example["answers"])
-    return [split_answers(joined) for joined in dataset.as_numpy_iterator()]
+    if not spec.many_answers and "targets_pretokenized" in dataset.element_spec:
+        name = "targets_pretokenized"
+    answers = dataset.map(lambda example: example[name]).as_numpy_iterator()
+    if spec.many_answers:
+        return [split_answers(joined) for joined in answers]
+    decode = task.output_features["targets"].vocabulary.decode
+    texts = (x.decode() if isinstance(x, bytes) else decode(x.tolist()) for x in answers)
+    return [[spec.answer(text)] for text in texts]
 
 
 def batches(
@@ -169,7 +177,8 @@ def check_request(
     """Returns the feature lengths as integers.
 
     Raises:
-      DataError: for unusable lengths, an unusable batch size, or a split that is not there.
+      DataError: for unusable lengths, an unusable batch size, or a split that is not there; for
+        lengths that leave no room for the first token of a label or an answer, and EOS.
     """
     if set(lengths) != {"inputs", "targets"} or min(map(int, [*lengths.values(), batch_size])) < 1:
         given = f"feature lengths {dict(lengths)!r}, batch_size {batch_size!r}"
@@ -177,7 +186,25 @@ def check_request(
     if split not in provider.splits:
         nearest = did_you_mean(split, provider.splits)
         raise DataError(f"{provider.name!r} has no split {split!r}.{nearest}")
+    check_room(provider, lengths)
     return {name: int(length) for name, length in lengths.items()}
+
+
+def check_room(provider: Any, lengths: Mapping[str, int]) -> None:
+    """Refuses lengths of a task or mixture that leave nothing but EOS, and a prefix, of a text.
+
+    Raises:
+      DataError: with the shortest lengths.
+    """
+    for task in getattr(provider, "tasks", [provider]):
+        if has_spec(task.name):
+            spec = get_spec(task.name)
+            least = {"inputs": 2, "targets": 3 if spec.prefix else 2}
+            if any(lengths[name] < length for name, length in least.items()):
+                kept = f"the prefix {spec.prefix}, " if spec.prefix else ""
+                what = f"task {spec.name!r} ({spec.kind}) has TASK_FEATURE_LENGTHS {dict(lengths)}"
+                need = f"{kept}one token of each text and the end of sequence need {least} or more"
+                raise DataError(f"{what}; {need}")
 
 
 def _lay_out(rows: Batch) -> Batch:

@@ -99,6 +99,15 @@ def source_folders() -> tuple[Path, ...]:
     return tuple(dict.fromkeys([Path(paths["stdlib"]), *packages]))
 
 
+def _folder() -> Path:
+    return cache_root() / f"docs-v{FORMAT_VERSION}"
+
+
+def is_built() -> bool:
+    """Returns whether the corpus is complete."""
+    return (_folder() / "manifest.json").is_file()
+
+
 def ensure_corpus() -> Path:
     """Returns the corpus folder, building it on the first call from the packages that are there.
 
@@ -110,8 +119,8 @@ def ensure_corpus() -> Path:
     """
     # Not named after the packages: what is trained on the corpus and on its vocabulary must stay
     # usable when a package comes or goes. Delete the folder to read the installation again.
-    folder = cache_root() / f"docs-v{FORMAT_VERSION}"
-    if (folder / "manifest.json").is_file():
+    folder = _folder()
+    if is_built():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio
+from variator_jax.data.fitting import template_parts
 from variator_jax.data.spec import Kind, TaskSpec
 from variator_jax.data.tasks import Examples, text_to_text_task
 from variator_jax.data.vocabulary import docs_vocabulary
@@ -172,9 +173,19 @@ _MAKERS: dict[str, tuple[Callable[..., Examples], Kind, tuple[str, ...]]] = {
 }
 
 
+def _with_parts(task: str, split: str) -> Examples:
+    """Returns examples, pairs in the parts of their prompt; the other prompts end with text."""
+    examples = docs_examples_of(task, split)
+    if task != "docs_pair":
+        return examples
+    pairs = [dict(zip(("first", "second"), texts_of(e["inputs"]), strict=True)) for e in examples]
+    parts = [template_parts(PAIR_PROMPT, pair) for pair in pairs]
+    return [{**e, "inputs": inputs} for e, inputs in zip(examples, parts, strict=True)]
+
+
 def _register() -> None:
     for name, (_, kind, labels) in _MAKERS.items():
-        make, spec = functools.partial(docs_examples_of, name), TaskSpec(name, kind, labels)
+        make, spec = functools.partial(_with_parts, name), TaskSpec(name, kind, labels)
         text_to_text_task(name, make, docs_corpus.SPLITS, docs_vocabulary(), spec)
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)

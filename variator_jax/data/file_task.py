@@ -6,14 +6,16 @@ before anything is trained.
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from variator_jax.data import labels as label_readings
 from variator_jax.data import rows, tasks
 from variator_jax.data import vocabulary as vocabularies
+from variator_jax.data.fitting import template_parts
+from variator_jax.data.labels import Labels
 from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
 from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError
@@ -21,16 +23,14 @@ from variator_jax.errors import DataError
 _SPLITS = ("train", "validation")
 _HELD_OUT = 0.1
 
-Labels = Sequence[str] | Mapping[Any, str]
-
 
 class _Rendering(NamedTuple):
     """What a task makes of a row."""
 
     kind: Kind
-    labels: tuple[str, ...]
-    example: Callable[[rows.Fields], dict[str, str]]
+    example: Callable[[rows.Fields], dict[str, Any]]
     arguments: list[Any]  # what `example` was made from, in JSON's types
+    labels: Labels | None = None  # of a classification, whose targets are labels as in the file
 
 
 def file_task(
@@ -50,10 +50,11 @@ def file_task(
 
     Args:
       path: the training rows.
-      template: the input, with fields in braces: 'Sentence: {text} Is this positive?'.
+      template: the input, with fields in braces: 'Sentence: {text} Is this positive?'. Where that
+        is longer than the inputs, the end of the longest field is cut, and the rest stays.
       target: for generation: the target, as a template or as the name of a field.
-      labels: for classification: the verbalizers, either a list (a row's label is an index, or the
-        verbalizer itself) or a dict from a row's label to its verbalizer.
+      labels: for classification: the verbalizers, either a list (all rows have verbalizers, or all
+        have indices, or all have truth values) or a dict from a row's label to its verbalizer.
       label_field: the field with a row's label.
       validation_path: the validation rows; without it, a tenth of `path` is held out, by the hash
         of the row, so that equal rows are never in both splits.
@@ -62,21 +63,26 @@ def file_task(
       tolerate_bad_rows: how many bad rows of both files together are skipped with a warning.
 
     Raises:
-      DataError: for anything wrong with the files, the template or the labels; bad rows are listed
-        with file and line.
+      DataError: for anything wrong with the files, the template or the labels, also where these can
+        be read in two ways; bad rows are listed with file and line.
     """
     if (labels is None) == (target is None):
         raise DataError("a file task needs either labels (classification) or target (generation)")
-    table = _label_table(labels) if labels is not None else {}
-    kind: Kind = "classification" if table else "generation"
-    inputs, answer = _template(template), _answer(label_field if target is None else target)
+    kind: Kind = "generation" if labels is None else "classification"
+    known = (
+        [] if labels is None else [list(r.table.items()) for r in label_readings.readings(labels)]
+    )
+    inputs = _template(template)
 
-    def example(row: rows.Fields) -> dict[str, str]:
-        targets = rows.one_of(answer(row), table) if table else answer(row)
-        return {"inputs": inputs(row), "targets": targets}
+    def example(row: rows.Fields) -> dict[str, Any]:
+        if target is None:
+            return {"inputs": inputs(row), "targets": label_readings.label_of(row, label_field)}
+        answer = "".join(_template(target)(row)) if "{" in target else rows.text_field(row, target)
+        return {"inputs": inputs(row), "targets": answer}
 
-    arguments = [kind, template, target, list(table.items()), label_field]
-    rendering = _Rendering(kind, tuple(dict.fromkeys(table.values())), example, arguments)
+    if target is not None and "{" in target:
+        rows.template_fields(target)  # refuses a broken one now
+    rendering = _Rendering(kind, example, [kind, template, target, known, label_field], labels)
     return _register(rendering, path, validation_path, vocabulary, tolerate_bad_rows)
 
 
@@ -95,7 +101,7 @@ def span_corruption_task_from_text(
     def example(row: rows.Fields) -> dict[str, str]:
         return {"targets": rows.text_field(row, "text")}
 
-    rendering = _Rendering("span_corruption", (), example, ["span_corruption"])
+    rendering = _Rendering("span_corruption", example, ["span_corruption"])
     return _register(rendering, path, validation_path, vocabulary, tolerate_bad_rows)
 
 
@@ -115,15 +121,37 @@ def _register(
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
     if tasks.is_registered(name):
         return name
-    spec = TaskSpec(name, rendering.kind, rendering.labels)
+    reading = _reading(paths, rendering)
+    words = tuple(dict.fromkeys(reading.table.values())) if reading else ()
+    spec = TaskSpec(name, rendering.kind, words, note=str(reading or ""))
     verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)  # refuses those that begin alike
-    splits = _load(paths, rendering, tolerated)
+    splits = _load(paths, rendering, reading, tolerated)
     return tasks.text_to_text_task(name, splits.__getitem__, _SPLITS, vocabulary, spec)
 
 
-def _load(paths: list[Path], rendering: _Rendering, tolerated: int) -> dict[str, Examples]:
+def _reading(paths: list[Path], rendering: _Rendering) -> label_readings.Reading | None:
+    """Returns how the labels of all files together are read; None without labels."""
+    if rendering.labels is None:
+        return None
+    read = [rows.read_rows(path, lambda row: rendering.example(row)["targets"]) for path in paths]
+    return label_readings.choose(rendering.labels, sum((column for column, _ in read), []))
+
+
+def _load(
+    paths: list[Path],
+    rendering: _Rendering,
+    reading: label_readings.Reading | None,
+    tolerated: int,
+) -> dict[str, Examples]:
     """Returns the examples of both splits, after all rows of all files were checked."""
-    examples, bad = zip(*(rows.read_rows(path, rendering.example) for path in paths), strict=True)
+
+    def convert(row: rows.Fields) -> dict[str, Any]:
+        example = rendering.example(row)
+        if reading is not None:
+            example["targets"] = rows.one_of(example["targets"], reading.table)
+        return example
+
+    examples, bad = zip(*(rows.read_rows(path, convert) for path in paths), strict=True)
     rows.refuse_bad_rows(sum(bad, []), sum(map(len, examples)), tolerated, paths[0])
     if len(paths) == 1:
         return _hold_out(examples[0], paths[0])
@@ -134,7 +162,8 @@ def _load(paths: list[Path], rendering: _Rendering, tolerated: int) -> dict[str,
 
 def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     """Puts a tenth of the rows, at least one, into validation; equal rows stay together."""
-    digests = [hashlib.sha256(json.dumps(example).encode()).digest() for example in examples]
+    whole = ({name: "".join(parts) for name, parts in example.items()} for example in examples)
+    digests = [hashlib.sha256(json.dumps(texts).encode()).digest() for texts in whole]
     hashes = [int.from_bytes(digest[:8], "big") for digest in digests]
     if len(set(hashes)) < 2:
         raise DataError(f"{path}: one distinct row cannot be split into train and validation")
@@ -145,32 +174,7 @@ def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     return splits
 
 
-def _template(template: str) -> Callable[[rows.Fields], str]:
-    """Returns what fills a template with the fields of a row; errors of `rows.template_fields`."""
+def _template(template: str) -> Callable[[rows.Fields], list[str]]:
+    """Returns what makes a template's parts of a row; errors of `rows.template_fields`."""
     names = rows.template_fields(template)
-    return lambda row: template.format_map({name: rows.text_field(row, name) for name in names})
-
-
-def _answer(target: str) -> Callable[[rows.Fields], str]:
-    """Returns what reads the answer of a row: `target` is a template or the name of a field."""
-    return _template(target) if "{" in target else lambda row: rows.text_field(row, target)
-
-
-def _label_table(labels: Labels) -> dict[str, str]:
-    """Maps what a row may have as its label, as text, to the verbalizer, in label order.
-
-    Raises:
-      DataError: if there are fewer than two verbalizers, or they are not words.
-    """
-    words = list(labels.values() if isinstance(labels, Mapping) else labels)
-    fewest = 2 if isinstance(labels, Mapping) else max(2, len(words))  # labels may share a word
-    texts = [word for word in words if isinstance(word, str) and word.strip()]
-    if isinstance(labels, str) or len(texts) < len(words) or len(set(texts)) < fewest:
-        raise DataError(f"labels are a list or dict of two different words or more: {labels!r}")
-    if isinstance(labels, Mapping):
-        return {str(raw): word for raw, word in labels.items()}
-    table = {word: word for word in words}
-    truth_values = zip((False, True), words, strict=True) if len(words) == 2 else ()  # JSON's
-    for raw, word in itertools.chain(enumerate(words), truth_values):
-        table.setdefault(str(raw), word)
-    return table
+    return lambda row: template_parts(template, {n: rows.text_field(row, n) for n in names})

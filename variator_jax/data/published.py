@@ -9,7 +9,6 @@ have no labels and are left out.
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from variator_jax.data import rows, span_corruption, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import mixture
+from variator_jax.data.fitting import template_parts
 from variator_jax.data.spec import ANSWER_SEPARATOR, Kind, TaskSpec, verbalizer_ids
 from variator_jax.errors import DataError, did_you_mean
 
@@ -230,10 +230,12 @@ def _register(
     def rendered(examples: Any, output_features: Mapping[str, Any]) -> Any:
         vocabulary = output_features["targets"].vocabulary
         verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)  # refuses one that lacks tokens
-        return examples.map(
-            lambda row: {"inputs": _fill(template, row), **_targets(spec, row)},
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+
+        def render(row: Mapping[str, Any]) -> dict[str, Any]:
+            fields = {name: tf.strings.strip(row[name]) for name in rows.template_fields(template)}
+            return {"inputs": tf.stack(template_parts(template, fields)), **_targets(spec, row)}
+
+        return examples.map(render, num_parallel_calls=tf.data.AUTOTUNE)
 
     steps = [rendered, *tasks.TEXT_PREPROCESSORS]
     return tasks.add_task(name, _source(tfds, dataset, data_dir), steps, vocabulary, spec)
@@ -272,13 +274,6 @@ def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
         raise DataError(f"{folder} has none of the files {expected} of {dataset.folder}")
     read = functools.partial(_read_tsv, dataset) if dataset.words else _read_squad
     return tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
-
-
-def _fill(template: str, fields: Mapping[str, Any]) -> Any:
-    """Returns a template with string tensors, stripped of outer spaces, in place of its fields."""
-    parts: list[Any] = re.split(r"\{(\w+)\}", template)  # literals and fields, in turn
-    parts[1::2] = [tf.strings.strip(fields[name]) for name in parts[1::2]]
-    return tf.strings.join(parts)
 
 
 def _targets(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _parse(line: bytes, header: list[str], suffix: str) -> Fields:
     """Returns the fields of a line of a file with this suffix."""
     try:
         text = line.decode("utf-8")
-        value = json.loads(text) if suffix == ".jsonl" else {"text": text}
+        value = _JSON.decode(text) if suffix == ".jsonl" else {"text": text}
     except (ValueError, RecursionError) as error:  # broken UTF-8, broken JSON, too long integers
         raise RowError(f"cannot be read: {error}") from error
     if not isinstance(value, dict):
@@ -77,6 +77,23 @@ def _parse(line: bytes, header: list[str], suffix: str) -> Fields:
     if len(cells) != len(header):
         raise RowError(f"{len(cells)} columns, expected {len(header)} as in the header")
     return dict(zip(header, cells, strict=True))
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object, in which a field stands once."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise RowError(f"a field is there twice: {[name for name, _ in pairs]}"[:80])
+    return fields
+
+
+def _integer(digits: str) -> str:
+    int(digits)  # refuses one too long to be a number
+    return digits
+
+
+# Numbers stay as they stand in the file, so that as a text they read back unchanged.
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=str)
 
 
 def _suffix(path: Path) -> str:
@@ -110,12 +127,12 @@ def text_field(fields: Fields, name: str) -> str:
     """Returns a field of a row as text.
 
     Raises:
-      RowError: if the field is missing, empty, or neither text nor a number.
+      RowError: if the field is missing, empty, or neither text nor a number; NaN is none.
     """
     value = field_of(fields, name)
-    text = str(value).strip()
-    if value is None or isinstance(value, list | dict):
+    if not isinstance(value, str):
         raise RowError(f"the field {name!r} is {json.dumps(value)[:40]}, expected text")
+    text = value.strip()
     if not text:
         raise RowError(f"the field {name!r} is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -126,7 +143,7 @@ def text_field(fields: Fields, name: str) -> str:
 def one_of(label: str, known: Mapping[str, T]) -> T:
     """Returns what a label stands for; RowError for an unknown one."""
     if label not in known:
-        nearest = did_you_mean(label, known)
+        nearest = did_you_mean(label, [*known, *map(str, known.values())])
         raise RowError(f"unknown label {label!r}.{nearest} Known: {', '.join(known)}")
     return known[label]
 

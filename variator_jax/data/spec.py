@@ -47,6 +47,7 @@ class TaskSpec:
       labels: the verbalizers in label order; only for classification.
       prefix: one token that begins every target and does not belong to the answer, such as
         '<extra_id_0>'.
+      note: how the labels of the files are read, for people.
       many_answers: whether each example has all its accepted answers, joined by
         `ANSWER_SEPARATOR`, in the field 'answers'; only for generation.
 
@@ -59,6 +60,7 @@ class TaskSpec:
     labels: tuple[str, ...] = ()
     prefix: str = ""
     many_answers: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         distinct, kinds = set(self.labels), get_args(Kind)

@@ -14,14 +14,15 @@ from typing import Any
 
 from variator_jax.data import span_corruption
 from variator_jax.data._tf import seqio, tf
+from variator_jax.data.fitting import tokenize_fitting
 from variator_jax.data.spec import TaskSpec, has_spec, register_spec
 from variator_jax.errors import DataError, did_you_mean
 from variator_jax.files import is_url
 
 Examples = list[dict[str, Any]]
 
-#: Of a task whose source gives {'inputs', 'targets'} texts.
-TEXT_PREPROCESSORS = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
+#: Of a task whose source gives {'inputs', 'targets'} texts; inputs may be a template's parts.
+TEXT_PREPROCESSORS = (tokenize_fitting, seqio.preprocessors.append_eos_after_trim)
 
 
 class LazySource(seqio.DataSource):
@@ -110,7 +111,8 @@ def text_to_text_task(
 ) -> str:
     """Registers a task from {'inputs', 'targets'} texts, or with a span corruption spec, 'targets'.
 
-    Texts that are longer than the feature lengths lose their end, before EOS is added.
+    Inputs may be the parts of a template (`fitting.template_parts`), whose fields are cut where the
+    whole is too long. Other texts lose their end, before EOS is added.
     """
     spans = spec is not None and spec.kind == "span_corruption"
     steps = span_corruption.PREPROCESSORS if spans else TEXT_PREPROCESSORS

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from variator_jax.bench.output import log
 from variator_jax.errors import DataError
 from variator_jax.mesh import mesh_or_none
 from variator_jax.store import Backbone
@@ -27,8 +28,8 @@ class EvalData:
 
     Attributes:
       task: a seqio task, or a mixture whose tasks are taken one by one.
-      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut. A prediction has at
-        most as many tokens as `targets`.
+      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut, which is counted. A
+        prediction has at most as many tokens as `targets`, and is compared with whole references.
       batch_size: examples at once.
       split: which examples.
     """
@@ -49,6 +50,15 @@ class EvalData:
         provider = batches.task_or_mixture(self.task)
         batches.check_request(provider, self.split, self.feature_lengths, self.batch_size)
         return [task.name for task in batches.tasks_of(provider, self.split)]
+
+    def describe(self) -> list[str]:
+        """Prints and returns how labels are read, and how many texts are cut, in sentences."""
+        from variator_jax.data import cuts
+
+        lines = cuts.describe_data(self.task, self.split, self.feature_lengths, most=None)
+        for line in lines:
+            log(f"  {line}")
+        return [f"{line}." for line in lines]
 
     def batches(self, task: str, start: int = 0) -> Iterator[Batch]:
         """One pass in the task's own order from batch `start` on, in T5X's layout.

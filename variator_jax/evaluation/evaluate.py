@@ -57,6 +57,7 @@ def evaluate(
     started = time.monotonic()
     shapes = [_latency_shape(fields) for fields in latency_shapes]
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
+    notes = data.describe()
     config, length = backbone.config, data.feature_lengths["inputs"]
     settings = _settings(plugin_paths, backbone)
     runner = Runner(backbone, data, mesh)
@@ -78,7 +79,8 @@ def evaluate(
     ]
     owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
-    report = Report(owner, hardware(), seconds, runner.majority, rows, _scores(control), length)
+    scores = rows, _scores(control)
+    report = Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
@@ -146,7 +148,7 @@ class Runner:
             return evaluator.evaluate_span_corruption(spec, batches, score)
         if spec.kind == "generation":
             length = self._data.feature_lengths["targets"]
-            answers = accepted_answers(task, self._data.split) if spec.many_answers else None
+            answers = accepted_answers(task, self._data.split)
             score = bind(scorers.generator(model, length, self._mesh))
             return evaluator.evaluate_generation(spec, batches, score, vocabulary.decode, answers)
         labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)

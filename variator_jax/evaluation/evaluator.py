@@ -84,7 +84,7 @@ def evaluate_generation(
     batches: Iterable[Batch],
     generate: ScoreBatch,
     decode: Decode,
-    references: Sequence[Answers] | None = None,
+    references: Sequence[Answers],
 ) -> TaskResult:
     """Token F1 of the decoded answers; `details` adds the exact match.
 
@@ -93,18 +93,15 @@ def evaluate_generation(
       batches: batches with T5X's names, one example a row.
       generate: batch -> token ids `[batch, length]`.
       decode: token ids -> text.
-      references: the accepted answers of each example, in the order of the batches; None for the
-        decoded targets.
+      references: the accepted answers of each example, in the order of the batches. They are whole;
+        the batches' targets may be cut.
 
     Raises:
       DataError: if there is nothing to score.
     """
     predictions: list[str] = []
-    targets: list[str] = []
-    for expected, _, outputs in _scored(batches, generate):
-        targets += [spec.answer(decode(_until_eos(row))) for row in expected]
+    for _, _, outputs in _scored(batches, generate):
         predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
-    references = targets if references is None else references
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
     return TaskResult(score, len(references), None, details)

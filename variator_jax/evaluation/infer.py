@@ -20,7 +20,7 @@ from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, TrainingError, did_you_mean
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
-from variator_jax.files import write_json
+from variator_jax.files import lock_folder, write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
@@ -81,6 +81,7 @@ def infer(
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
+    data.describe()
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
     identity = _identity(mode, backbone, plugin, data)
@@ -88,11 +89,12 @@ def infer(
     for task in data.tasks():
         path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
         files[task] = ResultFile(path, identity | {"task": task}, data.batch_size)
-    for task in [task for task, file in files.items() if not file.finished()]:
-        try:
-            _write_task(task, files[task], mode, data, answer)
-        except OSError as error:
-            raise ConfigError(f"{files[task].path} cannot be written: {error}.") from error
+    with lock_folder(Path(output_dir)):
+        for task in [task for task, file in files.items() if not file.finished()]:
+            try:
+                _write_task(task, files[task], mode, data, answer)
+            except OSError as error:
+                raise ConfigError(f"{files[task].path} cannot be written: {error}.") from error
     return [file.path for file in files.values()]
 
 

@@ -20,6 +20,7 @@ SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while 
 WEIGHTS = ("float32", "bfloat16", "float16")
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": _BFLOAT16}
+_DTYPES |= {"I64": np.dtype("i8"), "I32": np.dtype("i4")}  # rare, in Hugging Face folders only
 _SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -57,12 +58,26 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
+def check_downloaded(path: pathlib.Path) -> None:
+    """Refuses a pointer of git-lfs in place of its file.
+
+    Raises:
+      CheckpointError: for one, or if the file cannot be read.
+    """
+    with wrap_errors(f"{path} cannot be read"), path.open("rb") as file:
+        pointer = file.read(40).startswith(b"version https://git-lfs")
+    if pointer:
+        hint = "run `git lfs install` and `git lfs pull` in its repository, or download it again"
+        raise CheckpointError(f"{path} is a git-lfs pointer and not the file itself; {hint}.")
+
+
 def open_arrays(path: pathlib.Path) -> dict[str, Stored]:
     """The arrays of a safetensors file by name; each is read when its `read` is called.
 
     Raises:
       CheckpointError: if the file is missing or damaged, or an array has a dtype of no weights.
     """
+    check_downloaded(path)
     with wrap_errors(f"{path} cannot be read"):
         file = safe_open(path, framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -17,7 +17,7 @@ from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
-from variator_jax.store.arrays import SHARD_SIZE, Stored, open_arrays, write_arrays
+from variator_jax.store import arrays
 from variator_jax.store.backbone import (
     Leaf,
     Source,
@@ -32,6 +32,8 @@ from variator_jax.store.pickles import open_state_dict
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _WEIGHTS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+_WRAPPERS = {"module.": "torch's DataParallel", "base_model.model.": "PEFT"}
+_WRAPPERS["_orig_mod."] = "torch.compile"
 _HOLDS = "|".join(
     [r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"]
     + [re.escape(name) for name in FILES]
@@ -133,24 +135,30 @@ def parse_config(file: str, content: Mapping[str, Any], vocab_size: int) -> T5Co
     Raises:
       CheckpointError: for another model than a T5, or settings that this network does not have.
     """
-    kind = content.get("model_type", "t5")
+    named = content.get("architectures") or [None]
+    if not isinstance(named, list) or named[0] not in (None, *_ARCHITECTURES):
+        raise CheckpointError(f"{file} has architectures {named!r}; expected a T5 or its encoder.")
+    family = "mt5" if str(named[0]).startswith("MT5") else "t5"
+    kind = content.get("model_type", family)
     if kind not in _DEFAULTS:
         raise CheckpointError(f"{file} describes a {kind!r} model; expected 't5' or 'mt5'.")
     settings = {"d_model": 512, "d_kv": 64, "layer_norm_epsilon": 1e-6, **_DEFAULTS[kind]}
-    settings |= {ours: content[theirs] for ours, theirs in _SYNONYMS.items() if theirs in content}
     settings |= content
-    for key, expected in _FIXED.items():
+    for key, expected in (_FIXED | {"quantization_config": None}).items():
         if settings.get(key) not in (None, expected, [expected]):
             raise CheckpointError(f"{file} has {key} {settings[key]!r}; expected {expected}.")
-    named = settings.get("architectures") or ["T5ForConditionalGeneration"]
-    if not isinstance(named, list) or named[0] not in _ARCHITECTURES:
-        raise CheckpointError(f"{file} has architectures {named!r}; expected a T5 or its encoder.")
     if settings.get("num_decoder_layers") is None:
         settings["num_decoder_layers"] = settings["num_layers"]
+    # transformers sets synonyms last: they win, and the decoder's default depth ignores them.
+    settings |= {ours: content[theirs] for ours, theirs in _SYNONYMS.items() if theirs in content}
     if named[0] in _ENCODERS:
         settings["num_decoder_layers"] = 0
     # transformers 5 calls every config tied and keeps the scaling apart; it never scales an mT5.
-    scaled = kind == "t5" and content.get("scale_decoder_outputs", is_tied(content)) is not False
+    scaled = bool(content.get("scale_decoder_outputs", is_tied(content)))
+    if scaled and named[0] and kind != family and named[0] not in _ENCODERS:
+        hint = "a T5 scales its logits, an mT5 does not. Correct the one that is wrong"
+        raise CheckpointError(f"{file} has model_type {kind!r} and architectures {named}; {hint}.")
+    scaled = scaled and kind == "t5"
     sizes = {x: parse(int, settings[key], f"{file}: {key!r}") for x, key in _SIZES.items()}
     with wrap_errors(f"{file} is not usable"):
         config = T5Config(
@@ -171,15 +179,16 @@ def is_tied(content: Mapping[str, Any]) -> bool:
 
 
 def _activations(file: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    named, expected = settings["feed_forward_proj"], settings.get("dense_act_fn")
+    named, override = settings["feed_forward_proj"], settings.get("dense_act_fn")
     match = re.fullmatch(r"(gated-)?(\w+)", str(named))
-    act = "gelu_new" if named == "gated-gelu" else match and match[2]
-    if match is None or act not in _ACTIVATIONS or expected not in (None, act):
+    act = override or ("gelu_new" if named == "gated-gelu" else match and match[2])
+    if match is None or act not in _ACTIVATIONS:
         raise CheckpointError(
-            f"{file} has feed_forward_proj {named!r} with dense_act_fn {expected!r}; known are "
+            f"{file} has feed_forward_proj {named!r} with dense_act_fn {override!r}; known are "
             "relu, gelu_new, silu and gated-* of them."
         )
-    return (_ACTIVATIONS[act], "linear") if match[1] else (_ACTIVATIONS[act],)
+    gated = settings.get("is_gated_act", match[1])
+    return (_ACTIVATIONS[act], "linear") if gated else (_ACTIVATIONS[act],)
 
 
 def render_config(config: T5Config) -> dict[str, Any]:
@@ -226,10 +235,12 @@ def open_hf(path: str | os.PathLike) -> Source:
         shards with an index.
 
     Raises:
-      CheckpointError: if anything is missing, damaged or not a T5 of this network.
+      CheckpointError: if anything is missing, damaged or not a T5 of this network; also for names
+        with a prefix, and for pointers of git-lfs.
     """
     folder = check_folder(path)
     content, weights = read_json(folder / CONFIG), _open_weights(folder)
+    _check_prefix(folder, weights)
     weights.pop(UNUSED, None)
     tables = {name: weights.pop(name) for name in (EMBEDDING, *ALIASES) if name in weights}
     head = weights.get(HEAD)
@@ -238,6 +249,10 @@ def open_hf(path: str | os.PathLike) -> Source:
     if not tables:
         raise CheckpointError(f"{folder} is missing {EMBEDDING}, the embedding.")
     table = next(iter(tables.values()))
+    if len(table.shape) != 2:
+        raise CheckpointError(
+            f"{folder}: the embedding has shape {table.shape}; expected two axes."
+        )
     config = parse_config(str(folder / CONFIG), content, table.shape[0])
     if config.has_decoder and config.logits_via_embedding and head is not None:
         tables[HEAD] = weights.pop(HEAD)
@@ -250,22 +265,25 @@ def open_hf(path: str | os.PathLike) -> Source:
     shapes = leaf_shapes(folder, config, len(weights) + 1)
     paths = {name_of(path): path for path in shapes}
     leaves = [
-        _leaf(paths.get(name, name), stored)
+        _leaf(folder, paths.get(name, name), stored)
         for name, stored in {EMBEDDING: table, **weights}.items()
     ]
-    return make_source(folder, stored_config(config, leaves), leaves, find_vocabulary(folder))
+    vocabulary = find_vocabulary(folder)
+    if vocabulary is not None:
+        arrays.check_downloaded(vocabulary)
+    return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
 
 
-def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
+def _open_weights(folder: pathlib.Path) -> dict[str, arrays.Stored]:
     """Every weight of a folder, by name: safetensors before pickles, one file before shards."""
-    for file, opener in ((_WEIGHTS, open_arrays), (_PICKLE, open_state_dict)):
+    for file, opener in ((_WEIGHTS, arrays.open_arrays), (_PICKLE, open_state_dict)):
         if (folder / file).is_file():
             return opener(folder / file)
         index = folder / f"{file}{_INDEX}"
         if not index.is_file():
             continue
         named = parse(dict[str, str], read_json(index).get("weight_map"), f"{index}: 'weight_map'")
-        weights: dict[str, Stored] = {}
+        weights: dict[str, arrays.Stored] = {}
         for name in sorted(set(named.values())):
             if pathlib.PurePath(name).name != name:
                 raise CheckpointError(f"{index} names {name!r}, which is outside of its folder.")
@@ -274,24 +292,40 @@ def _open_weights(folder: pathlib.Path) -> dict[str, Stored]:
     raise CheckpointError(f"{folder} has no weights: no {_WEIGHTS} and no {_PICKLE}.")
 
 
-def _leaf(path: str, stored: Stored) -> Leaf:
-    transposed, double = is_transposed(path), stored.dtype == np.float64
+def _check_prefix(folder: pathlib.Path, weights: Mapping[str, arrays.Stored]) -> None:
+    """Refuses the names of a T5 inside of another module."""
+    for name in weights:
+        match = re.match(r"(.+?\.)??(shared|encoder|decoder|lm_head)\.", name)
+        if match and match[1]:
+            wrapper = _WRAPPERS.get(match[1], "another model")
+            raise CheckpointError(
+                f"{folder} has the weight {name}: {match[1]!r} before a T5's name is of {wrapper}. "
+                "Save the T5 inside of it with save_pretrained, for PEFT after merge_and_unload(), "
+                "or remove the prefix from the names."
+            )
+
+
+def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
+    transposed = is_transposed(path)
+    # transformers casts these, too.
+    dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
 
     def read() -> np.ndarray:
         array = stored.read()
-        if double:
-            array = array.astype(np.float32)
+        if dtype != stored.dtype:
+            with np.errstate(over="ignore"):
+                array = array.astype(dtype)
+            arrays.check_finite(f"{folder}: {path} as {dtype}", array)
         return np.asarray(array.T if transposed else array, order="C")
 
-    shape = stored.shape[::-1] if transposed else stored.shape
-    return Leaf(path, shape, np.dtype(np.float32) if double else stored.dtype, read)
+    return Leaf(path, stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
-def _equal(one: Stored, other: Stored) -> bool:
-    return one is other or one[:2] == other[:2] and np.array_equal(one.read(), other.read())
+def _equal(one: arrays.Stored, other: arrays.Stored) -> bool:
+    return one is other or np.array_equal(one.read(), other.read())
 
 
-def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE) -> None:
+def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
     """Writes a folder that opens in transformers, atomically, one shard in memory at a time.
 
     Args:
@@ -306,9 +340,9 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = SHARD_SIZE)
     if stream.dtype is None:
         config = stored_config(config, stream.source.leaves)
     content = render_config(config)
-    arrays = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
+    named = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
     with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:
-        files = write_arrays(draft, "model", arrays, {"format": "pt"}, shard_size)
+        files = arrays.write_arrays(draft, "model", named, {"format": "pt"}, shard_size)
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
             write_json(draft / f"{_WEIGHTS}{_INDEX}", index)

@@ -3,7 +3,7 @@
 Two layouts: a zip file, and the older sequence of pickles. Python's own unpickler reads them, but
 every name in a pickle must be in the list below, and stands for a function of this module. Each
 pickle is scanned first: only the instructions that data needs are accepted, and nothing may grow
-beyond what the file holds.
+beyond what the file holds, except that a tensor may repeat its numbers, up to 2^26 of them.
 """
 
 import functools
@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from variator_jax.files import wrap_errors
-from variator_jax.store.arrays import Stored
+from variator_jax.store.arrays import Stored, check_downloaded
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older layout
 _OPCODES = frozenset(
@@ -37,6 +37,7 @@ _STORAGES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": "<i8", "IntStorage": "<i4",
     "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
 }  # fmt: skip
+_LARGEST_EXPANDED = 1 << 26  # numbers of a tensor that is larger than its storage
 _LARGEST_TUPLE = 1000  # objects in a tuple and the tuples in it; a tensor's has about ten
 
 
@@ -50,6 +51,7 @@ def open_state_dict(path: str | os.PathLike) -> dict[str, Stored]:
     """
     path = pathlib.Path(path)
     what = f"{path} cannot be read as a state dict"
+    check_downloaded(path)
     with wrap_errors(what):
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -253,7 +255,8 @@ class _Tensor(_Sealed):
         if len(shape) != len(strides):
             raise ValueError(f"a tensor has shape {shape} and strides {strides}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if 0 not in shape and max(last, math.prod(shape) - 1) >= storage.count:
+        largest = max(storage.count, _LARGEST_EXPANDED)  # a stride of 0 repeats numbers
+        if 0 not in shape and (last >= storage.count or math.prod(shape) > largest):
             raise ValueError(f"a tensor of shape {shape} exceeds its storage")
         self.storage, self.shape, self._offset, self._strides = storage, shape, offset, strides
 

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from t5x import checkpoints, models, utils
 from tensorflow.io import gfile
 
 from variator_jax.data.batches import task_or_mixture
+from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
@@ -26,7 +28,7 @@ from variator_jax.store.other_plugins import SETTINGS
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, chosen_path
 from variator_jax.t5x_engine.partitioning import model_devices
-from variator_jax.train.checks import check_packing, check_vocabulary
+from variator_jax.train.checks import check_packing, check_steps, check_vocabulary, take_longer
 
 _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they are the results of
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
@@ -41,6 +43,7 @@ def preflight(
     *,
     model: DistillationModel,
     task: str | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
     model_dir: str | None = None,
     training: Mapping[str, Any] | None = None,
     packed: bool = False,
@@ -59,6 +62,7 @@ def preflight(
     Args:
       model: T5X's model; to have been made is most of what there is to check.
       task: a registered task or mixture.
+      feature_lengths: its tokens; how many texts are longer is printed, where they are local.
       model_dir: the folder of a training run, which may hold one already.
       training: what decides that run's batches, as in `check_same_run`.
       periods: steps between evaluations and checkpoints; 0 for none.
@@ -73,6 +77,9 @@ def preflight(
     if task is not None:
         vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
         check_vocabulary(task, vocabulary, backbone)
+        if feature_lengths is not None:
+            for line in describe_local(task, ("train", "validation"), feature_lengths):
+                print(f"  {line}", file=sys.stderr)
     if packed:
         check_packing(pack_multiple, model.start.plugin.ratio)
     parts = model_devices(mesh_shape) if mesh_shape is not None else num_partitions
@@ -118,7 +125,7 @@ def check_same_run(
     Args:
       folder: MODEL_DIR.
       model: what is trained now.
-      training: `task`, `batch_size` and `seed`, which decide what the next batches are.
+      training: what decides the next batches and updates. `TRAIN_STEPS` may grow.
 
     Returns:
       The folder's record of its run; None if there is none yet.
@@ -129,11 +136,15 @@ def check_same_run(
     before = _read_json(folder, SETTINGS)
     if before is None:
         return None
+    done = checkpoints.latest_step(folder) or 0
+    check_steps(training.get("TRAIN_STEPS", done), done, folder)
+    take_longer(before.setdefault("training", {}), training)
     differing = [
-        f"{name} {before.get(part, {}).get(name)!r}"
+        f"{name} {before.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(_record(model, training)).items()
         for name, value in fields.items()
-        if before.get(part, {}).get(name) != value
+        # Earlier versions wrote less of how a run trains; what is unknown is not compared.
+        if before.get(part, {}).get(name, value if part == "training" else None) != value
     ]
     if differing:
         names = ", ".join(differing)
@@ -147,14 +158,17 @@ def record_run(
     folder: str, model: DistillationModel, training: Mapping[str, Any], checkpoint: str | None
 ) -> None:
     """Writes what a run trains; of a run that continues, checks that it is the same."""
-    if check_same_run(folder, model, training) is None:
-        paths = {"initial_checkpoint_path": checkpoint, "initial_plugin_path": model.start.path}
-        _write_json(folder, SETTINGS, _record(model, {"engine": "t5x", **training}) | paths)
+    paths = {"initial_checkpoint_path": checkpoint, "initial_plugin_path": model.start.path}
+    record = _record(model, {"engine": "t5x", **training}) | paths
+    _write_json(folder, SETTINGS, check_same_run(folder, model, training) or record)
 
 
 def _record(model: DistillationModel, training: Mapping[str, Any]) -> dict[str, Any]:
     plugin, backbone = model.start.plugin.to_json(), config_content(model.start.backbone)
-    return {"plugin": plugin, "backbone": backbone, "training": dict(training)}
+    training = dict(training)
+    if training.get("SCHEDULE") == "constant":
+        training.pop("TRAIN_STEPS", None)
+    return {"plugin": plugin, "backbone": backbone, "training": training}
 
 
 def _as_json(content: Mapping[str, Any]) -> Any:

@@ -4,8 +4,10 @@ Frozen leaves are verified, the plugin is calibrated, and averages are exact. Th
 of the built-in engine, in the same order, exactly resumed.
 """
 
+import contextlib
 import functools
 import itertools
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ from tensorflow.io import gfile
 from variator_jax.backbones.base import Mask
 from variator_jax.data.batches import batches
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import is_url, lock_folder
 from variator_jax.plugin import calibrate, site_output_rms
 from variator_jax.t5x_engine.checks import record_run
 from variator_jax.t5x_engine.model import DistillationModel
@@ -75,14 +78,21 @@ class PluginTrainer(t5x_trainer.Trainer):
     ) -> None:
         """As T5X's; `training` and `initial_checkpoint_path` are for the record of the run."""
         super().__init__(model=model, train_state=train_state, **kwargs)
-        self._calibrated = True
+        self._calibrated, self._writer = True, contextlib.ExitStack()
         if train_state is None:  # T5X's evaluation sets it later.
             return
         if int(utils.get_local_data(train_state.step)) == 0:
             verify(train_state.params)
             self._calibrated = model.start.loaded is not None
         if (folder := kwargs.get("summary_dir")) and jax.process_index() == 0:
+            if not is_url(folder):
+                self._writer.enter_context(lock_folder(pathlib.Path(folder)))
             record_run(folder, model, training or {}, initial_checkpoint_path)
+
+    def close(self) -> None:
+        """As T5X's, and lets another run write the folder."""
+        super().close()
+        self._writer.close()
 
     def train(
         self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None

@@ -1,5 +1,7 @@
 """What a run checks before its first step, with either engine: vocabulary, plugin and packing."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,29 @@ def _differ(vocabulary: Any, tokenizer: Tokenizer) -> bool:
         return True
     probes = [*_PROBES, *(f"a {token} b" for token in tokenizer.added)]
     return any([*vocabulary.encode(text), 1] != tokenizer.encode(text) for text in probes)
+
+
+def check_steps(train_steps: int, done: int, folder: str) -> None:
+    """Refuses a run that has made more steps already."""
+    if done > train_steps:
+        raise ConfigError(
+            f"TRAIN_STEPS is {train_steps}, and {folder} holds this run after {done} steps "
+            "already; raise it, or choose another MODEL_DIR."
+        )
+
+
+def take_longer(before: dict[str, Any], now: Mapping[str, Any]) -> None:
+    """Takes a larger TRAIN_STEPS into the record of a run, and prints what that changes.
+
+    The record has it where the schedule depends on it.
+    """
+    steps, longer = before.get("TRAIN_STEPS"), now.get("TRAIN_STEPS")
+    if steps and longer and longer > steps:
+        before["TRAIN_STEPS"] = longer
+        text = f"TRAIN_STEPS was {steps}, is {longer}: the decay of the learning rate is stretched"
+        print(
+            f"  {text}, and the run ends as none that had {longer} from its start", file=sys.stderr
+        )
 
 
 def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:

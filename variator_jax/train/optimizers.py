@@ -1,10 +1,17 @@
 """Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
 from collections.abc import Collection
+from typing import Any
 
 import optax
 
 from variator_jax.errors import ConfigError, did_you_mean
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """An optax transformation that knows what it was made of: `settings`, by gin's macros."""
+
+    settings: dict[str, Any]
 
 
 def schedule(
@@ -37,7 +44,7 @@ def optimizer(
     train_steps: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """AdamW, plain or with relative steps, or Adafactor, after global-norm clipping.
 
     Args:
@@ -54,6 +61,10 @@ def optimizer(
     Raises:
       ConfigError: for an unknown name.
     """
+    settings = {("OPTIMIZER" if k == "name" else k.upper()): v for k, v in locals().items()}
+    settings["SCHEDULE"] = settings.pop("SCHEDULE_NAME")
+    if schedule_name == "constant":
+        del settings["TRAIN_STEPS"]  # A longer run has the same steps.
     rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
     adam = optax.scale_by_adam()
     decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
@@ -69,9 +80,11 @@ def optimizer(
     }
     _check_known("optimizer", name, optimizers)
     update = optax.chain(*optimizers[name])
-    if clip_norm is None:
-        return update
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    if clip_norm is not None:
+        update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    made = Optimizer(*update)
+    made.settings = settings
+    return made
 
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:

@@ -1,5 +1,6 @@
 """What a run writes while it trains: its identity, its training checkpoints and its metrics."""
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -16,7 +17,8 @@ import orbax.checkpoint as ocp
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import is_url, wrap_errors, write_json
+from variator_jax.files import is_url, lock_folder, wrap_errors, write_json
+from variator_jax.train.checks import take_longer
 from variator_jax.train.step import TrainState
 
 _LONGEST = 4096  # bytes of a message between processes
@@ -25,7 +27,8 @@ _LONGEST = 4096  # bytes of a message between processes
 class Checkpoints:
     """The training checkpoints of one run folder: the train state, which is what a step changes.
 
-    Its `run.json` holds what the run trains; a folder is never continued as another run.
+    Its `run.json` holds what the run trains and how; a folder is never continued as another run.
+    One run at a time writes a folder: its process 0 holds a lock until `close`.
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
@@ -34,13 +37,18 @@ class Checkpoints:
                 f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
             )
         self._folder = pathlib.Path(model_dir).absolute()
-        with wrap_errors(f"MODEL_DIR {model_dir} cannot be made"):
-            self._folder.mkdir(parents=True, exist_ok=True)
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
-        difference = _other_run(self._folder, identity) if jax.process_index() == 0 else ""
+        self._lock, difference = contextlib.ExitStack(), ""
+        if jax.process_index() == 0:
+            try:
+                self._lock.enter_context(lock_folder(self._folder))
+                difference = _other_run(self._folder, identity)
+            except CheckpointError as error:
+                difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
         if text:
+            self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
@@ -64,12 +72,15 @@ class Checkpoints:
         """Saves in the background, unless that step is saved already."""
         step = int(state.step)
         if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with wrap_errors(f"The checkpoint of step {step} in {self._folder} cannot be saved"):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
+            self._manager.wait_until_finished()
+            self._manager.close()
+        self._lock.close()
 
 
 def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
@@ -81,15 +92,19 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
             write_json(path, identity)
             return ""
         before = json.loads(path.read_text(encoding="utf8"))
+        take_longer(before, identity)
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."
-    for name in identity:
-        if before.get(name) != identity[name]:
-            return (
-                f"{folder} holds another run: its {name} is {before.get(name)!r}, this one's is "
-                f"{identity[name]!r}. Choose another MODEL_DIR, or remove that folder."
-            )
-    return ""
+    # Earlier versions wrote less; what is unknown is not compared.
+    differs = [
+        f"its {name} is {before[name]!r}, this one's is {value!r}"
+        for name, value in identity.items()
+        if name in before and before[name] != value
+    ]
+    if not differs:
+        write_json(path, before)
+    remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
+    return f"{folder} holds another run: {'; '.join(differs)}. {remedy}" if differs else ""
 
 
 class RunLog:
@@ -99,7 +114,7 @@ class RunLog:
     """
 
     def __init__(self, model_dir: str | os.PathLike, train_steps: int) -> None:
-        folder = pathlib.Path(model_dir)
+        self._folder = folder = pathlib.Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._train_steps, self._main = train_steps, jax.process_index() == 0
         name = folder / "log.jsonl" if self._main else os.devnull
@@ -118,6 +133,10 @@ class RunLog:
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends `metrics` of 'train' or 'eval' to the files."""
+        with wrap_errors(f"The log in {self._folder} cannot be written"):
+            self._write(kind, step, metrics)
+
+    def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         row: dict[str, Any] = {"kind": kind, "step": step, "time": round(time.time(), 3), **metrics}
         self._jsonl.write(json.dumps(row) + "\n")
         self._jsonl.flush()
@@ -144,6 +163,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._jsonl.close()
-        if self._events is not None:
-            self._events.close()
+        with wrap_errors(f"The log in {self._folder} cannot be written"):
+            self._jsonl.close()
+            if self._events is not None:
+                self._events.close()

@@ -21,7 +21,7 @@ class DataConfig:
 
     Attributes:
       task: name of a seqio task or mixture.
-      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut.
+      feature_lengths: tokens of `inputs` and `targets`; longer ones are cut, which is counted.
       batch_size: examples a step.
       eval_batches: batches of the validation split in one evaluation, 0 for none.
       seed: of the order of the examples.
@@ -74,6 +74,18 @@ class DataConfig:
             pad_inputs_to_multiple=self.pack_multiple,
             **kwargs,
         )
+
+    def describe(self) -> list[str]:
+        """How labels are read and how many texts of the first examples are cut, a line each.
+
+        Raises:
+          DataError: for an unknown task, or lengths that leave no room for a label.
+        """
+        from variator_jax.data import cuts
+
+        splits = ["train", *["validation"] * bool(self.eval_batches)]
+        lines = (cuts.describe_data(self.task, split, self.feature_lengths) for split in splits)
+        return list(dict.fromkeys(itertools.chain.from_iterable(lines)))
 
     def vocabulary(self) -> Any:
         """The seqio vocabulary of the task's inputs."""
@@ -137,6 +149,18 @@ class TrainConfig:
                 f"INITIAL_LORA_PATH is for a plugin run; TRAINED is {self.trained!r}. Save the "
                 "merged backbone with save_backbone, and set INITIAL_CHECKPOINT_PATH to it."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights after each step, beside what is trained: names and values.
+
+        The settings of an optimizer that `optimizers.optimizer` has not made are not known.
+        """
+        kept = dataclasses.asdict(self.data) | getattr(self.optimizer, "settings", {})
+        del kept["eval_batches"]
+        kept |= {"INIT_SEED": self.seed, "BACKBONE_DTYPE": self.backbone_dtype}
+        kept |= {name.upper(): getattr(self.backbone, name) for name in ("dtype", "dropout_rate")}
+        losses = {} if self.trained in ("backbone", "lora") else dataclasses.asdict(self.loss)
+        return kept | {f"{name}_loss".upper(): value for name, value in losses.items()}
 
     @property
     def shape(self) -> T5Config:

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.files import wrap_errors
+from variator_jax.train.checks import check_steps
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
 from variator_jax.train.loop import HostBatch, fit
 from variator_jax.train.plan import weights_dtype
@@ -63,20 +65,27 @@ def train(config: TrainConfig) -> TrainResult:
             f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
             f"{did_you_mean(str(config.trained), JOBS)}"
         )
+    described = config.data.describe()  # before anything is loaded
     weight = weights_dtype(config.trained, config.backbone, config.backbone_dtype).itemsize
     rows = config.data.batch_size // config.num_microbatches
     mesh = meshes.make_mesh(config.shape, rows, config.mesh_shape, bytes_per_weight=weight)
     job = JOBS[config.trained](config, mesh)
-    identity = job.identity | dataclasses.asdict(config.data)
-    identity.pop("eval_batches")  # changes nothing in what is trained
-    checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
-    log = RunLog(config.model_dir, config.schedule.train_steps)
-    if mesh.size > 1:
-        log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
-    with contextlib.closing(checkpoints), contextlib.closing(log):
-        if jax.process_index() == 0:  # empty when it was called from Python
-            text = gin.operative_config_str()
-            pathlib.Path(config.model_dir, "operative_config.gin").write_text(text, encoding="utf8")
+    identity = job.identity | config.identity()
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, identity)
+        stack.enter_context(contextlib.closing(checkpoints))
+        check_steps(config.schedule.train_steps, checkpoints.latest_step() or 0, config.model_dir)
+        with wrap_errors(f"MODEL_DIR {config.model_dir} cannot be written"):
+            log = RunLog(config.model_dir, config.schedule.train_steps)
+            stack.enter_context(contextlib.closing(log))
+            if jax.process_index() == 0:  # empty when it was called from Python
+                text = gin.operative_config_str()
+                file = pathlib.Path(config.model_dir, "operative_config.gin")
+                file.write_text(text, encoding="utf8")
+        for line in described:
+            log.print(f"  {line}")
+        if mesh.size > 1:
+            log.print(f"  {meshes.describe(mesh, config.backbone, weight)}")
         return _run(job, config, mesh, checkpoints, log)
 
 
@@ -90,7 +99,8 @@ def _run(
     state = placed_state(init_state(copy, optimizer), mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
-        log.print(f"  resuming at step {int(state.step)}")
+        left = config.schedule.train_steps - int(state.step)
+        log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 

@@ -1,0 +1,127 @@
+"""What is cut of a text that is too long, and how it is counted."""
+
+import json
+
+import pytest
+from task_batches import take, texts
+
+from variator_jax.data import docs_tasks, published
+from variator_jax.data.batches import accepted_answers
+from variator_jax.data.cuts import count_cuts, describe_data, describe_local
+from variator_jax.data.file_task import file_task
+from variator_jax.data.vocabulary import byte_vocabulary, docs_vocabulary, load_vocabulary
+from variator_jax.errors import DataError
+
+LONG, SHORT = " ".join(["the array"] * 100), "an axis"
+LENGTHS = {"inputs": 48, "targets": 8}
+
+
+def _task(folder, rows, template, **arguments):
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return file_task(str(path), template, validation_path=str(path), **arguments)
+
+
+def _inputs(task, vocabulary, lengths=LENGTHS):
+    """Each example's inputs as a text."""
+    (batch,) = take(1, task, size=len(texts(task)), lengths=lengths, shuffle=False, repeat=False)
+    decoded = [vocabulary.decode(row.tolist()) for row in batch["encoder_input_tokens"]]
+    return decoded, batch["encoder_input_tokens"]
+
+
+@pytest.mark.parametrize("make", [byte_vocabulary, docs_vocabulary])
+def test_the_longest_field_is_cut_and_the_rest_of_the_prompt_stays(tmp_path, make):
+    row = {"text": LONG, "q": SHORT}
+    rows = [
+        row,
+        {**row, "text": "\u7684\u00e9" * 200},
+        {"text": SHORT, "q": LONG},
+        {"text": "x", "q": "y"},
+    ]
+    template = "T: {text} Q: {q}?"
+    task = _task(tmp_path, rows, template, target="{q}", vocabulary=make())
+    decoded, tokens = _inputs(task, make())
+    assert all(text.startswith("T: ") and text.endswith("?") for text in decoded)
+    assert decoded[0].endswith(f" Q: {SHORT}?") and decoded[1].endswith(f" Q: {SHORT}?")
+    assert decoded[0].startswith("T: the arr") and decoded[2].startswith(f"T: {SHORT} Q: the arr")
+    assert decoded[3] == "T: x Q: y?"
+    assert ((tokens[:3:2] != 0).sum(axis=1) >= LENGTHS["inputs"] - 5).all()  # as much as fits
+    whole = [template.format_map(row) for row in rows]
+    assert [text for text, _ in texts(task)] == whole  # nothing is cut where no length is given
+
+
+def test_a_text_that_fits_has_the_tokens_of_the_whole_text(tmp_path):
+    rows, vocabulary = [{"text": f"array {n}"} for n in range(4)], docs_vocabulary()
+    task = _task(tmp_path, rows, "Say:{text}!{text}.", target="{text}")
+    _, tokens = _inputs(task, vocabulary)
+    for row, ids in zip(rows, tokens, strict=True):
+        expected = [*vocabulary.encode("Say:{text}!{text}.".format_map(row)), 1]
+        assert ids[: len(expected)].tolist() == expected and not ids[len(expected) :].any()
+
+
+def test_a_prompt_that_does_not_fit_by_itself_loses_its_end(tmp_path):
+    task = _task(tmp_path, [{"text": LONG}] * 2, "{text}" + "word " * 50, target="{text}")
+    _, tokens = _inputs(task, docs_vocabulary(), {"inputs": 8, "targets": 8})
+    assert (tokens[:, -1] == 1).all() and (tokens != 0).all()
+
+
+def test_prompts_of_the_published_data_sets_keep_their_ends(tmp_path, verbalizer_model):
+    (tmp_path / "train.tsv").write_text(
+        f"sentence1\tsentence2\tlabel\n{LONG}\t{LONG}\tentailment\n"
+    )
+    asked = {"question": "Who?", "context": LONG, "answers": ["an axis"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(asked))
+    vocabulary, lengths = load_vocabulary(verbalizer_model), {"inputs": 160, "targets": 16}
+    for name, kept in (("rte", "Does sentence 1 entails sentence 2?"), ("squad", "Answer:")):
+        folder = str(tmp_path)
+        make = published.squad_task if name == "squad" else published.glue_task
+        task = make(*[name] * (name != "squad"), verbalizer_model, folder)
+        ((text,), tokens) = _inputs(task, vocabulary, lengths)
+        assert kept in text and vocabulary.vocab_size - 1 in tokens[0].tolist(), (
+            text
+        )  # the sentinel
+        assert text.count("Sentence 2: the") == (name == "rte")
+
+
+def test_pairs_of_the_documentation_keep_both_sentences():
+    lengths = {"inputs": 40, "targets": 4}
+    decoded, _ = _inputs("docs_pair", docs_vocabulary(), lengths)
+    assert all("First:" in text and "Second:" in text for text in decoded)
+    assert set(texts("docs_pair")) == {
+        (e["inputs"], e["targets"]) for e in docs_tasks.docs_examples_of("docs_pair", "train")
+    }
+
+
+def test_what_is_cut_is_counted_in_numbers_and_shares(tmp_path):
+    rows = [{"text": LONG}, {"text": "x"}, {"text": "y"}, {"text": "z"}]
+    task = _task(tmp_path, rows, "Text: {text}", target="{text}")
+    (counted,) = count_cuts(task, "validation", {"inputs": 48, "targets": 400})
+    assert (counted.examples, counted.cut) == (4, {"inputs": 1, "targets": 0})
+    (line,) = describe_data(task, "train", LENGTHS)
+    assert "of 4 examples, cut are 1 inputs (25.0%) to 48 tokens and 1 targets (25.0%) to 8" in line
+    assert describe_local(task, ("train",), LENGTHS) == [line]
+    (line,) = describe_data(task, "train", LENGTHS, most=2)
+    assert "of the first 2 examples, cut are 1 inputs (50.0%)" in line
+    assert count_cuts("docs_span_corruption", "train", LENGTHS) == []
+    labelled = _task(tmp_path, [{"text": LONG, "label": 1}] * 2, "{text}", labels=("no", "yes"))
+    assert (
+        "labels are read as indices: '0' is 'no', '1' is 'yes'"
+        in describe_data(labelled, "train", LENGTHS)[0]
+    )
+
+
+def test_references_are_whole_whatever_the_lengths(tmp_path):
+    task = _task(tmp_path, [{"text": f"{LONG} {n}"} for n in range(3)], "{text}", target="{text}")
+    assert accepted_answers(task, "validation") == [[f"{LONG} {n}"] for n in range(3)]
+
+
+@pytest.mark.parametrize("lengths", [{"inputs": 8, "targets": 1}, {"inputs": 1, "targets": 8}])
+def test_lengths_that_leave_only_the_end_of_sequence_are_refused(tmp_path, lengths):
+    labelled = _task(tmp_path, [{"text": "x", "label": 1}] * 2, "{text}", labels=("no", "yes"))
+    generated = _task(tmp_path, [{"text": "x"}] * 2, "{text}", target="{text}")
+    for task in (labelled, generated, "docs_labels"):
+        for refused in (count_cuts, lambda *a: describe_local(a[0], [a[1]], a[2])):
+            with pytest.raises(DataError, match="TASK_FEATURE_LENGTHS .* or more"):
+                refused(task, "train", lengths)
+        with pytest.raises(DataError, match="end of sequence need"):
+            take(1, task, lengths=lengths)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from tiny import flat
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import get_config, shape_params
+from variator_jax.backbones.t5 import get_config
 from variator_jax.errors import ConfigError
 
 XXL = get_config("t5_1_1_xxl")  # 11.1 B parameters, 64 heads
@@ -39,13 +38,10 @@ def test_data_comes_first_fsdp_as_memory_gets_short_and_model_last(rows, devices
     assert meshes.make_mesh(XXL, rows, None, range(devices), 2, room).devices.shape == expected
 
 
-CHECKS = "checks a mesh without the devices."
-
-
 @pytest.mark.parametrize(
     ("shape", "batch", "devices", "change", "message"),
     [
-        ((4, 1, 1), 8, 8, {}, r"has 4 devices, and there are 8\. Possible: .*4 x 1 x 2 \(data x f"),
+        ((4, 1, 1), 8, 8, {}, r"has 4 devices, and there are 8\. .*4 x 1 x 2 .*budget --devices 4"),
         ((8, 1, 1), 4, 8, {}, r"cannot share 4 rows of a \(micro\)batch\. Possible: 4 x 1 x 2"),
         ((1, 1, 8), 8, 8, {}, r"cannot split 4 heads\. Possible: 2 x 1 x 4 .*; 1 x 2 x 4"),
         ((1, 1, 8), 1, 8, {}, r"cannot split 4 heads\. Possible: none, with a batch of 1\."),
@@ -59,11 +55,8 @@ def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(
     shape, batch, devices, change, message
 ):
     config = dataclasses.replace(TINY, **change)
-    with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message) as error:
+    with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message):
         meshes.make_mesh(config, batch, shape, devices=range(devices))
-    # A mesh of other devices can be checked without them.
-    advised = str(error.value).endswith(f"`variator budget --devices {math.prod(shape)}` {CHECKS}")
-    assert advised == (math.prod(shape) != devices)
 
 
 @pytest.mark.parametrize("shape", ["(1, 1, 1)", (1,), (1, 1, 0), (1, 1, 1.0), (-1, 1, 1), None])
@@ -92,12 +85,8 @@ class Device:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize(("first", "expected"), [(80, (8, 1, 1)), (16, (2, 4, 1))])
-def test_all_processes_choose_by_the_memory_that_process_0_finds(
-    monkeypatch, index, first, expected
-):
-    rooms = (first * GIB, 40 * GIB)  # Process 1 alone would take (4, 2, 1).
-    asked = []
+def test_all_processes_choose_by_the_memory_that_process_0_finds(monkeypatch, index):
+    rooms, asked = (16 * GIB, 40 * GIB), []  # Process 1 alone would take (4, 2, 1).
 
     def broadcast(value):
         asked.append(int(value))
@@ -108,7 +97,7 @@ def test_all_processes_choose_by_the_memory_that_process_0_finds(
     monkeypatch.setattr(meshes.multihost_utils, "broadcast_one_to_all", broadcast)
     devices = [Device(n, n // 4, rooms[n // 4], platform="gpu") for n in range(8)]
     mesh = meshes.make_mesh(XXL, 32, None, devices, bytes_per_weight=2)
-    assert mesh.devices.shape == expected
+    assert mesh.devices.shape == (2, 4, 1)
     assert asked == [rooms[index] // 2**20]  # of its own devices
 
 
@@ -157,17 +146,6 @@ SPECS = {
 def test_weights_are_cut_by_their_logical_axes():
     shardings = flat(meshes.parameter_shardings(TINY, AbstractMesh((2, 2, 2), meshes.AXES)))
     assert {path: tuple(shardings[path].spec) for path in SPECS} == SPECS
-
-
-def test_every_weight_has_a_place_and_its_cuts_divide():
-    for name in ("t5_1_0_small", "mt5_small"):
-        config = get_config(name)
-        [shape] = meshes.possible_shapes(config, 2, 2)[:1]
-        mesh = AbstractMesh(shape, meshes.AXES)
-        shapes = shape_params(config)
-        shardings = meshes.parameter_shardings(config, mesh)
-        assert jax.tree.structure(shapes) == jax.tree.structure(shardings)
-        jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), shapes, shardings)
 
 
 def test_activations_are_pinned_and_weights_whole_while_they_are_used():

@@ -225,7 +225,7 @@ class TestGenerate:
         encoded = _by_hand(PLUGINS[4], _padded(TOKENS))
         arguments = (Transformer(SHAPE), PARAMS, encoded, jnp.asarray(_padded(TOKENS)), 5)
         search = greedy_decode if beams == 1 else beam_decode
-        expected = search(*arguments, *([] if beams == 1 else [beams])).tokens
+        expected = search(*arguments, *([] if beams == 1 else [beams]))
         assert isinstance(generated, np.ndarray) and generated.dtype == np.int32
         np.testing.assert_array_equal(generated, expected)
 

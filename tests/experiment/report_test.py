@@ -55,14 +55,11 @@ def test_tables_show_scores_gaps_costs_and_latency():
     table = report.rows(RECORDS, LATENCY)
     header, _, teacher, method, majority = _lines(report.quality_table(table))
     assert header[:6] == ["arm", "k", "sst2", "mrpc", "mean", "gap of the mean"]
-    assert header[6:] == ["FLOPs saved", "extra parameters"]
-    assert teacher[:2] + teacher[-3:] == ["uncompressed", "", "–", "", ""]
+    assert header[6:] == ["FLOPs saved", "extra parameters", "mrpc f1"]
+    assert teacher[:2] + teacher[5:] == ["uncompressed", "", "–", "", "", "81.0"]
     assert method[:4] == ["compression plugin", "4", "80.0 ± 1.4", "70.5 ± 0.7"]
-    assert method[4:] == ["75.2 ± 1.1", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
+    assert method[4:] == ["75.2 ± 1.1", "+1.25 ± 1.06", "40.0 %", "1.00 %", "81.0"]
     assert majority[2:5] == ["50.0"] * 3
-    details = _lines(report.details_table(table))
-    assert details[2:] == [["uncompressed", "", "81.0"], ["compression plugin", "4", "81.0"]]
-    assert report.details_table(report.rows(_records("sst2", backbone=80.0))) == ""
     sizes = _lines(report.size_table(table))[-1]
     assert sizes[:6] == ["nano", "0.01 M", "4", "+1.25 ± 1.06", "40.0 %", "1.00 %"]
     assert sizes[6:] == ["2.00 ms", "1.50x", "94 %"]

@@ -85,13 +85,9 @@ def test_a_ratio_that_is_not_whole_has_as_many_destinations_all_different(length
     assert set(owners[0].tolist()) == set(range(groups))
 
 
-def test_cost_is_attention_ffns_on_groups_and_the_similarities():
-    layer = STACK.flops(0, 50, 50, 17) + 2 * 50 * 17 * NANO.config.embed_dim
-    assert rivals.similar_tokens_flops(STACK, 50, 3) == 2 * layer
-
-
-@pytest.mark.parametrize("stack", [BASE, STACK], ids=["base", "nano"])
-@pytest.mark.parametrize("plugin", [PluginConfig(2), PluginConfig(4, layers=(1,))])
+@pytest.mark.parametrize(
+    "stack, plugin", [(BASE, PluginConfig(2)), (STACK, PluginConfig(4, layers=(1,)))]
+)
 @pytest.mark.parametrize("length", [1, 7, 256])
 def test_rivals_cost_what_a_plugin_costs_with_no_vector_to_spare(stack, plugin, length):
     most = stack_flops(stack, length, plugin)
@@ -106,15 +102,13 @@ def test_rivals_cost_what_a_plugin_costs_with_no_vector_to_spare(stack, plugin, 
 
 
 def batch(*rows, width=9):
-    array = np.zeros((len(rows), width), np.int32)
-    for row, tokens in zip(array, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return {"encoder_input_tokens": array, "decoder_target_tokens": np.ones((len(rows), 2))}
+    padded = [[*tokens, *[0] * (width - len(tokens))] for tokens in rows]
+    return {"encoder_input_tokens": np.array(padded), "decoder_target_tokens": "kept"}
 
 
 def cut(rows, share, suffix, width=9):
     (kept,) = rivals.truncated([batch(*rows, width=width)], share, suffix)
-    assert kept["decoder_target_tokens"].shape == (len(rows), 2)
+    assert kept["decoder_target_tokens"] == "kept"
     return [row[row > 0].tolist() for row in kept["encoder_input_tokens"]]
 
 
@@ -128,14 +122,10 @@ def test_a_row_is_cut_in_the_middle_of_what_comes_before_the_suffix():
     assert cut([[1] * 100], 0.07, 0, width=100) == [[1] * 7]
 
 
-@pytest.mark.parametrize(
-    "rows, suffix",
-    [
-        ([[5, 6, 7, 8], [9, 7, 8], [7, 8], []], 2),
+def test_the_common_suffix_is_what_all_complete_rows_end_with():
+    # A row as long as the feature length may have lost its ending.
+    for rows, suffix in (
+        ([[5, 6, 7, 8], [9, 7, 8], [], [1, 2, 3, 4, 5, 1]], 2),
         ([[1, 2], [2, 1]], 0),
-        # Rows as long as the feature length may have lost their ending.
-        ([[5, 6, 7, 8], [1, 2, 3, 4, 5, 1], [9, 7, 8]], 2),
-    ],
-)
-def test_the_common_suffix_is_what_all_complete_rows_end_with(rows, suffix):
-    assert rivals.common_suffix([batch(row, width=6) for row in rows]) == suffix
+    ):
+        assert rivals.common_suffix([batch(row, width=6) for row in rows]) == suffix

@@ -102,7 +102,7 @@ def assert_agree(model, backbone):
             max_new_tokens=8,
             decoder_start_token_id=0,
         ).numpy()
-    ours = greedy_decode(module, backbone.params, outputs.hidden["encoder"], tokens, 8).tokens
+    ours = greedy_decode(module, backbone.params, outputs.hidden["encoder"], tokens, 8)
     theirs = np.zeros((len(LENGTHS), 8), np.int32)
     theirs[:, : generated.shape[1] - 1] = generated[:, 1:]  # after the start token
     np.testing.assert_array_equal(np.asarray(ours), theirs)

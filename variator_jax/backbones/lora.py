@@ -53,8 +53,8 @@ class LoraConfig:
                 re.compile(site)
             except (re.error, TypeError) as error:
                 raise ConfigError(
-                    f"The site {site!r} of a LoRA is not a regular expression: {error}."
-                ) from error
+                    f"A LoRA's site {site!r} is not a regular expression: {error}."
+                ) from None
 
     @property
     def scale(self) -> float:
@@ -82,20 +82,15 @@ def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tup
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     weights: dict[str, tuple[int, int]] = {}
     for site in config.sites:
-        matched = [path for path in sorted(flat) if re.fullmatch(site, path)]
-        if not matched:
+        matched = {path: leaf.shape for path, leaf in flat.items() if re.fullmatch(site, path)}
+        other = [f"{path} {shape}" for path, shape in matched.items() if len(shape) != 2]
+        if other or not matched:
+            found = other[0] if other else "no weight"
+            known = ", ".join(_kinds(flat))
             raise ConfigError(
-                f"The site {site!r} of a LoRA matches no weight; this backbone has "
-                f"{', '.join(_kinds(flat))}."
+                f"The site {site!r} of a LoRA matches {found}; the matrices are {known}."
             )
-        for path in matched:
-            shape = tuple(flat[path].shape)
-            if len(shape) != 2:
-                raise ConfigError(
-                    f"The site {site!r} of a LoRA matches {path} of shape {shape}; it changes "
-                    "matrices only."
-                )
-            weights[path] = (shape[0], shape[1])
+        weights |= matched
     return dict(sorted(weights.items()))
 
 
@@ -115,13 +110,10 @@ def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> 
     """
     weights = lora_weights(config, params)
     leaves: dict[str, jax.Array] = {}
-    for key, (path, (width, out)) in zip(
-        jax.random.split(rng, len(weights)), weights.items(), strict=True
-    ):
-        bound = 1 / math.sqrt(width)
-        leaves[f"{path}/a"] = jax.random.uniform(
-            key, (width, config.rank), jnp.float32, -bound, bound
-        )
+    keys = jax.random.split(rng, len(weights))
+    for key, (path, (width, out)) in zip(keys, weights.items(), strict=True):
+        shape, bound = (width, config.rank), 1 / math.sqrt(width)
+        leaves[f"{path}/a"] = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
         leaves[f"{path}/b"] = jnp.zeros((config.rank, out), jnp.float32)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
@@ -145,7 +137,7 @@ def merge_lora(params: Mapping[str, Any], lora: Mapping[str, Any], config: LoraC
     weights = traverse_util.flatten_dict(dict(params), sep="/")
     for path, (a, b) in pairs(lora):
         weight = weights.get(path)
-        check_fits(path, None if weight is None else weight.shape, (a.shape[0], b.shape[1]))
+        check_fits(path, getattr(weight, "shape", None), (a.shape[0], b.shape[1]))
         # [in, out]; accelerators would round the factors to bfloat16 or TF32.
         change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         weight = jnp.asarray(weight)
@@ -175,18 +167,16 @@ def merge_weight(
     return merged.astype(np.float32).astype(weight.dtype)
 
 
-def check_fits(path: str, found: Sequence[int] | None, expected: Sequence[int]) -> None:
-    """Compares the shape of a backbone's weight with that of a LoRA's change.
+def check_fits(path: str, shape: Sequence[int] | None, expected: Sequence[int]) -> None:
+    """Compares the shape of a backbone's weight, None if it has none, with that of a change.
 
     Raises:
       ConfigError: if there is no such weight, or it is of another shape.
     """
-    if found is None:
-        raise ConfigError(f"The LoRA changes {path}, which this backbone does not have.")
-    if tuple(found) != tuple(expected):
+    found = None if shape is None else tuple(shape)
+    if found != tuple(expected):
         raise ConfigError(
-            f"The LoRA changes {path} of shape {tuple(expected)}; this backbone's has shape "
-            f"{tuple(found)}."
+            f"The LoRA changes {path} {tuple(expected)}; this backbone has {found or 'none'}."
         )
 
 

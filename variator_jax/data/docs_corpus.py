@@ -10,6 +10,7 @@ are dropped. No TensorFlow here.
 """
 
 import ast
+import bisect
 import collections
 import functools
 import gc
@@ -193,14 +194,9 @@ def select_sources(sources: Iterable[Source]) -> list[tuple[Source, str]]:
     first_found = {source.relative: source for source in reversed(list(sources))}
     for source in sorted(first_found.values()):
         packages[source.package].append(source)
-    sizes = sorted(map(_bytes, packages.values()))
-    left, cap = _SOURCE_BYTES, _SOURCE_BYTES_PER_PACKAGE
-    for number, size in enumerate(sizes):
-        share = left // (len(sizes) - number)
-        if size > share:
-            cap = min(share, cap)
-            break
-        left -= size
+    sizes = [_bytes(of_package) for of_package in packages.values()]
+    caps = range(_SOURCE_BYTES_PER_PACKAGE + 1)
+    cap = bisect.bisect(caps, _SOURCE_BYTES, key=lambda cap: sum(min(n, cap) for n in sizes)) - 1
     selected = []
     for package in sorted(packages):
         chosen = _take(packages[package], cap)

@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from variator_jax.data import rows, span_corruption, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import mixture
 from variator_jax.data.fitting import template_parts
-from variator_jax.data.spec import ANSWER_SEPARATOR, TaskSpec, verbalizer_ids
+from variator_jax.data.spec import ANSWER_SEPARATOR, Kind, TaskSpec, verbalizer_ids
 from variator_jax.errors import DataError, did_you_mean
 
 SENTINEL = "<extra_id_0>"
@@ -39,7 +37,7 @@ class Published:
 
     Attributes:
       folder: of its files, as published.
-      template: the prompt; its fields are TFDS's.
+      template: the prompt without its sentinel; its fields are TFDS's.
       words: the TSV file's labels, in TFDS's order, and the verbalizer of each; none for
         generation with many answers.
       columns: field, or 'label' -> the TSV file's column, where the names differ.
@@ -64,8 +62,7 @@ _PAIR = "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
 GLUE = {
     "mnli": Published(
         "MNLI",
-        "Sentence 1: {premise} Sentence 2: {hypothesis} "
-        "Does sentence 1 entails sentence 2? <extra_id_0>.",
+        "Sentence 1: {premise} Sentence 2: {hypothesis} Does sentence 1 entails sentence 2?",
         {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
         {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
         size=392_702,
@@ -74,44 +71,34 @@ GLUE = {
     "qnli": Published(
         "QNLI",
         "Question: {question}\nSentence: {sentence}\n"
-        "Does the sentence contains the answer to the question? <extra_id_0>.",
+        "Does the sentence contains the answer to the question?",
         _ENTAILED,
         size=104_743,
     ),
     "qqp": Published(
         "QQP",
         "Question 1: {question1}\nQuestion 2: {question2}\n"
-        "Are the two questions paraphrase of each other? <extra_id_0>.",
+        "Are the two questions paraphrase of each other?",
         _SAME,
         {"label": "is_duplicate"},
         size=363_846,
     ),
-    "rte": Published(
-        "RTE",
-        f"{_PAIR}Does sentence 1 entails sentence 2? <extra_id_0>.",
-        _ENTAILED,
-        size=2_490,
-    ),
+    "rte": Published("RTE", f"{_PAIR}Does sentence 1 entails sentence 2?", _ENTAILED, size=2_490),
     "sst2": Published(
         "SST-2",
-        "Sentence: {sentence}\n"
-        "Does this sentence express positive or negative emotions? <extra_id_0>.",
+        "Sentence: {sentence}\nDoes this sentence express positive or negative emotions?",
         {"0": "negative", "1": "positive"},
         size=67_349,
     ),
     "mrpc": Published(
         "MRPC",
-        f"{_PAIR}Are the two sentences paraphrase of each other? <extra_id_0>.",
+        f"{_PAIR}Are the two sentences paraphrase of each other?",
         _SAME,
         {"label": "Quality", "sentence1": "#1 String", "sentence2": "#2 String"},
         size=3_668,
     ),
 }
-SQUAD = Published(
-    "squad",
-    "Question: {question}\nContext: {context}\nAnswer: <extra_id_0>",
-    suffix="-v1.1.json",
-)
+SQUAD = Published("squad", "Question: {question}\nContext: {context}\nAnswer:", suffix="-v1.1.json")
 
 
 def glue_task(
@@ -233,13 +220,12 @@ def _register(
     name = _named(name, vocabulary, data_dir, sentinel)
     if tasks.is_registered(name):
         return name
-    template, prefix = dataset.template, SENTINEL
-    if not sentinel:
-        template, prefix = template.removesuffix(".").removesuffix(f" {SENTINEL}"), ""
-    if dataset.words:
-        spec = TaskSpec(name, "classification", tuple(dataset.words.values()), prefix)
-    else:
-        spec = TaskSpec(name, "generation", prefix=prefix, many_answers=True)
+    template, prefix = dataset.template, SENTINEL if sentinel else ""
+    if sentinel:
+        template += f" {SENTINEL}{'.' if dataset.words else ''}"
+    kind: Kind = "classification" if dataset.words else "generation"
+    labels = tuple(dataset.words.values())
+    spec = TaskSpec(name, kind, labels, prefix, many_answers=not labels)
 
     def rendered(examples: Any, output_features: Mapping[str, Any]) -> Any:
         vocabulary = output_features["targets"].vocabulary
@@ -271,9 +257,6 @@ def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = Tr
 def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
     """Returns the seqio source of a data set: TFDS, or the files of a folder.
 
-    Where a folder has no file of the published name, the only one that begins alike is taken: part
-    of the data, such as train_subset.tsv.
-
     Raises:
       DataError: for a folder that is not there or not local, or that has no such file.
     """
@@ -284,17 +267,11 @@ def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
     if not root.is_dir():
         raise tasks.missing_file(f"DATA_DIR {data_dir}: there is no local folder", root)
     folder = root / dataset.folder if (root / dataset.folder).is_dir() else root
-    files, kind = {}, dataset.suffix.rsplit(".", 1)[1]
-    for split, stem in (("train", "train"), ("validation", dataset.dev)):
-        published = folder / f"{stem}{dataset.suffix}"
-        fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
-        if len(fitting) == 1:
-            files[split] = fitting[0]
-            if fitting[0] != published:
-                logging.warning("%s is missing; %s is read in its place", published, fitting[0])
+    names = {"train": f"train{dataset.suffix}", "validation": f"{dataset.dev}{dataset.suffix}"}
+    files = {split: folder / name for split, name in names.items() if (folder / name).is_file()}
     if not files:
-        names = f"train{dataset.suffix}, {dataset.dev}{dataset.suffix}"
-        raise DataError(f"{folder} has none of the files {names} of {dataset.folder}")
+        expected = ", ".join(names.values())
+        raise DataError(f"{folder} has none of the files {expected} of {dataset.folder}")
     read = functools.partial(_read_tsv, dataset) if dataset.words else _read_squad
     return tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
 
@@ -339,30 +316,23 @@ def _read_tsv(dataset: Published, path: Path) -> tasks.Examples:
 def _read_squad(path: Path) -> tasks.Examples:
     """Returns SQuAD's questions: {'question', 'context', 'answers'} each.
 
-    The file is SQuAD's own JSON, or JSON lines with these three fields, where the answers are texts
-    or {'text': [...]}.
-
     Raises:
-      DataError: if the file is neither, or a question has no answer, as in SQuAD 2.
+      DataError: if the file is not SQuAD's JSON, or a question has no answer, as in SQuAD 2.
     """
     try:
-        text = path.read_text("utf-8")
-        if path.suffix == ".jsonl":
-            asked = [json.loads(line) for line in text.split("\n") if line]
-        else:
-            paragraphs = [p for article in json.loads(text)["data"] for p in article["paragraphs"]]
-            asked = [{**qa, "context": p["context"]} for p in paragraphs for qa in p["qas"]]
-        questions = [_question(fields) for fields in asked]
+        articles = json.loads(path.read_text("utf-8"))["data"]
+        questions = [
+            {
+                "question": asked["question"].strip(),
+                "context": paragraph["context"].strip(),
+                "answers": ANSWER_SEPARATOR.join(a["text"].strip() for a in asked["answers"]),
+            }
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for asked in paragraph["qas"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}") from error
     if not questions or not all(question["answers"] for question in questions):
         raise DataError(f"{path}: expected questions with an answer each, as in SQuAD v1.1")
     return questions
-
-
-def _question(fields: Mapping[str, Any]) -> dict[str, str]:
-    answers = fields["answers"]
-    texts = answers["text"] if isinstance(answers, Mapping) else answers
-    texts = [text["text"] if isinstance(text, Mapping) else text for text in texts]
-    stripped = {name: fields[name].strip() for name in ("question", "context")}
-    return {**stripped, "answers": ANSWER_SEPARATOR.join(text.strip() for text in texts)}

@@ -65,7 +65,8 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
             raise ConfigError(f"{step.config}: {reason}") from None
         # What an arm sets is part of the arm, not of the recipe.
         arm = {k for k, value in step.macros.items() if value != experiment.settings.get(k)}
-        names = sorted(_macros_in_use(gin_utils.resolved_config()) - _PER_RUN - _FREE - arm)
+        read = set(re.findall(r"%([A-Z]\w*)", gin_utils.resolved_config()))
+        names = sorted(read - _PER_RUN - _FREE - arm)
         macros = {name: str(gin_utils.macro(name)) for name in names}
         configs[step.config] = configs.get(step.config, {}) | macros
     return configs
@@ -150,16 +151,3 @@ def describe(experiment: Experiment) -> str:
     if len(missing) > 20:
         lines.append(f"  ... and {len(missing) - 20} more")
     return "\n".join(lines)
-
-
-def _macros_in_use(config: str) -> set[str]:
-    """The macros that a configuration reads, but for those that only unread macros read."""
-    statements = [part.partition(" = ") for part in re.split(r"\n(?=[\w./]+ = )", f"\n{config}")]
-    reads = {name: set(re.findall(r"%([A-Z]\w*)", value)) for name, _, value in statements}
-    is_macro = re.compile(r"[A-Z][A-Z0-9_]*").fullmatch
-    in_use: set[str] = set()
-    new = set().union(*(names for name, names in reads.items() if not is_macro(name)))
-    while new:
-        in_use |= new
-        new = set().union(*(reads.get(name, set()) for name in new)) - in_use
-    return in_use & reads.keys()

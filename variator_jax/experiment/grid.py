@@ -127,10 +127,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for field in ("backbones", "tasks", "ratios", "seeds", "arms", "arm_ratios"):
-            values, name = getattr(self, field), field.upper()
-            is_tuple = isinstance(values, Sequence) and not isinstance(values, str)
-            if not is_tuple or len(set(values)) < max(len(values), not field.startswith("arm")):
-                raise ConfigError(f"{name} is a tuple of different values; found {values!r}.")
+            values, fewest = getattr(self, field), 0 if field.startswith("arm") else 1
+            if type(values) not in (tuple, list) or len(set(values)) < max(len(values), fewest):
+                raise ConfigError(f"{field.upper()} is a tuple of different values: {values!r}.")
         for ratio in (*self.ratios, *self.arm_ratios):
             if not isinstance(ratio, int) or ratio < 2:
                 raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")

@@ -135,7 +135,6 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
         sections += [f"## {backbone}", quality_table(part), standard_errors(part)]
         if compared := rivals_table(part):
             sections += ["The plugin's score less that of other arms of its ratio:", compared]
-        sections.append(details_table(part))
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:
@@ -157,29 +156,23 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
 
 
 def quality_table(rows: pd.DataFrame) -> str:
-    """One line an arm and ratio of a backbone: each task's mean ± deviation, the gap, the costs."""
+    """One line an arm and ratio of a backbone: mean ± deviation, the gap, the costs, and the rest.
+
+    The rest is what a task is scored by besides its headline, such as F1.
+    """
     gap = "gap of the mean" if MEAN in set(rows["task"]) else "gap"
     lines = []
     for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
         line = _names(arm, ratio) | {row["task"]: _score(row) for _, row in group.iterrows()}
         overall = group.iloc[-1]
-        compared = {gap: _gap(overall)} | _costs(overall)
-        lines.append(line | ({gap: _NONE} if arm == TEACHER else compared))
-    majority = rows.groupby("task")["majority"].first()
-    lines.append({"arm": "majority class"} | {task: _plain(x) for task, x in majority.items()})
-    return _as_table(lines)
-
-
-def details_table(rows: pd.DataFrame) -> str:
-    """Further scores, such as F1, one line an arm and ratio; empty where there are none."""
-    lines = []
-    for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
-        line = _names(arm, ratio)
+        line |= {gap: _NONE if arm == TEACHER else _gap(overall), **_costs(overall)}
         for row in group.itertuples():
             names = [name for name in row.details if name not in _HEADLINES]
             line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
         lines.append(line)
-    return _as_table(lines) if len(lines[0]) > 2 else ""
+    majority = rows.groupby("task")["majority"].first()
+    lines.append({"arm": "majority class"} | {task: _plain(x) for task, x in majority.items()})
+    return _as_table(lines)
 
 
 def size_table(table: pd.DataFrame) -> str:
@@ -226,7 +219,7 @@ def rivals_table(rows: pd.DataFrame) -> str:
             deviation = f" ± {gains.std():.1f}" if len(gains) > 1 else ""
             line[row.task] = f"{gains.mean():+.1f}{deviation}"
         lines.append(line)
-    return _as_table(lines) if lines else ""
+    return _as_table(lines)
 
 
 def standard_errors(rows: pd.DataFrame) -> str:
@@ -256,6 +249,8 @@ def _names(arm: str, ratio: int) -> dict[str, str]:
 
 
 def _costs(row: pd.Series) -> dict[str, str]:
+    if row["arm"] == TEACHER:
+        return {"FLOPs saved": "", "extra parameters": ""}
     extra = _percent(row["extra_parameters_share"], 2)
     return {"FLOPs saved": _percent(row["flops_saved"]), "extra parameters": extra}
 

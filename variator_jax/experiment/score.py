@@ -22,7 +22,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -315,10 +314,9 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
     @jax.jit
     def count(params: Any, variables: Any, tokens: jax.Array) -> dict:
         mask = backbone.masks({_INPUTS: tokens})["encoder"]
-        with _ffn_hidden(stack) as plain:
-            backbone.encode(params, tokens)
-        with _ffn_hidden(stack) as spliced:
-            SplicedModel(backbone, plugin).encode(params, variables, {_INPUTS: tokens})
+        model = SplicedModel(backbone, plugin)
+        plain = _ffn_hidden(stack, backbone.encode, params, tokens)
+        spliced = _ffn_hidden(stack, model.encode, params, variables, {_INPUTS: tokens})
         counts = {}
         for layer in plain:
             # [batch, groups, k]; without regard to `pool_padding`: a group of padding is no input
@@ -338,9 +336,8 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
     return count
 
 
-@contextmanager
-def _ffn_hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
-    """Collects what goes into each FFN's `wo`, `[batch, inputs, neurons]` by layer."""
+def _ffn_hidden(stack: Stack, encode: Callable[..., Any], *inputs: Any) -> dict[int, jax.Array]:
+    """What goes into each FFN's `wo` in `encode(*inputs)`: `[batch, inputs, neurons]` by layer."""
     caught: dict[int, jax.Array] = {}
     layers = {f"{stack.path('ffn', layer)}/wo": layer for layer in range(stack.layers)}
 
@@ -349,4 +346,5 @@ def _ffn_hidden(stack: Stack) -> Iterator[dict[int, jax.Array]]:
         return call(*args, **kwargs)
 
     with intercept_modules(layers.__contains__, catch):
-        yield caught
+        encode(*inputs)
+    return caught

@@ -31,18 +31,15 @@ def test_greedy_tokens_are_the_argmax_of_a_forward_pass_and_one_beam_is_greedy(v
         encoded = module.apply({"params": params}, TOKENS, method="encode")
         greedy = greedy_decode(module, params, encoded, TOKENS, 12)
         beam = beam_decode(module, params, encoded, TOKENS, 12, num_beams=1, length_penalty=0.0)
-        return greedy, beam, _log_probabilities(module, params, TOKENS, greedy.tokens)
+        return greedy, beam, _log_probabilities(module, params, TOKENS, greedy)
 
     greedy, beam, forward = decode(params)
-    np.testing.assert_array_equal(greedy.tokens, beam.tokens)
-    np.testing.assert_allclose(greedy.scores, beam.scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(greedy, beam)
     for row in range(2):
-        generated = np.asarray(greedy.tokens[row])
+        generated = np.asarray(greedy[row])
         length = list(generated).index(EOS_TOKEN) + 1 if EOS_TOKEN in generated else 12
         assert (generated[length:] == 0).all()
         np.testing.assert_array_equal(generated[:length], forward[row].argmax(-1)[:length])
-        picked = forward[row, np.arange(length), generated[:length]].sum()
-        np.testing.assert_allclose(greedy.scores[row], picked, rtol=1e-4, atol=1e-4)
 
 
 def test_enough_beams_find_the_best_sequence_of_all():
@@ -68,6 +65,4 @@ def test_enough_beams_find_the_best_sequence_of_all():
             forward[i, np.arange(end), rows[i, :end]].sum() / ((5 + end) / 6) ** 0.6
             for i, end in enumerate(ends.values())
         ]
-        best = int(np.argmax(scores))
-        np.testing.assert_array_equal(decoded.tokens[0], rows[best])
-        np.testing.assert_allclose(decoded.scores[0], scores[best], rtol=1e-4)
+        np.testing.assert_array_equal(decoded[0], rows[np.argmax(scores)])

@@ -116,8 +116,8 @@ class T5:
     ) -> jax.Array:
         """Greedy tokens, or the best of several beams: `[batch, max_length]` int32."""
         if num_beams == 1:
-            return greedy_decode(self.module, params, encoded, tokens, max_length).tokens
-        return beam_decode(self.module, params, encoded, tokens, max_length, num_beams).tokens
+            return greedy_decode(self.module, params, encoded, tokens, max_length)
+        return beam_decode(self.module, params, encoded, tokens, max_length, num_beams)
 
     def masks(self, batch: Batch) -> dict[str, Mask]:
         """The mask of each stack; token 0 is padding, and starts a decoder."""

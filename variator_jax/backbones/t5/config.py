@@ -1,6 +1,7 @@
 """T5 shapes by name, and names by shape; what layers compute is in the files beside this one."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,10 +135,8 @@ def get_config(name: str, **overrides: Any) -> T5Config:
       ConfigError: for an unknown name or field, with the nearest known ones.
     """
     if name not in CONFIGS:
-        raise ConfigError(
-            f"No backbone is named {name!r}.{did_you_mean(name, CONFIGS)} "
-            f"Known: {', '.join(CONFIGS)}."
-        )
+        hint = did_you_mean(name, CONFIGS)
+        raise ConfigError(f"No backbone is named {name!r}.{hint} Known: {', '.join(CONFIGS)}.")
     fields = [field.name for field in dataclasses.fields(T5Config)]
     for field in overrides:
         if field not in fields:
@@ -159,29 +158,19 @@ def with_name(config: T5Config, hint: str = "") -> T5Config:
       hint: text that may name a family, such as 'google/flan-t5-base'.
     """
     family = _family(config, hint.lower().replace("-", "_"))
-    compared = [*_COMPARED]
-    if config.has_decoder:
-        compared += ["num_decoder_layers", "logits_via_embedding"]
-    same = [
-        name
-        for name, known in CONFIGS.items()
-        if all(getattr(config, field) == getattr(known, field) for field in compared)
-    ]
+    decoder = ["num_decoder_layers", "logits_via_embedding"] if config.has_decoder else []
+    shape_of = operator.attrgetter(*_COMPARED, *decoder)
+    same = [name for name, known in CONFIGS.items() if shape_of(known) == shape_of(config)]
     # T5 1.1, Flan-T5 and mT5 share their shapes: the vocabulary decides, then the hint.
-    same.sort(
-        key=lambda name: (
-            abs(CONFIGS[name].vocab_size - config.vocab_size),
-            not name.startswith(family),
-        )
-    )
-    name = same[0] if same else f"{family}_custom"
+    same.sort(key=lambda name: not name.startswith(family))
+    same.sort(key=lambda name: abs(CONFIGS[name].vocab_size - config.vocab_size))
+    name = next(iter(same), f"{family}_custom")
     return dataclasses.replace(config, name=name if config.has_decoder else f"{name}_encoder")
 
 
 def _family(config: T5Config, hint: str) -> str:
-    for family in _HINTS:
-        if family in hint:
-            return family
+    if hinted := [family for family in _HINTS if family in hint]:
+        return hinted[0]
     if not config.gated:
         return "t5_1_0"
     if config.vocab_size > 200_000:

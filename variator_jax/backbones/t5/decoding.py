@@ -15,16 +15,9 @@ _NEVER = -1e9
 Step = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
 
 
-class Decoded(NamedTuple):
-    """Generated tokens after the start token, EOS included, 0 behind it; and their scores."""
-
-    tokens: jax.Array  # [batch, max_length] int32
-    scores: jax.Array  # [batch] float32: log-probability, for beams length-normalised
-
-
 def greedy_decode(
     module: Transformer, params: dict, encoded: jax.Array, inputs: jax.Array, max_length: int
-) -> Decoded:
+) -> jax.Array:
     """The most likely next token at every step, until EOS or `max_length` tokens.
 
     Args:
@@ -33,32 +26,30 @@ def greedy_decode(
       encoded: `[batch, length, embed]`, the encoder's output.
       inputs: `[batch, length]` int, the encoder's tokens, for the cross-attention's mask.
       max_length: tokens to generate at the most, EOS included.
+
+    Returns:
+      `[batch, max_length]` int32: the tokens after the start token, EOS included, 0 behind it.
     """
     batch = encoded.shape[0]
     step, cache = _decoder(module, params, encoded, inputs, max_length)
 
     def body(state: tuple) -> tuple:
-        i, last, tokens, scores, done, cache = state
+        i, last, tokens, done, cache = state
         # [batch, vocab]
         logits, cache = step(last, cache)
-        log_probabilities = jax.nn.log_softmax(logits)
-        chosen = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
-        gained = jnp.take_along_axis(log_probabilities, chosen[:, None], axis=-1)[:, 0]
-        chosen = jnp.where(done, 0, chosen)
-        scores = scores + jnp.where(done, 0.0, gained)
+        chosen = jnp.where(done, 0, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
         tokens, done = tokens.at[:, i].set(chosen), done | (chosen == EOS_TOKEN)
-        return i + 1, chosen, tokens, scores, done, cache
+        return i + 1, chosen, tokens, done, cache
 
     state = (
         jnp.int32(0),
         jnp.full((batch,), START_TOKEN, jnp.int32),
         jnp.zeros((batch, max_length), jnp.int32),
-        jnp.zeros((batch,), jnp.float32),
         jnp.zeros((batch,), bool),
         cache,
     )
-    state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[4]), body, state)
-    return Decoded(state[2], state[3])
+    state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[3]), body, state)
+    return state[2]
 
 
 def beam_decode(
@@ -69,7 +60,7 @@ def beam_decode(
     max_length: int,
     num_beams: int = 4,
     length_penalty: float = 0.6,
-) -> Decoded:
+) -> jax.Array:
     """Beam search; returns the best finished beam, or the best unfinished one if none finished.
 
     Scores are log-probabilities over ((5 + length) / 6) ^ `length_penalty` (Wu et al., 2016), as in
@@ -116,10 +107,8 @@ def beam_decode(
         return (state.i < max_length) & jnp.any(reachable > jnp.min(state.finished, axis=1))
 
     state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
-    has_finished = state.finished[:, 0] > _NEVER
-    tokens = jnp.where(has_finished[:, None], state.finished_tokens[:, 0], state.tokens[:, 0])
-    unended = normalise(state.scores[:, 0], max_length)
-    return Decoded(tokens, jnp.where(has_finished, state.finished[:, 0], unended))
+    has_finished = state.finished[:, :1] > _NEVER
+    return jnp.where(has_finished, state.finished_tokens[:, 0], state.tokens[:, 0])
 
 
 class _Beams(NamedTuple):

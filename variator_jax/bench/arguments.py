@@ -106,8 +106,8 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     """
     if args.shape and (args.batch or args.length):
         raise ConfigError("--shape already sets --batch and --length; give one or the other.")
-    names = ("backbone", "ratios", "dtype", "rounds", "peer", "train", *_STEP_ONLY)
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = {field.name for field in dataclasses.fields(BenchSettings)}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     for name in given.keys() & _STEP_ONLY if not args.train else ():
         raise ConfigError(f"--{name} belongs to the distillation step: add --train.")
     if args.remat == "all":

@@ -42,7 +42,7 @@ def measure(config, mesh_shape, batch=8, length=24, targets=6):
     mesh = meshes.make_mesh(config, batch, mesh_shape, devices)
     optimizer = optimizers.optimizer("adamw", 1e-3, "constant")
     lengths = {"inputs": length, "targets": targets}
-    compiled = budget.Step(config, plugin, optimizer, lengths, batch, mesh).compile()
+    compiled = budget.Step(config, plugin, optimizer, lengths, batch, mesh).compiled
     memory = compiled.memory_analysis()
     return {
         "collectives": collectives(compiled.as_text()),

@@ -1,5 +1,6 @@
-"""The clock, what it times, and the names of machines."""
+"""The clock, what it times, Hugging Face's encoder as a baseline, and the names of machines."""
 
+import dataclasses
 import itertools
 import re
 import types
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from variator_jax.backbones.t5 import T5, get_config, shape_params
+from variator_jax.backbones.t5 import T5, T5Config, get_config, shape_params
 from variator_jax.bench import latency, output
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.errors import ConfigError
@@ -25,11 +26,10 @@ def params():
 
 
 def test_random_params_are_the_encoders_part_of_the_tree_and_give_varied_outputs(params):
-    expected = shape_params(CONFIG)
     assert set(params) == {"encoder", "token_embedder"}
-    for name in params:
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params[name])
-        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected[name])
+    trees = (params, {name: shape_params(CONFIG)[name] for name in params})
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in trees]
+    assert shapes[0] == shapes[1]
     encoded = T5(CONFIG).encode(params, jnp.arange(2, 18).reshape(2, 8))
     assert np.isfinite(encoded).all() and np.std(encoded) > 0.1
 
@@ -56,10 +56,9 @@ def test_rows_hold_medians_spreads_and_speedups(monkeypatch):
     monkeypatch.setattr(latency, "interleaved_seconds", lambda calls, *_: seconds)
     four = PluginConfig(4)
     rows = latency.measure_encoder_latency(CONFIG, {4: four}, Shape(2, 16))
+    allowed = flops_allowed_speedup(STACK, 16, four)
     assert rows[1] == latency.Latency("nano", 2, 16, 400.0, 1.0, 1.0, 250.0)
-    figures = (rows[4].milliseconds, rows[4].spread, rows[4].speedup)
-    assert figures == pytest.approx((200.0, 100.0, 2.0))
-    assert rows[4].flops_allowed_speedup == flops_allowed_speedup(STACK, 16, four)
+    assert dataclasses.astuple(rows[4])[3:] == pytest.approx((200.0, 2.0, allowed, 100.0))
     with pytest.raises(ConfigError, match="at least one round"):
         latency.measure_encoder_latency(CONFIG, {}, Shape(1, 8), rounds=0)
 
@@ -77,8 +76,6 @@ def test_the_call_runs_the_plugin_and_its_weights_are_arguments(params):
 
 
 def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkeypatch, ticking):
-    from variator_jax.bench import baselines
-
     calls, log = [], []
 
     def start(config, tokens):
@@ -86,7 +83,7 @@ def test_ratios_baselines_and_the_matrix_product_share_the_rounds(params, monkey
         return {"a": lambda: log.append("a"), "b": "no such thing"}
 
     monkeypatch.setattr(latency, "matrix_size", lambda: 32)
-    monkeypatch.setattr(baselines, "start_baselines", start)
+    monkeypatch.setattr(latency, "start_baselines", start)
     settings = BenchSettings(ratios=(4,), rounds=3, peer=True)
     result = latency.bench_encoder(CONFIG, params, Shape(2, 16), settings)
     one, four, a, b = result.rows
@@ -105,3 +102,62 @@ def test_machines_are_named_by_kind_and_number(monkeypatch):
         device = types.SimpleNamespace(platform=platform, device_kind="Imaginary G1")
         monkeypatch.setattr(jax, "devices", lambda device=device: [device] * 2)
         assert name in output.hardware()
+
+
+# Hugging Face's encoder as a baseline: our shape, tokens and dtype, or the reason why not.
+
+TINY = T5Config("tiny", 64, 16, 2, 8, 32, 2, 2, mlp_activations=("relu",))
+TOKENS = np.arange(2, 12, dtype=np.int32).reshape(2, 5)
+
+
+@pytest.fixture
+def torch():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    before = torch.get_num_threads()
+    yield torch
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["t5_1_0_small", "t5_1_1_small", "mt5_small"])
+def test_the_baseline_has_our_encoders_weights(name, torch):
+    from transformers import T5EncoderModel
+
+    config = get_config(name, vocab_size=64)
+    with torch.device("meta"):
+        theirs = T5EncoderModel(latency.transformers_config(config))
+    ours = sum(leaf.size for leaf in jax.tree.leaves(latency.encoder_shapes(config)))
+    assert sum(weight.numel() for weight in theirs.parameters()) == ours
+
+
+def test_the_baseline_gets_our_tokens_dtype_and_no_gradients(monkeypatch, torch):
+    seen = []
+
+    def watched(model, **kwargs):
+        def forward(input_ids):
+            seen.append((input_ids, model(input_ids=input_ids).last_hidden_state, model.training))
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", watched)
+    config = dataclasses.replace(TINY, dtype="bfloat16", param_dtype="bfloat16")
+    assert callable(latency.start_baselines(config, TOKENS)[latency.COMPILED])
+    tokens, out, training = seen[0]
+    np.testing.assert_array_equal(tokens, TOKENS)
+    assert out.dtype == torch.bfloat16 and out.shape == (2, 5, 16)
+    assert not out.requires_grad and not training
+
+
+def test_a_baseline_that_cannot_run_is_returned_with_the_reason(monkeypatch, torch):
+    def no_compiler(model, **kwargs):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    started = latency.start_baselines(TINY, TOKENS)
+    assert started[latency.EAGER]() is None
+    assert started[latency.COMPILED] == "RuntimeError: no C++ compiler"
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="gpu")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reasons = latency.start_baselines(TINY, TOKENS)
+    assert reasons.keys() == started.keys()
+    assert all("JAX runs on gpu" in reason for reason in reasons.values())

@@ -39,9 +39,8 @@ def test_a_step_is_timed_with_its_flops_and_memory(monkeypatch):
     params = latency.random_params(config, shape_params(config))
     before = jax.tree.map(np.array, params)
     monkeypatch.setattr(latency, "matrix_size", lambda: 32)
-    settings = BenchSettings(
-        ratios=(2, 4), rounds=2, train=True, targets=4, microbatches=2, remat=True
-    )
+    details = {"targets": 4, "microbatches": 2, "remat": True}
+    settings = BenchSettings(ratios=(2, 4), rounds=2, train=True, **details)
     marks = iter([60, 70, 70, 70])  # of the device: the second step does not raise its mark
     monkeypatch.setattr(run, "device_peak", lambda device: next(marks))
     result = run.bench_steps(config, params, Shape(4, 16), settings)
@@ -51,7 +50,7 @@ def test_a_step_is_timed_with_its_flops_and_memory(monkeypatch):
     assert np.isfinite(row.loss) and row.loss > 0 and row.flops > 0
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["encoder"]))
     assert row.peak_bytes > weights  # by the compiler's analysis
-    assert result.details == {"targets": 4, "microbatches": 2, "remat": True}
+    assert result.details == details
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
@@ -64,9 +63,7 @@ def test_a_device_that_runs_out_of_memory_is_reported_with_advice(monkeypatch):
         run.run(BenchSettings())
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_measuring(
-    tmp_path, monkeypatch, capsys
-):
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "measure", lambda settings: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -75,17 +72,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(
         assert f"{output} cannot be written into" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "command, expected",
-    [
-        ("", {}),
-        ("--ratios 8,2 --rounds 3 --peer", {"ratios": (1, 2, 8), "rounds": 3, "peer": True}),
-        ("--batch 2 --length 96 --dtype float16", {"shapes": (Shape(2, 96),), "dtype": "float16"}),
-        ("--shape 4x256 --shape 1x5 --shape 4x256", {"shapes": (Shape(4, 256), Shape(1, 5))}),
-        ("--train --remat --microbatches 2", {"train": True, "remat": True, "microbatches": 2}),
-        ("--train --remat dots --targets 8", {"train": True, "remat": "dots", "targets": 8}),
-    ],
-)
+@pytest.mark.parametrize(("command", "expected"), [
+    ("", {}),
+    ("--ratios 8,2 --rounds 3 --peer", {"ratios": (1, 2, 8), "rounds": 3, "peer": True}),
+    ("--batch 2 --length 96 --dtype float16", {"shapes": (Shape(2, 96),), "dtype": "float16"}),
+    ("--shape 4x256 --shape 1x5 --shape 4x256", {"shapes": (Shape(4, 256), Shape(1, 5))}),
+    ("--train --remat --microbatches 2", {"train": True, "remat": True, "microbatches": 2}),
+    ("--train --remat dots --targets 8", {"train": True, "remat": "dots", "targets": 8}),
+])  # fmt: skip
 def test_settings(command, expected):
     parser = argparse.ArgumentParser()
     arguments.add_arguments(parser)
@@ -94,20 +88,20 @@ def test_settings(command, expected):
     assert settings.config.dtype == settings.config.param_dtype == settings.dtype
 
 
-@pytest.mark.parametrize(
-    "command, message",
-    [
-        ("--backbone t5_1_0_bse", "Did you mean 't5_1_0_base'"),
-        ("--dtype bfloat61", "choose from .*bfloat16"),
-        ("--shape 4*256", "rows x tokens, such as 4x256"),
-        ("--shape 4x256 --batch 4", "one or the other"),
-        ("--ratios 1,four", "expected a positive number, found 'four'"),
-        ("--ratios 1 --train", "2 or more among --ratios"),
-        ("--remat", "--remat belongs to the distillation step: add --train"),
-        ("--backbone nano --ratios 2 --train --batch 2 --microbatches 3", "does not divide into 3"),
-    ],
-)
-def test_refusals_are_one_line(command, message, capsys):
+REFUSED = {
+    "--backbone t5_1_0_bse": "Did you mean 't5_1_0_base'",
+    "--dtype bfloat61": "choose from .*bfloat16",
+    "--shape 4*256": "rows x tokens, such as 4x256",
+    "--shape 4x256 --batch 4": "one or the other",
+    "--ratios 1,four": "expected a positive number, found 'four'",
+    "--ratios 1 --train": "2 or more among --ratios",
+    "--remat": "--remat belongs to the distillation step: add --train",
+    "--backbone nano --ratios 2 --train --batch 2 --microbatches 3": "does not divide into 3",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_refusals_are_one_line(command, capsys):
     assert cli.main(["bench", *command.split()]) == 2
     *_, error = capsys.readouterr().err.splitlines()  # perhaps behind what was measured first
-    assert re.search(f"^variator: error: .*{message}", error), error
+    assert re.search(f"^variator: error: .*{REFUSED[command]}", error), error

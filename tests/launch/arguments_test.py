@@ -94,9 +94,7 @@ UNCHECKED = "warning: the command is not checked: "
     ({"LACKS": "variator_jax"}, [], 0, UNCHECKED),
     ({"CHECK": "137"}, [], 0, UNCHECKED),
 ])  # fmt: skip
-def test_a_command_that_variator_refuses_is_not_started(
-    script, environment, options, code, message, stubs
-):
+def test_a_refused_command_is_not_started(script, environment, options, code, message, stubs):
     result, calls = checked(script, stubs, *options, **environment)
     assert result.returncode == code and ("Would " in result.stdout) == (code == 0)
     assert result.stderr.startswith(message) and bool(result.stderr) == bool(message)

@@ -68,13 +68,10 @@ def test_processes_join_and_each_prints_an_error_that_all_have(program):
         assert f"process {index} ended with exit code 2." in result.stderr
 
 
-def test_local_ends_what_does_not_end_by_itself(tmp_path):
-    path = tmp_path / "stubborn"
-    path.write_text(
-        '#!/bin/bash\n[[ "$*" == *index=1* ]] && exit 3\ntrap "exit 0" TERM\n'
-        "while :; do sleep 0.1; done\n"
-    )
-    path.chmod(0o755)
-    result = launch("local.sh", "2", "--grace", "1", "--program", str(path), "--", "x")
+def test_local_ends_what_does_not_end_by_itself(stubs):
+    loop = "while :; do sleep 0.1; done"
+    stubborn = f'[[ "$*" == *index=1* ]] && exit 3\ntrap "exit 0" TERM\n{loop}'
+    program = f"{stubs[0](stubborn=stubborn)['HERE']}/stubborn"
+    result = launch("local.sh", "2", "--grace", "1", "--program", program, "--", "x")
     assert result.returncode == 3
     assert "ending the processes that are left" in result.stderr

@@ -39,6 +39,8 @@ class BenchSettings:
       backbone: the name of a shape, such as 't5_1_0_base'.
       shapes: encoder inputs, without padding.
       ratios: compression ratios; 1, the backbone itself, is always measured.
+      plugins: further plugins for the encoder, each its sites in words, separated by ';'.
+      sites: further plugins of the encoder, each its sites in words, separated by ';'.
       dtype: of weights, activations and the matrix peak. A plugin that is trained is float32.
       rounds: how often each call is timed.
       peer: whether to time Hugging Face's encoder, too.
@@ -51,6 +53,8 @@ class BenchSettings:
     backbone: str = "t5_1_0_base"
     shapes: tuple[Shape, ...] = (Shape(4, 256),)
     ratios: tuple[int, ...] = (1, 2, 4, 8)
+    plugins: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
     dtype: str = "float32"
     rounds: int = 11
     peer: bool = False
@@ -86,6 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead = "rows x tokens instead of --batch and --length; repeatable"
     add("--shape", action="append", type=_shape, metavar="4x256", help=instead)
     add("--ratios", type=_ratios, metavar="1,2,4,8", help="compression ratios")
+    words = "also time the encoder with these sites, such as 'ffn 0 x4; span 1-11 x4'; repeatable"
+    add("--plugin", action="append", metavar="SITES", help=words)
     add("--dtype", choices=DTYPES, help=f"(default: {BenchSettings.dtype})")
     add("--rounds", type=_positive, help=f"how often each is timed ({BenchSettings.rounds})")
     add("--peer", action="store_true", help="also time Hugging Face's encoder in torch")
@@ -106,14 +112,14 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     """
     if args.shape and (args.batch or args.length):
         raise ConfigError("--shape already sets --batch and --length; give one or the other.")
-    names = ("backbone", "ratios", "dtype", "rounds", "peer", "train", *_STEP_ONLY)
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = {field.name for field in dataclasses.fields(BenchSettings)}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     for name in given.keys() & _STEP_ONLY if not args.train else ():
         raise ConfigError(f"--{name} belongs to the distillation step: add --train.")
     if args.remat == "all":
         given["remat"] = True
     shapes = args.shape or [Shape(args.batch or 4, args.length or 256)]
-    settings = BenchSettings(**given, shapes=tuple(shapes))
+    settings = BenchSettings(**given, shapes=tuple(shapes), plugins=tuple(args.plugin or ()))
     settings.config  # noqa: B018 - refuses an unknown backbone before anything is measured.
     return settings
 

@@ -7,6 +7,7 @@ compiler reports.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5, T5Config
-from variator_jax.backbones.t5.network import shape_params
+from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
@@ -111,18 +111,29 @@ class Step:
     num_microbatches: int = 1
     weight_dtype: Any = "float32"
 
-    def one_pass(self) -> "Step":
-        """The step of one microbatch."""
-        rows = self.batch_size // self.num_microbatches
-        return dataclasses.replace(self, batch_size=rows, num_microbatches=1)
-
-    def compile(self) -> jax.stages.Compiled:
-        """Compiles it for `shapes`."""
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The step, compiled for `shapes`."""
         objective = Distillation(T5(self.config), self.plugin, self.loss)
         step = make_train_step(objective, self.optimizer, self.num_microbatches)
         shapes = self.shapes()
         with meshes.activations(self.mesh):
             return jit_train_step(step, shapes[0], self.mesh).lower(*shapes).compile()
+
+    @functools.cached_property
+    def one_pass(self) -> "Step":
+        """The step of one microbatch, for a compiler counts the body of a loop once."""
+        if self.num_microbatches == 1:
+            return self
+        rows = self.batch_size // self.num_microbatches
+        return dataclasses.replace(self, batch_size=rows, num_microbatches=1)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole step, as its compiler counts them."""
+        cost: Any = self.one_pass.compiled.cost_analysis()
+        cost = cost[0] if isinstance(cost, list) else cost or {}
+        return self.num_microbatches * float(cost.get("flops", 0.0))
 
     def shapes(self) -> tuple[TrainState, tuple[Any, Any], dict[str, Any]]:
         """Shapes, dtypes and places of its arguments: state, (weights, output scales), batch."""
@@ -187,26 +198,16 @@ def budget(
     mesh = meshes.make_mesh(config, rows, mesh_shape, devices, weight.itemsize, hbm_bytes)
     sizes = (feature_lengths, batch_size, mesh, loss, num_microbatches, weight)
     step = Step(config, plugin, optimizer, *sizes)
-    compiled = step.compile()
-    memory = compiled.memory_analysis()
-    # A compiler counts a loop's body once, so FLOPs and collectives are those of one pass, times n.
-    one_pass = compiled if num_microbatches == 1 else step.one_pass().compile()
+    memory = step.compiled.memory_analysis()
     return Budget(
         str(meshes.MeshShape(*mesh.devices.shape)),
         devices[0].device_kind,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        num_microbatches * compiled_flops(one_pass),
-        collectives(one_pass.as_text() or "", num_microbatches),
+        step.flops,
+        collectives(step.one_pass.compiled.as_text() or "", num_microbatches),
         hbm_bytes,
     )
-
-
-def compiled_flops(compiled: jax.stages.Compiled) -> float:
-    """FLOPs of a compiled function, as its compiler counts them."""
-    cost: Any = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost or {}
-    return float(cost.get("flops", 0.0))
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -244,12 +245,12 @@ def collectives(text: str, passes: int = 1) -> dict[str, Collective]:
 
 
 def _result_bytes(match: re.Match[str]) -> int:
-    sizes = []
-    for bits, shape in _ARRAY.findall(match["type"]):
+    sizes = [
+        math.prod(int(n) for n in shape.split(",") if n) * int(bits or 8) // 8
+        for bits, shape in _ARRAY.findall(match["type"])
         # A permutation may have two counters, u32[], behind operand and result.
-        if not (match["kind"] == "collective-permute" and bits == "32" and not shape):
-            elements = math.prod(int(n) for n in shape.split(",") if n)
-            sizes.append(elements * int(bits or 8) // 8)
+        if not (match["kind"] == "collective-permute" and bits == "32" and not shape)
+    ]
     if match["start"] and match["kind"] != "all-reduce" and len(sizes) > 1:
         sizes = sizes[len(sizes) // 2 :]
     return sum(sizes)

@@ -3,12 +3,16 @@
 All calls are timed in turns, and each round begins with another one, so that a slow spell of the
 machine affects all of them. Weights do not change the time: `random_params` fills a named shape
 within seconds.
+
+The baselines are Hugging Face's T5 encoder in torch, eager and through `torch.compile`: the same
+shape, tokens, dtype and threads as ours, random weights, no gradients. What cannot run is returned
+with the reason. torch and transformers are imported only when they are asked for.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.bench.arguments import BenchSettings, Shape
+from variator_jax.bench.output import log, usable_cores
 from variator_jax.bench.results import ENCODER, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
@@ -24,8 +29,13 @@ from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin
 Params = Any
 Call = Callable[[], object]
 Plugins = Mapping[Any, PluginConfig]  # by ratio or name
-Key = TypeVar("Key")
 PEAK = "matrix peak"
+EAGER = "transformers, eager"
+COMPILED = "transformers, torch.compile"
+#: A baseline's call, or the reason why it has none.
+Baseline = Call | str
+# Fields of a checkpoint's config that do not describe its shape.
+_NO_SHAPE = ("architectures", "model_type", "_name_or_path", "dtype", "torch_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +90,10 @@ def measure_encoder_latency(
     calls = _encoder_calls(config, random_params(config), plugins, tokens)
     seconds = interleaved_seconds(calls, rounds)
     rows, backbone = {}, 1e3 * float(np.median(seconds[1]))
+    size = (config.name, shape.batch, shape.length)
     for ratio, samples in seconds.items():
         low, median, high = map(float, np.percentile(1e3 * np.array(samples), (25, 50, 75)))
         allowed = flops_allowed_speedup(stack, shape.length, plugins[ratio])
-        size = (config.name, shape.batch, shape.length)
         rows[ratio] = Latency(*size, median, backbone / median, allowed, high - low)
     return rows
 
@@ -99,22 +109,25 @@ def bench_encoder(
       shape: rows and tokens.
       settings: ratios, rounds, and whether baselines are timed.
     """
+    log(f"encoder of {config.name}, {shape} tokens")
     stack = T5(config).stack()
-    plugins = {ratio: PluginConfig(ratio) for ratio in settings.ratios}
+    plugins: dict[Any, PluginConfig] = {ratio: PluginConfig(ratio) for ratio in settings.ratios}
+    plugins |= {words: PluginConfig(sites=words.split(";")) for words in settings.plugins}
     tokens = random_tokens(config, shape.batch, shape.length)
     calls: dict[Any, Call] = {**_encoder_calls(config, params, plugins, tokens)}
-    baselines: dict[str, Call | str] = {}
+    baselines: dict[str, Baseline] = {}
     if settings.peer:
-        from variator_jax.bench.baselines import start_baselines
-
         baselines = start_baselines(config, tokens)
         calls |= {name: call for name, call in baselines.items() if not isinstance(call, str)}
     peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds)
     rows = []
-    for ratio, plugin in plugins.items():
+    for key, plugin in plugins.items():
+        ratio = None if isinstance(key, str) else key
+        name = plugin.description if ratio is None else f"k={ratio}"
         flops = stack_flops(stack, shape.length, plugin, shape.batch)
         allowed = flops_allowed_speedup(stack, shape.length, plugin)
-        rows.append(Timing(row_name(ratio), seconds[ratio], flops, ratio, allowed))
+        name = "k=1, the backbone" if ratio == 1 else name
+        rows.append(Timing(name, seconds[key], flops, ratio, allowed))
     for name, call in baselines.items():
         error = call if isinstance(call, str) else ""
         rows.append(Timing(name, seconds.get(name, ()), error=error))
@@ -146,13 +159,13 @@ def encoder_call(config: T5Config, plugin: PluginConfig | None) -> Callable[...,
     return jax.jit(encode)
 
 
-def interleaved_seconds(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:
+def interleaved_seconds(calls: Mapping[Any, Call], rounds: int) -> dict[Any, list[float]]:
     """Seconds of each call in each round; every round begins with the next call of the circle."""
     for call in calls.values():
         for _ in range(2):  # the first compiles, the second warms caches and allocators up
             jax.block_until_ready(call())
     order = list(calls)
-    seconds: dict[Key, list[float]] = {key: [] for key in order}
+    seconds: dict[Any, list[float]] = {key: [] for key in order}
     for first in range(rounds):
         turn = first % len(order)
         for key in order[turn:] + order[:turn]:
@@ -214,11 +227,75 @@ def timed_with_peak(
     return Timing(f"{PEAK}, {size} x {size}", seconds.pop(PEAK), 2.0 * size**3), seconds
 
 
-def row_name(ratio: int) -> str:
-    """The name of our own encoder or step at a ratio."""
-    return f"k={ratio}" if ratio > 1 else "k=1, the backbone"
-
-
 def matrix_size() -> int:
     """Rows of the square matrices: a few milliseconds on an accelerator, a tenth second on CPUs."""
     return 2048 if jax.devices()[0].platform == "cpu" else 8192
+
+
+def start_baselines(config: T5Config, tokens: np.ndarray) -> dict[str, Baseline]:
+    """Both baselines on `tokens` `[batch, length]`, each run once already."""
+    try:
+        model, inputs = _encoder(config, tokens)
+    except Exception as error:  # Any failure of other libraries is reported, ours still timed.
+        return dict.fromkeys((EAGER, COMPILED), _reason(error))
+    return {name: _started(model, inputs, name == COMPILED) for name in (EAGER, COMPILED)}
+
+
+def transformers_config(config: T5Config) -> Any:
+    """Their `T5Config` of the same shape, without dropout."""
+    import transformers
+
+    from variator_jax.store.hugging_face import render_config
+
+    theirs = {k: v for k, v in render_config(config).items() if k not in _NO_SHAPE}
+    # An encoder has no cache.
+    return transformers.T5Config(**{**theirs, "dropout_rate": 0.0, "use_cache": False})
+
+
+def _encoder(config: T5Config, tokens: np.ndarray) -> tuple[Any, Any]:
+    """The module and its input on the device that JAX runs on.
+
+    Raises:
+      RuntimeError: if torch cannot use that device.
+    """
+    import torch
+    import transformers
+
+    platform = jax.devices()[0].platform
+    if platform == "cpu":
+        device = "cpu"
+        torch.set_num_threads(usable_cores())
+    elif platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available():
+        device = "cuda"
+        # JAX multiplies float32 matrices in TF32 on GPUs by default; so does torch here.
+        torch.set_float32_matmul_precision("high")
+    else:
+        raise RuntimeError(f"JAX runs on {platform}, and this torch {torch.__version__} cannot")
+    with torch.device(device):
+        model = transformers.T5EncoderModel(transformers_config(config))
+    inputs = torch.as_tensor(tokens, dtype=torch.long, device=device)
+    return model.to(getattr(torch, config.dtype)).eval(), inputs
+
+
+def _started(model: Any, inputs: Any, compiled: bool) -> Baseline:
+    """The call, after a first one; or the reason why that failed."""
+    import torch
+
+    def call() -> None:
+        with torch.no_grad():
+            encode(input_ids=inputs)
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+    try:
+        encode = torch.compile(model, dynamic=False) if compiled else model
+        call()
+    except Exception as error:  # As above.
+        return _reason(error)
+    return call
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"

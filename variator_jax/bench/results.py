@@ -103,8 +103,7 @@ class Measurement:
         if not row.seconds:
             return {}
         times = np.percentile(1e3 * np.array(row.seconds), (50, 25, 75))
-        figures = dict(zip(_TIME, map(float, times), strict=True))
-        rate = 1 / row.median
+        figures, rate = dict(zip(_TIME, map(float, times), strict=True)), 1 / row.median
         if row.flops is not None:
             figures |= {"tflops": row.flops / 1e12, "tflops_per_second": row.flops * rate / 1e12}
         if row is self.peak:
@@ -141,9 +140,9 @@ def to_json(result: BenchResult) -> dict[str, Any]:
     """Plain values; each measured row carries its figures."""
     content = {"schema": SCHEMA, **dataclasses.asdict(result)}
     for one, plain in zip(result.measurements, content["measurements"], strict=True):
-        rows = zip([one.peak, *one.rows], [plain["peak"], *plain["rows"]], strict=True)
-        for row, out in rows:
-            out["figures"] = one.figures(row)
+        plain["peak"]["figures"] = one.figures(one.peak)
+        for row, written in zip(one.rows, plain["rows"], strict=True):
+            written["figures"] = one.figures(row)
     return content
 
 

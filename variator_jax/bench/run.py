@@ -17,18 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5Config
-from variator_jax.backbones.t5.network import shape_params
-from variator_jax.bench import results
+from variator_jax.backbones.t5 import T5Config, shape_params
+from variator_jax.bench import latency, results
 from variator_jax.bench.arguments import BenchSettings, Shape
-from variator_jax.bench.budget import Step, compiled_flops
-from variator_jax.bench.latency import (
-    bench_encoder,
-    random_params,
-    random_tokens,
-    row_name,
-    timed_with_peak,
-)
+from variator_jax.bench.budget import Step
 from variator_jax.bench.output import hardware, log
 from variator_jax.bench.results import STEP, BenchResult, Measurement, Timing
 from variator_jax.errors import ConfigError
@@ -54,16 +46,13 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
         if output is not None:  # Before measuring what could not be kept.
             Path(output).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=output).close()
-        try:
-            result = measure(settings)
-        except jax.errors.JaxRuntimeError as error:
-            # Mostly for want of memory.
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"The device cannot run it, try a smaller batch: {reason}") from error
-        markdown = results.bench_markdown(result)
-        print(markdown.rstrip())
+        result = measure(settings)
+        print(results.bench_markdown(result).rstrip())
         if output is not None:
-            _write(result, markdown, Path(output))
+            _write(result, Path(output))
+    except jax.errors.JaxRuntimeError as error:  # Mostly for want of memory.
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"The device cannot run it, try a smaller batch: {reason}") from error
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written into: {error}.") from error
     return result
@@ -74,37 +63,30 @@ def measure(settings: BenchSettings) -> BenchResult:
     config = settings.config
     if settings.peer:  # Else JAX would take three quarters of a GPU's memory from the baselines.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    steps: list[Measurement] = []
+    steps = []
     if settings.train:
-        params = random_params(config, shape_params(config))
-        for shape in settings.shapes:
-            log(f"distillation step of {config.name}, {shape} tokens")
-            steps.append(bench_steps(config, params, shape, settings))
+        params = latency.random_params(config, shape_params(config))
+        steps = [bench_steps(config, params, shape, settings) for shape in settings.shapes]
         del params
-    params = random_params(config)
-    encoders = []
-    for shape in settings.shapes:
-        log(f"encoder of {config.name}, {shape} tokens")
-        encoders.append(bench_encoder(config, params, shape, settings))
+    params = latency.random_params(config)
+    encoders = [latency.bench_encoder(config, params, shape, settings) for shape in settings.shapes]
     notes = ["Weights are random and plugins untrained; that does not change the time."]
     if settings.peer:
         notes.append(
             "Baselines run in this process, on the same tokens and as many threads, without "
             "gradients; in float32 on a GPU both libraries multiply in TF32."
         )
-    versions = {"python": platform.python_version()}
     packages = _PACKAGES if settings.peer else _PACKAGES[:-2]
-    for package in importlib.metadata.distributions():
-        if package.metadata["Name"] in packages:
-            versions[package.metadata["Name"]] = package.version
-    measured = (*encoders, *steps)
+    installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
+    versions = {"python": platform.python_version()}
+    versions |= {name: installed[name] for name in packages if name in installed}
     names = (config.name, settings.dtype, settings.rounds, hardware(), versions)
-    return BenchResult(*names, measured, notes)
+    return BenchResult(*names, (*encoders, *steps), notes)
 
 
-def _write(result: BenchResult, markdown: str, folder: Path) -> None:
+def _write(result: BenchResult, folder: Path) -> None:
     write_json(folder / "bench.json", results.to_json(result))
-    (folder / "bench.md").write_text(markdown, encoding="utf-8")
+    (folder / "bench.md").write_text(results.bench_markdown(result), encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         log("no plot: matplotlib is not installed")
         return
@@ -123,6 +105,7 @@ def bench_steps(
       shape: rows and tokens of the encoder's input.
       settings: the others.
     """
+    log(f"distillation step of {config.name}, {shape} tokens")
     config = dataclasses.replace(config, remat=settings.remat)
     rows = shape.batch // settings.microbatches
     mesh = meshes.make_mesh(config, rows, (1, 1, 1), jax.devices()[:1])
@@ -134,12 +117,12 @@ def bench_steps(
         for ratio in settings.ratios
         if ratio > 1
     }
-    peak, seconds = timed_with_peak(steps, config.dtype, settings.rounds)
+    peak, seconds = latency.timed_with_peak(steps, config.dtype, settings.rounds)
     timings = []
-    for ratio, running in steps.items():
-        memory, name = running.peak_bytes, row_name(ratio)
-        times = (name, seconds[ratio], running.flops, ratio)
-        timings.append(Timing(*times, peak_bytes=memory, loss=running.loss()))
+    for ratio, step in steps.items():
+        memory, loss = step.peak_bytes, float(step.metrics["loss"])
+        times = (f"k={ratio}", seconds[ratio], step.flops, ratio)
+        timings.append(Timing(*times, peak_bytes=memory, loss=loss))
     details = {name: getattr(settings, name) for name in ("targets", "microbatches", "remat")}
     return Measurement(STEP, shape.batch, shape.length, peak, timings, details)
 
@@ -148,15 +131,13 @@ class _Running:
     """A compiled step that keeps its own state; a call runs it once."""
 
     def __init__(self, step: Step, params: Any) -> None:
-        device, self._compiled = jax.devices()[0], step.compile()
-        one_pass = step.one_pass().compile() if step.num_microbatches > 1 else self._compiled
-        self.flops = step.num_microbatches * compiled_flops(one_pass)
+        device, self._compiled, self.flops = jax.devices()[0], step.compiled, step.flops
         # An untrained plugin of zeros serves, as the time does not depend on it.
         state, (_, scales), batch = step.shapes()
         self._state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), state)
         scales = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), scales)
         self._frozen = jax.device_put((params, scales), meshes.replicated(step.mesh))
-        tokens = {name: random_tokens(step.config, *x.shape) for name, x in batch.items()}
+        tokens = {name: latency.random_tokens(step.config, *x.shape) for name, x in batch.items()}
         self._batch = meshes.global_batch(tokens, step.mesh)
         before = device_peak(device)
         jax.block_until_ready(self())
@@ -167,12 +148,8 @@ class _Running:
 
     def __call__(self) -> object:
         # The step takes over the memory of the state that it is given.
-        self._state, self._metrics = self._compiled(self._state, self._frozen, self._batch)
-        return self._state, self._metrics
-
-    def loss(self) -> float:
-        """Of the last step."""
-        return float(self._metrics["loss"])
+        self._state, self.metrics = self._compiled(self._state, self._frozen, self._batch)
+        return self._state, self.metrics
 
 
 def device_peak(device: Any) -> int:

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import jax
 
 from variator_jax.backbones.t5 import get_config
 from variator_jax.bench.budget import budget
-from variator_jax.bench.output import doubling_axis, figure, markdown_table
+from variator_jax.bench.output import doubling_axis, figure, log, markdown_table
 from variator_jax.errors import ConfigError
 from variator_jax.files import write_json
 from variator_jax.plugin import PluginConfig
@@ -124,7 +123,7 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
     """The meshes that are compared: copies, and weights cut into as many parts."""
-    return [(devices, 1, 1)] + ([(1, devices, 1)] if devices > 1 else [])
+    return list(dict.fromkeys([(devices, 1, 1), (1, devices, 1)]))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -134,8 +133,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         moved = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in row.collectives.items())
-        cells = [row.backbone, str(row.devices), " x ".join(map(str, row.mesh))]
-        cells += [f"{row.arguments / 2**30:.2f}", f"{row.flops / 1e12:.1f}", moved or "nothing"]
+        sizes = (f"{row.arguments / 2**30:.2f}", f"{row.flops / 1e12:.1f}", moved or "nothing")
+        cells = [row.backbone, str(row.devices), " x ".join(map(str, row.mesh)), *sizes]
         for machine in MACHINES:
             crowded = "" if row.arguments < FILLED * machine.memory else " (too large)"
             seconds = sum(row.seconds(machine))
@@ -180,28 +179,32 @@ def read_rows(path: Path, sizes: Sequence[str], devices: Sequence[int]) -> list[
     raise ConfigError(f"{path} has no row of {sizes} on {devices} devices.")
 
 
+def count_rows(sizes: Sequence[str], devices: Sequence[int]) -> list[Row]:
+    """Compiles every step, printing each row as it is counted."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(devices))
+    rows = []
+    for name, count in itertools.product(sizes, devices):
+        for mesh in meshes(count):
+            rows.append(measure(name, count, mesh))
+            log(table(rows).splitlines()[-1])
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes scaling.json, scaling.md and scaling.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, type=Path, help="a folder")
-    parser.add_argument("--counted", type=Path, help="an earlier scaling.json to predict from")
-    parser.add_argument("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
-    parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
+    add = parser.add_argument
+    add("--output", required=True, type=Path, help="a folder")
+    add("--counted", type=Path, help="an earlier scaling.json to predict from")
+    add("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
+    add("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
     args = parser.parse_args(argv)
-    sizes, devices = args.sizes.split(","), [int(n) for n in args.devices.split(",")]
-    rows: list[Row] = []
-    if args.counted:
-        try:
-            rows = read_rows(args.counted, sizes, devices)
-        except ConfigError as error:
-            parser.error(str(error))
-    else:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(devices))
-        for name, count in itertools.product(sizes, devices):
-            for mesh in meshes(count):
-                rows.append(measure(name, count, mesh))
-                print(table(rows).splitlines()[-1], file=sys.stderr, flush=True)
+    chosen = args.sizes.split(","), [int(n) for n in args.devices.split(",")]
+    try:
+        rows = read_rows(args.counted, *chosen) if args.counted else count_rows(*chosen)
+    except ConfigError as error:
+        parser.error(str(error))
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "scaling.json", [dataclasses.asdict(row) for row in rows])
     (args.output / "scaling.md").write_text(table(rows), encoding="utf8")

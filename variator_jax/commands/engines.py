@@ -92,34 +92,28 @@ def parse(
     if not args.gin_file:
         raise ConfigError("no gin file given: --gin_file=nano_docs.gin is the smallest one.")
     command = args.command if args.command in PROGRAMS else "train"
-    other = {BUILTIN: T5X, T5X: BUILTIN}[engine.name]
+    other, hints = {BUILTIN: T5X, T5X: BUILTIN}[engine.name], dict(_FOREIGN[engine.name])
+    if engine.name == BUILTIN and command in _PLUGIN_MACROS:
+        hints["PLUGIN_PATH"] = f"{command} takes {_PLUGIN_MACROS[command]}"
     for name in (binding.partition("=")[0].strip() for binding in args.bindings):
-        if hint := _FOREIGN[engine.name].get(name):
-            on_this = f"on {engine.name}: {hint}"
+        if name in hints:
+            on_this = f"on {engine.name}: {hints[name]}"
             raise ConfigError(f"--gin.{name} is for the engine {other}; {on_this}.")
-        if name == "PLUGIN_PATH" and command in _PLUGIN_MACROS and engine.name == BUILTIN:
-            right = _PLUGIN_MACROS[command]
-            raise ConfigError(f"--gin.PLUGIN_PATH is for infer; {command} takes {right}.")
     paths = [*args.gin_search_paths, *engine.search_paths(command)]
     if engine.name == BUILTIN:
         return gin_utils.parse(args.gin_file, args.bindings, paths, require)
     with as_main(PROGRAMS[command]):
         overrides = gin_utils.parse(args.gin_file, args.bindings, paths, require)
-        if require and preflight:
-            _preflight(command)
+        if require and preflight:  # Now errors of ours can still be shown in one line.
+            import jax
+
+            from variator_jax import t5x_engine
+
+            jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
+            if command != "precompile":
+                gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
+            gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
     return overrides
-
-
-def _preflight(command: str) -> None:
-    """Builds what raises errors of ours, while they can still be shown in one line."""
-    import jax
-
-    from variator_jax import t5x_engine
-
-    jax.config.update("jax_platforms", "cpu")  # The accelerator is for T5X's program.
-    if command != "precompile":
-        gin_utils.configured(t5x_engine.restore_config)(check_owner=False)
-    gin_utils.configured(t5x_engine.preflight)()  # Last, because it writes beside results.
 
 
 def command_line(
@@ -129,19 +123,16 @@ def command_line(
     paths = [*args.gin_search_paths, *engine.search_paths(args.command)]
     folders = [os.getcwd(), *paths, str(gin_utils.configs_dir())]
     precompile = args.command == "precompile"  # It only runs through T5X's common entrance.
-    shared = {name: vars(args).get(name) for name in _SHARED_FLAGS}
-    flags = [f"--{name}={value}" for name, value in shared.items() if value is not None]
-    if vars(args).get("multiprocess") or any(
-        shared[name] is not None for name in _SHARED_FLAGS[1:]
-    ):
-        flags.append("--multiprocess_gpu")
+    given = {k: v for k, v in vars(args).items() if k in _SHARED_FLAGS and v is not None}
+    several = vars(args).get("multiprocess") or given.keys() - {"tfds_data_dir"}
+    flags = [f"--{name}={value}" for name, value in given.items()]
     return [
         *(sys.executable, "-m", "t5x.main" if precompile else PROGRAMS[args.command]),
         *(f"--gin_file={gin_utils.find_config(name, paths)}" for name in args.gin_file),
         f"--gin_search_paths={','.join(folders)}",
         *(f"--gin.{name}={value}" for name, value in overrides),
-        *(["--run_mode=precompile"] if precompile else []),
-        *(*flags, *args.t5x_flags),
+        *["--run_mode=precompile"] * precompile,
+        *(*flags, *["--multiprocess_gpu"] * bool(several), *args.t5x_flags),
     ]
 
 

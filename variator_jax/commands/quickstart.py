@@ -64,14 +64,9 @@ def _stage(name: str, recipe: str, folder: pathlib.Path, **macros: object) -> St
     """The stage of `quickstart/RECIPE.gin` with these macros, writing to `folder`."""
     part = "plugin" if recipe in ("pretrain", "adapt") else "backbone"
     result = "report.json" if recipe == "eval" else f"{part}/{part}.json"
-    command = (
-        "eval" if recipe == "eval" else "train",
-        "--engine=builtin",
-        f"--gin_file=quickstart/{recipe}.gin",
-        as_override("MODEL_DIR", str(folder)),
-        *itertools.starmap(as_override, macros.items()),
-    )
-    return Stage(name, command, folder / result)
+    verb, files = "eval" if recipe == "eval" else "train", f"--gin_file=quickstart/{recipe}.gin"
+    overrides = itertools.starmap(as_override, [("MODEL_DIR", str(folder)), *macros.items()])
+    return Stage(name, (verb, "--engine=builtin", files, *overrides), folder / result)
 
 
 def run(folder: pathlib.Path) -> int:

@@ -47,7 +47,7 @@ class PluginConfig:
     compression: str = "learned"
     decompression: str = "bottleneck"
     pool_padding: bool = False
-    sites: str | Sequence[Site] = ENCODER_MLP
+    sites: str | Sequence[Site | str] = ENCODER_MLP
     rank: int = 0
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class PluginConfig:
             return ()
         if isinstance(self.sites, str):
             return (self._ffn(),)
-        return tuple(self.sites)
+        return tuple(s for s in self.sites if not isinstance(s, str))
 
     @property
     def name(self) -> str:

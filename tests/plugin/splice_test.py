@@ -363,6 +363,12 @@ def test_a_site_in_a_causal_stack_is_refused(spliced):
             NETWORK.apply(BACKBONE, batch)
 
 
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(PluginError, match=r"groups of shape \(1, 1, 4\).* input of \(1, 2, 4\)"):
+        with splice(PluginConfig(4), _plugin(PluginConfig(4)), jnp.ones((1, 4), bool)):
+            NETWORK.encode(BACKBONE, jnp.ones((1, 8), jnp.int32))
+
+
 def test_splicing_round_a_compiled_function_is_refused():
     encode = jax.jit(lambda tokens: NETWORK.encode(BACKBONE, tokens))
     tokens = jnp.ones((1, 4), jnp.int32)

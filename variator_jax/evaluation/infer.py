@@ -59,8 +59,7 @@ def infer(
       plugin_path: the folder of the plugin to splice in, or a run folder; None for that of the
         checkpoint of a T5X run, if it is one.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
-      ratio: the plugin's ratio, as a check; 1 for the backbone alone; None for that of the plugin,
-        if there is one.
+      ratio: the plugin's ratio, as a check; 1 for the backbone alone; None checks nothing.
       mode: 'predict' for greedy decoding; 'score' for the log-probability of the targets, in nats:
         the sum over target tokens, padding left out.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.

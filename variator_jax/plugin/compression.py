@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import with_sharding_constraint
 
+from variator_jax.errors import PluginError
 from variator_jax.plugin.groups import masked_softmax
 from variator_jax.plugin.sites.base import Arrays, ArraySpec
 
@@ -67,7 +68,15 @@ def merge_weights(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> ja
 
     Returns:
       `[batch, groups, k]` in x's dtype.
+
+    Raises:
+      PluginError: if the mask has another shape than the stream.
     """
+    if x.shape[:3] != members.shape:
+        raise PluginError(
+            f"The mask makes groups of shape {members.shape}, the stack's input of {x.shape[:3]} "
+            "[batch, groups, k]; expected a mask of the input's own shape."
+        )
     if arrays:
         # The scores see the whole group, so what stays out of the merge must be 0 there, too.
         x = x * members[..., None].astype(x.dtype)
@@ -93,8 +102,8 @@ def merge(weights: jax.Array, x: jax.Array) -> jax.Array:
 
 def compress(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> jax.Array:
     """Merges `[batch, groups, k, embed]` into `[batch, groups, embed]`, see `merge_weights`."""
-    x = x * members[..., None].astype(x.dtype)
-    return merge(merge_weights(arrays, x, members), x)
+    weights = merge_weights(arrays, x, members)
+    return merge(weights, x * members[..., None].astype(x.dtype))
 
 
 def decompress(

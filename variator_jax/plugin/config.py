@@ -1,6 +1,7 @@
 """Static configuration of a compression plugin, and its form in JSON."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,6 +90,11 @@ class PluginConfig:
         if isinstance(self.sites, str):
             return (self._ffn(),)
         return tuple(s for s in self.sites if not isinstance(s, str))
+
+    @property
+    def period(self) -> int:
+        """The number of tokens on whose multiples groups of all its sites begin."""
+        return math.lcm(*(site.ratio for site in self.parts))
 
     @property
     def name(self) -> str:

@@ -133,11 +133,8 @@ def splice(
     if mask.merge is None:
         check_causal(config, known)
     points = _points(config, known, plugin.params)
-    groups = {
-        ratio: make_groups(mask, ratio, config.pool_padding)
-        for ratio in {site.ratio for site in config.parts}
-    }
-
+    ratios = {site.ratio for site in config.parts}
+    groups = {ratio: make_groups(mask, ratio, config.pool_padding) for ratio in ratios}
     biases = _Biases(groups, [site.ratio for site in config.parts if site.kind == "kv"])
 
     def wanted(path: str) -> bool:
@@ -150,14 +147,10 @@ def splice(
             return biases.call(call, args, kwargs)
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
+        call_at = Call(path, call, args, kwargs)
         with biases.inside(site):
-            return site.call(
-                known,
-                Call(path, call, args, kwargs),
-                arrays,
-                groups[site.ratio],
-                biases.of_keys.get(site.ratio),
-            )
+            key_bias = biases.of_keys.get(site.ratio)
+            return site.call(known, call_at, arrays, groups[site.ratio], key_bias)
 
     bias_path = known.path("bias", 0)
     with intercept_modules(wanted, handler, also={bias_path}):

@@ -19,6 +19,7 @@ from flax import traverse_util
 from t5x import checkpoints, models, utils
 from tensorflow.io import gfile
 
+from variator_jax.backbones.t5 import T5Config
 from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
@@ -60,30 +61,25 @@ def preflight(
     """Checks what gin has made, and what T5X checks late or never.
 
     Args:
-      model: T5X's model; to have been made is most of what there is to check.
+      model: T5X's model.
       task: a registered task or mixture.
       feature_lengths: its tokens; how many texts are longer is printed, where they are local.
       model_dir: the folder of a training run, which may hold one already.
       training: what decides that run's batches, as in `check_same_run`.
       periods: steps between evaluations and checkpoints; 0 for none.
-      output_dir: the folder of an export.
-      results_dir: the folder of inference, which may hold results of other `results_of`.
-      mesh_shape: the mesh, if given; otherwise `num_partitions` devices share the weights.
+      output_dir, results_dir: folders of an export, of inference with results of `results_of`.
+      mesh_shape: the mesh; None for `num_partitions` devices.
 
     Raises:
       VariatorError: for what T5X or the plugin cannot work with.
     """
     backbone = model.start.backbone
     if task is not None:
-        vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
-        check_vocabulary(task, vocabulary, backbone)
-        if feature_lengths is not None:
-            for line in describe_local(task, ("train", "validation"), feature_lengths):
-                print(f"  {line}", file=sys.stderr)
+        _check_task(task, feature_lengths, backbone)
     if packed:
-        check_packing(pack_multiple, model.start.plugin.ratio)
+        check_packing(pack_multiple, model.start.plugin.period)
     parts = model_devices(mesh_shape) if mesh_shape is not None else num_partitions
-    strides = [period for period in periods if period]
+    strides = list(filter(None, periods))
     checks = {
         f"NUM_MICROBATCHES is {num_microbatches}; it must divide BATCH_SIZE, {batch_size}.": (
             num_microbatches < 1 or batch_size % num_microbatches
@@ -104,6 +100,14 @@ def preflight(
     if results_dir is not None:
         _check_results(results_dir, dict(results_of or {}))
     return model
+
+
+def _check_task(task: str, feature_lengths: Mapping[str, int] | None, backbone: T5Config) -> None:
+    vocabulary = task_or_mixture(task).output_features["inputs"].vocabulary
+    check_vocabulary(task, vocabulary, backbone)
+    if feature_lengths is not None:
+        for line in describe_local(task, ("train", "validation"), feature_lengths):
+            print(f"  {line}", file=sys.stderr)
 
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:

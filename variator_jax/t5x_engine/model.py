@@ -163,16 +163,7 @@ def model(
       ConfigError: for settings that T5X cannot serve, with what can.
       CheckpointError: for a plugin folder that is damaged or has another plugin.
     """
-    if trained != "plugin":
-        raise ConfigError(
-            f"TRAINED is {trained!r}: under T5X this library trains plugins. A backbone is trained "
-            "by t5x/configs/runs/finetune.gin of T5X, or with --engine=builtin."
-        )
-    if initial_lora_path is not None:
-        raise ConfigError(
-            f"INITIAL_LORA_PATH is {initial_lora_path!r}: T5X merges no LoRA. Merge it by "
-            "save_backbone and variator convert --to t5x, or use --engine=builtin."
-        )
+    _check_served(trained, initial_lora_path)
     if network is not None:
         t5x_network.refuse_scanned(network)
     if optimizer is not None:
@@ -194,6 +185,19 @@ def model(
         last_norms=last_norms,
         feature_converter_cls=converter,
     )
+
+
+def _check_served(trained: str, initial_lora_path: str | None) -> None:
+    if trained != "plugin":
+        raise ConfigError(
+            f"TRAINED is {trained!r}: under T5X this library trains plugins. A backbone is trained "
+            "by t5x/configs/runs/finetune.gin of T5X, or with --engine=builtin."
+        )
+    if initial_lora_path is not None:
+        raise ConfigError(
+            f"INITIAL_LORA_PATH is {initial_lora_path!r}: T5X merges no LoRA. Merge it by "
+            "save_backbone and variator convert --to t5x, or use --engine=builtin."
+        )
 
 
 def _metrics(figures: Mapping[str, jax.Array], batch: Batch) -> dict[str, Any]:

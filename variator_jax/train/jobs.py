@@ -105,7 +105,7 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a plugin of a frozen backbone, a fresh one or one to adapt."""
     plugin = check_trainable(config.plugin, T5(config.shape).stack())
     if config.data.packed:
-        check_packing(config.data.pack_multiple, plugin.ratio)
+        check_packing(config.data.pack_multiple, plugin.period)
     backbone = load_initial_backbone(config, mesh, config.backbone_dtype)
     initial = None
     if config.initial_plugin_path is not None:

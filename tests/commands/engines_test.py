@@ -99,10 +99,10 @@ def test_the_stages_follow_the_paper_and_resolve(capsys):
         assert verb in registry.COMMANDS
         assert cli.main(["inspect", *arguments]) == 0, capsys.readouterr().err
         assert str(gin_utils.macro("MODEL_DIR")).startswith("somewhere")
-    for k in quickstart.RATIOS:
-        adaptation = plan[f"plugin adaptation, ratio {k}"]
+    for k in quickstart.PLUGINS:
+        adaptation = plan[f"plugin adaptation, {k}"]
         pretrained = "--gin.INITIAL_CHECKPOINT_PATH=somewhere/pretrained"
-        assert pretrained in plan[f"plugin pre-training, ratio {k}"]
+        assert pretrained in plan[f"plugin pre-training, {k}"]
         assert "--gin.INITIAL_CHECKPOINT_PATH=somewhere/finetuned" in adaptation
         assert f"--gin.INITIAL_PLUGIN_PATH=somewhere/plugin_{k}" in adaptation
         assert f"adapted_{k}" in plan["evaluation"][-1]

@@ -12,12 +12,18 @@ import pathlib
 import shlex
 import sys
 import time
+from typing import Any
 
 from variator_jax.commands import registry, verbs  # noqa: F401 - verbs enters the commands
 from variator_jax.files import write_json
 from variator_jax.gin_utils import as_override
 
-RATIOS = (2, 4, 8)
+# Folder -> macros: the paper's plugin at two ratios, and spans of one layer with adapters.
+PLUGINS: dict[str, dict[str, Any]] = {
+    "2": {"RATIO": 2},
+    "4": {"RATIO": 4},
+    "span_4": {"RATIO": 4, "SITES": ("span all size=1",), "ADAPTER_RANK": 16},
+}
 _NOTE = (
     "A figure may be missed by chance: a minute of training and 2,000 examples a task leave about "
     "half a point, and other work on the machine distorts the latencies. Longer adaptation "
@@ -49,14 +55,14 @@ def stages(folder: pathlib.Path) -> list[Stage]:
         _stage("backbone pre-training", "backbone", pretrained),
         _stage("backbone fine-tuning", "finetune", finetuned, **general),
     ]
-    for k in RATIOS:
-        plugin, adapted = folder / f"plugin_{k}", folder / f"adapted_{k}"
+    for name, sites in PLUGINS.items():
+        plugin, adapted = folder / f"plugin_{name}", folder / f"adapted_{name}"
         initial = {"INITIAL_PLUGIN_PATH": str(plugin)}
         plan += [
-            _stage(f"plugin pre-training, ratio {k}", "pretrain", plugin, RATIO=k, **general),
-            _stage(f"plugin adaptation, ratio {k}", "adapt", adapted, RATIO=k, **tuned, **initial),
+            _stage(f"plugin pre-training, {name}", "pretrain", plugin, **sites, **general),
+            _stage(f"plugin adaptation, {name}", "adapt", adapted, **sites, **tuned, **initial),
         ]
-    plugins = tuple(str(folder / f"adapted_{k}") for k in RATIOS)
+    plugins = tuple(str(folder / f"adapted_{name}") for name in PLUGINS)
     return [*plan, _stage("evaluation", "eval", folder, **tuned, PLUGIN_PATHS=plugins)]
 
 

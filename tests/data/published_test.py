@@ -112,6 +112,16 @@ def test_one_broken_row_in_a_thousand_is_left_out(tmp_path, verbalizer_model, ca
         take(1, task, "validation")
 
 
+def test_parts_of_the_files_under_other_names_are_read(tmp_path, verbalizer_model, caplog):
+    (tmp_path / "train_subset.tsv").write_text("sentence\tlabel\ngood\t1\n")
+    task = published.glue_task("sst2", verbalizer_model, str(tmp_path))
+    assert len(texts(task)) == 1 and "train.tsv is missing" in caplog.text
+    row = {"question": "Who? ", "context": "A", "answers": {"text": ["Normans"]}}
+    (tmp_path / "train_v1.1_subset.jsonl").write_text(json.dumps(row))
+    squad = published.squad_task(verbalizer_model, str(tmp_path))
+    assert [target for _, target in texts(squad)] == ["<extra_id_0> Normans"]
+
+
 def test_wrong_names_and_folders_are_refused_when_registering(tmp_path):
     (tmp_path / "glue").mkdir()
     for name, folder, message in (

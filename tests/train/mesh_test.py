@@ -88,7 +88,7 @@ def test_a_mesh_has_the_losses_and_the_weights_of_one_device(found, work, case):
 
 
 def test_each_mesh_is_printed_with_its_bytes_and_a_run_continues_on_another_mesh(found):
-    resumed = f"resuming at step {STEPS // 2}\n"
+    resumed = f"resuming at step {STEPS // 2}, "
     for text in ("mesh 2 x 1 x 2", "mesh 1 x 4 x 1", "backbone: 0.", resumed):
         assert text in found["printed"]
 

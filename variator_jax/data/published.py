@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from variator_jax.data import rows, span_corruption, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import seqio, tf
@@ -257,6 +259,9 @@ def _named(name: str, vocabulary: Any, data_dir: str | None, sentinel: bool = Tr
 def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
     """Returns the seqio source of a data set: TFDS, or the files of a folder.
 
+    Where a folder has no file of the published name, the only one that begins alike is taken: part
+    of the data, such as train_subset.tsv.
+
     Raises:
       DataError: for a folder that is not there or not local, or that has no such file.
     """
@@ -267,11 +272,17 @@ def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
     if not root.is_dir():
         raise tasks.missing_file(f"DATA_DIR {data_dir}: there is no local folder", root)
     folder = root / dataset.folder if (root / dataset.folder).is_dir() else root
-    names = {"train": f"train{dataset.suffix}", "validation": f"{dataset.dev}{dataset.suffix}"}
-    files = {split: folder / name for split, name in names.items() if (folder / name).is_file()}
+    files, kind = {}, dataset.suffix.rsplit(".", 1)[1]
+    for split, stem in (("train", "train"), ("validation", dataset.dev)):
+        published = folder / f"{stem}{dataset.suffix}"
+        fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
+        if len(fitting) == 1:
+            files[split] = fitting[0]
+            if fitting[0] != published:
+                logging.warning("%s is missing; %s is read in its place", published, fitting[0])
     if not files:
-        expected = ", ".join(names.values())
-        raise DataError(f"{folder} has none of the files {expected} of {dataset.folder}")
+        names = f"train{dataset.suffix}, {dataset.dev}{dataset.suffix}"
+        raise DataError(f"{folder} has none of the files {names} of {dataset.folder}")
     read = functools.partial(_read_tsv, dataset) if dataset.words else _read_squad
     return tasks.LazySource(functools.cache(lambda split: read(files[split])), files)
 
@@ -316,23 +327,30 @@ def _read_tsv(dataset: Published, path: Path) -> tasks.Examples:
 def _read_squad(path: Path) -> tasks.Examples:
     """Returns SQuAD's questions: {'question', 'context', 'answers'} each.
 
+    The file is SQuAD's own JSON, or JSON lines with these three fields, where the answers are texts
+    or {'text': [...]}.
+
     Raises:
-      DataError: if the file is not SQuAD's JSON, or a question has no answer, as in SQuAD 2.
+      DataError: if the file is neither, or a question has no answer, as in SQuAD 2.
     """
     try:
-        articles = json.loads(path.read_text("utf-8"))["data"]
-        questions = [
-            {
-                "question": asked["question"].strip(),
-                "context": paragraph["context"].strip(),
-                "answers": ANSWER_SEPARATOR.join(a["text"].strip() for a in asked["answers"]),
-            }
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for asked in paragraph["qas"]
-        ]
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            asked = [json.loads(line) for line in text.split("\n") if line]
+        else:
+            paragraphs = [p for article in json.loads(text)["data"] for p in article["paragraphs"]]
+            asked = [{**qa, "context": p["context"]} for p in paragraphs for qa in p["qas"]]
+        questions = [_question(fields) for fields in asked]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}") from error
     if not questions or not all(question["answers"] for question in questions):
         raise DataError(f"{path}: expected questions with an answer each, as in SQuAD v1.1")
     return questions
+
+
+def _question(fields: Mapping[str, Any]) -> dict[str, str]:
+    answers = fields["answers"]
+    texts = answers["text"] if isinstance(answers, Mapping) else answers
+    texts = [text["text"] if isinstance(text, Mapping) else text for text in texts]
+    stripped = {name: fields[name].strip() for name in ("question", "context")}
+    return {**stripped, "answers": ANSWER_SEPARATOR.join(text.strip() for text in texts)}

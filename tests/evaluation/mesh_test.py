@@ -45,7 +45,7 @@ def results(folder: Path, mesh_shape=None) -> dict:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     save_backbone(folder / "backbone", tiny_runs.TINY, random_params(tiny_runs.TINY))
-    settings = PluginConfig(4, bottleneck=4)
+    settings = PluginConfig(sites=("ffn 0 x4 bottleneck=4", "kv 0 x2", "span 1 x4 rank=2"))
     variables = random_plugin(settings, tiny_runs.TINY)
     save_plugin(folder / "plugin", settings, variables, load_backbone(folder / "backbone"))
     return folder

@@ -294,6 +294,16 @@ def test_sites_that_want_the_same_layer_are_refused(sites, message):
         init_plugin(PluginConfig(sites=sites), STACK, jax.random.key(0))
 
 
+def test_bfloat16_is_near_float32():
+    tokens = jnp.asarray(_tokens(2, 12))
+    network = T5(dataclasses.replace(TINY, dtype="bfloat16"))
+    batch = {"encoder_input_tokens": tokens}
+    model = SplicedModel(network, MIXED)
+    found = jax.jit(lambda plugin: model.encode(BACKBONE, plugin, batch))(_plugin(MIXED))
+    assert found.dtype == jnp.bfloat16
+    assert relative_error(np.float32(found), _encode(tokens, MIXED)) < 0.05
+
+
 class Host(nn.Module):
     """A network of one's own, which calls its feed-forward modules in its own way."""
 

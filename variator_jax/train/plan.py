@@ -80,7 +80,9 @@ class Plan:
         if self.compressed:
             stack, plugin = T5(self.backbone).stack(), self.plugin
             share = plugin_parameters(plugin, stack) / backbone_parameters(self.backbone)
-            first += f", plugin of ratio {plugin.ratio} ({share:.2%} of its parameters)"
+            paper = isinstance(plugin.sites, str)
+            sites = f"of ratio {plugin.ratio}" if paper else f"of sites {plugin.description}"
+            first += f", plugin {sites} ({share:.2%} of its parameters)"
             last = (
                 f"\nencoder FLOPs at {self.length} tokens: "
                 f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "

@@ -172,7 +172,7 @@ def test_squads_own_files_and_tfds_become_prompts_with_all_answers(tmp_path, ver
 
 def test_other_files_than_squads_are_refused(tmp_path, verbalizer_model):
     for content, message in (
-        ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "not SQuAD's JSON: KeyError 'question'"),
+        ('{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "not SQuAD's JSON: KeyError 'context'"),
         (_squad(("q",)), "expected questions with an answer"),
     ):
         (tmp_path / "train-v1.1.json").write_text(content)

@@ -373,6 +373,13 @@ def test_a_site_in_a_causal_stack_is_refused(spliced):
             NETWORK.apply(BACKBONE, batch)
 
 
+@pytest.mark.parametrize("config", [SPANS, PluginConfig(2, rank=4)], ids=["span", "adapters"])
+def test_sites_that_need_to_know_the_layers_are_refused_without_a_stack(config):
+    with pytest.raises(PluginError, match="needs to know the network's layers: give stack="):
+        with splice(config, _plugin(config), jnp.ones((1, 4), bool)):
+            NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
+
+
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(PluginError, match=r"groups of shape \(1, 1, 4\).* input of \(1, 2, 4\)"):
         with splice(PluginConfig(4), _plugin(PluginConfig(4)), jnp.ones((1, 4), bool)):

@@ -23,6 +23,7 @@ from variator_jax.errors import PluginError
 from variator_jax.plugin.arrays import PluginVariables
 from variator_jax.plugin.config import PluginConfig, check_layers
 from variator_jax.plugin.groups import Groups, key_columns, make_groups, stride_bias
+from variator_jax.plugin.schedule import describe_site
 from variator_jax.plugin.sites.base import Call, Site
 
 # Stands in for one call: (module path, the module's own call, its arguments) -> its result.
@@ -227,6 +228,12 @@ def _points(
 
 def _own_stack(config: PluginConfig, plugin: PluginVariables) -> Stack:
     """A stack of the layers for which a plugin has arrays, for networks of one's own."""
+    for site in config.parts:
+        if site.kind != "ffn" or site.rank:
+            raise PluginError(
+                f"The site '{describe_site(site)}' needs to know the network's layers: give "
+                "stack=, such as variator_jax.backbones.t5.T5(config).stack()."
+            )
     layers = [
         site.layer_of(key)
         for site in config.parts

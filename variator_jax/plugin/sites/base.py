@@ -59,6 +59,10 @@ class Site(Protocol):
     def ratio(self) -> int:
         """How many neighbouring vectors become one."""
 
+    @property
+    def rank(self) -> int:
+        """Rank of its adapters; 0 for none."""
+
     def selected(self, stack: Stack) -> tuple[int, ...]:
         """The layers of a stack that have this site; raises PluginError for one beyond it."""
 

@@ -65,7 +65,7 @@ def read_report(path: Path | str) -> Report:
         content["backbone"] = Backbone(**content["backbone"])
         for entry in content["ratios"]:
             entry["latency"] = tuple(Latency(**row) for row in entry["latency"])
-            entry["sites"] = tuple(entry["sites"])
+            entry["sites"] = tuple(entry.get("sites", ()))
         content["ratios"] = tuple(RatioEntry(**entry) for entry in content["ratios"])
         content["notes"] = tuple(content["notes"])
         return Report(**content)

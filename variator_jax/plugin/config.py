@@ -146,11 +146,12 @@ def check_layers(config: PluginConfig, stack: Stack) -> None:
     Raises:
       PluginError: with the layer and both sites, or for a layer that the stack does not have.
     """
-    taken: dict[tuple[int, str], str] = {}
-    for site in config.parts:
+    taken: dict[tuple[int, str], int] = {}
+    for number, site in enumerate(config.parts):
         kinds = ("ffn", "kv") if site.kind == "span" else (site.kind,)
         for layer in site.selected(stack):
             for kind in kinds:
-                other = taken.setdefault((layer, kind), f"{site}")
-                if other != f"{site}":
-                    raise PluginError(f"Layer {layer} is in two sites: {other} and {site}.")
+                other = taken.setdefault((layer, kind), number)
+                if other != number:
+                    both = f"{config.parts[other]} and {site}"
+                    raise PluginError(f"Layer {layer} is in two sites: {both}.")

@@ -101,9 +101,9 @@ def _layers(text: str) -> tuple[int, ...] | None:
     layers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise PluginError(f"The layers {part!r} are none; write them in rising order.")
         layers += range(int(first), int(last or first) + 1)
-    if not layers:
-        raise PluginError(f"The layers {text!r} are none; write them in rising order.")
     return tuple(layers)
 
 

@@ -181,7 +181,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
         to the same backbone.
     """
     if not isinstance(path, str | os.PathLike):
-        hint = "several are joined: {**load_plugins(a), **load_plugins(b)}"
+        hint = "several are joined: [*load_plugins(a).values(), *load_plugins(b).values()]"
         raise CheckpointError(f"Expected the path of one folder, found {path!r}; {hint}.")
     folder = check_folder(path)
     kind = kind_of(folder)

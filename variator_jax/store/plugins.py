@@ -239,6 +239,7 @@ def save_plugins(
     """
     if not plugins:
         raise CheckpointError(f"There are no plugins to write to {path}.")
+    by_key(plugins.values())  # refuses two of one name, which could not be loaded again
     with atomic_folder(path, replaces=(INDEX,), holds=_MEMBER) as draft:
         for key, plugin in plugins.items():
             what, before = f"The plugin {plugin.config.name}", plugin.description

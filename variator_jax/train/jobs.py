@@ -256,6 +256,7 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     """
     folder = run_part(path, "plugin")
     loaded = load_plugin(folder)
+    config = PluginConfig.from_json(config.to_json())  # in the form in which folders are read
     if loaded.config != config:
         asked = vars(config)
         differ = [

@@ -86,7 +86,9 @@ class Span:
         check_positive("rank of the adapters", self.rank, least=0)
         object.__setattr__(self, "layers", sorted_layers(self.layers))
         layers = self.layers
-        if layers is not None and tuple(layers) != tuple(range(layers[0], layers[-1] + 1)):
+        if layers is not None and (
+            not layers or tuple(layers) != tuple(range(layers[0], layers[-1] + 1))
+        ):
             raise PluginError(
                 f"A span's layers follow one another, such as (3, 4, 5); found {layers}."
             )

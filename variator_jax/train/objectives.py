@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from variator_jax.backbones.base import Backbone, Batch, Mask, Outputs
 from variator_jax.backbones.lora import LoraConfig, merge_lora
+from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.train import losses
@@ -49,6 +50,10 @@ class Comparison:
         weights = {name: getattr(config, name) for name in names}
         weights |= sites.coefficients if sites else {}
         self.coefficients: Mapping[str, float] = {k: v for k, v in weights.items() if v}
+        if not self.coefficients:
+            raise ConfigError(
+                f"No loss with a weight applies to this plugin and backbone: {config}."
+            )
         self._embed_dim, self._temperature = backbone.embed_dim, config.temperature
         self._sites = sites
 

@@ -1,7 +1,7 @@
-"""The interface of a site, and what all kinds of sites share: layers, adapters, checks."""
+"""The base of all kinds of sites: the interface, and their layers, adapters, FLOPs and checks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,31 +46,98 @@ class Merge(NamedTuple):
     neurons: tuple[str, ...]  # paths of the modules whose results go into the FFNs' last matrix
 
 
-class Site(Protocol):
-    """A kind of site with its settings, a frozen dataclass; one file each.
+class Site:
+    """A kind of site with its settings: the base of a frozen dataclass, one file each.
 
-    A site may surround several modules (an FFN in each layer). Arrays belong to a key, which is a
-    module path; each key also has an output scale.
+    A site may surround several modules (an FFN in each layer). Arrays belong to a key, the path of
+    the first module that they serve; each key also has an output scale.
     """
 
     kind: ClassVar[str]
+    role: ClassVar[str]  # the part of a layer whose calls are surrounded, see `Stack.path`
+    adapted: ClassVar[tuple[str, ...]]  # the parts whose matrices can have adapters
 
-    @property
-    def ratio(self) -> int:
-        """How many neighbouring vectors become one."""
+    ratio: int  # how many neighbouring vectors become one
+    layers: Sequence[int] | None  # None for all
+    rank: int  # of the adapters, 0 for none
 
-    @property
-    def rank(self) -> int:
-        """Rank of its adapters; 0 for none."""
+    def specs(self, width: int) -> dict[str, ArraySpec]:
+        """The arrays of one key but for adapters: name, with '/' between its parts -> array."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        stack: Stack,
+        call: Call,
+        arrays: Arrays,
+        groups: Groups,
+        key_bias: jax.Array | None,
+    ) -> Any:
+        """Surrounds one call of a module of the site's role; arguments as for `call`."""
+        raise NotImplementedError
+
+    def rows(self, length: int, groups: int) -> tuple[int, int, int]:
+        """How many queries, keys and FFN rows a layer has with the site."""
+        raise NotImplementedError
+
+    def group_flops(self, width: int) -> int:
+        """FLOPs of merging and expanding one group."""
+        raise NotImplementedError
+
+    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
+        """The merge weights `[batch, groups, k]` of what is merged, `[batch, length, embed]`."""
+        raise NotImplementedError
+
+    def merges(self, stack: Stack) -> dict[str, Merge]:
+        """Key -> which FFNs run on merged vectors, and what they are merged from."""
+        return {}
+
+    def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """What the modules inside add to the residual stream.
+
+        Args:
+          before: `[batch, length, embed]`, the input of the first.
+          after: `[batch, length, embed]`, the output of the last.
+        """
+        return after
+
+    def module(self, stack: Stack, layer: int) -> str:
+        """The path of the module that is surrounded in a layer."""
+        return stack.path(self.role, layer)
 
     def selected(self, stack: Stack) -> tuple[int, ...]:
-        """The layers of a stack that have this site; raises PluginError for one beyond it."""
+        """The layers of a stack that have this site.
+
+        Raises:
+          PluginError: for one that the stack does not have.
+        """
+        beyond = [layer for layer in self.layers or () if not 0 <= layer < stack.layers]
+        if beyond:
+            raise PluginError(
+                f"The plugin names encoder layers {beyond}; the backbone has layers 0 to "
+                f"{stack.layers - 1}."
+            )
+        return tuple(range(stack.layers) if self.layers is None else self.layers)
+
+    def keys(self, stack: Stack) -> dict[str, tuple[int, ...]]:
+        """Key -> the layers whose modules its arrays serve."""
+        return {self.module(stack, layer): (layer,) for layer in self.selected(stack)}
 
     def arrays(self, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
-        """Key -> name, with '/' between its parts -> array."""
+        """Key -> name -> array."""
+        specs = self.specs(stack.width)
+        return {
+            key: specs | adapter_specs(self.matrices(stack, layers), self.rank)
+            for key, layers in self.keys(stack).items()
+        }
 
     def points(self, stack: Stack) -> dict[str, str]:
-        """Module path whose calls are surrounded -> key of its arrays."""
+        """Path of each module whose calls are surrounded, adapted matrices too -> its key."""
+        points: dict[str, str] = {}
+        for key, layers in self.keys(stack).items():
+            points |= {self.module(stack, layer): key for layer in layers}
+            points |= dict.fromkeys(self.matrices(stack, layers), key) if self.rank else {}
+        return points
 
     def call(
         self,
@@ -89,44 +156,41 @@ class Site(Protocol):
           groups: the merge groups of the stack's input.
           key_bias: `[batch, heads, length, groups]`, the position bias of merged keys.
         """
+        if call.path in {self.module(stack, layer) for layer in self.selected(stack)}:
+            return self.run(stack, call, arrays, groups, key_bias)
+        return run_adapted(call, arrays)
 
     def around(self, stack: Stack) -> dict[str, Around]:
         """Key -> the modules inside."""
-
-    def merges(self, stack: Stack) -> dict[str, Merge]:
-        """Key -> which FFNs run on merged vectors, and what they are merged from."""
-
-    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
-        """The merge weights `[batch, groups, k]` of what is merged, `[batch, length, embed]`."""
-
-    def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
-        """What the modules inside add to the residual stream.
-
-        Args:
-          before: `[batch, length, embed]`, the input of the first.
-          after: `[batch, length, embed]`, the output of the last.
-        """
+        return {
+            key: Around(self.module(stack, layers[0]), self.module(stack, layers[-1]), layers[-1])
+            for key, layers in self.keys(stack).items()
+        }
 
     def flops(self, stack: Stack, length: int) -> int:
         """FLOPs of a row of `length` tokens with the site, less those without: negative if saved.
 
         Changes of a plugin's sites add up.
         """
+        groups, total = -(-length // self.ratio), 0
+        for layers in self.keys(stack).values():
+            total += groups * self.group_flops(stack.width)
+            for path, (rows, columns) in self.matrices(stack, layers).items():
+                inputs = length if self.whole(stack, path, layers) else groups
+                total += inputs * 2 * self.rank * (rows + columns)
+            for layer in layers:
+                total += stack.flops(layer, *self.rows(length, groups))
+                total -= stack.flops(layer, length, length, length)
+        return total
 
+    def matrices(self, stack: Stack, layers: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """The matrices inside that can have adapters: module path -> (in, out)."""
+        pairs = (stack.matrices(role, layer) for layer in layers for role in self.adapted)
+        return {path: shape for matrices in pairs for path, shape in matrices.items()}
 
-def selected_layers(layers: Sequence[int] | None, stack: Stack) -> tuple[int, ...]:
-    """The layers that a site names, all for None.
-
-    Raises:
-      PluginError: for one that the stack does not have.
-    """
-    beyond = [layer for layer in layers or () if not 0 <= layer < stack.layers]
-    if beyond:
-        raise PluginError(
-            f"The plugin names encoder layers {beyond}; the backbone has layers 0 to "
-            f"{stack.layers - 1}."
-        )
-    return tuple(range(stack.layers) if layers is None else layers)
+    def whole(self, stack: Stack, path: str, layers: Sequence[int]) -> bool:
+        """Whether a matrix inside multiplies every token and not only one vector a group."""
+        return False
 
 
 def adapter_specs(matrices: Mapping[str, tuple[int, int]], rank: int) -> dict[str, ArraySpec]:
@@ -144,11 +208,6 @@ def adapter_specs(matrices: Mapping[str, tuple[int, int]], rank: int) -> dict[st
         zeros = nn.initializers.zeros
         specs[f"adapters/{path}/b"] = ArraySpec((rank, columns), ("plugin_rank", "embed"), zeros)
     return specs
-
-
-def adapter_flops(matrices: Mapping[str, tuple[int, int]], rank: int) -> int:
-    """FLOPs of the deltas for one row of each matrix's input."""
-    return sum(2 * rank * (rows + columns) for rows, columns in matrices.values())
 
 
 def run_adapted(call: Call, arrays: Arrays) -> jax.Array:

@@ -23,27 +23,15 @@ from variator_jax.plugin.compression import (
     merge_weights,
 )
 from variator_jax.plugin.groups import Groups, from_groups, to_groups
-from variator_jax.plugin.sites.base import (
-    Around,
-    Arrays,
-    ArraySpec,
-    Call,
-    Merge,
-    adapter_flops,
-    adapter_specs,
-    check_choice,
-    check_positive,
-    run_adapted,
-    selected_layers,
-    sorted_layers,
-)
+from variator_jax.plugin.sites import base
+from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
 
 LAYER = r"(\d+)"  # stands for the layer's number in a path
 ENCODER_MLP = rf"encoder/layers_{LAYER}/mlp"
 
 
 @dataclasses.dataclass(frozen=True)
-class Ffn:
+class Ffn(base.Site):
     """FFN sites of one ratio.
 
     Attributes:
@@ -58,6 +46,8 @@ class Ffn:
     """
 
     kind: ClassVar[str] = "ffn"
+    role: ClassVar[str] = "ffn"
+    adapted: ClassVar[tuple[str, ...]] = ("ffn",)
 
     ratio: int
     layers: Sequence[int] | None = None
@@ -68,21 +58,17 @@ class Ffn:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        check_positive("compression ratio", self.ratio)
-        check_positive("bottleneck", self.bottleneck)
-        check_positive("rank of the adapters", self.rank, least=0)
-        check_choice("compression", self.compression, ("learned", "mean"))
-        check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+        base.check_positive("compression ratio", self.ratio)
+        base.check_positive("bottleneck", self.bottleneck)
+        base.check_positive("rank of the adapters", self.rank, least=0)
+        base.check_choice("compression", self.compression, ("learned", "mean"))
+        base.check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
+        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
         if self.pattern is not None and str(self.pattern).count(LAYER) != 1:
             raise PluginError(
                 f"The site pattern {self.pattern!r} must be a module path with {LAYER} in the "
                 r"place of the layer's number, such as 'encoder/layers_(\d+)/mlp'."
             )
-
-    def selected(self, stack: Stack) -> tuple[int, ...]:
-        """The layers of a stack that have this site."""
-        return selected_layers(self.layers, stack)
 
     def layer_of(self, path: str) -> int | None:
         """The layer of the module at `path`; None if this site does not compress it.
@@ -94,47 +80,46 @@ class Ffn:
         layer = None if match is None else int(match[1])
         return layer if self.layers is None or layer in self.layers else None
 
-    def points(self, stack: Stack) -> dict[str, str]:
-        """The path of each FFN, which is also the key of its arrays, and its adapted matrices."""
-        points: dict[str, str] = {}
-        for layer, path in self._paths(stack).items():
-            points |= {path: path, **dict.fromkeys(self._matrices(stack, layer), path)}
-        return points
+    def module(self, stack: Stack, layer: int) -> str:
+        """The path of the layer's FFN."""
+        if self.pattern is None:
+            return stack.path("ffn", layer)
+        return self.pattern.replace(LAYER, str(layer))
 
-    def arrays(self, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
+    def specs(self, width: int) -> dict[str, ArraySpec]:
         """The same arrays in each layer; the ablations have fewer."""
         specs: dict[str, ArraySpec] = {}
         if self.compression == "learned":
-            specs |= compression_specs(self.ratio, stack.width)
+            specs |= compression_specs(self.ratio, width)
         if self.decompression == "bottleneck":
-            specs |= decompression_specs(stack.width, self.bottleneck)
-        return {
-            path: specs | adapter_specs(self._matrices(stack, layer), self.rank)
-            for layer, path in self._paths(stack).items()
-        }
-
-    def around(self, stack: Stack) -> dict[str, Around]:
-        """The FFN itself is first and last."""
-        return {path: Around(path, path, layer) for layer, path in self._paths(stack).items()}
+            specs |= decompression_specs(width, self.bottleneck)
+        return specs
 
     def merges(self, stack: Stack) -> dict[str, Merge]:
         """Each FFN's own; none for a pattern, whose modules are not known."""
         if self.pattern not in (None, ENCODER_MLP):
             return {}
         return {
-            path: Merge(stack.path("ffn_input", layer), (stack.path("neurons", layer),))
-            for layer, path in self._paths(stack).items()
+            key: Merge(stack.path("ffn_input", layer), (stack.path("neurons", layer),))
+            for key, (layer,) in self.keys(stack).items()
         }
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
         return merge_weights(arrays.get("compression"), to_groups(x, self.ratio), groups.members)
 
-    def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
-        """An FFN's output is what it adds to the residual stream."""
-        return after
+    def rows(self, length: int, groups: int) -> tuple[int, int, int]:
+        """The FFN runs on one row a group."""
+        return length, length, groups
 
-    def call(
+    def group_flops(self, width: int) -> int:
+        """Merging, and expanding by the bottleneck."""
+        flops = compression_flops(self.ratio, width, self.compression == "learned")
+        if self.decompression == "bottleneck":
+            flops += decompression_flops(self.ratio, width, self.bottleneck)
+        return flops
+
+    def run(
         self,
         stack: Stack,
         call: Call,
@@ -143,8 +128,6 @@ class Ffn:
         key_bias: jax.Array | None,
     ) -> jax.Array:
         """Runs the FFN on one vector a group, and expands its output to all members."""
-        if call.path not in self._paths(stack).values():
-            return run_adapted(call, arrays)
         # [batch, length, embed]
         stream = stack.stream("ffn", call.args, call.kwargs)
         # [batch, groups, k, embed]
@@ -156,26 +139,3 @@ class Ffn:
         # [batch, groups, k, embed]
         z = decompress(arrays.get("decompression"), y, x, arrays["output_scale"], groups.receivers)
         return constrain(from_groups(z, stream.shape[1]))
-
-    def flops(self, stack: Stack, length: int) -> int:
-        """What FFNs on fewer rows save, less what merging, expanding and adapters cost."""
-        groups, total = -(-length // self.ratio), 0
-        for layer in self.selected(stack):
-            total += groups * compression_flops(
-                self.ratio, stack.width, self.compression == "learned"
-            )
-            if self.decompression == "bottleneck":
-                total += groups * decompression_flops(self.ratio, stack.width, self.bottleneck)
-            total += groups * adapter_flops(self._matrices(stack, layer), self.rank)
-            total += stack.flops(layer, length, length, groups)
-            total -= stack.flops(layer, length, length, length)
-        return total
-
-    def _paths(self, stack: Stack) -> dict[int, str]:
-        """Layer -> path of its FFN."""
-        if self.pattern is None:
-            return {layer: stack.path("ffn", layer) for layer in self.selected(stack)}
-        return {layer: self.pattern.replace(LAYER, str(layer)) for layer in self.selected(stack)}
-
-    def _matrices(self, stack: Stack, layer: int) -> dict[str, tuple[int, int]]:
-        return stack.matrices("ffn", layer) if self.rank else {}

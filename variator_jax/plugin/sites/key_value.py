@@ -20,24 +20,12 @@ from variator_jax.plugin.compression import (
     merge_weights,
 )
 from variator_jax.plugin.groups import Groups, pool_keys, to_groups
-from variator_jax.plugin.sites.base import (
-    Around,
-    Arrays,
-    ArraySpec,
-    Call,
-    Merge,
-    adapter_flops,
-    adapter_specs,
-    check_positive,
-    replace_arguments,
-    run_adapted,
-    selected_layers,
-    sorted_layers,
-)
+from variator_jax.plugin.sites import base
+from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call
 
 
 @dataclasses.dataclass(frozen=True)
-class KeyValue:
+class KeyValue(base.Site):
     """Self-attention over merged keys and values.
 
     Attributes:
@@ -47,55 +35,39 @@ class KeyValue:
     """
 
     kind: ClassVar[str] = "kv"
+    role: ClassVar[str] = "attention"
+    adapted: ClassVar[tuple[str, ...]] = ("attention",)
 
     ratio: int
     layers: Sequence[int] | None = None
     rank: int = 0
 
     def __post_init__(self) -> None:
-        check_positive("compression ratio", self.ratio)
-        check_positive("rank of the adapters", self.rank, least=0)
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+        base.check_positive("compression ratio", self.ratio)
+        base.check_positive("rank of the adapters", self.rank, least=0)
+        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
 
-    def selected(self, stack: Stack) -> tuple[int, ...]:
-        """The layers of a stack that have this site."""
-        return selected_layers(self.layers, stack)
+    def specs(self, width: int) -> dict[str, ArraySpec]:
+        """A merge; nothing is expanded."""
+        return compression_specs(self.ratio, width)
 
-    def points(self, stack: Stack) -> dict[str, str]:
-        """The attention of each layer, and every matrix that has an adapter."""
-        points: dict[str, str] = {}
-        for layer in self.selected(stack):
-            key = stack.path("attention", layer)
-            points |= {key: key, **dict.fromkeys(self._matrices(stack, layer), key)}
-        return points
+    def rows(self, length: int, groups: int) -> tuple[int, int, int]:
+        """One key a group."""
+        return length, groups, length
 
-    def arrays(self, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
-        """Compression and adapters of each layer."""
-        merging = compression_specs(self.ratio, stack.width)
-        return {
-            stack.path("attention", layer): merging
-            | adapter_specs(self._matrices(stack, layer), self.rank)
-            for layer in self.selected(stack)
-        }
+    def group_flops(self, width: int) -> int:
+        """Merging."""
+        return compression_flops(self.ratio, width)
 
-    def around(self, stack: Stack) -> dict[str, Around]:
-        """The attention itself is first and last."""
-        paths = {layer: stack.path("attention", layer) for layer in self.selected(stack)}
-        return {path: Around(path, path, layer) for layer, path in paths.items()}
-
-    def merges(self, stack: Stack) -> dict[str, Merge]:
-        """None: its FFNs run on whole sequences."""
-        return {}
+    def whole(self, stack: Stack, path: str, layers: Sequence[int]) -> bool:
+        """Queries, and what the attention returns, are whole."""
+        return all(path not in stack.matrices("keys", layer) for layer in layers)
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
         return merge_weights(arrays["compression"], to_groups(x, self.ratio), groups.members)
 
-    def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
-        """An attention's output is what it adds to the residual stream."""
-        return after
-
-    def call(
+    def run(
         self,
         stack: Stack,
         call: Call,
@@ -104,8 +76,6 @@ class KeyValue:
         key_bias: jax.Array | None,
     ) -> jax.Array:
         """Runs the attention with one key and one value a group."""
-        if call.path not in {stack.path("attention", layer) for layer in self.selected(stack)}:
-            return run_adapted(call, arrays)
 
         def merged(keys: jax.Array) -> jax.Array:
             # [batch, length, embed] -> [batch, groups, embed]
@@ -118,7 +88,7 @@ class KeyValue:
             seen.append(pool_keys(mask, groups))
             return seen[0]
 
-        args, kwargs = replace_arguments(
+        args, kwargs = base.replace_arguments(
             stack.arguments("attention"),
             call.args,
             call.kwargs,
@@ -131,18 +101,3 @@ class KeyValue:
             # [batch, length, 1]
             out = out * jnp.any(seen[0] > 0, axis=(1, 3))[..., None].astype(out.dtype)
         return out
-
-    def flops(self, stack: Stack, length: int) -> int:
-        """What fewer keys save, less merging and adapters."""
-        groups, total = -(-length // self.ratio), 0
-        for layer in self.selected(stack):
-            total += groups * compression_flops(self.ratio, stack.width)
-            total += stack.flops(layer, length, groups, length)
-            total -= stack.flops(layer, length, length, length)
-            for path, shape in self._matrices(stack, layer).items():
-                rows = groups if path in stack.matrices("keys", layer) else length
-                total += rows * adapter_flops({path: shape}, self.rank)
-        return total
-
-    def _matrices(self, stack: Stack, layer: int) -> dict[str, tuple[int, int]]:
-        return stack.matrices("attention", layer) if self.rank else {}

@@ -33,20 +33,8 @@ from variator_jax.plugin.compression import (
     merge_weights,
 )
 from variator_jax.plugin.groups import Groups, from_groups, pool_mask, stride_bias, to_groups
-from variator_jax.plugin.sites.base import (
-    Around,
-    Arrays,
-    ArraySpec,
-    Call,
-    Merge,
-    adapter_flops,
-    adapter_specs,
-    check_positive,
-    replace_arguments,
-    run_adapted,
-    selected_layers,
-    sorted_layers,
-)
+from variator_jax.plugin.sites import base
+from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
 
 _EPSILON = 1e-6
 
@@ -60,7 +48,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class Span(base.Site):
     """Spans of layers that run on merged vectors.
 
     Attributes:
@@ -72,6 +60,8 @@ class Span:
     """
 
     kind: ClassVar[str] = "span"
+    role: ClassVar[str] = "layer"
+    adapted: ClassVar[tuple[str, ...]] = ("attention", "ffn")
 
     ratio: int
     layers: Sequence[int] | None = None
@@ -80,11 +70,11 @@ class Span:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        check_positive("compression ratio", self.ratio)
-        check_positive("bottleneck", self.bottleneck)
-        check_positive("size of a span", self.size, least=0)
-        check_positive("rank of the adapters", self.rank, least=0)
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+        base.check_positive("compression ratio", self.ratio)
+        base.check_positive("bottleneck", self.bottleneck)
+        base.check_positive("size of a span", self.size, least=0)
+        base.check_positive("rank of the adapters", self.rank, least=0)
+        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
         layers = self.layers
         if layers is not None and (
             not layers or tuple(layers) != tuple(range(layers[0], layers[-1] + 1))
@@ -93,40 +83,25 @@ class Span:
                 f"A span's layers follow one another, such as (3, 4, 5); found {layers}."
             )
 
-    def selected(self, stack: Stack) -> tuple[int, ...]:
-        """The layers of a stack that are in a span."""
-        return selected_layers(self.layers, stack)
-
-    def spans(self, stack: Stack) -> dict[str, tuple[int, ...]]:
-        """Key -> the layers of that span; the key is the path of its first layer."""
+    def keys(self, stack: Stack) -> dict[str, tuple[int, ...]]:
+        """Key -> the layers of that span."""
         layers = self.selected(stack)
         size = self.size or len(layers)
         cut = [layers[i : i + size] for i in range(0, len(layers), size)]
-        return {stack.path("layer", span[0]): span for span in cut}
+        return {self.module(stack, span[0]): span for span in cut}
 
-    def points(self, stack: Stack) -> dict[str, str]:
-        """Every layer of every span, and every matrix that has an adapter."""
-        points: dict[str, str] = {}
-        for key, layers in self.spans(stack).items():
-            points |= {stack.path("layer", layer): key for layer in layers}
-            points |= dict.fromkeys(self._matrices(stack, layers), key)
-        return points
+    def specs(self, width: int) -> dict[str, ArraySpec]:
+        """Compression and decompression of a span."""
+        return compression_specs(self.ratio, width) | decompression_specs(width, self.bottleneck)
 
-    def arrays(self, stack: Stack) -> dict[str, dict[str, ArraySpec]]:
-        """Compression and decompression of each span, and its adapters."""
-        ends = compression_specs(self.ratio, stack.width)
-        ends |= decompression_specs(stack.width, self.bottleneck)
-        return {
-            key: ends | adapter_specs(self._matrices(stack, layers), self.rank)
-            for key, layers in self.spans(stack).items()
-        }
+    def rows(self, length: int, groups: int) -> tuple[int, int, int]:
+        """One row a group in every part of a layer."""
+        return groups, groups, groups
 
-    def around(self, stack: Stack) -> dict[str, Around]:
-        """From the first layer of a span to its last."""
-        return {
-            key: Around(key, stack.path("layer", layers[-1]), layers[-1])
-            for key, layers in self.spans(stack).items()
-        }
+    def group_flops(self, width: int) -> int:
+        """Merging and expanding."""
+        merging = compression_flops(self.ratio, width)
+        return merging + decompression_flops(self.ratio, width, self.bottleneck)
 
     def merges(self, stack: Stack) -> dict[str, Merge]:
         """The FFNs of all layers of a span; what is merged is the stream before the first."""
@@ -134,7 +109,7 @@ class Span:
             key: Merge(
                 stack.path("input", layers[0]), tuple(stack.path("neurons", i) for i in layers)
             )
-            for key, layers in self.spans(stack).items()
+            for key, layers in self.keys(stack).items()
         }
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
@@ -146,7 +121,7 @@ class Span:
         """Layers give the whole residual stream back."""
         return after - before
 
-    def call(
+    def run(
         self,
         stack: Stack,
         call: Call,
@@ -155,10 +130,7 @@ class Span:
         key_bias: jax.Array | None,
     ) -> jax.Array | Opened:
         """Opens the span before its first layer, runs a layer, and closes it after the last."""
-        ends = {stack.path("layer", layers[-1]): key for key, layers in self.spans(stack).items()}
-        layers = {stack.path("layer", layer) for layer in self.selected(stack)}
-        if call.path not in layers:
-            return run_adapted(call, arrays)
+        lasts = {around.last for around in self.around(stack).values()}
         names = stack.arguments("layer")
         stream = next(iter(call.args), None)
         opened = (
@@ -166,7 +138,7 @@ class Span:
             if isinstance(stream, Opened)
             else self._open(stack.stream("layer", call.args, call.kwargs), arrays, groups)
         )
-        args, kwargs = replace_arguments(
+        args, kwargs = base.replace_arguments(
             names,
             call.args,
             call.kwargs,
@@ -178,19 +150,7 @@ class Span:
             },
         )
         opened = opened._replace(merged=call.run(*args, **kwargs))
-        return self._close(opened, arrays, groups) if call.path in ends else opened
-
-    def flops(self, stack: Stack, length: int) -> int:
-        """What layers on fewer rows save, less merging, expanding and adapters."""
-        groups, total = -(-length // self.ratio), 0
-        for layers in self.spans(stack).values():
-            total += groups * compression_flops(self.ratio, stack.width)
-            total += groups * decompression_flops(self.ratio, stack.width, self.bottleneck)
-            total += groups * adapter_flops(self._matrices(stack, layers), self.rank)
-            for layer in layers:
-                total += stack.flops(layer, groups, groups, groups)
-                total -= stack.flops(layer, length, length, length)
-        return total
+        return self._close(opened, arrays, groups) if call.path in lasts else opened
 
     def _open(self, stream: jax.Array, arrays: Arrays, groups: Groups) -> Opened:
         weights = self.weights(arrays, stream, groups)
@@ -205,14 +165,6 @@ class Span:
         change = opened.merged - opened.start
         z = decompress(arrays["decompression"], change, x, arrays["output_scale"], groups.receivers)
         return constrain(opened.stream + from_groups(z, opened.stream.shape[1]))
-
-    def _matrices(self, stack: Stack, layers: Sequence[int]) -> dict[str, tuple[int, int]]:
-        """The matrices that have adapters: path -> (in, out)."""
-        if not self.rank:
-            return {}
-        roles = ("attention", "ffn")
-        pairs = (stack.matrices(role, layer) for layer in layers for role in roles)
-        return {path: shape for matrices in pairs for path, shape in matrices.items()}
 
 
 def _normalised(x: jax.Array) -> jax.Array:

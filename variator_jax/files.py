@@ -58,7 +58,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     with wrap_errors(f"{folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf8")
+        path = folder / ".lock"
+        file = path.open("a+", encoding="utf8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -69,13 +70,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # There are file systems without locks.
+        # A holder that ended in between took the file away, and another may have made a new one.
+        if not path.is_file() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise CheckpointError(f"{folder} was in use until now; give the command again.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         file.close()
 
 

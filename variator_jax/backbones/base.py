@@ -42,8 +42,6 @@ class Mask(NamedTuple):
 
     valid: jax.Array  # [batch, length] bool, False on padding
     segments: jax.Array | None = None  # [batch, length] int, the examples of a packed row
-    positions: jax.Array | None = None  # [batch, length] int; None counts from 0
-    merge: jax.Array | None = None  # [batch, length] bool: tokens of a causal stack that may merge
 
 
 class Stack(Protocol):

@@ -47,13 +47,13 @@ def evaluate(
       model_dir: where `report.json`, `report.md` and `report.png` go.
       data: the tasks.
       initial_checkpoint_path: a backbone folder, or a run folder that holds one.
-      plugin_paths: plugin folders or run folders, one a ratio.
+      plugin_paths: plugin folders or run folders, whose ratios or names differ.
       initial_lora_path: a LoRA folder or a run folder, merged into the backbone.
       latency_shapes: `(backbone name, batch, length)` to time, with an optional number of rounds.
       mesh_shape: `(data, fsdp, model)` devices; None chooses.
 
     Raises:
-      VariatorError: if a plugin belongs to another backbone, or two have the same ratio.
+      VariatorError: if a plugin belongs to another backbone, or two have the same name.
     """
     started = time.monotonic()
     shapes = [_latency_shape(fields) for fields in latency_shapes]

@@ -131,8 +131,7 @@ def splice(
     if not isinstance(mask, Mask):
         mask = Mask(mask, segment_ids)
     known = stack or _own_stack(config, plugin)
-    if mask.merge is None:
-        check_causal(config, known)
+    check_causal(config, known)
     points = _points(config, known, plugin.params)
     ratios = {site.ratio for site in config.parts}
     groups = {ratio: make_groups(mask, ratio, config.pool_padding) for ratio in ratios}

@@ -142,7 +142,7 @@ def check_same_run(
         return None
     done = checkpoints.latest_step(folder) or 0
     check_steps(training.get("TRAIN_STEPS", done), done, folder)
-    take_longer(before.setdefault("training", {}), training)
+    longer = take_longer(before.setdefault("training", {}), training)
     differing = [
         f"{name} {before.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(_record(model, training)).items()
@@ -155,6 +155,7 @@ def check_same_run(
         raise CheckpointError(
             f"MODEL_DIR {folder} holds another run, with {names}; choose another MODEL_DIR."
         )
+    print(longer, end="", file=sys.stderr)
     return before
 
 

@@ -1,6 +1,5 @@
 """What a run checks before its first step, with either engine: vocabulary, plugin and packing."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,18 +73,19 @@ def check_steps(train_steps: int, done: int, folder: str) -> None:
         )
 
 
-def take_longer(before: dict[str, Any], now: Mapping[str, Any]) -> None:
-    """Takes a larger TRAIN_STEPS into the record of a run, and prints what that changes.
+def take_longer(before: dict[str, Any], now: Mapping[str, Any]) -> str:
+    """Takes a larger TRAIN_STEPS into the record of a run; returns a line on what that changes.
 
     The record has it where the schedule depends on it.
     """
     steps, longer = before.get("TRAIN_STEPS"), now.get("TRAIN_STEPS")
-    if steps and longer and longer > steps:
-        before["TRAIN_STEPS"] = longer
-        text = f"TRAIN_STEPS was {steps}, is {longer}: the decay of the learning rate is stretched"
-        print(
-            f"  {text}, and the run ends as none that had {longer} from its start", file=sys.stderr
-        )
+    if not (steps and longer and longer > steps):
+        return ""
+    before["TRAIN_STEPS"] = longer
+    return (
+        f"  TRAIN_STEPS was {steps}, is {longer}: the decay of the learning rate is stretched, and "
+        f"the run ends as none that had {longer} from its start\n"
+    )
 
 
 def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:
@@ -107,6 +107,8 @@ def check_trainable(plugin: PluginConfig | None, stack: Stack) -> PluginConfig:
 
 def check_packing(pack_multiple: int, ratio: int) -> None:
     """Refuses packed examples that a merge group could span.
+
+    `ratio` is the least common multiple of those of the plugin's sites.
 
     Raises:
       ConfigError: with the remedy.

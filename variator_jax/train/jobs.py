@@ -128,6 +128,7 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
         "plugin": plugin.to_json(),
         "backbone": backbone.fingerprint,
         "initial_plugin": fingerprint(initial.variables.params) if initial else None,
+        "initial_scales": fingerprint(initial.variables.output_scales) if initial else None,
     }
     objective = Distillation(T5(backbone.config), plugin, config.loss)
     return Job(objective, identity, start, export)

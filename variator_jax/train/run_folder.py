@@ -51,7 +51,10 @@ class Checkpoints:
             self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._lock.close)
+            self._manager = ocp.CheckpointManager(self._folder / "checkpoints", options=options)
+            on_error.pop_all()
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, None for a fresh run."""
@@ -77,10 +80,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        with wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
+        with self._lock, wrap_errors(f"A checkpoint in {self._folder} cannot be saved"):
             self._manager.wait_until_finished()
             self._manager.close()
-        self._lock.close()
 
 
 def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
@@ -92,7 +94,7 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
             write_json(path, identity)
             return ""
         before = json.loads(path.read_text(encoding="utf8"))
-        take_longer(before, identity)
+        longer = take_longer(before, identity)
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."
     # Earlier versions wrote less; what is unknown is not compared.
@@ -103,6 +105,7 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
     ]
     if not differs:
         write_json(path, before)
+        print(longer, end="", file=sys.stderr)
     remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
     return f"{folder} holds another run: {'; '.join(differs)}. {remedy}" if differs else ""
 

@@ -4,9 +4,12 @@ A program runs rows of tokens, padded to a bucket of rows and lengths, on one pl
 are on the device once. After `warm_up` nothing compiles any more.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +33,7 @@ from variator_jax.serving.tasks import (
 )
 from variator_jax.store import Backbone, Plugin
 
-_ROUNDS = 3  # timed runs of each program
+_ROUNDS, _ENOUGH = 3, 0.2  # timed runs of each program, and seconds after which they end
 
 #: (program, plugin, rows, length)
 Bucket = tuple[str, str, int, int]
@@ -59,6 +62,11 @@ class EngineLimits:
                 "batch_tokens, or lower the longest length."
             )
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row."""
+        return self.lengths[-1]
+
     def length(self, tokens: int) -> int:
         """The bucket of a row."""
         return next(length for length in self.lengths if length >= tokens)
@@ -78,6 +86,13 @@ class EngineLimits:
         """The default lengths below `max_length`, and that one."""
         lengths = (*(n for n in cls.lengths if n < max_length), max_length)
         return cls(lengths=lengths, batch_tokens=max(cls.batch_tokens, max_length))
+
+
+def keep_compiled(folder: str | os.PathLike) -> None:
+    """Keeps every compiled program of this process in a folder, for the next start."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +164,7 @@ class Engine:
         self._check_tasks(tasks)
         ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
         self._labels = sorted({*itertools.chain.from_iterable(ids)})
+        self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
 
@@ -169,30 +185,56 @@ class Engine:
         """The programs of the tasks."""
         return tuple(dict.fromkeys(task.program for task in self.tasks.values()))
 
-    def warm_up(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def warm_up(
+        self,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        longest_batch: float = math.inf,
+    ) -> None:
         """Compiles and times every program on every plugin and bucket.
 
         Args:
           progress: called with how many of how many are done.
+          longest_batch: in seconds; larger batches are not compiled, but for those of one row.
         """
-        shapes = list(self.limits.shapes())
-        cases = list(itertools.product(self.programs, self.ratios, shapes))
+        cases = list(itertools.product(self.programs, self.ratios, self.limits.shapes()))
         for done, (program, plugin, (rows, length)) in enumerate(cases):
             progress(done, len(cases))
-            row = [[2] * (length - 1) + [1]] * rows
-            self.run(program, plugin, row)
-            seconds = []
-            for _ in range(_ROUNDS):
-                began = time.perf_counter()
-                self.run(program, plugin, row)
-                seconds.append(time.perf_counter() - began)
-            self.latency[program, plugin, rows, length] = statistics.median(seconds)
+            half = self.latency.get((program, plugin, rows // 2, length), math.inf)
+            if rows == 1 or 1.5 * half <= longest_batch:
+                seconds = self._measure(program, plugin, rows, length)
+                if rows == 1 or seconds <= longest_batch:
+                    self.latency[program, plugin, rows, length] = seconds
         progress(len(cases), len(cases))
 
+    def _measure(self, program: str, plugin: str, rows: int, length: int) -> float:
+        """Compiles a program and returns the median seconds of a batch; slow ones run once."""
+        row = [[2] * (length - 1) + [1]] * rows
+        self.run(program, plugin, row)
+        seconds: list[float] = []
+        while len(seconds) < _ROUNDS and sum(seconds) < _ENOUGH:
+            began = time.perf_counter()
+            self.run(program, plugin, row)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def sizes(self, program: str, plugin: str, length: int) -> dict[int, float]:
+        """Rows of each compiled batch of a bucket of lengths -> its latency in seconds."""
+        keys = ((1 << power) for power in range(self.limits.rows(length).bit_length()))
+        found = {rows: self.latency.get((program, plugin, rows, length)) for rows in keys}
+        return {rows: seconds for rows, seconds in found.items() if seconds is not None}
+
     def row_seconds(self, program: str, plugin: str, length: int) -> float:
-        """What a row of a bucket of lengths costs in a full batch."""
-        rows = self.limits.rows(length)
-        return self.latency[program, plugin, rows, length] / rows
+        """What a row of a bucket of lengths costs in the best batch."""
+        sizes = self.sizes(program, plugin, length)
+        return min(seconds / rows for rows, seconds in sizes.items())
+
+    def relative_seconds(self, plugin: str) -> float:
+        """The time of the longest rows against that of ratio 1, the mean over the programs."""
+        longest = self.limits.max_length
+        return statistics.fmean(
+            self.row_seconds(program, plugin, longest) / self.row_seconds(program, NONE, longest)
+            for program in self.programs
+        )
 
     def run(self, program: str, plugin: str, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Runs rows of token ids; returns what `dispatch` does, on the host."""
@@ -225,8 +267,10 @@ class Engine:
             logits = self.model.logits(tokens, starts, **name)
             return functools.partial(self._label_logits, logits, len(rows))
         _, most, beams = program.split()
-        generated = self.model.generate(tokens, max_length=int(most), num_beams=int(beams), **name)
-        return lambda: list(np.asarray(generated)[: len(rows)])
+        lengths: dict[str, Any] = {"max_length": int(most), "num_beams": int(beams)}
+        # It waits for its result, which is why it has a thread.
+        generated = self._generating.submit(self.model.generate, tokens, **lengths, **name)
+        return lambda: list(np.asarray(generated.result())[: len(rows)])
 
     def _embed(
         self, tokens: np.ndarray, rows: Sequence[Sequence[int]], name: Mapping[str, Any]

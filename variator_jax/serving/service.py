@@ -3,10 +3,11 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ class Answer:
     Attributes:
       values: for each input: of 'embed' a vector `[out]`, or `[length, embed]` for `per_token`; of
         'classify' label -> probability; of 'rerank' a score; of 'generate' a text.
-      plugin: the plugin that answered, 'none' for ratio 1; of several batches the fastest.
+      plugin: the plugin that answered all of it, 'none' for ratio 1.
       tokens: of each input, without padding.
     """
 
@@ -54,11 +55,15 @@ class Limits:
     Attributes:
       wait_share: of the target, that the queue may hold as work of the fastest plugin; a request
         that finds more is refused.
+      batch_share: of the target, that a batch may take, unless it is a single row.
       tokenizers: threads that tokenise.
+      requests: at the same time, in whatever state; one more is refused.
     """
 
     wait_share: float = 0.6
+    batch_share: float = 0.3
     tokenizers: int = 2
+    requests: int = 1024
 
 
 class Service:
@@ -86,7 +91,7 @@ class Service:
         self._batcher: Batcher | None = None
         self._latencies: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self._counts = collections.Counter[str]()
-        self._compiled = 0
+        self._compiled, self._open = 0, 0
         tokenizer = engine.model.tokenizer
         self._labels = {t.name: label_ids(t, tokenizer) for t in self.tasks if t.labels}
 
@@ -106,7 +111,8 @@ class Service:
         def progress(done: int, total: int) -> None:
             self.progress = done, total
 
-        await asyncio.to_thread(self.engine.warm_up, progress)
+        longest = self._limits.batch_share * self._policy.target
+        await asyncio.to_thread(self.engine.warm_up, progress, longest)
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self._batcher = Batcher(
             self.engine, self._policy, self._limits.wait_share * self._policy.target
@@ -115,8 +121,8 @@ class Service:
 
     async def drain(self) -> None:
         """Answers what is queued and refuses what comes."""
-        self.ready = False
-        if self._batcher:
+        was_ready, self.ready = self.ready, False
+        if self._batcher and was_ready:
             await asyncio.to_thread(self._batcher.end)
             jax.monitoring.unregister_event_duration_listener(self._count_compilation)
         self._threads.shutdown(wait=False)
@@ -160,20 +166,38 @@ class Service:
         if task not in self.engine.tasks:
             near = did_you_mean(task, self.engine.tasks)
             raise ConfigError(f"No task is named {task!r}.{near}")
+        if not inputs:
+            raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
-        longest = self.engine.limits.lengths[-1]
-        cut = Cut(longest, bool(truncate), truncation_direction == "Left")
-        ids = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._tokenize, config, inputs, cut
-        )
-        results, gear = await self._run(config.program, gears, ids)
+        cut = Cut(self.engine.limits.max_length, bool(truncate), truncation_direction == "Left")
+        with self._admitted():
+            ids = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._tokenize, config, inputs, cut
+            )
+            results, gear = await self._run(config.program, gears, ids)
         self._latencies.append(time.monotonic() - began)
-        self._counts["requests"] += 1
         self._counts["answered"] += len(inputs)
         options = {"normalize": normalize, "per_token": per_token, "raw_scores": raw_scores}
         values = self._values(config, results, max_new_tokens, **options)
-        return Answer(values, self._running.gears[gear], _tokens(config, ids, len(inputs)))
+        return Answer(values, self._running.gears[gear], _tokens(ids, len(inputs)))
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts a request while it is here; refuses it before any work if there is no room."""
+        self._counts["requests"] += 1
+        try:
+            if self._open >= self._limits.requests:
+                raise Overloaded(self.slo_ms / 1000)
+            self._running.check_room()
+            self._open += 1
+            try:
+                yield
+            finally:
+                self._open -= 1
+        except Overloaded:
+            self._counts["refused"] += 1
+            raise
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts without a prompt, EOS last."""
@@ -217,18 +241,15 @@ class Service:
         if name is not None and name not in ratios:
             near = did_you_mean(name, ratios)
             raise PluginError(f"No plugin is named {name!r}.{near} Loaded: {', '.join(ratios)}.")
-        allowed = gears if name is None else [name]
-        return [
-            index
-            for index, gear in enumerate(gears)
-            if gear in allowed and (most is None or ratios[gear] <= most or ratios[gear] == 1)
-        ] or [gears.index(next(own for own in gears if ratios[own] == 1))]
+        allowed = self._running.shifting if name is None else [gears.index(name)]
+        # Ratio 1, the first, is below every cap.
+        return [i for i in allowed if most is None or ratios[gears[i]] <= most] or [0]
 
     def _tokenize(self, task: TaskConfig, inputs: Sequence[Input], cut: Cut) -> list[list[int]]:
         """The rows of a request; of a bi-encoder's pairs, the two texts of each as two rows."""
         tokenizer = self.engine.model.tokenizer
         if task.kind == "rerank" and not task.labels:
-            pairs = [pair for pair in inputs if isinstance(pair, tuple) and len(pair) == 2]
+            pairs: list[Any] = [x for x in inputs if isinstance(x, tuple) and len(x) == 2]
             if len(pairs) < len(inputs):
                 raise ConfigError(f"Task {task.name!r} takes a query and a text.")
             # A query that all pairs share is encoded once.
@@ -240,23 +261,20 @@ class Service:
     async def _run(
         self, program: str, gears: Sequence[int], ids: Sequence[list[int]]
     ) -> tuple[list[Any], int]:
-        """Results of rows in their order, equal ones run once, and the fastest gear of them."""
+        """Results of rows in their order, equal ones run once, and their gear."""
         loop = asyncio.get_running_loop()
         futures: dict[tuple[int, ...], asyncio.Future[tuple[Any, int]]] = {}
-        rows = []
+        rows, shared = [], list(gears)
         for row_ids in {tuple(row): None for row in ids}:
             future = futures[row_ids] = loop.create_future()
-            rows.append(Row(row_ids, program, gears, _resolves(loop, future)))
+            rows.append(Row(row_ids, program, shared, _resolves(loop, future)))
+        self._running.put(rows)
         try:
-            self._running.put(rows)
             done = dict(zip(futures, await asyncio.gather(*futures.values()), strict=True))
-        except Overloaded:
-            self._counts["refused"] += 1
-            raise
-        except BaseException:
+        except BaseException:  # the client left, or a batch failed
             self._running.drop(rows)
             raise
-        return [done[tuple(row)][0] for row in ids], max(gear for _, gear in done.values())
+        return [done[tuple(row)][0] for row in ids], rows[0].gears[0]
 
     def _values(
         self,
@@ -305,7 +323,7 @@ def _resolves(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") ->
     return lambda result, gear: loop.call_soon_threadsafe(resolve, result, gear)
 
 
-def _tokens(task: TaskConfig, ids: Sequence[Sequence[int]], inputs: int) -> list[int]:
+def _tokens(ids: Sequence[Sequence[int]], inputs: int) -> list[int]:
     """The tokens of each input, of whose rows there may be two."""
     each = len(ids) // inputs if inputs else 1
     lengths = [len(row) for row in ids]

@@ -11,6 +11,7 @@ from tiny import TINY, random_params, random_plugin
 from variator_jax.backbones.t5 import T5
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
+from variator_jax.train import losses
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 
@@ -91,3 +92,29 @@ def test_rematerialised_layers_give_the_same_losses_and_gradients(name):
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(one).max())
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[2]))
+
+
+def test_the_pooled_loss_is_one_minus_the_cosine_of_each_texts_mean():
+    plugin = PLUGINS["ffn"]
+    variables = random_plugin(plugin, TINY)
+    terms, weights, gradient = _terms(plugin, variables, pooled=1.0)
+    student, teacher = _captured(plugin, variables, ()), _captured(None, None, ())
+    expected = 0.0
+    for row, tokens in enumerate(TOKENS > 0):
+        ours, theirs = (np.asarray(x["encoder"])[row, tokens].mean(0) for x in (student, teacher))
+        expected += 1 - ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    np.testing.assert_allclose(terms["pooled"], expected, rtol=1e-4)
+    assert weights["pooled"] == 2 and any(np.any(x) for x in jax.tree.leaves(gradient))
+
+
+def test_the_pooled_loss_of_a_packed_row_is_the_sum_over_its_texts():
+    rng = np.random.default_rng(1)
+    student, teacher = rng.normal(size=(2, 1, 5, 4))
+    segments = np.array([[1, 1, 2, 2, 0]])
+    found, texts = losses.pooled_cosine(student, teacher, segments > 0, jnp.asarray(segments))
+    alone = [
+        losses.pooled_cosine(student[:, part], teacher[:, part], np.ones((1, 2)))
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(found, sum(loss for loss, _ in alone), rtol=1e-5)
+    assert texts == 2

@@ -44,7 +44,7 @@ class Comparison:
           backbone: shape of student and teacher.
           sites: the losses of a plugin's sites, which a narrow student does not have.
         """
-        names = ["encoder_hidden"]
+        names = ["encoder_hidden", "pooled"]
         if backbone.has_decoder:
             names += ["decoder_hidden", "logits", "task"]
         weights = {name: getattr(config, name) for name in names}
@@ -63,8 +63,10 @@ class Comparison:
         return self._sites.capture if self._sites else ()
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid elements of the hidden states, valid positions of the targets."""
+        """Valid elements of the hidden states, texts, valid positions of the targets."""
         counts = self._sites.weights(_encoder_mask(batch)) if self._sites else {}
+        if "pooled" in self.coefficients:
+            counts["pooled"] = _texts(_encoder_mask(batch))
         return {
             name: _count(_mask(name, batch)) * (self._embed_dim if name.endswith("_hidden") else 1)
             for name in self.coefficients
@@ -91,6 +93,11 @@ class Comparison:
         } | terms
 
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
+        if name == "pooled":
+            inputs = _encoder_mask(batch)
+            # [batch, length, embed]
+            states = student.hidden["encoder"], teacher.hidden["encoder"]
+            return losses.pooled_cosine(*states, inputs.valid, inputs.segments)
         # [batch, length]
         mask = _mask(name, batch)
         if name.endswith("_hidden"):
@@ -190,6 +197,12 @@ def _mask(term: str, batch: Batch) -> jax.Array:
 
 def _encoder_mask(batch: Batch) -> Mask:
     return Mask(batch["encoder_input_tokens"] > 0, batch.get("encoder_segment_ids"))
+
+
+def _texts(mask: Mask) -> jax.Array:
+    """How many texts the rows hold."""
+    texts = mask.valid if mask.segments is None else mask.segments
+    return jnp.sum(jnp.max(texts.astype(jnp.float32), axis=1))
 
 
 def _count(mask: jax.Array) -> jax.Array:

@@ -6,12 +6,14 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
-import functools
+import atexit
+import contextlib
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import lock_folder
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
 from variator_jax.store.other_plugins import SETTINGS
@@ -35,6 +38,8 @@ _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they 
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
 _FRESH_PLUGIN = (f"target/{PLUGIN}/.*", None)
+_LOCKS = contextlib.ExitStack()  # until this process ends
+atexit.register(_LOCKS.close)
 _DTYPES = (None, "float32", "bfloat16", "float16")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -111,7 +116,12 @@ def _check_task(task: str, feature_lengths: Mapping[str, int] | None, backbone: 
 
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
-    """T5X leaves finished files alone, whatever they are the results of."""
+    """T5X leaves finished files alone, whatever they are the results of.
+
+    The first process of a run holds the folder until it ends.
+    """
+    if jax.process_index() == 0 and not formats.is_url(folder):
+        _LOCKS.enter_context(lock_folder(Path(folder)))
     before = _read_json(folder, _RESULTS)
     if before != _as_json(identity) and gfile.glob(os.path.join(folder, "*.COMPLETED")):
         raise ConfigError(
@@ -253,14 +263,9 @@ def restore_config(
     _check_leaves(folder, stored, wanted)
     if plugin_path and plugin.ratio > 1 and not training and check_owner:
         load_plugin(chosen_path(plugin_path, plugin), formats.identify_backbone(folder))
-    rules = [_FRESH_STATE] * training + [_FRESH_PLUGIN] * fresh_plugin
-    return utils.RestoreCheckpointConfig(
-        path=folder,
-        mode="specific",
-        dtype=dtype,
-        assignment_map=tuple(rules) or None,
-        fallback_to_scratch=bool(rules),
-    )
+    rules = tuple([_FRESH_STATE] * training + [_FRESH_PLUGIN] * fresh_plugin)
+    fresh = {"assignment_map": rules or None, "fallback_to_scratch": bool(rules)}
+    return utils.RestoreCheckpointConfig(path=folder, mode="specific", dtype=dtype, **fresh)
 
 
 def _check_leaves(folder: str, stored: Shapes, wanted: Shapes) -> None:
@@ -289,8 +294,9 @@ def _parameter_shapes(model: DistillationModel) -> Shapes:
     """The shapes of the model's parameters, whatever its network is."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     tokens = dict.fromkeys(names, (1, 8))
-    initialize = functools.partial(model.get_initial_variables, input_shapes=tokens)
-    variables = jax.eval_shape(initialize, jax.random.key(0))
+    variables = jax.eval_shape(
+        lambda rng: model.get_initial_variables(rng, tokens), jax.random.key(0)
+    )
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
     return {name: leaf.shape for name, leaf in leaves.items()}
 

@@ -8,6 +8,7 @@ with and `variator convert --from t5x-run` reads.
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -38,8 +39,6 @@ _RESULTS = "variator_results.json"  # in the folder of T5X's results: what they 
 # What T5X shall not take from a backbone's checkpoint: its step and optimizer, and any plugin.
 _FRESH_STATE = ("state.*", None)
 _FRESH_PLUGIN = (f"target/{PLUGIN}/.*", None)
-_LOCKS = contextlib.ExitStack()  # until this process ends
-atexit.register(_LOCKS.close)
 _DTYPES = (None, "float32", "bfloat16", "float16")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -121,7 +120,7 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
     The first process of a run holds the folder until it ends.
     """
     if jax.process_index() == 0 and not formats.is_url(folder):
-        _LOCKS.enter_context(lock_folder(Path(folder)))
+        _hold(folder)
     before = _read_json(folder, _RESULTS)
     if before != _as_json(identity) and gfile.glob(os.path.join(folder, "*.COMPLETED")):
         raise ConfigError(
@@ -129,6 +128,14 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
             "keep; choose another folder."
         )
     _write_json(folder, _RESULTS, identity)
+
+
+@functools.cache
+def _hold(folder: str) -> None:
+    """Makes this process the only writer of a folder until it ends."""
+    lock = contextlib.ExitStack()
+    lock.enter_context(lock_folder(Path(folder)))
+    atexit.register(lock.close)
 
 
 def check_same_run(

@@ -9,6 +9,7 @@ import pytest
 from tiny import TINY, random_params, random_plugin
 
 from variator_jax.backbones.t5 import T5
+from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
 from variator_jax.train import losses
@@ -80,6 +81,13 @@ def test_merged_neurons_are_compared_with_the_mean_of_their_members():
         expected += error / np.square(mean).mean()
     np.testing.assert_allclose(terms["neurons"], expected, rtol=1e-4)
     assert weights["neurons"] == members.any(-1).sum() == 5
+
+
+def test_a_loss_without_anything_to_compare_is_refused_beside_others_too():
+    plugin = PluginConfig(sites=("kv all x2",))
+    for others in (ONLY, {}, {"residual": 1.0}):
+        with pytest.raises(ConfigError, match="NEURONS_LOSS is 1.0, .*kv all x2.* set it to 0"):
+            Distillation(T5(TINY), plugin, LossConfig(**others, neurons=1.0))
 
 
 @pytest.mark.parametrize("name", PLUGINS)

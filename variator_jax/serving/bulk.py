@@ -1,0 +1,366 @@
+"""`variator encode`: the encodings of a file of texts, in safetensors files; a killed run resumes.
+
+Each window of lines becomes one file `encoded-00000.safetensors`, which appears whole or not at
+all and names the window's bad rows, too. A run that is started again compares each window of the
+input with the one that its file was made of, and computes those whose file is missing.
+"""
+
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from variator_jax import mesh as meshes
+from variator_jax.backbones.base import Batch
+from variator_jax.backbones.t5 import T5
+from variator_jax.bench.output import log
+from variator_jax.errors import ConfigError, PluginError
+from variator_jax.files import lock_folder, wrap_errors, write_file, write_json
+from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
+from variator_jax.serving.rows import (
+    RowError,
+    Texts,
+    Window,
+    make_batches,
+    read_windows,
+    row_ids,
+    suffix_of,
+)
+from variator_jax.store import Backbone, Plugin
+from variator_jax.store.arrays import fingerprint
+from variator_jax.texts import Tokenizer
+
+POOLINGS = ("mean", "none")
+DTYPES = ("float32", "bfloat16")
+INDEX, BAD_ROWS = "encode.json", "bad_rows.jsonl"
+_KEY = "variator"  # of the one entry in a file's header; the library does not sort several
+_EVERY = 5.0  # seconds between two lines of progress
+
+
+@dataclasses.dataclass(frozen=True)
+class BulkSettings:
+    """How texts are encoded.
+
+    Attributes:
+      texts: where the text of a row is, and how long it may be.
+      pooling: 'mean' of a text's tokens, or 'none' for a vector a token.
+      normalize: whether a pooled vector gets the length 1.
+      dtype: of the vectors that are written.
+      window: rows that are sorted by length together and written to one file.
+      batch_tokens: tokens of a batch, padding included.
+    """
+
+    texts: Texts = Texts()
+    pooling: str = "mean"
+    normalize: bool = True
+    dtype: str = "float32"
+    window: int = 2048
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name, known in {"pooling": POOLINGS, "dtype": DTYPES}.items():
+            if getattr(self, name) not in known:
+                found = f"--{name} {getattr(self, name)!r}"
+                raise ConfigError(f"{found}: expected {' or '.join(known)}.")
+        numbers = (self.texts.max_length, self.window, self.batch_tokens)
+        if min(numbers) < 1:
+            raise ConfigError(
+                f"max_length, window and batch_tokens are 1 or more; found {numbers}."
+            )
+        if "{text}" not in self.texts.prompt:
+            raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}.")
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths to which rows are padded."""
+        longest = self.texts.max_length
+        return (*(length for length in LENGTH_BUCKETS if length < longest), longest)
+
+
+class Counts(NamedTuple):
+    """What a file or a run has."""
+
+    rows: int = 0
+    tokens: int = 0
+    bad: int = 0
+    cut: int = 0  # texts that lost their end
+
+    def plus(self, other: "Counts") -> "Counts":
+        """The sum of both."""
+        return Counts(*map(sum, zip(self, other, strict=True)))
+
+
+class _Prepared(NamedTuple):
+    """A window whose texts are token ids, or whose file is there already."""
+
+    number: int
+    window: Window
+    ids: dict[int, list[int]]  # by the line's number
+    bad: list[dict[str, Any]]
+    counts: Counts
+    written: bool = False
+
+
+def encode_file(
+    path: Path,
+    folder: Path,
+    backbone: Backbone,
+    plugin: Plugin | None = None,
+    settings: BulkSettings = BulkSettings(),
+    mesh: Mesh | None = None,
+) -> Counts:
+    """Encodes every text of a file; the same call resumes a run that was stopped.
+
+    Args:
+      path: a .jsonl file of objects or texts, or a .txt file with a text a line; also with .gz.
+      folder: where `encoded-*.safetensors`, `encode.json` and `bad_rows.jsonl` are written.
+      backbone: the backbone, with its vocabulary.
+      plugin: the compression plugin; None for the backbone itself.
+      settings: pooling, dtype, lengths, batches.
+      mesh: the devices; None for the first one.
+
+    Returns:
+      Rows, tokens, bad rows and cut texts of the whole file.
+
+    Raises:
+      VariatorError: for a file that cannot be read, a folder of another run, or an input that has
+        changed since a part of it was encoded.
+    """
+    suffix_of(path)
+    if plugin is not None and plugin.config.pool_padding:
+        raise PluginError(
+            f"The plugin {plugin.config.name} merges padding, so its encodings depend on the other "
+            "rows of a batch; VariatorModel.encode runs it."
+        )
+    # The model is not kept: it checks that the plugin is the backbone's, and loads the vocabulary.
+    tokenizer = VariatorModel(backbone, plugin, mesh).tokenizer
+    total, files, progress = Counts(), 0, _Progress(path)
+    try:
+        with lock_folder(folder):
+            _claim(folder, _identity(backbone, plugin, settings))
+            encode = _encoder(backbone, plugin, settings, mesh)
+            for prepared in _ahead(_prepared(path, folder, tokenizer, settings)):
+                counts, files = prepared.counts, files + 1
+                if not prepared.written:
+                    counts = _write(folder, prepared, encode, settings)
+                total = total.plus(counts)
+                progress.show(prepared, total)
+            _publish(folder, files, total)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}.") from error
+    return total
+
+
+def _prepared(
+    path: Path, folder: Path, tokenizer: Tokenizer, settings: BulkSettings
+) -> Iterator[_Prepared]:
+    """The windows of the input, tokenised where their file is missing."""
+    suffix = suffix_of(path)
+    for number, window in enumerate(read_windows(path, settings.window)):
+        file = _file(folder, number)
+        if file.is_file():
+            stored = _header(file)
+            if stored["digest"] != window.digest:
+                lines = f"lines {window.lines[0][0]} to {window.lines[-1][0]}"
+                raise ConfigError(
+                    f"{path}: {lines} are not those that {file} was made of; name another --output."
+                )
+            yield _Prepared(number, window, {}, [], Counts(*stored["counts"]), written=True)
+            continue
+        ids, bad, cuts = dict[int, list[int]](), list[dict[str, Any]](), 0
+        for line, content in window.lines:
+            try:
+                ids[line], cut = row_ids(content, suffix, tokenizer, settings.texts)
+                cuts += cut
+            except RowError as error:
+                bad.append({"line": line, "error": str(error)})
+        counts = Counts(len(ids), sum(map(len, ids.values())), len(bad), cuts)
+        yield _Prepared(number, window, ids, bad, counts)
+
+
+def _ahead(windows: Iterator[_Prepared]) -> Iterator[_Prepared]:
+    """The same windows; the next one is read and tokenised in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(next, windows, None)
+        while (prepared := pending.result()) is not None:
+            pending = thread.submit(next, windows, None)
+            yield prepared
+
+
+Encode = Callable[[np.ndarray], jax.Array]
+
+
+def _encoder(
+    backbone: Backbone, plugin: Plugin | None, settings: BulkSettings, mesh: Mesh | None
+) -> Encode:
+    """Tokens `[batch, length]` to `[batch, embed]`, or `[batch, length, embed]` without pooling."""
+    model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
+
+    def run(params: dict, variables: Any, batch: Batch) -> jax.Array:
+        # [batch, length, embed]
+        states = model.encode(params, variables, batch)
+        if settings.pooling == "mean":
+            states = mean_pool(states, batch["encoder_input_tokens"] > 0, settings.normalize)
+        return states.astype(settings.dtype)
+
+    compiled = meshes.compile_on(mesh, run)
+    params = meshes.place_parameters(backbone.params, backbone.config, mesh)
+    variables = meshes.place_everywhere(plugin.variables, mesh) if plugin else None
+    return lambda tokens: compiled(params, variables, {"encoder_input_tokens": tokens})
+
+
+def mean_pool(states: jax.Array, valid: jax.Array, normalize: bool) -> jax.Array:
+    """The mean of each row's tokens, `[batch, embed]` float32; 0 for a row of padding."""
+    weights = valid[..., None].astype(jnp.float32)
+    # [batch, embed]
+    mean = (states.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+    if not normalize:
+        return mean
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSettings) -> list[Any]:
+    """The vectors of each row, in the rows' order; two batches are on the device at a time."""
+    results: list[Any] = [None] * len(ids)
+    running: deque[tuple[np.ndarray, jax.Array]] = deque()
+
+    def fetch() -> None:
+        rows, vectors = running.popleft()
+        for row, vector in zip(rows, np.asarray(vectors), strict=False):
+            # A copy, or the whole batch would stay in memory.
+            whole = vector if settings.pooling == "mean" else vector[: len(ids[row])]
+            results[row] = whole.copy()
+
+    for rows, tokens in make_batches(ids, settings.buckets, settings.batch_tokens):
+        running.append((rows, encode(tokens)))
+        if len(running) > 2:
+            fetch()
+    while running:
+        fetch()
+    return results
+
+
+def _write(folder: Path, prepared: _Prepared, encode: Encode, settings: BulkSettings) -> Counts:
+    """Encodes a window and writes its file; a row whose numbers are not finite is a bad one."""
+    vectors = dict(
+        zip(prepared.ids, _encoded([*prepared.ids.values()], encode, settings), strict=True)
+    )
+    infinite = [line for line, x in vectors.items() if not np.isfinite(x.astype(np.float32)).all()]
+    reason = f"the encoding is not finite in {settings.dtype}"
+    bad = [*prepared.bad, *({"line": line, "error": reason} for line in infinite)]
+    for line in infinite:
+        del vectors[line]
+    counts = prepared.counts._replace(rows=len(vectors), bad=len(bad))
+    record = {"digest": prepared.window.digest, "counts": counts, "bad": bad}
+    arrays = _arrays(vectors, settings)
+    write_file(_file(folder, prepared.number), save(arrays, {_KEY: json.dumps(record)}))
+    return counts
+
+
+def _arrays(vectors: Mapping[int, np.ndarray], settings: BulkSettings) -> dict[str, np.ndarray]:
+    """The arrays of a file: `lines`, `embeddings`, and without pooling `offsets` of the rows."""
+    lines = np.array(list(vectors), np.int64)
+    if not vectors:
+        return {"lines": lines}
+    if settings.pooling == "mean":
+        return {"lines": lines, "embeddings": np.stack(list(vectors.values()))}
+    offsets = np.cumsum([0, *map(len, vectors.values())], dtype=np.int64)
+    # [tokens of all rows, embed]
+    tokens = np.concatenate(list(vectors.values()))
+    return {"lines": lines, "embeddings": tokens, "offsets": offsets}
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"encoded-{number:05d}.safetensors"
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a window's file records besides its arrays."""
+    with wrap_errors(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
+        return json.loads(opened.metadata()[_KEY])
+
+
+def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings) -> dict[str, Any]:
+    """What decides the numbers, in JSON's types."""
+    found = None
+    if plugin is not None:
+        variables = plugin.variables
+        arrays = {"params": variables.params, "scales": variables.output_scales}
+        found = plugin.config.to_json() | {"arrays": fingerprint(arrays)}
+    identity = {
+        "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
+        "vocabulary": backbone.vocabulary_fingerprint,
+        "plugin": found,
+        **dataclasses.asdict(settings),
+        "texts": settings.texts._asdict(),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Makes the folder that of this run, and removes the drafts of a killed one.
+
+    Raises:
+      ConfigError: if it is another run's, with the differences, or holds anything else.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        others = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
+        if others:
+            raise ConfigError(f"{folder} holds {others[0]}, and no {INDEX}: name a new --output.")
+        write_json(index, {**identity, "finished": False})
+    with wrap_errors(f"{index} cannot be read"):
+        known = dict(json.loads(index.read_text(encoding="utf8")))
+    differs = [
+        f"{name} {known.get(name)!r} and not {value!r}"
+        for name, value in identity.items()
+        if known.get(name) != value
+    ]
+    if differs:
+        raise ConfigError(f"{folder} is that of another run, with {', '.join(differs)}.")
+    for draft in [*folder.glob(".encode*"), *folder.glob(f".{BAD_ROWS}*")]:
+        draft.unlink()
+
+
+def _publish(folder: Path, files: int, total: Counts) -> None:
+    """Writes the list of bad rows and the index of a complete run."""
+    if _file(folder, files).exists():
+        raise ConfigError(f"{folder} has more files than the input makes; name another --output.")
+    headers = (_header(_file(folder, number)) for number in range(files))
+    rows = [json.dumps(row) + "\n" for header in headers for row in header["bad"]]
+    write_file(folder / BAD_ROWS, "".join(rows).encode())
+    index = json.loads((folder / INDEX).read_text(encoding="utf8"))
+    write_json(folder / INDEX, index | {"finished": True, "files": files, **total._asdict()})
+
+
+class _Progress:
+    """A line every few seconds: rows, bad rows, rows a second, minutes left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, path.stat().st_size
+        self._last = self._start = time.monotonic()
+        self._rows = self._bytes = 0  # that an earlier run encoded
+
+    def show(self, prepared: _Prepared, total: Counts) -> None:
+        """Prints how far the run is, behind a window."""
+        now, done = time.monotonic(), prepared.window.bytes_read
+        if prepared.written:
+            self._rows, self._bytes, self._start = total.rows, done, now
+        elif now - self._last > _EVERY or done >= self._size:
+            self._last, seconds = now, now - self._start
+            left = seconds * (self._size - done) / max(1, done - self._bytes)
+            log(
+                f"{self._path.name}: {total.rows:,} rows, {total.bad:,} bad, "
+                f"{(total.rows - self._rows) / seconds:,.1f} rows/s, {left / 60:,.1f} min left"
+            )

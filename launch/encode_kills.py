@@ -34,6 +34,14 @@ def write_texts(path: Path, count: int, rng: random.Random) -> list[int]:
     return bad
 
 
+def first_file(folder: Path, process: subprocess.Popen) -> float:
+    """Seconds until the run has written a file: imports, weights, and one window."""
+    start = time.monotonic()
+    while process.poll() is None and not list(folder.glob("*.safetensors")):
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
 def run(command: list[str], seconds: float | None = None) -> bool:
     """Runs the command, for so many seconds at the most; returns whether it ended itself."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -71,7 +79,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args, further = parser.parse_known_args()
     rng = random.Random(args.seed)
@@ -80,14 +88,17 @@ def main() -> None:
         bad = write_texts(folder / "texts.jsonl", args.texts, rng)
         base = [sys.executable, "-m", "variator_jax", "encode", "--backbone", args.backbone]
         base += ["--input", str(folder / "texts.jsonl"), "--window", str(args.window), *further]
-        start = time.monotonic()
-        run([*base, "--output", str(folder / "whole")])
-        whole = time.monotonic() - start
-        print(f"undisturbed: {whole:.1f} s", flush=True)
+        start, whole = time.monotonic(), [*base, "--output", str(folder / "whole")]
+        process = subprocess.Popen(whole, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = first_file(folder / "whole", process)
+        if process.wait():
+            sys.exit(f"{' '.join(whole)} failed")
+        work = time.monotonic() - start - before
+        print(f"undisturbed: {before:.1f} s to the first file, {work:.1f} s of work", flush=True)
         killed = [*base, "--output", str(folder / "killed")]
         for number in range(1, args.kills + 1):
-            # Long enough for a start, short enough to leave work for the kills that follow.
-            seconds = rng.uniform(1, 6 + 1.5 * whole / args.kills)
+            # Some kills hit the start; the others leave work for those that follow.
+            seconds = rng.uniform(0.5 * before, before + 1.2 * work / args.kills)
             if run(killed, seconds):
                 print(f"ended before kill {number}: more texts are needed")
                 break

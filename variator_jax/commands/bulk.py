@@ -1,11 +1,11 @@
-"""The commands beside the server: bulk encoding, and the load test."""
+"""The commands beside the server: bulk encoding, export for JAX, and the load test."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from variator_jax.commands.registry import command
-from variator_jax.errors import PluginError, did_you_mean
+from variator_jax.errors import ConfigError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from variator_jax.store import Backbone, Plugin
@@ -90,3 +90,62 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
             f"{', '.join(names)}.{near}"
         )
     return fitting[0]
+
+
+_JAX_EXPORT = {
+    "backbone": ("DIR", "a backbone or run folder, or another's"),
+    "plugins": ("DIR", "its plugins; 'none', the backbone itself, is always exported"),
+    "output": ("DIR", "the folder to write"),
+    "task": ("TASK", "encode (a vector a token) or embed (their mean, of length 1; the default)"),
+    "batches": ("1,8", "rows of a batch"),
+    "lengths": ("64,256", "tokens of a row"),
+    "platforms": ("cpu,tpu", "by default that of this machine; also cuda, rocm"),
+}
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds those of `variator export` that T5X's export has not."""
+    formats = "jax: programs that run without this package (default: savedmodel, with T5X)"
+    parser.add_argument("--format", choices=("savedmodel", "jax"), help=formats)
+    group = parser.add_argument_group("with --format jax")
+    for name, (metavar, text) in _JAX_EXPORT.items():
+        group.add_argument(f"--{name}", metavar=metavar, help=text)
+
+
+def export_jax(args: argparse.Namespace) -> bool:
+    """Exports for JAX where --format is jax; returns whether it is.
+
+    Raises:
+      ConfigError: for arguments of the other format.
+    """
+    given = {name: value for name in _JAX_EXPORT if (value := getattr(args, name)) is not None}
+    if args.format != "jax":
+        if given:
+            raise ConfigError(f"--{min(given)} goes with --format jax.")
+        return False
+    if args.gin_file or args.bindings:
+        raise ConfigError("--format jax takes no gin files.")
+    if missing := {"backbone", "output"} - given.keys():
+        raise ConfigError(f"--format jax needs --{min(missing)} DIR.")
+    from variator_jax.serving.export import ExportSettings, export_programs
+    from variator_jax.store import load_backbone, load_plugins
+
+    folders = {name: given.pop(name, None) for name in ("backbone", "plugins", "output")}
+    backbone = load_backbone(folders["backbone"])
+    plugins = load_plugins(folders["plugins"], backbone) if folders["plugins"] else {}
+    sizes = {
+        name: _numbers(name, given.pop(name)) for name in ("batches", "lengths") if name in given
+    }
+    if "platforms" in given:
+        given["platforms"] = tuple(given["platforms"].split(","))
+    settings = ExportSettings(**given, **sizes)
+    written = export_programs(folders["output"], backbone, plugins.values(), settings)
+    print(f"{folders['output']}: {len(written)} programs")
+    return True
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"--{name} {text}: expected whole numbers, such as 1,8.") from error

@@ -98,7 +98,7 @@ def main() -> None:
         killed = [*base, "--output", str(folder / "killed")]
         for number in range(1, args.kills + 1):
             # Some kills hit the start; the others leave work for those that follow.
-            seconds = rng.uniform(0.5 * before, before + 1.2 * work / args.kills)
+            seconds = rng.uniform(0.5 * before, before + 2.2 * work / args.kills)
             if run(killed, seconds):
                 print(f"ended before kill {number}: more texts are needed")
                 break

@@ -92,6 +92,58 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
     return fitting[0]
 
 
+def _load_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", help="the server (default: http://127.0.0.1:8000)")
+    add("--route", metavar="NAME", help="embed (the default), rerank or predict")
+    shapes = (
+        "steady (the default), burst (--peak in the middle third), ramp (from --rate to --peak)"
+    )
+    add("--shape", metavar="NAME", help=shapes)
+    add("--rate", type=float, metavar="R", help="requests a second (default: 10)")
+    add("--peak", type=float, metavar="R", help="of burst and ramp (default: 3 x --rate)")
+    add("--seconds", type=float, metavar="S", help="how long requests leave (default: 60)")
+    add("--target_ms", type=float, default=100.0, metavar="MS", help="target of p99 (default: 100)")
+    add("--words", type=int, metavar="N", help="of a random text (default: 40)")
+    add("--texts", metavar="FILE", help="a text a line, in place of random ones")
+    add("--documents", type=int, metavar="N", help="texts of a request to rerank (default: 8)")
+    add("--plugin", metavar="NAME", help="what requests name; none for ratio 1 (default: nothing)")
+    add("--token", help="of a server that asks for one")
+    add("--timeout", type=float, metavar="S", help="of an answer (default: 60)")
+    add("--seed", type=int, help="of arrivals and texts (default: 0)")
+    search = "find the highest rate that holds the target, by bisection over runs of --seconds"
+    add("--search", action="store_true", help=search)
+    against = "with --search: first the same for requests that name this plugin, and the quotient"
+    add("--against", metavar="NAME", help=against)
+    add("--output", metavar="DIR", help="write loadtest.json, loadtest.md and loadtest.png there")
+
+
+@command("loadtest", _load_arguments)
+def _loadtest(args: argparse.Namespace) -> None:
+    """Send random traffic to a server: goodput, p50, p99 and ratio over time.
+
+    variator loadtest --rate 20 --target_ms 100 --output load
+    variator loadtest --route predict --shape ramp --rate 5 --peak 60 --texts texts.txt
+    variator loadtest --search --against none --target_ms 500
+    """
+    import dataclasses
+
+    from variator_jax.serving import loadreport
+    from variator_jax.serving.loadtest import Load, run
+
+    names = {field.name for field in dataclasses.fields(Load)}
+    load = Load(**{k: v for k, v in vars(args).items() if k in names and v is not None})
+    if args.against and not args.search:
+        raise ConfigError("--against goes with --search.")
+    if args.search:
+        print(loadreport.compare(load, args.target_ms, args.against))
+        return
+    result = run(load)
+    print(loadreport.markdown(result, load, args.target_ms))
+    if args.output:
+        loadreport.write(result, load, args.target_ms, Path(args.output))
+
+
 _JAX_EXPORT = {
     "backbone": ("DIR", "a backbone or run folder, or another's"),
     "plugins": ("DIR", "its plugins; 'none', the backbone itself, is always exported"),
@@ -130,22 +182,22 @@ def export_jax(args: argparse.Namespace) -> bool:
     from variator_jax.serving.export import ExportSettings, export_programs
     from variator_jax.store import load_backbone, load_plugins
 
-    folders = {name: given.pop(name, None) for name in ("backbone", "plugins", "output")}
-    backbone = load_backbone(folders["backbone"])
-    plugins = load_plugins(folders["plugins"], backbone) if folders["plugins"] else {}
-    sizes = {
-        name: _numbers(name, given.pop(name)) for name in ("batches", "lengths") if name in given
-    }
-    if "platforms" in given:
-        given["platforms"] = tuple(given["platforms"].split(","))
-    settings = ExportSettings(**given, **sizes)
-    written = export_programs(folders["output"], backbone, plugins.values(), settings)
-    print(f"{folders['output']}: {len(written)} programs")
+    backbone = load_backbone(given["backbone"])
+    plugins = load_plugins(given["plugins"], backbone) if "plugins" in given else {}
+    defaults = ExportSettings()
+    settings = ExportSettings(
+        given.get("task", defaults.task),
+        _numbers("batches", given.get("batches")) or defaults.batches,
+        _numbers("lengths", given.get("lengths")) or defaults.lengths,
+        tuple(filter(None, given.get("platforms", "").split(","))),
+    )
+    written = export_programs(given["output"], backbone, plugins.values(), settings)
+    print(f"{given['output']}: {len(written)} programs")
     return True
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
+def _numbers(name: str, text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(map(int, text.split(",")))
+        return tuple(map(int, text.split(","))) if text else ()
     except ValueError as error:
         raise ConfigError(f"--{name} {text}: expected whole numbers, such as 1,8.") from error

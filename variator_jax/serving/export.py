@@ -88,11 +88,11 @@ def export_programs(
       VariatorError: for a plugin of another backbone, or a folder that holds something else.
     """
     named: dict[str, Plugin | None] = {NO_PLUGIN: None}
-    for plugin in plugins:
-        what = f"The plugin {plugin.config.name}"
-        check_belongs(what, plugin.description, backbone)
-        check_shapes(what, plugin, backbone)
-        named[plugin.config.name] = plugin
+    for given in plugins:
+        what = f"The plugin {given.config.name}"
+        check_belongs(what, given.description, backbone)
+        check_shapes(what, given, backbone)
+        named[given.config.name] = given
     holds = "|".join([r".*\.jaxexport", WEIGHTS, *FILES])
     with atomic_folder(path, replaces=(INDEX,), holds=holds) as draft:
         weights: dict[str, np.ndarray] = {}

@@ -20,13 +20,14 @@ pytest.importorskip("httpx")
 
 @contextlib.contextmanager
 def served(answer):
-    """The URL of a server; `answer(number, body)` returns status and plugin of a POST."""
-    received = []
+    """The URL of a server, what it gets, and the headers; `answer` returns status and plugin."""
+    received, headers = [], []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
+            headers.append(self.headers)
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, plugin = answer(len(received) - 1, received[-1])
             self.reply(status, b"[]", {"x-variator-plugin": plugin})
@@ -47,7 +48,7 @@ def served(answer):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", received
+    yield f"http://127.0.0.1:{server.server_port}", received, headers
     server.shutdown()
     server.server_close()
 
@@ -84,7 +85,7 @@ def test_every_request_is_counted_with_its_latency_status_and_ratio():
         return (429, "") if number % 4 == 3 else (200, ["none", "span_x4"][number % 2])
 
     load = Load(rate=60, seconds=1.5, words=3)
-    with served(answer) as (url, received):
+    with served(answer) as (url, received, _):
         result = run(dataclasses.replace(load, url=url))
     assert len(result.samples) == len(arrivals(load)) == len(received) - 1  # one before the test
     assert {sample.status for sample in result.samples} == {200, 429}
@@ -105,7 +106,7 @@ def test_latency_counts_from_the_arrival_however_slow_the_answers_before_it():
         return 200, "none"
 
     load = Load(rate=20, seconds=1)
-    with served(answer) as (url, _):
+    with served(answer) as (url, *_):
         result = run(dataclasses.replace(load, url=url))
     assert [sample.status for sample in result.samples] == [200] * len(arrivals(load))
     # The last ones wait for all before them.
@@ -116,7 +117,7 @@ def test_latency_counts_from_the_arrival_however_slow_the_answers_before_it():
 def test_a_server_that_is_not_there_or_refuses_the_request_is_reported():
     with pytest.raises(VariatorError, match="No answer from http://127.0.0.1:9"):
         run(Load(url="http://127.0.0.1:9"))
-    with served(lambda *_: (422, "")) as (url, _):
+    with served(lambda *_: (422, "")) as (url, *_):
         with pytest.raises(VariatorError, match="/rerank answers 422"):
             run(Load(url=url, route="rerank"))
     for wrong in ({"shape": "square"}, {"route": "embeds"}, {"rate": 0}, {"seconds": -1}):
@@ -149,10 +150,11 @@ def test_a_server_that_never_holds_ends_the_search():
         loadreport.highest_rate(lambda rate: False, 10)
 
 
-def test_the_command_prints_and_plots(tmp_path, capsys):
-    with served(lambda number, _: (200, "none" if number < 15 else "ffn_x2")) as (url, _):
+def test_the_command_prints_and_plots(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VARIATOR_TOKEN", "secret")
+    with served(lambda number, _: (200, "none" if number < 15 else "ffn_x2")) as (url, _, sent):
         command = ["loadtest", f"--url={url}", "--seconds=1", "--rate=30", "--target_ms=1000"]
-        assert cli.main([*command, f"--output={tmp_path}", "--token=secret"]) == 0
+        assert cli.main([*command, f"--output={tmp_path}"]) == 0
         printed = capsys.readouterr().out
         assert cli.main([*command, "--against=none"]) == 2
     assert "| from s | offered/s |" in printed and "Compilations during the test: 0." in printed
@@ -161,6 +163,7 @@ def test_the_command_prints_and_plots(tmp_path, capsys):
     }
     written = json.loads((tmp_path / "loadtest.json").read_text())
     assert "secret" not in str(written)
+    assert {headers["Authorization"] for headers in sent} == {"Bearer secret"}
     assert sum(part["requests"] for part in written["over_time"]) == len(
         arrivals(Load(rate=30, seconds=1))
     )
@@ -175,7 +178,7 @@ def test_the_command_compares_a_plugin_with_the_servers_choice(capsys):
         recent = sum(moment > seen[-1] - 0.2 for moment in seen)
         return (200 if recent <= (5 if "plugin" in body else 15) else 429), "none"
 
-    with served(answer) as (url, _):
+    with served(answer) as (url, *_):
         command = ["loadtest", f"--url={url}", "--seconds=0.3", "--rate=16", "--target_ms=1000"]
         assert cli.main([*command, "--search", "--against=none"]) == 0
     table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[-2:]]

@@ -1,6 +1,7 @@
 """The commands beside the server: bulk encoding, export for JAX, and the load test."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
 
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--url", help="the server (default: http://127.0.0.1:8000)")
+    add("--url", help="the server (default: http://127.0.0.1:8080); its token is VARIATOR_TOKEN")
     add("--route", metavar="NAME", help="embed (the default), rerank or predict")
     shapes = (
         "steady (the default), burst (--peak in the middle third), ramp (from --rate to --peak)"
@@ -108,7 +109,6 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--texts", metavar="FILE", help="a text a line, in place of random ones")
     add("--documents", type=int, metavar="N", help="texts of a request to rerank (default: 8)")
     add("--plugin", metavar="NAME", help="what requests name; none for ratio 1 (default: nothing)")
-    add("--token", help="of a server that asks for one")
     add("--timeout", type=float, metavar="S", help="of an answer (default: 60)")
     add("--seed", type=int, help="of arrivals and texts (default: 0)")
     search = "find the highest rate that holds the target, by bisection over runs of --seconds"
@@ -132,11 +132,13 @@ def _loadtest(args: argparse.Namespace) -> None:
     from variator_jax.serving.loadtest import Load, run
 
     names = {field.name for field in dataclasses.fields(Load)}
-    load = Load(**{k: v for k, v in vars(args).items() if k in names and v is not None})
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    # As for `serve`: other users of the machine see arguments.
+    load = Load(token=os.environ.get("VARIATOR_TOKEN") or None, **given)
     if args.against and not args.search:
         raise ConfigError("--against goes with --search.")
     if args.search:
-        print(loadreport.compare(load, args.target_ms, args.against))
+        print(loadreport.compare(load, args.target_ms, args.against).markdown())
         return
     result = run(load)
     print(loadreport.markdown(result, load, args.target_ms))

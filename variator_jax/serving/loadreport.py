@@ -176,8 +176,27 @@ def highest_rate(
     return low, high
 
 
-def compare(load: Load, target_ms: float, against: str | None = None) -> str:
-    """The highest rates that hold the target, as a table; each measurement is logged.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The highest rates that held a target, in requests a second, and the lowest that missed it."""
+
+    target_ms: float
+    plugins: tuple[str, ...]
+    held: tuple[float, ...]
+    missed: tuple[float, ...]
+
+    def markdown(self) -> str:
+        """A table with the quotients to the first plugin."""
+        rows = [
+            (name, f"{held:.2f}", f"{missed:.2f}", f"{held / self.held[0]:.2f}")
+            for name, held, missed in zip(self.plugins, self.held, self.missed, strict=True)
+        ]
+        header = ("plugin", "held, requests/s", "missed, requests/s", "held / first")
+        return f"target {self.target_ms:,.0f} ms\n\n{markdown_table(header, rows)}"
+
+
+def compare(load: Load, target_ms: float, against: str | None = None) -> Limits:
+    """Searches the highest rates that hold the target; each measurement is logged.
 
     Args:
       load: what is sent at each rate; its own rate is the first that is measured.
@@ -188,20 +207,17 @@ def compare(load: Load, target_ms: float, against: str | None = None) -> str:
       ConfigError: as `run` and `highest_rate`.
     """
     plugins = [against, load.plugin] if against else [load.plugin]
-    found: list[float] = []
-    rows = []
-    for plugin in plugins:
-        name = plugin or "chosen by the server"
+    names = [plugin or "chosen by the server" for plugin in plugins]
+    found: list[tuple[float, float]] = []
+    for plugin, name in zip(plugins, names, strict=True):
 
         def holds(rate: float, plugin: str | None = plugin, name: str = name) -> bool:
             measured = dataclasses.replace(load, rate=rate, plugin=plugin)
             total = whole(run(measured), measured, target_ms)
-            cells = ", ".join(_cells(total)[1:])
-            log(f"{name}: {rate:.2f}/s {'held' if total.held else 'missed'} ({cells})")
+            verdict = "held" if total.held else "missed"
+            log(f"{name}: {rate:.2f}/s {verdict}, p99 {total.p99:,.0f} ms, ratio {total.ratio:.2f}")
             return total.held
 
-        low, high = highest_rate(holds, found[0] if found else load.rate)
-        found.append(low)
-        rows.append((name, f"{low:.2f}", f"{high:.2f}", f"{low / found[0]:.2f}"))
-    header = ("plugin", "held, requests/s", "missed, requests/s", "held / first")
-    return f"target {target_ms:,.0f} ms\n\n{markdown_table(header, rows)}"
+        found.append(highest_rate(holds, found[0][0] if found else load.rate))
+    held, missed = zip(*found, strict=True)
+    return Limits(target_ms, tuple(names), held, missed)

@@ -46,7 +46,7 @@ class Load:
       seed: of arrivals and texts.
     """
 
-    url: str = "http://127.0.0.1:8000"
+    url: str = "http://127.0.0.1:8080"
     route: str = "embed"
     shape: str = "steady"
     rate: float = 10.0

@@ -1,11 +1,12 @@
 """Kills `variator encode` at random times and compares its output with an undisturbed run's.
 
     python launch/encode_kills.py --backbone runs/quickstart/finetuned
-    python launch/encode_kills.py --backbone DIR --texts 400 --kills 3 --pooling none
+    python launch/encode_kills.py --backbone DIR --texts 2000 --kills 3 --pooling none
 
 Writes texts of random words and lengths with a few bad rows among them, encodes them once, then
-again into another folder with SIGKILL after random times, spread over the time of the first run.
-The two folders must hold the same files, byte for byte, and each line of the input once.
+again into another folder with SIGKILL at random times: two of three after a file was written, the
+others at any time from the start. The two folders must hold the same files, byte for byte, and each
+line of the input once. Further arguments go to `variator encode`.
 """
 
 import argparse
@@ -34,33 +35,29 @@ def write_texts(path: Path, count: int, rng: random.Random) -> list[int]:
     return bad
 
 
-def first_file(folder: Path, process: subprocess.Popen) -> float:
-    """Seconds until the run has written a file: imports, weights, and one window."""
-    start = time.monotonic()
-    while process.poll() is None and not list(folder.glob("*.safetensors")):
-        time.sleep(0.05)
-    return time.monotonic() - start
+def start(command: list[str]) -> subprocess.Popen:
+    """The process, quiet but for its errors."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def run(command: list[str], seconds: float | None = None) -> bool:
-    """Runs the command, for so many seconds at the most; returns whether it ended itself."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        error = process.communicate(timeout=seconds)[1]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return False
-    if process.returncode:
-        sys.exit(error.decode()[-2000:])
-    return True
+def files(folder: Path) -> int:
+    """How many files of windows there are."""
+    return len(list(folder.glob("*.safetensors")))
+
+
+def seconds_to_next_file(folder: Path, process: subprocess.Popen) -> float:
+    """Waits until the run has written one more file: imports, weights, and a window."""
+    before, begin = files(folder), time.monotonic()
+    while process.poll() is None and files(folder) == before:
+        time.sleep(0.02)
+    return time.monotonic() - begin
 
 
 def check(one: Path, other: Path, count: int, bad: list[int]) -> None:
     """Compares the folders, and looks for lines that are missing or there twice."""
     names = [sorted(file.name for file in folder.iterdir()) for folder in (one, other)]
     if names[0] != names[1]:
-        sys.exit(f"different files: {set(names[0]) ^ set(names[1])}")
+        sys.exit(f"different files, such as {min(set(names[0]) ^ set(names[1]))}")
     for name in names[0]:
         if (one / name).read_bytes() != (other / name).read_bytes():
             sys.exit(f"{name} differs")
@@ -73,9 +70,7 @@ def check(one: Path, other: Path, count: int, bad: list[int]) -> None:
 
 def main() -> None:
     """Runs the comparison; exits with 1 and the reason if the outputs differ."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=10)
@@ -84,28 +79,33 @@ def main() -> None:
     args, further = parser.parse_known_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        bad = write_texts(folder / "texts.jsonl", args.texts, rng)
-        base = [sys.executable, "-m", "variator_jax", "encode", "--backbone", args.backbone]
-        base += ["--input", str(folder / "texts.jsonl"), "--window", str(args.window), *further]
-        start, whole = time.monotonic(), [*base, "--output", str(folder / "whole")]
-        process = subprocess.Popen(whole, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        before = first_file(folder / "whole", process)
+        whole, killed = Path(scratch) / "whole", Path(scratch) / "killed"
+        texts = Path(scratch) / "texts.jsonl"
+        bad = write_texts(texts, args.texts, rng)
+        command = [sys.executable, "-m", "variator_jax", "encode", "--backbone", args.backbone]
+        command += ["--input", str(texts), "--window", str(args.window), *further, "--output"]
+        process, begin = start([*command, str(whole)]), time.monotonic()
+        before = seconds_to_next_file(whole, process)
         if process.wait():
-            sys.exit(f"{' '.join(whole)} failed")
-        work = time.monotonic() - start - before
+            sys.exit(f"{' '.join(command)} {whole} failed")
+        work = time.monotonic() - begin - before
         print(f"undisturbed: {before:.1f} s to the first file, {work:.1f} s of work", flush=True)
-        killed = [*base, "--output", str(folder / "killed")]
         for number in range(1, args.kills + 1):
-            # Some kills hit the start; the others leave work for those that follow.
-            seconds = rng.uniform(0.5 * before, before + 2.2 * work / args.kills)
-            if run(killed, seconds):
-                print(f"ended before kill {number}: more texts are needed")
-                break
-            files = len(list((folder / "killed").glob("*.safetensors")))
-            print(f"kill {number} after {seconds:.1f} s: {files} files", flush=True)
-        run(killed)
-        check(folder / "whole", folder / "killed", args.texts, bad)
+            process, begin = start([*command, str(killed)]), time.monotonic()
+            if number % 3:
+                seconds_to_next_file(killed, process)
+                time.sleep(rng.uniform(0, 2 * work / args.kills))
+            else:
+                time.sleep(rng.uniform(0, 2 * before))
+            if process.poll() is not None:
+                sys.exit(f"the run ended before kill {number}: it needs more texts")
+            process.kill()
+            process.wait()
+            seconds = time.monotonic() - begin
+            print(f"kill {number} after {seconds:.1f} s: {files(killed)} files", flush=True)
+        if start([*command, str(killed)]).wait():
+            sys.exit("the last run failed")
+        check(whole, killed, args.texts, bad)
 
 
 if __name__ == "__main__":

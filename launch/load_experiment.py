@@ -46,7 +46,9 @@ WORDS = "the library returns a list of values and draws one line for each axis i
 
 def make_model(folder: Path, shape: str) -> None:
     """Writes the backbone and its plugins; the weights do not change the time."""
-    config = get_config(shape, name="byt5_experiment", vocab_size=384, num_decoder_layers=0)
+    # A name of ByT5's, which takes texts by their bytes and needs no vocabulary.
+    config = get_config(shape, vocab_size=384, num_decoder_layers=0)
+    config = dataclasses.replace(config, name="byt5_experiment")
     save_backbone(
         folder / "backbone", config, jax.device_get(random_params(config, shape_params(config)))
     )

@@ -16,7 +16,7 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     rows = "a .jsonl file (objects, or texts) or a .txt file (a text a line), also with .gz"
     add("--input", required=True, metavar="FILE", help=rows)
-    files = "where encoded-00000.safetensors, ... go; the same command resumes there"
+    files = "where encoded-000000.safetensors, ... go; the same command resumes there"
     add("--output", required=True, metavar="DIR", help=files)
     add("--backbone", required=True, metavar="DIR", help="a backbone or run folder, or another's")
     add("--plugins", metavar="DIR", help="a plugin, a set of plugins, or a run folder")

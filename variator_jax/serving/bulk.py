@@ -1,7 +1,6 @@
 """`variator encode`: the encodings of a file of texts, in safetensors files; a killed run resumes.
 
-Each window of lines becomes one file `encoded-00000.safetensors`, which appears whole or not at
-all and names the window's bad rows, too. A run that is started again compares each window of the
+Each window of lines becomes one file. A run that is started again compares each window of the
 input with the one that its file was made of, and computes those whose file is missing.
 """
 
@@ -18,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
-from safetensors.numpy import save
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.base import Batch
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, PluginError
-from variator_jax.files import lock_folder, wrap_errors, write_file, write_json
+from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
+from variator_jax.serving.encoded import Counts, EncodedFolder
 from variator_jax.serving.rows import (
     RowError,
     Texts,
@@ -43,8 +41,6 @@ from variator_jax.texts import Tokenizer
 
 POOLINGS = ("mean", "none")
 DTYPES = ("float32", "bfloat16")
-INDEX, BAD_ROWS = "encode.json", "bad_rows.jsonl"
-_KEY = "variator"  # of the one entry in a file's header; the library does not sort several
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -86,19 +82,6 @@ class BulkSettings:
         """Lengths to which rows are padded."""
         longest = self.texts.max_length
         return (*(length for length in LENGTH_BUCKETS if length < longest), longest)
-
-
-class Counts(NamedTuple):
-    """What a file or a run has."""
-
-    rows: int = 0
-    tokens: int = 0
-    bad: int = 0
-    cut: int = 0  # texts that lost their end
-
-    def plus(self, other: "Counts") -> "Counts":
-        """The sum of both."""
-        return Counts(*map(sum, zip(self, other, strict=True)))
 
 
 class _Prepared(NamedTuple):
@@ -148,35 +131,28 @@ def encode_file(
     total, files, progress = Counts(), 0, _Progress(path)
     try:
         with lock_folder(folder):
-            _claim(folder, _identity(backbone, plugin, settings))
+            output = EncodedFolder(folder, _identity(backbone, plugin, settings))
             encode = _encoder(backbone, plugin, settings, mesh)
-            for prepared in _ahead(_prepared(path, folder, tokenizer, settings)):
+            for prepared in _ahead(_prepared(path, output, tokenizer, settings)):
                 counts, files = prepared.counts, files + 1
                 if not prepared.written:
-                    counts = _write(folder, prepared, encode, settings)
+                    counts = _write(output, prepared, encode, settings)
                 total = total.plus(counts)
                 progress.show(prepared, total)
-            _publish(folder, files, total)
+            output.finish(files, total)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}.") from error
     return total
 
 
 def _prepared(
-    path: Path, folder: Path, tokenizer: Tokenizer, settings: BulkSettings
+    path: Path, output: EncodedFolder, tokenizer: Tokenizer, settings: BulkSettings
 ) -> Iterator[_Prepared]:
     """The windows of the input, tokenised where their file is missing."""
     suffix = suffix_of(path)
     for number, window in enumerate(read_windows(path, settings.window)):
-        file = _file(folder, number)
-        if file.is_file():
-            stored = _header(file)
-            if stored["digest"] != window.digest:
-                lines = f"lines {window.lines[0][0]} to {window.lines[-1][0]}"
-                raise ConfigError(
-                    f"{path}: {lines} are not those that {file} was made of; name another --output."
-                )
-            yield _Prepared(number, window, {}, [], Counts(*stored["counts"]), written=True)
+        if (written := output.counts(number, window)) is not None:
+            yield _Prepared(number, window, {}, [], written, written=True)
             continue
         ids, bad, cuts = dict[int, list[int]](), list[dict[str, Any]](), 0
         for line, content in window.lines:
@@ -251,7 +227,9 @@ def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSetting
     return results
 
 
-def _write(folder: Path, prepared: _Prepared, encode: Encode, settings: BulkSettings) -> Counts:
+def _write(
+    output: EncodedFolder, prepared: _Prepared, encode: Encode, settings: BulkSettings
+) -> Counts:
     """Encodes a window and writes its file; a row whose numbers are not finite is a bad one."""
     vectors = dict(
         zip(prepared.ids, _encoded([*prepared.ids.values()], encode, settings), strict=True)
@@ -262,9 +240,7 @@ def _write(folder: Path, prepared: _Prepared, encode: Encode, settings: BulkSett
     for line in infinite:
         del vectors[line]
     counts = prepared.counts._replace(rows=len(vectors), bad=len(bad))
-    record = {"digest": prepared.window.digest, "counts": counts, "bad": bad}
-    arrays = _arrays(vectors, settings)
-    write_file(_file(folder, prepared.number), save(arrays, {_KEY: json.dumps(record)}))
+    output.write(prepared.number, prepared.window, counts, bad, _arrays(vectors, settings))
     return counts
 
 
@@ -279,16 +255,6 @@ def _arrays(vectors: Mapping[int, np.ndarray], settings: BulkSettings) -> dict[s
     # [tokens of all rows, embed]
     tokens = np.concatenate(list(vectors.values()))
     return {"lines": lines, "embeddings": tokens, "offsets": offsets}
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"encoded-{number:05d}.safetensors"
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """What a window's file records besides its arrays."""
-    with wrap_errors(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
-        return json.loads(opened.metadata()[_KEY])
 
 
 def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings) -> dict[str, Any]:
@@ -306,42 +272,6 @@ def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings)
         "texts": settings.texts._asdict(),
     }
     return json.loads(json.dumps(identity))
-
-
-def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Makes the folder that of this run, and removes the drafts of a killed one.
-
-    Raises:
-      ConfigError: if it is another run's, with the differences, or holds anything else.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        others = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
-        if others:
-            raise ConfigError(f"{folder} holds {others[0]}, and no {INDEX}: name a new --output.")
-        write_json(index, {**identity, "finished": False})
-    with wrap_errors(f"{index} cannot be read"):
-        known = dict(json.loads(index.read_text(encoding="utf8")))
-    differs = [
-        f"{name} {known.get(name)!r} and not {value!r}"
-        for name, value in identity.items()
-        if known.get(name) != value
-    ]
-    if differs:
-        raise ConfigError(f"{folder} is that of another run, with {', '.join(differs)}.")
-    for draft in [*folder.glob(".encode*"), *folder.glob(f".{BAD_ROWS}*")]:
-        draft.unlink()
-
-
-def _publish(folder: Path, files: int, total: Counts) -> None:
-    """Writes the list of bad rows and the index of a complete run."""
-    if _file(folder, files).exists():
-        raise ConfigError(f"{folder} has more files than the input makes; name another --output.")
-    headers = (_header(_file(folder, number)) for number in range(files))
-    rows = [json.dumps(row) + "\n" for header in headers for row in header["bad"]]
-    write_file(folder / BAD_ROWS, "".join(rows).encode())
-    index = json.loads((folder / INDEX).read_text(encoding="utf8"))
-    write_json(folder / INDEX, index | {"finished": True, "files": files, **total._asdict()})
 
 
 class _Progress:

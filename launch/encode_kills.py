@@ -94,7 +94,7 @@ def main() -> None:
             process, begin = start([*command, str(killed)]), time.monotonic()
             if number % 3:
                 seconds_to_next_file(killed, process)
-                time.sleep(rng.uniform(0, 2 * work / args.kills))
+                time.sleep(rng.uniform(0, 3 * work / args.kills))
             else:
                 time.sleep(rng.uniform(0, 2 * before))
             if process.poll() is not None:

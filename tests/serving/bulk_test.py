@@ -142,7 +142,7 @@ def test_other_settings_another_input_and_foreign_folders_are_refused(
     longer.write_text(texts.read_text() + '\n"one more"')
     refused("lines 25 to 27 are not those", path=longer)
     longer.write_text("\n".join(texts.read_text().splitlines()[:8]))
-    refused("more files than the input", path=longer)
+    refused("The input has no lines for", path=longer)
     refused("texts.jsonl, and no encode.json", folder=tmp_path)
     assert contents(whole) == before
 

@@ -94,9 +94,9 @@ def main() -> None:
             process, begin = start([*command, str(killed)]), time.monotonic()
             if number % 3:
                 seconds_to_next_file(killed, process)
-                time.sleep(rng.uniform(0, 3 * work / args.kills))
+                time.sleep(rng.uniform(0, 2 * work / args.kills))
             else:
-                time.sleep(rng.uniform(0, 2 * before))
+                time.sleep(rng.uniform(0, before))
             if process.poll() is not None:
                 sys.exit(f"the run ended before kill {number}: it needs more texts")
             process.kill()

@@ -159,6 +159,13 @@ def test_vectors_that_are_not_finite_make_bad_rows(backbone, tmp_path):
     assert (total.rows, total.bad) == (1, 1) and list(arrays(tmp_path / "out", "lines")) == [1]
 
 
+def test_a_file_without_a_good_row_has_arrays_of_no_rows(backbone, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("{\n[]\n")
+    encode_file(tmp_path / "texts.jsonl", tmp_path / "out", backbone[1])
+    assert arrays(tmp_path / "out", "embeddings").shape == (0, SHAPE.embed_dim)
+    assert len((tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()) == 2
+
+
 def test_settings_that_no_run_has_are_refused():
     for wrong, reason in (
         ({"pooling": "max"}, "expected mean or none"),

@@ -132,11 +132,11 @@ def encode_file(
     try:
         with lock_folder(folder):
             output = EncodedFolder(folder, _identity(backbone, plugin, settings))
-            encode = _encoder(backbone, plugin, settings, mesh)
+            encode, width = _encoder(backbone, plugin, settings, mesh), backbone.config.embed_dim
             for prepared in _ahead(_prepared(path, output, tokenizer, settings)):
                 counts, files = prepared.counts, files + 1
                 if not prepared.written:
-                    counts = _write(output, prepared, encode, settings)
+                    counts = _write(output, prepared, encode, settings, width)
                 total = total.plus(counts)
                 progress.show(prepared, total)
             output.finish(files, total)
@@ -228,7 +228,7 @@ def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSetting
 
 
 def _write(
-    output: EncodedFolder, prepared: _Prepared, encode: Encode, settings: BulkSettings
+    output: EncodedFolder, prepared: _Prepared, encode: Encode, settings: BulkSettings, width: int
 ) -> Counts:
     """Encodes a window and writes its file; a row whose numbers are not finite is a bad one."""
     vectors = dict(
@@ -240,21 +240,22 @@ def _write(
     for line in infinite:
         del vectors[line]
     counts = prepared.counts._replace(rows=len(vectors), bad=len(bad))
-    output.write(prepared.number, prepared.window, counts, bad, _arrays(vectors, settings))
+    output.write(prepared.number, prepared.window, counts, bad, _arrays(vectors, settings, width))
     return counts
 
 
-def _arrays(vectors: Mapping[int, np.ndarray], settings: BulkSettings) -> dict[str, np.ndarray]:
+def _arrays(
+    vectors: Mapping[int, np.ndarray], settings: BulkSettings, width: int
+) -> dict[str, np.ndarray]:
     """The arrays of a file: `lines`, `embeddings`, and without pooling `offsets` of the rows."""
-    lines = np.array(list(vectors), np.int64)
-    if not vectors:
-        return {"lines": lines}
+    lines, rows = np.array(list(vectors), np.int64), list(vectors.values())
+    empty: np.ndarray = np.zeros((0, width), jnp.dtype(settings.dtype))
     if settings.pooling == "mean":
-        return {"lines": lines, "embeddings": np.stack(list(vectors.values()))}
-    offsets = np.cumsum([0, *map(len, vectors.values())], dtype=np.int64)
+        # [rows, embed]
+        return {"lines": lines, "embeddings": np.concatenate([empty, *(x[None] for x in rows)])}
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     # [tokens of all rows, embed]
-    tokens = np.concatenate(list(vectors.values()))
-    return {"lines": lines, "embeddings": tokens, "offsets": offsets}
+    return {"lines": lines, "embeddings": np.concatenate([empty, *rows]), "offsets": offsets}
 
 
 def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - numpy's bfloat16
 from safetensors.numpy import load_file
 
 BAD = ("{broken", '{"other": 1}', '{"text": ""}', '{"text": 3}', "[1]", '{"text": "\\ud800"}')

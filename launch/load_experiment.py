@@ -36,6 +36,7 @@ from variator_jax.bench.latency import random_params
 from variator_jax.bench.output import hardware
 from variator_jax.plugin import init_plugin
 from variator_jax.serving import loadreport
+from variator_jax.serving.engine import EngineLimits
 from variator_jax.serving.loadtest import Load, run
 from variator_jax.store import Plugin, load_backbone
 from variator_jax.store.plugins import by_key
@@ -87,7 +88,7 @@ def server(folder: Path, target_ms: float, length: int) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     tasks = folder / "tasks.json"
-    tasks.write_text(json.dumps([{"name": "embed", "kind": "embed", "pinned": False}]))
+    tasks.write_text(json.dumps([{"name": "embed", "kind": "embed", "plugin": "auto"}]))
     command = [sys.executable, "-m", "variator_jax", "serve", f"--backbone={folder}/backbone"]
     command += [f"--plugins={folder}/plugins", f"--tasks={tasks}", f"--slo_ms={target_ms}"]
     process = subprocess.Popen([*command, f"--max_length={length}", f"--port={port}"])
@@ -117,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="t5_1_0_base", help="of the backbone")
     parser.add_argument("--length", type=int, default=256, help="tokens of every text")
-    parser.add_argument("--rows", type=int, default=4, help="of the batch that sets the target")
+    parser.add_argument("--rows", type=int, help="of the batch that sets the target, default: full")
     parser.add_argument("--seconds", type=float, default=60, help="of a measurement")
     parser.add_argument(
         "--overload", type=float, default=0, help="seconds at 3 times what it holds"
@@ -126,6 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder, texts = Path(scratch), Path(scratch) / "texts.txt"
+        args.rows = args.rows or EngineLimits.up_to(args.length).rows(args.length)
         write_texts(texts, args.length)
         make_model(folder, args.shape)
         one = batch_ms(folder, texts, args.rows)

@@ -35,6 +35,7 @@ from variator_jax.serving.rows import (
     row_ids,
     suffix_of,
 )
+from variator_jax.serving.tasks import mean_pool
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.texts import Tokenizer
@@ -187,7 +188,9 @@ def _encoder(
         # [batch, length, embed]
         states = model.encode(params, variables, batch)
         if settings.pooling == "mean":
-            states = mean_pool(states, batch["encoder_input_tokens"] > 0, settings.normalize)
+            # [batch, embed]
+            states = mean_pool(states, batch["encoder_input_tokens"])
+            states = unit(states) if settings.normalize else states
         return states.astype(settings.dtype)
 
     compiled = meshes.compile_on(mesh, run)
@@ -196,14 +199,9 @@ def _encoder(
     return lambda tokens: compiled(params, variables, {"encoder_input_tokens": tokens})
 
 
-def mean_pool(states: jax.Array, valid: jax.Array, normalize: bool) -> jax.Array:
-    """The mean of each row's tokens, `[batch, embed]` float32; 0 for a row of padding."""
-    weights = valid[..., None].astype(jnp.float32)
-    # [batch, embed]
-    mean = (states.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
-    if not normalize:
-        return mean
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+def unit(vectors: jax.Array) -> jax.Array:
+    """`[..., embed]` with length 1 along the last axis; 0 stays 0."""
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSettings) -> list[Any]:

@@ -31,7 +31,8 @@ from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
-from variator_jax.serving.bulk import mean_pool
+from variator_jax.serving.bulk import unit
+from variator_jax.serving.tasks import NONE, mean_pool
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.backbone import copy_vocabulary
 from variator_jax.store.description import check_belongs
@@ -40,7 +41,6 @@ from variator_jax.store.plugins import check_shapes
 INDEX, WEIGHTS = "export.json", "weights.safetensors"
 TASKS = ("encode", "embed")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-NO_PLUGIN = "none"  # the name of the backbone itself, ratio 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def export_programs(
     Raises:
       VariatorError: for a plugin of another backbone, or a folder that holds something else.
     """
-    named: dict[str, Plugin | None] = {NO_PLUGIN: None}
+    named: dict[str, Plugin | None] = {NONE: None}
     for given in plugins:
         what = f"The plugin {given.config.name}"
         check_belongs(what, given.description, backbone)
@@ -159,7 +159,7 @@ def _program(
         states = model.encode(found["backbone"], found[f"plugins/{name}"], batch)
         if settings.task == "encode":
             return states
-        return mean_pool(states, tokens > 0, normalize=True)
+        return unit(mean_pool(states, tokens))
 
     return run
 

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import signal
 import socket
@@ -132,10 +131,9 @@ def main() -> None:
         make_model(folder, args.shape)
         one = batch_ms(folder, texts, args.rows)
         target = 5 * one
-        print(
-            f"{args.shape}, {args.rows} x {args.length} tokens at ratio 1: {one:.0f} ms; target of"
-        )
-        print(f"p99: {target:.0f} ms. {hardware()}, {os.cpu_count()} cores", flush=True)
+        print(f"{args.shape} with random weights on {hardware()}")
+        batch = f"{args.rows} x {args.length} tokens at ratio 1: {one:.0f} ms"
+        print(f"{batch}; the target of p99 is five times that, {target:.0f} ms", flush=True)
         with server(folder, target, args.length) as url:
             measure(url, texts, target, 1e3 * args.rows / one, args)
 

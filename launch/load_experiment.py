@@ -124,6 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--output", default="runs/load_experiment", help="tables and plots")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the server, too
     with tempfile.TemporaryDirectory() as scratch:
         folder, texts = Path(scratch), Path(scratch) / "texts.txt"
         args.rows = args.rows or EngineLimits.up_to(args.length).rows(args.length)

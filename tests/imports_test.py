@@ -30,9 +30,9 @@ print("heavy:", sorted(sys.modules.keys() & {"jax", "flax", "numpy", "optax"}))
 assert all(getattr(variator_jax, name) is not None for name in variator_jax.__all__)
 """
 CORE = """
-from variator_jax import backbones, bench, evaluation, model, plugin, store, train
+from variator_jax import backbones, bench, evaluation, model, plugin, serving, store, train
 
-for package in (backbones, bench, evaluation, plugin, store, train):
+for package in (backbones, bench, evaluation, plugin, serving, store, train):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 assert not sys.modules.keys() & {"matplotlib", "torch", "transformers"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from variator_jax import gin_utils
 from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
-from variator_jax.commands import engines
+from variator_jax.commands import bulk, engines
 from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError
 
@@ -107,14 +107,17 @@ def _infer(args: argparse.Namespace) -> None:
         gin_utils.configured(infer.infer)()
 
 
-@command("export", _gin_arguments, _run_arguments)
+@command("export", _gin_arguments, _run_arguments, bulk.export_arguments)
 def _export(args: argparse.Namespace) -> None:
-    """Write a TensorFlow SavedModel that scores or decodes; needs T5X.
+    """Write a TensorFlow SavedModel with T5X; or, with --format jax, programs of jax.export.
 
     t5x export --gin_file=variator_base.gin --gin_file=runs/export.gin \
         --gin.CHECKPOINT_PATH=runs/base_4/checkpoint_60000 --gin.MODEL_OUTPUT_DIR=exported/1
+    variator export --format jax --backbone runs/quickstart/finetuned \
+        --plugins runs/quickstart/adapted_4 --lengths 64,256 --output exported
     """
-    _prepare_builtin(args)
+    if not bulk.export_jax(args):
+        _prepare_builtin(args)
 
 
 @command("precompile", _gin_arguments, _run_arguments)

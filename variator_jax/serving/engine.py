@@ -33,6 +33,7 @@ from variator_jax.serving.tasks import (
 )
 from variator_jax.store import Backbone, Plugin
 
+_COMPILERS = 8  # programs that are compiled at the same time, at the most
 _ROUNDS, _ENOUGH = 3, 0.2  # timed runs of each program, and seconds after which they end
 
 #: (program, plugin, rows, length)
@@ -49,7 +50,7 @@ class EngineLimits:
       most_rows: of a batch.
     """
 
-    lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     batch_tokens: int = 4096
     most_rows: int = 64
 
@@ -196,24 +197,39 @@ class Engine:
           progress: called with how many of how many are done.
           longest_batch: in seconds; larger batches are not compiled, but for those of one row.
         """
-        cases = list(itertools.product(self.programs, self.ratios, self.limits.shapes()))
-        for done, (program, plugin, (rows, length)) in enumerate(cases):
-            progress(done, len(cases))
-            half = self.latency.get((program, plugin, rows // 2, length), math.inf)
-            if rows == 1 or 1.5 * half <= longest_batch:
-                seconds = self._measure(program, plugin, rows, length)
-                if rows == 1 or seconds <= longest_batch:
-                    self.latency[program, plugin, rows, length] = seconds
-        progress(len(cases), len(cases))
+        cases = itertools.product(self.programs, self.ratios, self.limits.shapes())
+        buckets = [(program, plugin, *shape) for program, plugin, shape in cases]
+        done, total = 0, len(buckets)
+        with concurrent.futures.ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1)) as threads:
+            # Fewest rows first: they show which larger batches would take too long.
+            for rows in sorted({bucket[2] for bucket in buckets}):
+                level = [bucket for bucket in buckets if bucket[2] == rows]
+                wanted = [bucket for bucket in level if self._expected(bucket) <= longest_batch]
+                done += len(level) - len(wanted)
+                for _ in threads.map(self._run_once, wanted):
+                    done += 1
+                    progress(done, total)
+                seconds = {bucket: self._measure(bucket) for bucket in wanted}
+                short = (b for b in wanted if rows == 1 or seconds[b] <= longest_batch)
+                self.latency |= {bucket: seconds[bucket] for bucket in short}
+        progress(total, total)
 
-    def _measure(self, program: str, plugin: str, rows: int, length: int) -> float:
-        """Compiles a program and returns the median seconds of a batch; slow ones run once."""
-        row = [[2] * (length - 1) + [1]] * rows
-        self.run(program, plugin, row)
+    def _expected(self, bucket: Bucket) -> float:
+        """The least seconds that a batch takes, from the one of half its rows."""
+        program, plugin, rows, length = bucket
+        half = self.latency.get((program, plugin, rows // 2, length), math.inf)
+        return 0.0 if rows == 1 else 1.5 * half
+
+    def _run_once(self, bucket: Bucket) -> None:
+        program, plugin, rows, length = bucket
+        self.run(program, plugin, [[2] * (length - 1) + [1]] * rows)
+
+    def _measure(self, bucket: Bucket) -> float:
+        """The median seconds of a compiled batch; slow ones run once."""
         seconds: list[float] = []
         while len(seconds) < _ROUNDS and sum(seconds) < _ENOUGH:
             began = time.perf_counter()
-            self.run(program, plugin, row)
+            self._run_once(bucket)
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds)
 

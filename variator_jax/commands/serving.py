@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +62,14 @@ def _serve(args: argparse.Namespace) -> None:
     variator serve --backbone monot5 --plugins plugins --tasks tasks.json --slo_ms 100
     """
     try:
-        from variator_jax.serving import http
+        from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
     backbone, plugins, tasks = load(args)
-    service = http.make_service(backbone, plugins, tasks, args.slo_ms, args.max_length)
+    limits = engine.Limits(max_length=args.max_length)
+    served = service.Service(engine.Engine(backbone, plugins, tasks, limits=limits), args.slo_ms)
     name = args.name or backbone.config.name
-    http.serve(http.create_app(service, name, _token(args.token_file)), args.host, args.port)
+    http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
 
 
 def load(args: argparse.Namespace) -> "tuple[Backbone, list[Plugin], list[TaskConfig]]":
@@ -119,9 +120,9 @@ def _task_configs(tasks: Sequence[Mapping[str, Any]]) -> "list[TaskConfig]":
         for name in set(task) - set(fields):
             reason = f"has no setting {name!r}; those are {', '.join(fields)}"
             raise ConfigError(f"A task {reason}.{did_you_mean(name, fields)}")
+    make: Callable[..., TaskConfig] = TaskConfig
     return [
-        TaskConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in task.items()})
-        for task in tasks
+        make(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}) for t in tasks
     ]
 
 

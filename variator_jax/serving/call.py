@@ -6,10 +6,12 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from variator_jax import __version__
 from variator_jax.errors import VariatorError, did_you_mean
 from variator_jax.serving.errors import ApiError
 from variator_jax.serving.schemas import Choice
 from variator_jax.serving.service import Answer, Overloaded
+from variator_jax.texts import EOS, PAD
 
 
 class Call:
@@ -19,7 +21,11 @@ class Call:
         self._request, self._response = request, response
         state = request.app.state
         self.service, self.model, self.started = state.service, state.model, state.started
-        self._limits, self._metrics = state.limits, state.metrics
+        self._limits, self._metrics, self._engine = (
+            state.limits,
+            state.metrics,
+            state.service.engine,
+        )
 
     async def run(self, kind: str, inputs: Sequence[Any], choice: Choice, **options: Any) -> Answer:
         """The service's answer to a request for a kind of task; its plugin goes into the headers.
@@ -27,9 +33,8 @@ class Call:
         Raises:
           ApiError: for what the client can mend, or if the queue is full.
         """
-        if len(inputs) > self._limits.texts:
-            reason = f"at most {self._limits.texts} texts; found {len(inputs)}"
-            raise ApiError("too_large", f"A request has {reason}.")
+        self._check_count(inputs)
+        await asyncio.to_thread(self._check_ids, inputs)
         submitted = self.service.submit(
             self._task(kind, choice.task),
             inputs,
@@ -44,12 +49,37 @@ class Call:
         self._metrics.texts.labels(answer.plugin).inc(len(inputs))
         self._metrics.tokens.labels(answer.plugin).inc(sum(answer.tokens))
         self._response.headers["x-variator-plugin"] = answer.plugin
-        self._response.headers["x-variator-ratio"] = "1"
+        self._response.headers["x-variator-ratio"] = str(self._engine.plugins[answer.plugin])
         return answer
+
+    def _check_count(self, inputs: Sequence[Any]) -> None:
+        if len(inputs) > self._limits.texts:
+            reason = f"at most {self._limits.texts} texts; found {len(inputs)}"
+            raise ApiError("too_large", f"A request has {reason}.")
+
+    def _check_ids(self, inputs: Sequence[Any]) -> None:
+        """Refuses the ids of another vocabulary, whose numbers are words in this one, too.
+
+        OpenAI's clients may send those of theirs. Ours end in EOS, and are what their text gives.
+        """
+        for i, ids in enumerate(inputs):
+            if not isinstance(ids, list):
+                continue
+            tokenizer = self._engine.model.tokenizer
+            if max(ids) < tokenizer.size and tokenizer.encode(tokenizer.decode(ids)) == ids:
+                continue
+            reason = (
+                f"The ids of input {i} are not those that /tokenize gives for a text, with EOS."
+            )
+            hint = (
+                "Those of another vocabulary mean other words here; langchain's OpenAIEmbeddings "
+                "sends texts with check_embedding_ctx_length=False."
+            )
+            raise ApiError("invalid", f"{reason} {hint}", "input")
 
     def _task(self, kind: str, name: str | None) -> str:
         """The task of that name, or the first of that kind."""
-        tasks = self.service.tasks
+        tasks = list(self._engine.tasks.values())
         fitting = [task.name for task in tasks if task.kind == kind]
         if not fitting:
             have = ", ".join(f"{task.name} ({task.kind})" for task in tasks)
@@ -82,12 +112,32 @@ class Call:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
 
-    def info(self):
+    async def tokenize(self, texts: Sequence[str]) -> list[list[tuple[int, str, bool]]]:
+        """For each text its ids, with the text of each and whether it is a special one."""
+        self._check_count(texts)
+        tokenizer = self._engine.model.tokenizer
+        special = {PAD, EOS, *tokenizer.sentinels.values()}
+
+        def rows() -> list[list[tuple[int, str, bool]]]:
+            return [
+                [(token, tokenizer.decode([token]), token in special) for token in ids]
+                for ids in map(tokenizer.encode, texts)
+            ]
+
+        return await asyncio.to_thread(rows)
+
+    def info(self) -> dict[str, Any]:
+        """TEI's description of the model, with its tasks and plugins."""
+        engine = self._engine
         return {
             "model_id": self.model,
+            "max_input_length": engine.limits.max_length,
+            "max_client_batch_size": self._limits.texts,
+            "plugins": [{"name": name, "ratio": ratio} for name, ratio in engine.plugins.items()],
+            "ratios": sorted({*engine.plugins.values()}),
             "tasks": [
-                {"name": t.name, "kind": t.kind, "pair": t.prompt.count("{") > 1}
-                for t in self.service.tasks
+                {"name": task.name, "kind": task.kind, "pair": task.prompt.count("{") > 1}
+                for task in engine.tasks.values()
             ],
-            "plugins": [{"name": "none", "ratio": 1}, {"name": "span_x4", "ratio": 4}],
+            "version": __version__,
         }

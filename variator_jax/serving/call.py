@@ -21,11 +21,7 @@ class Call:
         self._request, self._response = request, response
         state = request.app.state
         self.service, self.model, self.started = state.service, state.model, state.started
-        self._limits, self._metrics, self._engine = (
-            state.limits,
-            state.metrics,
-            state.service.engine,
-        )
+        self._engine, self._limits, self._metrics = self.service.engine, state.limits, state.metrics
 
     async def run(self, kind: str, inputs: Sequence[Any], choice: Choice, **options: Any) -> Answer:
         """The service's answer to a request for a kind of task; its plugin goes into the headers.
@@ -34,7 +30,8 @@ class Call:
           ApiError: for what the client can mend, or if the queue is full.
         """
         self._check_count(inputs)
-        await asyncio.to_thread(self._check_ids, inputs)
+        if not all(isinstance(one, str | tuple) for one in inputs):
+            await asyncio.to_thread(self._check_ids, inputs)
         submitted = self.service.submit(
             self._task(kind, choice.task),
             inputs,
@@ -98,7 +95,7 @@ class Call:
         try:
             await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise ApiError("slow", "The client left.")
+                raise ApiError("left", "The client left.")
             return work.result()
         except Overloaded as error:
             raise ApiError("overloaded", str(error), retry_after=error.retry_after_s) from error

@@ -28,6 +28,7 @@ KINDS: Mapping[str, _Kind] = {
     "method": _Kind((405, _REQUEST), (405, "Validation"), 405),
     "slow": _Kind((408, "timeout_error"), (408, "Validation"), 408),
     "too_large": _Kind((413, _REQUEST), (413, "Validation"), 413),
+    "left": _Kind((499, _REQUEST), (499, "Validation"), 499),  # nobody reads it, metrics count it
     "invalid": _Kind((400, _REQUEST), (422, "Validation"), 400),
     "no_such_task": _Kind((404, _REQUEST), (424, "Backend"), 404),
     "overloaded": _Kind((429, "rate_limit_error"), (429, "Overloaded"), 429),
@@ -70,7 +71,7 @@ def documented(of: str) -> dict[int | str, dict[str, Any]]:
     """The errors of an API's routes, for its OpenAPI description."""
     model = {"openai": OpenAiError, "tei": TeiError, "cohere": CohereError}[of]
     kinds = (getattr(kind, of) for kind in KINDS.values())
-    statuses = {kind if of == "cohere" else kind[0] for kind in kinds} - {404, 405}
+    statuses = {kind if of == "cohere" else kind[0] for kind in kinds} - {404, 405, 499}
     statuses |= {404} if of != "tei" else set()
     return {status: {"model": model} for status in sorted(statuses)}
 

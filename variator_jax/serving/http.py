@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from types import FrameType
 from typing import Any, NoReturn
@@ -69,10 +69,10 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.ensure_future(service.start())
-        app.state.starting = starting
+        app.state.starting = starting = asyncio.ensure_future(service.start())
+        starting.add_done_callback(_stop_after_failure(app))
         yield
-        if starting.done():
+        if service.ready:
             await service.drain()
         starting.cancel()
 
@@ -93,6 +93,16 @@ def create_app(
     return app
 
 
+def _stop_after_failure(app: FastAPI) -> Callable[[asyncio.Future], None]:
+    """Ends a server whose programs cannot be compiled; `serve` then raises why."""
+
+    def stop(starting: asyncio.Future) -> None:
+        if not starting.cancelled() and starting.exception() is not None:
+            app.state.server.should_exit = True
+
+    return stop
+
+
 def _add_state_routes(app: FastAPI) -> None:
     """What operators and browsers ask for."""
     service, state = app.state.service, dict[str, Any](tags=["state"])
@@ -107,9 +117,6 @@ def _add_state_routes(app: FastAPI) -> None:
         """200 when every program is compiled, 503 with the progress before."""
         done, total = service.progress
         content = {"ready": service.ready, "compiled": done, "programs": total}
-        starting = app.state.starting
-        if starting.done() and not starting.cancelled() and starting.exception():
-            content["error"] = str(starting.exception())
         return JSONResponse(content, 200 if service.ready else 503)
 
     @app.get("/live", **state)
@@ -212,18 +219,18 @@ class _Connection(H11Protocol):
 
 def make_server(app: FastAPI) -> uvicorn.Server:
     """The server of an app that `create_app` made; its `run` takes a bound socket."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=_Connection,
-            ws="none",
-            lifespan="on",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(app.state.limits.drain_seconds),
-        )
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="on",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(app.state.limits.drain_seconds),
     )
+    app.state.server = uvicorn.Server(config)
+    return app.state.server
 
 
 def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8080) -> None:
@@ -231,6 +238,7 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8080) -> None:
 
     Raises:
       ConfigError: if the address cannot be bound.
+      Exception: what ended the compilation of the programs.
     """
     bound = bind(host, port, app.state.limits.seconds)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -244,6 +252,7 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8080) -> None:
     address = f"[{host}]" if ":" in host else host
     print(f"Serving {app.state.model} at http://{address}:{bound.getsockname()[1]}", flush=True)
     make_server(app).run([bound])
+    app.state.starting.result()
 
 
 def bind(host: str, port: int, seconds: float = 30.0) -> socket.socket:

@@ -10,7 +10,7 @@ import httpx
 import tiny_model
 
 from variator_jax.model import VariatorModel
-from variator_jax.serving.engine import Engine, Limits
+from variator_jax.serving.engine import Engine, EngineLimits
 from variator_jax.serving.http import HttpLimits, bind, create_app, make_server
 from variator_jax.serving.service import Service
 from variator_jax.serving.tasks import TaskConfig
@@ -27,6 +27,7 @@ TASKS = [
     TaskConfig("rerank", "rerank", prompt="{query} {text}", labels=("f", "t")),
     TaskConfig("name", "generate", prompt="Name: {text}", max_length=4),
 ]
+LIMITS = EngineLimits(lengths=(16, 64), batch_tokens=256, most_rows=4)
 
 
 @functools.cache
@@ -37,7 +38,7 @@ def model():
 
 def service():
     """A service that is not started."""
-    return Service(Engine(BACKBONE, PLUGINS, TASKS, limits=Limits(max_length=64)))
+    return Service(Engine(BACKBONE, PLUGINS, TASKS, LIMITS))
 
 
 @contextlib.contextmanager

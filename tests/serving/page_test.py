@@ -1,5 +1,6 @@
 """The page at / in Chromium: the form, the charts, and nothing from other hosts."""
 
+import re
 import shutil
 
 import http_server
@@ -26,7 +27,7 @@ def page(url):
         page.on("console", lambda message: page.problems.append(message.text))
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.goto(url)
-        page.wait_for_function("document.querySelector('#task').options.length > 0")
+        playwright.expect(page.locator("#task option")).not_to_have_count(0)
         yield page
         browser.close()
         assert all(asked.startswith(url) for asked in page.asked)
@@ -37,7 +38,7 @@ def send(page, task, text, plugin=""):
     page.select_option("#plugin", plugin)
     page.fill("#text", text)
     page.click("#send")
-    page.wait_for_function("document.querySelector('#answer').textContent !== ''")
+    playwright.expect(page.locator("#how")).not_to_have_text("waiting", timeout=60_000)
     return page.text_content("#answer"), page.text_content("#how")
 
 
@@ -49,8 +50,9 @@ def test_a_text_is_answered_and_the_charts_move(page):
     assert "numbers" in send(page, "embed", "x")[0]
     assert send(page, "rerank", "x\ny\nz")[0].count("\n") == 2
     assert "plugin none, ratio 1" in send(page, "name", "x")[1]
-    points = "document.querySelector('#{} polyline').getAttribute('points').split(' ').length"
-    page.wait_for_function(f"{points.format('load')} > 2 && {points.format('ratio')} > 2")
+    for chart in ("load", "ratio", "p99"):
+        line = page.locator(f"#{chart} polyline")
+        playwright.expect(line).to_have_attribute("points", re.compile(r"\S+ \S+ \S+"))
     assert page.text_content("#p99-now").endswith(" ms")
     assert "ready" in page.text_content("#state")
     assert page.problems == []

@@ -66,8 +66,8 @@ def _serve(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
     backbone, plugins, tasks = load(args)
-    limits = engine.Limits(max_length=args.max_length)
-    served = service.Service(engine.Engine(backbone, plugins, tasks, limits=limits), args.slo_ms)
+    limits = engine.EngineLimits.up_to(args.max_length)
+    served = service.Service(engine.Engine(backbone, plugins, tasks, limits), args.slo_ms)
     name = args.name or backbone.config.name
     http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
 

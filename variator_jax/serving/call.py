@@ -8,9 +8,11 @@ from fastapi import Request, Response
 
 from variator_jax import __version__
 from variator_jax.errors import VariatorError, did_you_mean
+from variator_jax.serving.batcher import Overloaded
 from variator_jax.serving.errors import ApiError
 from variator_jax.serving.schemas import Choice
-from variator_jax.serving.service import Answer, Overloaded
+from variator_jax.serving.service import Answer
+from variator_jax.serving.tasks import TaskConfig
 from variator_jax.texts import EOS, PAD
 
 
@@ -21,19 +23,19 @@ class Call:
         self._request, self._response = request, response
         state = request.app.state
         self.service, self.model, self.started = state.service, state.model, state.started
-        self._engine, self._limits, self._metrics = self.service.engine, state.limits, state.metrics
+        self._limits, self._metrics = state.limits, state.metrics
 
-    async def run(self, kind: str, inputs: Sequence[Any], choice: Choice, **options: Any) -> Answer:
-        """The service's answer to a request for a kind of task; its plugin goes into the headers.
+    async def run(
+        self, task: TaskConfig, inputs: Sequence[Any], choice: Choice, **options: Any
+    ) -> Answer:
+        """The service's answer to a request; its plugin goes into the headers.
 
         Raises:
           ApiError: for what the client can mend, or if the queue is full.
         """
         self._check_count(inputs)
-        if not all(isinstance(one, str | tuple) for one in inputs):
-            await asyncio.to_thread(self._check_ids, inputs)
         submitted = self.service.submit(
-            self._task(kind, choice.task),
+            task.name,
             inputs,
             plugin=choice.plugin,
             ratio=choice.ratio,
@@ -46,7 +48,7 @@ class Call:
         self._metrics.texts.labels(answer.plugin).inc(len(inputs))
         self._metrics.tokens.labels(answer.plugin).inc(sum(answer.tokens))
         self._response.headers["x-variator-plugin"] = answer.plugin
-        self._response.headers["x-variator-ratio"] = str(self._engine.plugins[answer.plugin])
+        self._response.headers["x-variator-ratio"] = str(self.service.ratios[answer.plugin])
         return answer
 
     def _check_count(self, inputs: Sequence[Any]) -> None:
@@ -54,30 +56,10 @@ class Call:
             reason = f"at most {self._limits.texts} texts; found {len(inputs)}"
             raise ApiError("too_large", f"A request has {reason}.")
 
-    def _check_ids(self, inputs: Sequence[Any]) -> None:
-        """Refuses the ids of another vocabulary, whose numbers are words in this one, too.
-
-        OpenAI's clients may send those of theirs. Ours end in EOS, and are what their text gives.
-        """
-        for i, ids in enumerate(inputs):
-            if not isinstance(ids, list):
-                continue
-            tokenizer = self._engine.model.tokenizer
-            if max(ids) < tokenizer.size and tokenizer.encode(tokenizer.decode(ids)) == ids:
-                continue
-            reason = (
-                f"The ids of input {i} are not those that /tokenize gives for a text, with EOS."
-            )
-            hint = (
-                "Those of another vocabulary mean other words here; langchain's OpenAIEmbeddings "
-                "sends texts with check_embedding_ctx_length=False."
-            )
-            raise ApiError("invalid", f"{reason} {hint}", "input")
-
-    def _task(self, kind: str, name: str | None) -> str:
-        """The task of that name, or the first of that kind."""
-        tasks = list(self._engine.tasks.values())
-        fitting = [task.name for task in tasks if task.kind == kind]
+    def task(self, kind: str, name: str | None, pairs: bool = False) -> TaskConfig:
+        """The task of that name, or the first of that kind; if there is one, that takes pairs."""
+        tasks = self.service.tasks
+        fitting = {task.name: task for task in tasks if task.kind == kind}
         if not fitting:
             have = ", ".join(f"{task.name} ({task.kind})" for task in tasks)
             raise ApiError(
@@ -86,7 +68,11 @@ class Call:
         if name is not None and name not in fitting:
             reason = f"{name!r} is not a task of kind {kind!r}: those are {', '.join(fitting)}"
             raise ApiError("invalid", f"task: {reason}.{did_you_mean(name, fitting)}", "task")
-        return name or fitting[0]
+        if name is not None:
+            return fitting[name]
+        return max(
+            fitting.values(), key=lambda task: task.takes_pairs == pairs
+        )  # the first of them
 
     async def _until_client_leaves(self, submitted: Any) -> Answer:
         """Cancels what was submitted when the client closes the connection."""
@@ -112,29 +98,27 @@ class Call:
     async def tokenize(self, texts: Sequence[str]) -> list[list[tuple[int, str, bool]]]:
         """For each text its ids, with the text of each and whether it is a special one."""
         self._check_count(texts)
-        tokenizer = self._engine.model.tokenizer
+        tokenizer = self.service.engine.model.tokenizer
         special = {PAD, EOS, *tokenizer.sentinels.values()}
-
-        def rows() -> list[list[tuple[int, str, bool]]]:
-            return [
-                [(token, tokenizer.decode([token]), token in special) for token in ids]
-                for ids in map(tokenizer.encode, texts)
-            ]
-
-        return await asyncio.to_thread(rows)
+        rows = await asyncio.to_thread(self.service.tokenize, texts)
+        return [[(i, tokenizer.decode([i]), i in special) for i in row] for row in rows]
 
     def info(self) -> dict[str, Any]:
         """TEI's description of the model, with its tasks and plugins."""
-        engine = self._engine
+        limits, ratios = self.service.engine.limits, self.service.ratios
         return {
             "model_id": self.model,
-            "max_input_length": engine.limits.max_length,
+            "model_dtype": self.service.engine.model.backbone.config.dtype,
+            "max_input_length": limits.max_length,
+            "max_batch_tokens": limits.batch_tokens,
+            "max_batch_requests": limits.most_rows,
             "max_client_batch_size": self._limits.texts,
-            "plugins": [{"name": name, "ratio": ratio} for name, ratio in engine.plugins.items()],
-            "ratios": sorted({*engine.plugins.values()}),
+            "auto_truncate": False,
+            "plugins": [{"name": name, "ratio": ratio} for name, ratio in ratios.items()],
+            "ratios": sorted({*ratios.values()}),
             "tasks": [
-                {"name": task.name, "kind": task.kind, "pair": task.prompt.count("{") > 1}
-                for task in engine.tasks.values()
+                {"name": task.name, "kind": task.kind, "pairs": task.takes_pairs}
+                for task in self.service.tasks
             ],
             "version": __version__,
         }

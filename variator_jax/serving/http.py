@@ -32,6 +32,10 @@ from variator_jax.serving.service import Service
 
 #: Paths that need no token and answer before the service is ready.
 _OPEN = ("/", "/health", "/live", "/docs", "/openapi.json")
+_PAGE_MAY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+)
 _READY_ANYWAY = (*_OPEN, "/metrics", "/info", "/stats", "/v1/models")
 
 
@@ -110,7 +114,7 @@ def _add_state_routes(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_MAY})
 
     @app.get("/health", responses={503: {"description": "Not every program is compiled."}}, **state)
     async def health() -> JSONResponse:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends
 from variator_jax.serving import schemas
 from variator_jax.serving.call import Call
 from variator_jax.serving.errors import ApiError, documented
+from variator_jax.serving.service import Answer
 
 Asked = Annotated[Call, Depends()]
 routes = APIRouter()
@@ -29,7 +30,7 @@ async def openai_embeddings(
     body: schemas.EmbeddingsRequest, call: Asked
 ) -> schemas.EmbeddingsResponse:
     """Pooled vectors, as numbers or as base64 of float32."""
-    answer = await call.run("embed", _listed(body.input), body)
+    answer = await call.run(call.task("embed", body.task), _listed(body.input), body)
     vectors = [_resized(vector, body.dimensions) for vector in answer.values]
     encode: Callable[[np.ndarray], Any] = np.ndarray.tolist
     if body.encoding_format == "base64":
@@ -47,14 +48,18 @@ async def openai_models(call: Asked) -> schemas.ModelList:
 @routes.post("/embed", **_TEI)
 async def embed(body: schemas.EmbedRequest, call: Asked) -> list[list[float]]:
     """Pooled vectors."""
-    answer = await call.run("embed", _listed(body.inputs), body, normalize=body.normalize)
+    answer = await call.run(
+        call.task("embed", body.task), _listed(body.inputs), body, normalize=body.normalize
+    )
     return [_resized(v, body.dimensions, body.normalize).tolist() for v in answer.values]
 
 
 @routes.post("/embed_all", **_TEI)
 async def embed_all(body: schemas.TokensRequest, call: Asked) -> list[list[list[float]]]:
     """A vector for each token."""
-    answer = await call.run("embed", _listed(body.inputs), body, per_token=True)
+    answer = await call.run(
+        call.task("embed", body.task), _listed(body.inputs), body, per_token=True
+    )
     numbers = sum(array.size for array in answer.values)
     if numbers > MOST_NUMBERS:
         reason = f"an answer holds at most {MOST_NUMBERS:,} numbers, this one {numbers:,}"
@@ -69,11 +74,21 @@ async def rerank(
     """Scores of texts for a query, best first; with `documents` in place of `texts`, as Cohere."""
     if isinstance(body, schemas.DocumentsRequest):
         return await rerank_documents(body, call)
-    pairs = [(body.query, text) for text in body.texts]
-    answer = await call.run("rerank", pairs, body)
-    scores = answer.values if body.raw_scores else list(map(_sigmoid, answer.values))
-    texts: Sequence[str | None] = body.texts if body.return_text else [None] * len(pairs)
+    scores, _ = await _scores(call, body, body.texts, body.raw_scores)
+    texts: Sequence[str | None] = body.texts if body.return_text else [None] * len(scores)
     return [schemas.Rank(index=i, score=scores[i], text=texts[i]) for i in _best_first(scores)]
+
+
+async def _scores(
+    call: Call,
+    body: schemas.RerankRequest | schemas.DocumentsRequest,
+    texts: Sequence[str],
+    raw: bool = False,
+) -> tuple[list[float], Answer]:
+    """The score of each text: a probability, or the cosine of a bi-encoder, as it is."""
+    task = call.task("rerank", body.task)
+    answer = await call.run(task, [(body.query, text) for text in texts], body)
+    return answer.values if raw or task.embeds else list(map(_sigmoid, answer.values)), answer
 
 
 @routes.post("/v2/rerank", **_COHERE)
@@ -83,8 +98,7 @@ async def rerank_documents(body: schemas.DocumentsRequest, call: Asked) -> schem
     texts = [d if isinstance(d, str) else d.text for d in body.documents]
     if body.truncate is None:
         body = body.model_copy(update={"truncate": True})
-    answer = await call.run("rerank", [(body.query, text) for text in texts], body)
-    scores = list(map(_sigmoid, answer.values))
+    scores, answer = await _scores(call, body, texts)
     results = [
         schemas.RankedDocument(
             index=i,
@@ -110,7 +124,8 @@ async def predict(
     if single:
         inputs = [inputs]
     rows = [tuple(row) if len(row) == 2 else row[0] for row in inputs]
-    answer = await call.run("classify", rows, body, raw_scores=body.raw_scores)
+    task = call.task("classify", body.task, pairs=isinstance(rows[0], tuple))
+    answer = await call.run(task, rows, body, raw_scores=body.raw_scores)
     labelled = [
         [schemas.Prediction(label=name, score=score) for name, score in value.items()]
         for value in answer.values
@@ -125,7 +140,9 @@ async def generate(
 ) -> schemas.Generated | list[schemas.Generated]:
     """Short texts: greedy, or the best of several beams, as the task is configured."""
     limit = body.parameters.max_new_tokens
-    answer = await call.run("generate", _listed(body.inputs), body, max_new_tokens=limit)
+    answer = await call.run(
+        call.task("generate", body.task), _listed(body.inputs), body, max_new_tokens=limit
+    )
     texts = [schemas.Generated(generated_text=text) for text in answer.values]
     return texts[0] if isinstance(body.inputs, str) else texts
 
@@ -153,7 +170,7 @@ async def info(call: Asked) -> dict[str, Any]:
 @routes.get("/stats", tags=["state"])
 async def stats(call: Asked) -> dict[str, Any]:
     """Load, gear and latencies at this moment: what the page at / draws."""
-    return {"time": time.time(), **call.service.snapshot()}
+    return {"time": time.time(), "progress": call.service.progress, **call.service.snapshot()}
 
 
 def _listed(inputs: Any) -> list[Any]:

@@ -35,6 +35,7 @@ Plugins = Mapping[Key, Plugin] | Iterable[Plugin] | Plugin | None
 Intervention = Callable[[jax.Array], AbstractContextManager[None]]
 #: Lengths to which inputs are padded; longer ones to a multiple of the last.
 LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_SHORT = (1, 2, 4, 8)  # lengths of targets, below those buckets
 # The compiled methods of `SplicedModel`, and their arguments that compile again.
 _METHODS = {"encode": (), "logits": (), "generate": ("max_length", "num_beams")}
 
@@ -321,7 +322,8 @@ class VariatorModel:
         if method != "encode" and not config.has_decoder:
             raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")
         if self._buckets and (key == 1 or not self.plugins[key].config.pool_padding):
-            batch = {name: _bucketed(ids, self._buckets) for name, ids in batch.items()}
+            buckets = {"decoder_input_tokens": sorted({*_SHORT, *self._buckets})}
+            batch = {k: _bucketed(ids, buckets.get(k, self._buckets)) for k, ids in batch.items()}
         return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
 
 

@@ -144,7 +144,7 @@ def _record(text, package="numpy", name="f", kind="function"):
     return {"package": package, "module": "m", "name": name, "kind": kind, "text": text}
 
 
-@pytest.mark.parametrize("task", ["docs_topic", "docs_pair", "docs_name"])
+@pytest.mark.parametrize("task", ["docs_topic", "docs_pair", "docs_name", "docs_recall"])
 def test_splits_share_no_input_inputs_are_unique_and_labels_are_the_specs(task):
     train, validation = (docs_examples_of(task, split) for split in ("train", "validation"))
     inputs = [{e["inputs"] for e in examples} for examples in (train, validation)]
@@ -162,6 +162,17 @@ def test_pairs_occur_in_both_orders_and_the_answer_is_yes_for_the_written_one():
         f"First: {one} Second: {two}": "yes",
         f"First: {two} Second: {one}": "no",
     }
+
+
+def test_recall_asks_for_numbered_words_of_a_passage_without_articles():
+    text = "Returns the greatest common divisor of a list."
+    examples = docs_tasks.recall_examples([_record(text)])
+    words = "1 Returns 2 greatest 3 common 4 divisor 5 of 6 list"
+    assert len(examples) == 3
+    for example in examples:
+        number, _, passage = example["inputs"].partition("? ")
+        assert passage == words
+        assert words.split()[2 * int(number) - 1] == example["targets"]
 
 
 def test_topics_lose_the_words_that_give_them_away_and_ambiguous_texts_are_dropped():

@@ -60,6 +60,22 @@ def test_the_arms_differ_by_what_their_names_mean(tmp_path):
         assert expected.items() <= macros[kind, folder].items()
 
 
+def test_plugins_of_ones_own_are_arms_with_their_sites_ratio_seeds_and_rival(tmp_path):
+    span = {"SITES": ("span all size=1",), "RATIO": 8}
+    plugins = {"span_x8": span, "narrow": {**span, "ARM": "student", "SEEDS": (0,)}}
+    steps = _plan(tmp_path, arms=(), tasks=("sst2",), plugins=plugins)
+    folders = [step.result.parents[1] for step in steps if step.kind == "adapt"]
+    assert [path.name for path in folders] == ["span_x8_k8"] * 2
+    assert [path.parent.name for path in folders] == ["seed_0", "seed_1"]
+    (narrow,) = (step for step in steps if step.kind == "student")
+    (adapt, _) = (step for step in steps if step.kind == "adapt")
+    for step in (adapt, narrow):
+        assert {"RATIO": 8, "SITES": span["SITES"]}.items() <= step.macros.items()
+    assert adapt.macros["INITIAL_PLUGIN_PATH"] is None
+    scored = [step.cell.arm.name for step in steps if step.cell and step.macros.get("SITES")]
+    assert scored == ["span_x8", "narrow", "span_x8"]
+
+
 def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
     steps = _plan(tmp_path, backbone_paths={"nano": "/given"}, one_teacher=True)
     assert steps[0].kind == "finetune" and steps[0].macros["INITIAL_CHECKPOINT_PATH"] == "/given"
@@ -73,6 +89,7 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
     "wrong, message",
     [
         ({"arms": ("variatr",)}, "ARMS names 'variatr'.* Did you mean 'variator'"),
+        ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
         ({"ratios": (1, 2)}, "whole number from 2; found 1"),
         ({"tasks": "sst2"}, "TASKS is a tuple"),
         ({"seeds": ()}, "SEEDS is a tuple of different"),

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from golden_vectors import relative_error
+from spliced import BACKBONE, NETWORK, STACK, encode, plugin_of, tokens_of
 from tiny import TINY
 
 from variator_jax.backbones.base import FfnStack, Mask
-from variator_jax.backbones.t5 import T5, init_params
-from variator_jax.backbones.t5.attention import relative_position_bucket
-from variator_jax.backbones.t5.layers import RMSNorm
-from variator_jax.backbones.t5.network import EncoderLayer
+from variator_jax.backbones.t5 import T5
 from variator_jax.errors import PluginError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import (
@@ -33,11 +31,8 @@ from variator_jax.plugin import (
     splice,
 )
 
-NETWORK = T5(TINY)
-STACK = NETWORK.stack()
 FFN = "encoder/layers_{}/mlp"
 IS_FFN = {FFN.format(i) for i in range(2)}.__contains__
-BACKBONE = init_params(TINY, jax.random.key(0))
 TWO_SITES = PluginConfig(sites=(Ffn(4, layers=(0,)), Ffn(2, layers=(1,))))
 SPAN = PluginConfig(sites=(Span(3, rank=2),))
 SPANS = PluginConfig(sites=(Span(4, size=1),))
@@ -46,50 +41,12 @@ MIXED = PluginConfig(sites=(Ffn(2, layers=(0,)), KeyValue(3, layers=(0,)), Span(
 KINDS = {"span": SPAN, "spans": SPANS, "kv and ffn": KEYS, "mixed": MIXED}
 
 
-@functools.cache
-def _plugin(config, stack=STACK):
-    """A plugin far from its initialisation, so that each of its parts shows in the output."""
-    shapes = jax.eval_shape(lambda: init_plugin(config, stack, jax.random.key(1)))
-    rng = np.random.default_rng(1)
-    return shapes.replace(
-        params=jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes.params),
-        output_scales=dict.fromkeys(shapes.output_scales, np.float32(1)),
-    )
-
-
-@functools.cache
-def _compiled(config, decode=False):
-    """Encoder or logits of the spliced backbone; compiled once for each shape."""
-
-    @jax.jit
-    def run(plugin, tokens, segments):
-        batch = {"encoder_input_tokens": tokens}
-        if segments is not None:
-            batch["encoder_segment_ids"] = segments
-        if decode:
-            batch["decoder_input_tokens"] = jnp.full((len(tokens), 3), 7).at[:, 0].set(0)
-        with splice(config, plugin, tokens > 0, segments, STACK):
-            outputs = NETWORK.apply(BACKBONE, batch) if decode else None
-            return outputs.logits if decode else NETWORK.encode(BACKBONE, tokens, segments)
-
-    return run
-
-
-def _encode(tokens, config, segments=None, decode=False):
-    plugin = _plugin(config) if config.ratio > 1 else None
-    return np.asarray(_compiled(config, decode)(plugin, jnp.asarray(tokens), segments))
-
-
-def _tokens(rows, length, seed=0):
-    return np.random.default_rng(seed).integers(2, 384, (rows, length)).astype(np.int32)
-
-
 def test_ratio_1_is_bit_identical_and_others_are_not():
-    tokens = _tokens(2, 12)
+    tokens = tokens_of(2, 12)
     base = np.asarray(jax.jit(functools.partial(NETWORK.encode, BACKBONE))(tokens))
-    np.testing.assert_array_equal(_encode(tokens, PluginConfig(1)), base)
+    np.testing.assert_array_equal(encode(tokens, PluginConfig(1)), base)
     for ratio in (2, 3):
-        assert np.abs(_encode(tokens, PluginConfig(ratio)) - base).max() > 0.1
+        assert np.abs(encode(tokens, PluginConfig(ratio)) - base).max() > 0.1
 
 
 OPTIMISED = f"""
@@ -118,17 +75,17 @@ def test_nothing_stays_behind_after_a_splice_without_assertions_too(option):
 
 @pytest.mark.parametrize("kind", [1, 3, 4, 16, *KINDS])
 def test_padding_and_neighbours_change_nothing(kind):
-    config, text = KINDS.get(kind) or PluginConfig(kind), _tokens(1, 13)
-    exact = _encode(text, config, decode=True)[0]
+    config, text = KINDS.get(kind) or PluginConfig(kind), tokens_of(1, 13)
+    exact = encode(text, config, decode=True)[0]
     for length in (13, 1, 2, 7, 21):
-        text = _tokens(1, 21)
+        text = tokens_of(1, 21)
         text[:, length:] = 0
-        crowd = np.concatenate([_tokens(2, 40, seed=length), np.pad(text, ((0, 0), (0, 19)))])
-        found = _encode(text, config)[0, :length]
-        np.testing.assert_allclose(_encode(crowd, config)[2, :length], found, atol=1e-5)
+        crowd = np.concatenate([tokens_of(2, 40, seed=length), np.pad(text, ((0, 0), (0, 19)))])
+        found = encode(text, config)[0, :length]
+        np.testing.assert_allclose(encode(crowd, config)[2, :length], found, atol=1e-5)
         if length == 13:  # the first 13 tokens of both texts are not the same ones
-            text[:, :13] = _tokens(1, 13)
-            np.testing.assert_allclose(_encode(text, config, decode=True)[0], exact, atol=1e-5)
+            text[:, :13] = tokens_of(1, 13)
+            np.testing.assert_allclose(encode(text, config, decode=True)[0], exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [1, 3, 8, *KINDS])
@@ -137,10 +94,10 @@ def test_nothing_crosses_from_one_packed_example_into_another(kind):
     for draw in range(8):
         lengths = rng.integers(1, 10, 3)
         segments = np.repeat([1, 2, 3, 0], [*lengths, 27 - lengths.sum()])[None]
-        tokens = np.where(segments > 0, _tokens(1, 27, draw), 0)
+        tokens = np.where(segments > 0, tokens_of(1, 27, draw), 0)
         changed = segments == 1 + draw % 3
-        others = np.where(changed, _tokens(1, 27, draw + 100), tokens)
-        before, after = (_encode(t, config, jnp.asarray(segments)) for t in (tokens, others))
+        others = np.where(changed, tokens_of(1, 27, draw + 100), tokens)
+        before, after = (encode(t, config, jnp.asarray(segments)) for t in (tokens, others))
         kept = (segments > 0) & ~changed
         np.testing.assert_allclose(after[kept], before[kept], atol=1e-5)
         assert np.abs(after[changed] - before[changed]).max() > 1e-3
@@ -148,14 +105,14 @@ def test_nothing_crosses_from_one_packed_example_into_another(kind):
 
 @pytest.mark.parametrize("kind", [1, 2, 4, "spans"])
 def test_examples_packed_on_group_boundaries_equal_examples_alone(kind):
-    config, packed = KINDS.get(kind) or PluginConfig(kind), _tokens(1, 14)
+    config, packed = KINDS.get(kind) or PluginConfig(kind), tokens_of(1, 14)
     packed[:, 7] = 0  # a gap up to the next group
     segments = jnp.asarray(np.repeat([1, 2], [8, 6])[None])
-    found = _encode(packed, config, segments)[0]
+    found = encode(packed, config, segments)[0]
     # Positions are relative, so only where an example starts within its group could matter.
     alone = np.zeros((2, 8), np.int32)
     alone[0, :7], alone[1, :6] = packed[0, :7], packed[0, 8:]
-    first, second = _encode(alone, config)
+    first, second = encode(alone, config)
     np.testing.assert_allclose(found[:7], first[:7], atol=1e-5)
     np.testing.assert_allclose(found[8:], second[:6], atol=1e-5)
 
@@ -184,7 +141,7 @@ def _recorded(config, plugin, tokens, inner):
     [(PluginConfig(2, layers=(1,)), (8, 4)), (PluginConfig(4), (2, 2)), (TWO_SITES, (2, 4))],
 )
 def test_only_the_chosen_layers_are_compressed_each_by_its_own_ratio(config, lengths):
-    seen = _recorded(config, _plugin(config), _tokens(1, 8), inner=True)
+    seen = _recorded(config, plugin_of(config), tokens_of(1, 8), inner=True)
     assert {path: length for path, (length, _) in seen.items()} == {
         FFN.format(i): length for i, length in enumerate(lengths)
     }
@@ -192,7 +149,7 @@ def test_only_the_chosen_layers_are_compressed_each_by_its_own_ratio(config, len
 
 def test_averaging_and_repeating_is_the_mean_of_a_group():
     config = PluginConfig(4, compression="mean", decompression="repeat", layers=(1,))
-    seen = _recorded(config, init_plugin(config, STACK, jax.random.key(0)), _tokens(1, 6), False)
+    seen = _recorded(config, init_plugin(config, STACK, jax.random.key(0)), tokens_of(1, 6), False)
     length, out = seen[FFN.format(1)]
     assert length == out.shape[1] == 6
     np.testing.assert_array_equal(out[0, 0], out[0, 3])
@@ -201,7 +158,7 @@ def test_averaging_and_repeating_is_the_mean_of_a_group():
 
 @pytest.mark.parametrize("config", [PluginConfig(4), *KINDS.values()], ids=[4, *KINDS])
 def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_finite(config):
-    tokens = jnp.asarray(np.pad(_tokens(2, 6), ((0, 1), (0, 6))))  # the last row is all padding
+    tokens = jnp.asarray(np.pad(tokens_of(2, 6), ((0, 1), (0, 6))))  # the last row is all padding
 
     def gradients(remat):
         network = T5(dataclasses.replace(TINY, remat=remat))
@@ -209,76 +166,17 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         @jax.jit
         @jax.grad
         def grad(params):
-            plugin = _plugin(config).replace(params=params)
+            plugin = plugin_of(config).replace(params=params)
             batch = {"encoder_input_tokens": tokens}
             encoded = SplicedModel(network, config).encode(BACKBONE, plugin, batch)
             return jnp.sum(jnp.sin(encoded))
 
-        return jax.tree.leaves(grad(_plugin(config).params))
+        return jax.tree.leaves(grad(plugin_of(config).params))
 
     for plain, *again in zip(*map(gradients, (False, True, "dots")), strict=True):
         assert np.isfinite(plain).all() and np.abs(plain).max() > 0
         # Against the largest entry: single small ones are differences of large numbers.
         assert max(relative_error(gradient, plain) for gradient in again) < 1e-5
-
-
-def _by_hand(config, tokens, ratio):
-    """One span over both layers of the tiny encoder."""
-    tree, (arrays,) = BACKBONE["encoder"], _plugin(config).params.values()
-    length = tokens.shape[1]
-
-    def grouped(x):
-        return x.reshape(len(x), -1, ratio, *x.shape[2:])
-
-    valid = grouped(tokens > 0)
-    h = BACKBONE["token_embedder"]["embedding"][tokens]
-    positions = jnp.arange(length)
-    bucket = relative_position_bucket(positions[None] - positions[:, None], True)
-    bias = tree["relpos_bias"]["rel_embedding"][:, bucket][None]
-    x = grouped(h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6))
-    kernel, score_bias = arrays["compression"]["kernel"], arrays["compression"]["bias"]
-    flat = (x * valid[..., None]).reshape(len(x), length // ratio, -1)
-    scores = jnp.where(valid, flat @ kernel + score_bias, -jnp.inf)
-    merged = jnp.einsum("bgk,bgkd->bgd", jax.nn.softmax(scores), grouped(h))
-    sizes = jnp.log(valid.sum(-1))[:, None, None]
-    m = merged
-    for i in range(2):
-        layer = EncoderLayer(TINY)
-        args = (valid.any(-1)[:, None, None], bias[:, :, ::ratio, ::ratio] + sizes, valid.any(-1))
-        m = layer.apply({"params": tree[f"layers_{i}"]}, m, *args, True)
-    d = jnp.repeat(m - merged, ratio, axis=1)
-    w = arrays["decompression"]  # the output scale is 1
-    inner = d @ w["repeated_kernel"] + x.reshape(h.shape) @ w["input_kernel"] + w["input_bias"]
-    h = h + d + (jnp.tanh(inner) @ w["output_kernel"] + w["output_bias"])
-    return RMSNorm(TINY).apply({"params": tree["encoder_norm"]}, h)
-
-
-def test_a_span_is_what_its_equations_say():
-    config = PluginConfig(sites=(Span(4),))
-    tokens = jnp.asarray(_tokens(2, 12)).at[0, 10:].set(0)
-    expected = _by_hand(config, tokens, 4)
-    np.testing.assert_allclose(_encode(tokens, config)[:, :10], expected[:, :10], atol=1e-5)
-
-
-def test_merged_keys_stand_in_the_middle_and_count_as_many_as_they_hold():
-    """Averages of equal tokens: attention over groups is then attention over the tokens."""
-    config = PluginConfig(sites=(KeyValue(3),))
-    tokens = jnp.full((1, 12), 7).at[0, 10:].set(0)
-    seen = {}
-
-    def record(path, call, args, kwargs):
-        seen.update(zip(("queries", "keys", "mask", "bias"), args, strict=False))
-        return call(*args, **kwargs)
-
-    with splice(config, _plugin(config), tokens > 0, stack=STACK):
-        with intercept_modules({"encoder/layers_1/attention"}.__contains__, record):
-            NETWORK.encode(BACKBONE, tokens)
-    offset = jnp.arange(4)[None] * 3 + 1 - jnp.arange(12)[:, None]
-    table = BACKBONE["encoder"]["relpos_bias"]["rel_embedding"]
-    bias = table[:, relative_position_bucket(offset, True)][None] + jnp.log(jnp.array([3, 3, 3, 1]))
-    np.testing.assert_allclose(seen["bias"], bias, atol=1e-6)
-    np.testing.assert_allclose(seen["keys"][:, :3], seen["queries"][:, 1:9:3], atol=1e-5)
-    assert seen["mask"].shape == (1, 1, 12, 4) and seen["mask"].all()
 
 
 @pytest.mark.parametrize(
@@ -295,13 +193,13 @@ def test_sites_that_want_the_same_layer_are_refused(sites, message):
 
 
 def test_bfloat16_is_near_float32():
-    tokens = jnp.asarray(_tokens(2, 12))
+    tokens = jnp.asarray(tokens_of(2, 12))
     network = T5(dataclasses.replace(TINY, dtype="bfloat16"))
     batch = {"encoder_input_tokens": tokens}
     model = SplicedModel(network, MIXED)
-    found = jax.jit(lambda plugin: model.encode(BACKBONE, plugin, batch))(_plugin(MIXED))
+    found = jax.jit(lambda plugin: model.encode(BACKBONE, plugin, batch))(plugin_of(MIXED))
     assert found.dtype == jnp.bfloat16
-    assert relative_error(np.float32(found), _encode(tokens, MIXED)) < 0.05
+    assert relative_error(np.float32(found), encode(tokens, MIXED)) < 0.05
 
 
 class Host(nn.Module):
@@ -352,7 +250,7 @@ def test_a_network_of_ones_own_is_spliced_however_it_calls_its_ffn():
     ],
 )
 def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):
-    variables = None if plugin is None else _plugin(plugin)
+    variables = None if plugin is None else plugin_of(plugin)
     with pytest.raises(PluginError, match=message):
         with splice(config, variables, jnp.ones((1, 4), bool)):
             NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
@@ -362,7 +260,7 @@ def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):
 def test_a_site_in_a_causal_stack_is_refused(spliced):
     """A merge would show a position the targets after it."""
     config = PluginConfig(2, sites=r"decoder/layers_(\d+)/mlp")
-    plugin = _plugin(config, FfnStack(1, TINY.embed_dim))
+    plugin = plugin_of(config, FfnStack(1, TINY.embed_dim))
     tokens = jnp.ones((1, 4), jnp.int32)
     batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
     with pytest.raises(PluginError, match="causal stack: .* later tokens leak into earlier pos"):
@@ -376,13 +274,13 @@ def test_a_site_in_a_causal_stack_is_refused(spliced):
 @pytest.mark.parametrize("config", [SPANS, PluginConfig(2, rank=4)], ids=["span", "adapters"])
 def test_sites_that_need_to_know_the_layers_are_refused_without_a_stack(config):
     with pytest.raises(PluginError, match="needs to know the network's layers: give stack="):
-        with splice(config, _plugin(config), jnp.ones((1, 4), bool)):
+        with splice(config, plugin_of(config), jnp.ones((1, 4), bool)):
             NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
 
 
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(PluginError, match=r"groups of shape \(1, 1, 4\).* input of \(1, 2, 4\)"):
-        with splice(PluginConfig(4), _plugin(PluginConfig(4)), jnp.ones((1, 4), bool)):
+        with splice(PluginConfig(4), plugin_of(PluginConfig(4)), jnp.ones((1, 4), bool)):
             NETWORK.encode(BACKBONE, jnp.ones((1, 8), jnp.int32))
 
 
@@ -391,7 +289,7 @@ def test_splicing_round_a_compiled_function_is_refused():
     tokens = jnp.ones((1, 4), jnp.int32)
     encode(tokens)
     with pytest.raises(PluginError, match="inside the function that is jitted"):
-        with splice(PluginConfig(2), _plugin(PluginConfig(2)), tokens > 0):
+        with splice(PluginConfig(2), plugin_of(PluginConfig(2)), tokens > 0):
             encode(tokens)
 
 
@@ -410,4 +308,4 @@ def test_calibration_measures_the_ffn_output_on_tokens_only():
     valid = np.asarray(tokens > 0)
     for path, y in outputs.items():
         np.testing.assert_allclose(rms[path], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5)
-    assert calibrate(_plugin(PluginConfig(2)), rms).output_scales == rms
+    assert calibrate(plugin_of(PluginConfig(2)), rms).output_scales == rms

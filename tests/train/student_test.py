@@ -22,10 +22,9 @@ from variator_jax.train.step import init_state, make_train_step
 from variator_jax.train.student import (
     StudentDistillation,
     initial_student,
-    narrowed,
     student_job,
     student_leaves,
-    student_mlp_dim,
+    student_shape,
     whole_student,
 )
 
@@ -62,26 +61,44 @@ def trained(teacher, tmp_path_factory):
 @pytest.mark.parametrize(("length", "ratio", "bottleneck"), [(16, 2, 8), (65, 8, 64), (512, 4, 64)])
 def test_a_student_costs_no_more_than_the_plugin_and_hardly_less(name, length, ratio, bottleneck):
     config, plugin = get_config(name), PluginConfig(ratio, bottleneck)
-    width, most = student_mlp_dim(config, length, plugin), _flops(config, length, plugin)
-    assert _flops(narrowed(config, width), length) <= most
-    more = (width // 8 + 1) * 8
-    assert _flops(narrowed(config, more), length) > most or more > config.mlp_dim
+    student, most = student_shape(config, length, plugin), _flops(config, length, plugin)
+    assert student.num_encoder_layers == config.num_encoder_layers
+    assert _flops(student, length) <= most
+    more = (student.encoder_mlp // 8 + 1) * 8
+    wider = dataclasses.replace(student, encoder_mlp_dim=more)
+    assert _flops(wider, length) > most or more > config.mlp_dim
 
 
 def test_widths_at_t5_base_and_at_the_limits():
     # A quarter of the width is 768, and the plugin's own products pay for 74.5 neurons more.
-    assert student_mlp_dim(BASE, 256, PluginConfig(4)) == 840
-    assert student_mlp_dim(BASE, 256, PluginConfig(4, layers=(0, 1, 2))) > 2000
+    assert student_shape(BASE, 256, PluginConfig(4)).encoder_mlp == 840
+    assert student_shape(BASE, 256, PluginConfig(4, layers=(0, 1, 2))).encoder_mlp > 2000
     nano = get_config("nano")  # a plugin that costs more than it saves
-    assert student_mlp_dim(nano, 64, PluginConfig(2, bottleneck=4096)) == nano.mlp_dim
-    assert narrowed(nano, nano.mlp_dim) is nano
-    with pytest.raises(ConfigError, match="less than one neuron"):
-        repeat = PluginConfig(4, compression="mean", decompression="repeat")
-        student_mlp_dim(get_config("nano", mlp_dim=1), 64, repeat)
+    assert student_shape(nano, 64, PluginConfig(2, bottleneck=4096)) is nano
+    spans = PluginConfig(4, sites=("span all size=1",))
+    with pytest.raises(ConfigError, match="less than one layer"):
+        student_shape(get_config("nano", num_encoder_layers=1, mlp_dim=1), 64, spans)
+
+
+def test_a_student_of_a_span_plugin_has_fewer_layers_which_are_the_teachers():
+    spans = PluginConfig(8, sites=("span all size=1",))
+    student = student_shape(TINY, 64, spans)
+    assert student.num_encoder_layers < TINY.num_encoder_layers
+    assert _flops(student, 64) <= _flops(TINY, 64, spans)
+    params = jax.tree.map(jax.numpy.asarray, random_params(TINY))
+    own = initial_student(params, student)
+    own = {path: leaf + 1 for path, leaf in own.items()}
+    tree = whole_student(own, params)
+    shapes = jax.tree.map(np.shape, shape_params(student))
+    assert jax.tree.map(np.shape, tree) == shapes
+    first = params["encoder"]["layers_0"]["attention"]["query"]["kernel"] + 1
+    np.testing.assert_array_equal(
+        tree["encoder"]["layers_0"]["attention"]["query"]["kernel"], first
+    )
 
 
 def test_a_narrow_encoder_has_its_own_width_and_name_and_trains_all_but_its_norms():
-    student = narrowed(BASE, 840)
+    student = student_shape(BASE, 256, PluginConfig(4))
     assert (student.name, student.encoder_mlp, student.mlp_dim) == ("t5_1_0_base_ffn840", 840, 3072)
     shapes = flat(shape_params(student))
     assert shapes["encoder/layers_3/mlp/wi/kernel"].shape == (768, 840)
@@ -103,7 +120,8 @@ def test_the_neurons_with_the_largest_products_of_norms_stay_in_their_order(acti
         neurons = kernel if path == "wo/kernel" else kernel.T
         strength *= np.sqrt((neurons.astype("f8") ** 2).sum(axis=1))
     kept = sorted(sorted(range(config.mlp_dim), key=lambda n: -strength[n])[:24])
-    student = initial_student(jax.tree.map(jax.numpy.asarray, params), 24)
+    narrow = dataclasses.replace(config, encoder_mlp_dim=24)
+    student = initial_student(jax.tree.map(jax.numpy.asarray, params), narrow)
     for path, kernel in kernels.items():
         expected = kernel[kept] if path == "wo/kernel" else kernel[:, kept]
         np.testing.assert_array_equal(student[f"encoder/layers_0/mlp/{path}"], expected)
@@ -112,12 +130,13 @@ def test_the_neurons_with_the_largest_products_of_norms_stay_in_their_order(acti
 def test_a_student_of_full_width_is_its_teacher_and_a_narrow_one_learns_from_it():
     params = jax.tree.map(jax.numpy.asarray, random_params(TINY))
     jax.tree.map(
-        np.testing.assert_array_equal, whole_student(initial_student(params, 128), params), params
+        np.testing.assert_array_equal, whole_student(initial_student(params, TINY), params), params
     )
-    student = T5(narrowed(TINY, 32))
+    shape = dataclasses.replace(TINY, encoder_mlp_dim=32)
+    student = T5(shape)
     objective = StudentDistillation(T5(TINY), student, LossConfig(1.0, 1.0, 1.0, 0.0))
     optimizer = optax.adam(1e-2)
-    state = init_state(initial_student(params, 32), optimizer)
+    state = init_state(initial_student(params, shape), optimizer)
     # Only its own weights have moments.
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state)) - 1
     assert moments == 2 * sum(x.size for x in state.params.values())

@@ -1,13 +1,16 @@
 """The documentation tasks, registered with seqio on import; nothing is built until one is read.
 
 `docs_span_corruption` is for pre-training; `docs_topic`, `docs_pair` (classification) and
-`docs_name` (generation) are the tasks that plugins are adapted to. Examples are pure functions of
-one split's records, in a fixed order that looks random, so that a prefix is a fair sample.
+`docs_name` (generation) are the tasks that plugins are adapted to. `docs_recall` (generation) asks
+for one of a passage's words by its number, so that it cannot be answered without every token.
+Examples are pure functions of one split's records, in a fixed order that looks random, so that a
+prefix is a fair sample.
 """
 
 import collections
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from pathlib import Path
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio
 from variator_jax.data.fitting import template_parts
-from variator_jax.data.spec import Kind, TaskSpec
+from variator_jax.data.spec import Kind, TaskSpec, normalise_answer
 from variator_jax.data.tasks import Examples, text_to_text_task
 from variator_jax.data.vocabulary import docs_vocabulary
 
@@ -32,6 +35,7 @@ TOPICS = {
 TOPIC_PROMPT = "Library? {text}"
 PAIR_PROMPT = "First: {first} Second: {second}"
 NAME_PROMPT = "Name: {text}"
+RECALL_PROMPT = "{number}? {text}"
 VALIDATION_CAP = 2_000
 
 _GIVE_AWAY = re.compile(
@@ -41,6 +45,8 @@ _GIVE_AWAY = re.compile(
 )
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _TOPIC_WORDS, _NAME_WORDS = (8, 20), (5, 20)  # fewest and most words of a text
+_RECALL_WORDS = (6, 20)
+_RECALL_SHOWN, _RECALL_ASKED, _RECALL_KNOWN = 9, 3, 1000  # words; see `recall_examples`
 _PAIR_WORDS = range(4, 19)  # words of each sentence of a pair
 _PAIR_SHOWN = 8  # words of each sentence that are shown, so that short inputs hold a pair
 _TOPIC_CAP = 5_000  # most examples of one topic in a split
@@ -119,6 +125,32 @@ def name_examples(records: Iterable[Record]) -> Examples:
     return _shuffled(examples)
 
 
+def recall_examples(records: Iterable[Record]) -> Examples:
+    """Returns the first words of passages, numbered, and a number, with the word of that number.
+
+    Every word of an input may be asked for, so nothing of it can be dropped; up to `_RECALL_ASKED`
+    are, of those that are among the `_RECALL_KNOWN` most frequent.
+    """
+    texts = dict.fromkeys(p for r in records for p in _passages(r["text"], *_RECALL_WORDS))
+    passages = [[w for w in map(_bare, text.split()[:_RECALL_SHOWN]) if w] for text in texts]
+    counts = collections.Counter(itertools.chain.from_iterable(passages))
+    known = {word for word, _ in counts.most_common(_RECALL_KNOWN)}
+    examples: Examples = []
+    for words in passages:
+        text = " ".join(f"{number} {word}" for number, word in enumerate(words, start=1))
+        asked = [RECALL_PROMPT.format(number=n, text=text) for n in range(1, len(words) + 1)]
+        pairs = [pair for pair in zip(asked, words, strict=True) if pair[1] in known]
+        for inputs, word in sorted(pairs, key=lambda pair: _order(pair[0]))[:_RECALL_ASKED]:
+            examples.append({"inputs": inputs, "targets": word})
+    return _shuffled(examples)
+
+
+def _bare(word: str) -> str:
+    """The word without punctuation; nothing for what is not one, and for an article."""
+    word = word.strip(".,;:()")
+    return word if word.isalpha() and normalise_answer(word) else ""
+
+
 def name_words(qualified: str) -> list[str]:
     """Splits the last part of a qualified name into one to four words; [] if it makes no target."""
     last = qualified.rsplit(".", 1)[-1]
@@ -129,9 +161,10 @@ def name_words(qualified: str) -> list[str]:
 
 
 def texts_of(inputs: str) -> list[str]:
-    """Returns the two sentences of a pair's input; of other inputs, the input."""
-    pair = re.fullmatch(PAIR_PROMPT.format(first="(.*?)", second="(.*)"), inputs)
-    return list(pair.groups()) if pair else [inputs]
+    """Returns the two sentences of a pair's input, the passage of a recall's; else the input."""
+    pair = PAIR_PROMPT.format(first="(.*?)", second="(.*)")
+    match = re.fullmatch(pair, inputs) or re.fullmatch(r"\d\? (1 .*)", inputs)
+    return list(match.groups()) if match else [inputs]
 
 
 def held_out(train: Examples, validation: Examples, cap: int) -> Examples:
@@ -170,6 +203,7 @@ _MAKERS: dict[str, tuple[Callable[..., Examples], Kind, tuple[str, ...]]] = {
     "docs_topic": (topic_examples, "classification", tuple(TOPICS)),
     "docs_pair": (pair_examples, "classification", ("no", "yes")),
     "docs_name": (name_examples, "generation", ()),
+    "docs_recall": (recall_examples, "generation", ()),
 }
 
 
@@ -190,6 +224,8 @@ def _register() -> None:
     labelled = ["docs_topic", "docs_pair"]
     seqio.MixtureRegistry.add("docs_labels", labelled, default_rate=1.0)
     seqio.MixtureRegistry.add("docs_tasks", [*labelled, "docs_name"], default_rate=1.0)
+    all_tasks = [*labelled, ("docs_name", 0.5), ("docs_recall", 1.5)]
+    seqio.MixtureRegistry.add("docs_all", all_tasks, default_rate=1.0)
 
 
 if "docs_topic" not in seqio.TaskRegistry.names():

@@ -39,12 +39,14 @@ class TaskResult:
     `score` (0 to 100) is accuracy for classification, token F1 for generation and the accuracy of
     target tokens under teacher forcing for span corruption. `majority` is the score of always
     answering the majority class, None for other kinds. `details` holds further figures by name.
+    `scores` is each example's share of the score, 0 to 100; empty for span corruption.
     """
 
     score: float
     examples: int
     majority: float | None = None
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    scores: Sequence[float] = ()
 
 
 def evaluate_classification(
@@ -76,7 +78,8 @@ def evaluate_classification(
     if len(label_ids) == 2:
         details["binary_f1"] = binary_f1(predictions, references)
     majority = majority_score(references)
-    return TaskResult(score, len(references), majority, details)
+    hits = [100.0 * (p == r) for p, r in zip(predictions, references, strict=True)]
+    return TaskResult(score, len(references), majority, details, hits)
 
 
 def evaluate_generation(
@@ -104,7 +107,8 @@ def evaluate_generation(
         predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
-    return TaskResult(score, len(references), None, details)
+    scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]
+    return TaskResult(score, len(references), None, details, scores)
 
 
 def evaluate_span_corruption(

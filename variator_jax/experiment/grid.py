@@ -32,7 +32,8 @@ class Arm:
       compressed: whether it has a compression ratio.
       pretrained: whether its plugin is pre-trained.
       adapted: whether something is trained on the task.
-      plugin: macros of its plugin, in pre-training and adaptation.
+      plugin: macros of its plugin, in pre-training, adaptation and scoring.
+      ratios, seeds: its own; None for the experiment's.
       loss: macros of its loss in adaptation.
     """
 
@@ -44,6 +45,8 @@ class Arm:
     adapted: bool = True
     plugin: Mapping[str, object] = dataclasses.field(default_factory=dict)
     loss: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    ratios: tuple[int, ...] | None = None
+    seeds: Sequence[int] | None = None
 
 
 def _loss(hidden: float, logits: float, task: float) -> dict[str, object]:
@@ -103,6 +106,10 @@ class Experiment:
         standard deviations are then those of the plugins' training alone.
       arms: what is compared with the teacher; see `ARMS`.
       arm_ratios: the ratios of all arms but the method itself.
+      plugins: name -> macros of a plugin and its training, which make one arm more each, such as
+        {'span_x8': {'SITES': ('span all',), 'RATIO': 8, 'ADAPTER_RANK': 16}}. It is adapted without
+        pre-training; with 'ARM' it is another of `ARMS`, such as the student of the same FLOPs, and
+        with 'SEEDS' it has those alone.
       backbone_paths: backbone -> a folder to start from, in place of training one.
       settings: macros for every stage, such as the folders of data.
       latency: (rows, tokens) of the encoder passes that are timed for each backbone, or None.
@@ -119,6 +126,7 @@ class Experiment:
     one_teacher: bool = False
     arms: Sequence[str] = (METHOD,)
     arm_ratios: Sequence[int] = (4,)
+    plugins: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     backbone_paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     latency: Sequence[int] | None = (4, 256)
@@ -137,19 +145,36 @@ class Experiment:
             raise ConfigError(f"LATENCY is (rows, tokens), as (4, 256); found {self.latency}.")
         for field, names, known in (
             ("ARMS", self.arms, list(ARMS)),
+            (
+                "PLUGINS' ARM",
+                [str(p["ARM"]) for p in self.plugins.values() if "ARM" in p],
+                list(ARMS),
+            ),
             ("BACKBONE_PATHS", self.backbone_paths, self.backbones),
         ):
             for name in [name for name in names if name not in known]:
                 hint = f"{did_you_mean(name, known)} Expected: {', '.join(known)}."
                 raise ConfigError(f"{field} names {name!r}.{hint}")
 
+    def all_arms(self) -> list[Arm]:
+        """The arms by name and those of `plugins`, the teacher first."""
+        arms = [ARMS[name] for name in dict.fromkeys([TEACHER, *self.arms])]
+        for name, macros in self.plugins.items():
+            plugin: dict[str, Any] = dict(macros)
+            like, seeds = ARMS[plugin.pop("ARM", "no_pretraining")], plugin.pop("SEEDS", None)
+            ratios = (plugin.pop("RATIO", 4),)
+            changes = {"name": name, "ratios": ratios, "seeds": seeds, "plugin": plugin}
+            arms.append(dataclasses.replace(like, **changes))
+        return arms
+
     def cells(self) -> Iterator[Cell]:
         """All cells, the smallest backbone first, then the first seed; teachers before arms."""
-        arms = [ARMS[name] for name in dict.fromkeys([TEACHER, *self.arms])]
+        arms = self.all_arms()
         for backbone, seed, task in itertools.product(self.backbones, self.seeds, self.tasks):
             for arm in arms:
-                ratios = self.ratios if arm.name == METHOD else self.arm_ratios
-                for ratio in ratios if arm.compressed else (1,):
+                ratios = arm.ratios or (self.ratios if arm.name == METHOD else self.arm_ratios)
+                wanted = arm.seeds is None or seed in arm.seeds
+                for ratio in (ratios if arm.compressed else (1,)) if wanted else ():
                     yield Cell(backbone, task, arm, ratio, seed)
 
     def cell_file(self, cell: Cell) -> Path:
@@ -231,7 +256,7 @@ def plan(experiment: Experiment) -> list[Step]:
 
 def scoring(experiment: Experiment, cell: Cell) -> Step:
     """The step that scores a cell."""
-    files, settings = _files(experiment, cell, "score"), experiment.settings
+    files, settings = _files(experiment, cell, "score"), {**experiment.settings, **cell.arm.plugin}
     return Step("score", f"score {cell}", files, settings, experiment.cell_file(cell), cell)
 
 
@@ -281,7 +306,7 @@ def _training(experiment: Experiment, cell: Cell) -> Iterator[Step]:
     if plugin:
         yield run("pretrain", plugin, general, **ratio, **arm.plugin)
     if arm.scored == "student":
-        yield run("student", adapted, teacher, **ratio)
+        yield run("student", adapted, teacher, **ratio, **arm.plugin)
     elif arm.adapted:
         settings = {**ratio, **arm.plugin, **arm.loss}
         path = str(plugin) if plugin else None

@@ -16,6 +16,7 @@ import pandas as pd
 from variator_jax.bench.output import hardware
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
+from variator_jax.experiment.paired import paired_gaps, paired_table
 from variator_jax.experiment.score import Rows
 from variator_jax.files import write_json
 
@@ -26,6 +27,11 @@ _HOW_TO_READ = (
 _ONE_TEACHER = (
     " The seeds share one teacher and vary what is trained beside it; what is not trained "
     "is the same each time."
+)
+_PAIRED = (
+    "Points below the teacher over the same examples, ± the standard error over examples and seeds "
+    "together. A schedule is chosen by the first half of the classification tasks' examples and "
+    "judged by the second."
 )
 # What a cell's record holds beside its score, the same for each of its seeds.
 _COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
@@ -45,7 +51,7 @@ def report(experiment: Experiment, records: Rows) -> str:
     plots = _plots(experiment, table, neurons)
     for name, draw in plots.items():
         figures.save(draw, folder / f"{name}.png")
-    text = _markdown(experiment, table, latency, neurons)
+    text = _markdown(experiment, table, latency, neurons, records)
     text += "".join(f"\n![{name}.png]({name}.png)\n" for name in plots)
     (folder / "results.md").write_text(text, encoding="utf-8")
     names = ", ".join(f"{name}.png" for name in plots)
@@ -123,7 +129,9 @@ def _plots(
     return plots
 
 
-def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neurons: Rows) -> str:
+def _markdown(
+    experiment: Experiment, table: pd.DataFrame, latency: Rows, neurons: Rows, records: Rows
+) -> str:
     seeds = ", ".join(map(str, experiment.seeds))
     one_teacher = experiment.one_teacher and len(experiment.seeds) > 1
     sections = [
@@ -135,6 +143,9 @@ def _markdown(experiment: Experiment, table: pd.DataFrame, latency: Rows, neuron
         sections += [f"## {backbone}", quality_table(part), standard_errors(part)]
         if compared := rivals_table(part):
             sections += ["The plugin's score less that of other arms of its ratio:", compared]
+        if experiment.plugins:
+            own = [record for record in records if record["backbone"] == backbone]
+            sections += [_PAIRED, paired_table(paired_gaps(own))]
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:
@@ -245,7 +256,9 @@ def _as_table(lines: Iterable[Mapping[str, str]]) -> str:
 
 
 def _names(arm: str, ratio: int) -> dict[str, str]:
-    return {"arm": ARMS[arm].meaning, "k": str(ratio) if ARMS[arm].compressed else ""}
+    known = ARMS.get(arm)  # others are the experiment's own plugins
+    compressed = known is None or known.compressed
+    return {"arm": known.meaning if known else arm, "k": str(ratio) if compressed else ""}
 
 
 def _costs(row: pd.Series) -> dict[str, str]:

@@ -193,6 +193,8 @@ def _summary(results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "details": scores if others else dict(first.details),
         "examples": sum(result.examples for result in results.values()),
         "majority": statistics.fmean(majorities) if len(majorities) == len(results) else None,
+        "labelled": [name for name, result in results.items() if result.majority is not None],
+        "scores": {name: [*result.scores] for name, result in results.items()},
     }
 
 

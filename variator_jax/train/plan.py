@@ -23,7 +23,7 @@ from variator_jax.plugin import (
     plugin_parameters,
 )
 from variator_jax.train.step import moment_shardings
-from variator_jax.train.student import narrowed, student_leaves, student_mlp_dim
+from variator_jax.train.student import student_leaves, student_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def plan(
       batch_size: rows of a batch.
       num_microbatches: passes that a batch is cut into.
       mesh_shape: `(data, fsdp, model)`; None for the engine's choice.
-      backbone_dtype: dtype in which a frozen backbone is kept; None for float32.
+      backbone_dtype: dtype in which a frozen backbone is kept; None for its stored one.
 
     Raises:
       ConfigError: for a mesh that is not possible.
@@ -150,8 +150,7 @@ def plan(
     moved = weights = _placed(backbone, mesh)
     parts = [Part.of("backbone", weights, dtype)]
     if trained == "student":
-        mlp_dim = student_mlp_dim(backbone, length, plugin)
-        moved = student_leaves(_placed(narrowed(backbone, mlp_dim), mesh))
+        moved = student_leaves(_placed(student_shape(backbone, length, plugin), mesh))
         parts.append(Part.of("student", moved))
     elif trained == "lora":
         moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))

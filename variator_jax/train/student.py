@@ -1,5 +1,7 @@
 """A smaller student by distillation: the teacher with narrower encoder FFNs, at a plugin's cost.
 
+Where FFNs of an eighth of their width still cost too much, it has fewer layers, too.
+
 It is what a compression plugin competes with at equal cost. It is trained as a plugin is, by
 comparing its outputs with the teacher's, and is a backbone of its own afterwards.
 """
@@ -26,12 +28,14 @@ from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Batch, TeacherStudent
 from variator_jax.train.settings import TrainConfig
 
+_LAYER = re.compile(r"encoder/layers_\d+/")
 _TRAINED = re.compile(r"encoder/.*(?<!/scale)")  # all of the encoder but its norms
+_NARROWEST = 8  # an FFN keeps this part of its width as long as the student has layers to lose
 _MULTIPLE = 8  # of which the width is one: meshes split it, and accelerators pad it
 
 
 class StudentDistillation(TeacherStudent):
-    """The student is a backbone with narrower encoder FFNs, the teacher the backbone itself.
+    """The student is a smaller backbone, the teacher the backbone itself.
 
     `trained` is the student's own weights, a flat dict as of `student_leaves`; `frozen` is the
     teacher's parameters, of which the student has all the others.
@@ -49,17 +53,33 @@ class StudentDistillation(TeacherStudent):
 
 def whole_student(trained: Mapping[str, Any], teacher: dict) -> dict:
     """The student's tree: its own weights in their places, the teacher's everywhere else."""
-    flat = traverse_util.flatten_dict(teacher, sep="/")
+    layers = len({path.split("/")[1] for path in trained if _LAYER.match(path)})
+    flat = traverse_util.flatten_dict(_with_layers(teacher, layers), sep="/")
     return traverse_util.unflatten_dict({**flat, **trained}, sep="/")
 
 
-def initial_student(teacher: dict, mlp_dim: int) -> dict[str, np.ndarray]:
+def _with_layers(teacher: dict, count: int) -> dict:
+    """A backbone's tree with `count` of its encoder layers, evenly spaced from first to last."""
+    encoder = teacher["encoder"]
+    layers = sorted((name for name in encoder if name.startswith("layers_")), key=_number)
+    kept = np.linspace(0, len(layers) - 1, count).round().astype(int)
+    rest = {name: encoder[name] for name in encoder if name not in layers}
+    named = {f"layers_{new}": encoder[layers[old]] for new, old in enumerate(kept)}
+    return {**teacher, "encoder": rest | named}
+
+
+def _number(layer: str) -> int:
+    return int(layer.removeprefix("layers_"))
+
+
+def initial_student(teacher: dict, shape: T5Config) -> dict[str, np.ndarray]:
     """The weights that a student starts with, in the host's memory: a flat dict.
 
-    In each encoder FFN the `mlp_dim` neurons stay whose product of norms is largest, of the columns
-    of the kernels into it and of the row of the kernel out of it. They keep their order, so that a
-    student of full width is the teacher.
+    In each encoder FFN those neurons stay whose product of norms is largest, of the columns of the
+    kernels into it and of the row of the kernel out of it. They keep their order, so that a student
+    of full width is the teacher.
     """
+    teacher, mlp_dim = _with_layers(teacher, shape.num_encoder_layers), shape.encoder_mlp
     flat = jax.tree.map(meshes.gather, student_leaves(teacher))
     for layer in teacher["encoder"]:
         mlp = f"encoder/{layer}/mlp/"
@@ -90,14 +110,13 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
     if plugin is None or plugin.ratio == 1:
         raise ConfigError("A student has the FLOPs of a plugin of ratio 2 or more: set RATIO.")
     teacher = load_initial_backbone(config, mesh, config.backbone.param_dtype)
-    mlp_dim = student_mlp_dim(teacher.config, config.data.feature_lengths["inputs"], plugin)
-    student = narrowed(teacher.config, mlp_dim)
+    student = student_shape(teacher.config, config.data.feature_lengths["inputs"], plugin)
     shape = meshes.MeshShape(*mesh.devices.shape)
     meshes.check_shape(shape, student, shape.data * shape.fsdp, shape.size)
 
     def start() -> tuple[dict, dict]:
         shardings = student_leaves(meshes.parameter_shardings(student, mesh))
-        fresh = initial_student(teacher.params, mlp_dim)
+        fresh = initial_student(teacher.params, student)
         placed = {path: meshes.place(fresh[path], shardings[path]) for path in fresh}
         return placed, teacher.params
 
@@ -105,15 +124,17 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
         return export_backbone(config, student, whole_student(trained, frozen))
 
     identity = {"trained": "student", "backbone": teacher.fingerprint, "ratio": plugin.ratio}
-    identity["encoder_mlp_dim"] = mlp_dim
+    identity["encoder_mlp_dim"] = student.encoder_mlp
+    identity["encoder_layers"] = student.num_encoder_layers
     objective = StudentDistillation(T5(teacher.config), T5(student), config.loss)
     return Job(objective, identity, start, export)
 
 
-def student_mlp_dim(config: T5Config, length: int, plugin: PluginConfig) -> int:
-    """The widest encoder FFN whose encoder costs no more FLOPs than the backbone with a plugin.
+def student_shape(config: T5Config, length: int, plugin: PluginConfig) -> T5Config:
+    """The widest encoder FFNs whose encoder costs no more FLOPs than the backbone with a plugin.
 
-    Rounded down to a multiple of 8, unless it is below 8; at most the backbone's own width.
+    The width is rounded down to a multiple of 8, unless it is below 8. The student has as many
+    layers as leave each FFN an eighth of its width.
 
     Args:
       config: shape of the backbone.
@@ -121,25 +142,30 @@ def student_mlp_dim(config: T5Config, length: int, plugin: PluginConfig) -> int:
       plugin: the plugin to compare with.
 
     Raises:
-      ConfigError: for a length below 1, or a plugin that leaves the FFN no neuron.
+      ConfigError: for a length below 1, or a plugin that leaves one layer no neuron.
     """
-    most = stack_flops(T5(config).stack(), length, plugin)
-    most -= config.num_encoder_layers * attention_flops(config, length, length)
+    most, width = stack_flops(T5(config).stack(), length, plugin), 0
     neuron = ffn_flops(dataclasses.replace(config, encoder_mlp_dim=1), length)
-    width = min(most // (config.num_encoder_layers * neuron), config.encoder_mlp)
+    for layers in range(config.num_encoder_layers, 0, -1):
+        width = most // layers - attention_flops(config, length, length)
+        width = min(width // neuron, config.encoder_mlp)
+        if width >= max(1, config.encoder_mlp // _NARROWEST):
+            break
     if width < 1:
         raise ConfigError(
-            f"At {length} tokens a plugin of ratio {plugin.ratio} costs less than one neuron in "
-            f"each encoder FFN of backbone {config.name!r}: no student is so small."
+            f"At {length} tokens a plugin of ratio {plugin.ratio} costs less than one layer with "
+            f"one neuron of backbone {config.name!r}: no student is so small."
         )
-    return width - width % _MULTIPLE or width
-
-
-def narrowed(config: T5Config, mlp_dim: int) -> T5Config:
-    """The same shape with encoder FFNs of `mlp_dim` hidden units, which its name has as well."""
-    if mlp_dim == config.encoder_mlp:
+    width = width - width % _MULTIPLE or width
+    if (layers, width) == (config.num_encoder_layers, config.encoder_mlp):
         return config
-    return dataclasses.replace(config, name=f"{config.name}_ffn{mlp_dim}", encoder_mlp_dim=mlp_dim)
+    fewer = f"_layers{layers}" if layers < config.num_encoder_layers else ""
+    return dataclasses.replace(
+        config,
+        name=f"{config.name}{fewer}_ffn{width}",
+        num_encoder_layers=layers,
+        encoder_mlp_dim=width,
+    )
 
 
 def student_leaves(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""Differences to the teacher, example by example."""
+
+import math
+
+import numpy as np
+
+from variator_jax.experiment.paired import CHOSEN, JUDGED, paired_gaps, paired_table
+
+
+def _cell(arm, seed, pair, name):
+    scores = {"docs_pair": pair, "docs_name": name}
+    costs = {"flops_saved": 0.7, "extra_parameters": 1200}
+    place = {"backbone": "nano", "task": "docs", "ratio": 1 if arm == "backbone" else 4}
+    return {**place, "arm": arm, "seed": seed, "labelled": ["docs_pair"], "scores": scores, **costs}
+
+
+TEACHER = [100.0, 100.0, 100.0, 0.0]
+CELLS = [
+    _cell("backbone", 0, TEACHER, [50.0, 50.0]),
+    _cell("backbone", 1, TEACHER, [50.0, 50.0]),
+    _cell("span_x4", 0, [100.0, 0.0, 100.0, 0.0], [50.0, 20.0]),
+    _cell("span_x4", 1, [100.0, 0.0, 0.0, 0.0], [50.0, 40.0]),
+]
+
+
+def test_gaps_are_paired_and_their_errors_are_of_examples_and_seeds():
+    gaps = paired_gaps(CELLS).set_index("measure")
+    assert gaps["gap"].to_dict() == {
+        "docs_pair": 37.5,
+        "docs_name": 10.0,
+        CHOSEN: 50.0,
+        JUDGED: 25.0,
+    }
+    examples = np.var([0.0, 100.0, 50.0, 0.0], ddof=1) / 4
+    seeds = np.var([25.0, 50.0], ddof=1) / 2
+    np.testing.assert_allclose(gaps["error"]["docs_pair"], math.sqrt(examples + seeds))
+    assert set(gaps["seeds"]) == {2}
+    one = paired_gaps(CELLS[::2]).set_index("measure")  # one seed: the examples' error alone
+    np.testing.assert_allclose(one["error"]["docs_pair"], math.sqrt(100**2 * 0.25 / 4))
+
+
+def test_a_line_of_the_table_has_every_gap_with_its_error_and_the_costs():
+    header, _, line = paired_table(paired_gaps(CELLS)).splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:4]] == ["arm", "k", "seeds"]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:5] == ["span_x4", "4", "2", "+37.5 ± 27.0", "+10.0 ± 11.2"]
+    assert cells[-2:] == ["70.0 %", "1,200"]
+
+
+def test_cells_without_the_scores_of_their_examples_are_left_out():
+    assert paired_gaps([{**cell, "scores": {}} for cell in CELLS]).empty

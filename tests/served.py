@@ -1,0 +1,61 @@
+"""A tiny model of bytes with two plugins, as the tests of serving run it; compiled once."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+
+import tiny_model
+
+from variator_jax.model import VariatorModel
+from variator_jax.serving.engine import Engine, EngineLimits
+from variator_jax.serving.service import Limits, Service
+from variator_jax.serving.tasks import TaskConfig
+
+# A vocabulary of bytes needs no file.
+BACKBONE = dataclasses.replace(
+    tiny_model.BACKBONE, config=dataclasses.replace(tiny_model.SHAPE, name="byt5_tiny")
+)
+PLUGIN = tiny_model.make_plugin(4, BACKBONE)
+TASKS = [
+    TaskConfig("embed", "embed"),
+    TaskConfig("embed_auto", "embed", plugin="auto"),
+    TaskConfig("letter", "classify", prompt="{text}?", labels=("a", "b")),
+    TaskConfig("relevant", "rerank", prompt="{query} {text}", labels=("t", "f")),
+    TaskConfig("similar", "rerank"),
+    TaskConfig("name", "generate", prompt="N: {text}", max_length=4),
+]
+BUCKETS = (16, 32)
+SLO_MS = 4_000
+
+
+@functools.cache
+def warm():
+    """The engine, all of whose programs are compiled."""
+    engine = Engine(BACKBONE, [PLUGIN], TASKS, EngineLimits(BUCKETS, 32, 4))
+    engine.warm_up()
+    return engine
+
+
+@functools.cache
+def model():
+    """The library's model, for what answers must equal."""
+    return VariatorModel(BACKBONE, [PLUGIN], buckets=BUCKETS)
+
+
+@contextlib.asynccontextmanager
+async def started(limits=None, slo_ms=SLO_MS):
+    """A service that is ready; its programs are compiled by the first test of a process."""
+    service = Service(warm(), slo_ms, limits or Limits())
+    warm_up, service.engine.warm_up = service.engine.warm_up, lambda *_: None
+    try:
+        await service.start()
+        yield service
+    finally:
+        service.engine.warm_up = warm_up
+        await service.drain()
+
+
+def run(test):
+    """Runs an asynchronous test."""
+    return functools.wraps(test)(lambda *args: asyncio.run(test(*args)))

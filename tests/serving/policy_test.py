@@ -1,0 +1,94 @@
+"""The policy, on a simulated clock: which gear follows from which load."""
+
+import itertools
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, State, next_state
+
+CONFIG = PolicyConfig(target=0.1)
+SPEEDS = (1.0, 0.6, 0.3)  # time of each gear against ratio 1
+
+
+def simulate(rates, seconds=0.005):
+    """Requests of `seconds` at ratio 1 arrive evenly, at a rate for each second: (time, gear)."""
+    state = State()
+    now, queue, rate, gears = 0.0, [], ArrivalRate(len(SPEEDS)), []
+    arrivals = [i + k / n for i, n in enumerate(rates) for k in range(n)]
+    while arrivals or queue:
+        if not queue:
+            now = max(now, arrivals[0])
+        while arrivals and arrivals[0] <= now:
+            queue.append(arrivals.pop(0))
+            rate.add(queue[-1], [seconds * speed for speed in SPEEDS])
+        queued = [len(queue) * seconds * speed for speed in SPEEDS]
+        state = next_state(CONFIG, state, Load(now, now - queue[0], queued, rate.at(now)))
+        gears.append((now, state.gear))
+        taken, queue = queue[:4], queue[4:]
+        now += len(taken) * seconds * SPEEDS[state.gear]
+    return gears
+
+
+def test_a_load_that_ratio_1_carries_is_answered_at_ratio_1():
+    assert {gear for _, gear in simulate([100] * 10)} == {0}
+
+
+def test_a_load_above_ratio_1_shifts_and_returns_step_by_step_when_it_ends():
+    gears = simulate([400] * 5 + [20] * 15)
+    assert max(gear for now, gear in gears if now < 5) == 2
+    assert gears[-1][1] == 0
+    falling = [gear for now, gear in gears if now > 5]
+    assert all(
+        0 <= before - after <= 1 for before, after in zip(falling, falling[1:], strict=False)
+    )
+
+
+def test_a_steady_load_between_two_gears_settles():
+    gears = simulate([240] * 30)
+    changes = sum(a != b for (_, a), (_, b) in itertools.pairwise(gears))
+    assert gears[-1][1] > 0 and changes <= 4
+
+
+times = st.floats(0, 10)
+loads = st.builds(
+    lambda waited, queued, arriving: Load(
+        100.0, waited, [queued * s for s in SPEEDS], [arriving * s for s in SPEEDS]
+    ),
+    *[times] * 3,
+)
+states = st.builds(State, st.integers(0, 2), st.one_of(st.just(math.inf), st.floats(0, 100)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(states, loads, st.floats(1, 5))
+def test_more_load_never_means_a_slower_gear(state, load, factor):
+    more = Load(
+        load.now,
+        load.waited * factor,
+        [x * factor for x in load.queued],
+        [x * factor for x in load.arriving],
+    )
+    assert next_state(CONFIG, state, more).gear >= next_state(CONFIG, state, load).gear
+
+
+@settings(max_examples=200, deadline=None)
+@given(states, loads)
+def test_a_gear_that_holds_the_target_is_chosen_if_there_is_one(state, load):
+    gear = next_state(CONFIG, state, load).gear
+    wait = CONFIG.wait_share * CONFIG.target
+
+    def holds(g):
+        return load.waited + load.queued[g] <= wait and load.arriving[g] <= CONFIG.busy
+
+    assert holds(gear) or gear == 2 or not any(map(holds, range(3)))
+    assert state.gear - gear <= 1
+
+
+def test_the_rate_of_arrivals_is_the_work_of_the_last_seconds():
+    rate = ArrivalRate(1, seconds=2.0)
+    for i in range(2_000):
+        rate.add(i / 100, [0.005])
+    assert abs(rate.at(20.0)[0] - 0.5) < 0.01
+    assert rate.at(30.0)[0] < 0.01

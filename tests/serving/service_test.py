@@ -1,0 +1,147 @@
+"""Answers of a running service: equal to the library's, on the plugin that is due."""
+
+import asyncio
+
+import jax
+import numpy as np
+import pytest
+import served
+
+from variator_jax.errors import ConfigError, PluginError
+from variator_jax.serving.batcher import Overloaded
+from variator_jax.serving.service import Limits
+
+TEXTS = ["one text", "another"]
+
+
+def rows(texts, length=16):
+    """Token ids as the service pads them: one bucket of lengths."""
+    tokens = served.model().tokenize(texts)
+    return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
+
+
+@served.run
+async def test_at_low_load_every_answer_is_ratio_1_and_the_librarys_bit_by_bit():
+    async with served.started() as service:
+        found = await service.submit("embed_auto", TEXTS, per_token=True)
+        named = await service.submit("embed_auto", TEXTS, per_token=True, ratio=4)
+        letters = await service.submit("letter", ["x"], raw_scores=True)
+        names = await service.submit("name", TEXTS)
+    library = served.model()
+    for answer, ratio in ((found, 1), (named, 4)):
+        expected = np.asarray(library.encode(rows(TEXTS), ratio=ratio))
+        for vectors, states, tokens in zip(answer.values, expected, answer.tokens, strict=True):
+            assert vectors.tobytes() == states[:tokens].tobytes()
+    assert (found.plugin, named.plugin) == ("none", served.PLUGIN.config.name)
+    logits = np.asarray(library.logits(rows(["x?"]), [[0]]))[0, 0]
+    assert list(letters.values[0].values()) == [float(logits[ord(c) + 3]) for c in "ab"]
+    assert names.values == library.generate([f"N: {t}" for t in TEXTS], max_length=4)
+
+
+@served.run
+async def test_pooled_vectors_are_means_of_length_1_and_scores_compare_them():
+    async with served.started() as service:
+        pooled = (await service.submit("embed", TEXTS)).values
+        plain = (await service.submit("embed", TEXTS, normalize=False)).values
+        tokens = (await service.submit("embed", TEXTS, per_token=True)).values
+        (score,) = (await service.submit("similar", [(TEXTS[0], TEXTS[1])])).values
+        (shares,) = (await service.submit("letter", ["x"])).values
+        (raw,) = (await service.submit("letter", ["x"], raw_scores=True)).values
+    for vector, mean, states in zip(pooled, plain, tokens, strict=True):
+        np.testing.assert_allclose(mean, states.mean(axis=0), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=1e-6)
+    np.testing.assert_allclose(score, pooled[0] @ pooled[1], rtol=1e-5)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert np.log(shares["a"] / shares["b"]) == pytest.approx(raw["a"] - raw["b"], abs=1e-4)
+
+
+@served.run
+async def test_a_burst_shifts_the_gear_but_not_the_embeddings_nor_a_named_or_capped_request():
+    async with served.started(slo_ms=20) as service:
+        batcher = service._running
+        batcher.shifting[:] = [0, 1]  # the tiny plugin need not be faster than the tiny backbone
+        burst = []
+        for i in range(60):
+            task = ("embed_auto", "embed", "letter")[i % 3]
+            options = [{}, {"plugin": "none"}, {"max_ratio": 2}][i // 3 % 3]
+            burst.append((task, options, service.submit(task, [f"{i}"], **options)))
+        answers = await asyncio.gather(*(x for _, _, x in burst), return_exceptions=True)
+    plugins = {}
+    for (task, options, _), answer in zip(burst, answers, strict=True):
+        if not isinstance(answer, Overloaded):
+            plugins.setdefault((task, *options), set()).add(answer.plugin)
+    bound = {key: found for key, found in plugins.items() if key[0] == "embed" or len(key) > 1}
+    assert all(found == {"none"} for found in bound.values()), plugins
+    assert served.PLUGIN.config.name in plugins["embed_auto",] | plugins["letter",]
+
+
+@served.run
+async def test_nothing_compiles_after_the_start_and_other_shapes_change_nothing():
+    async with served.started() as service:
+        texts = [chr(97 + i) * (1 + i) for i in range(24)]
+        await asyncio.gather(
+            *(service.submit(task, texts[:n]) for n in (1, 3, 24) for task in ("embed", "letter")),
+            *(service.submit("embed", [text], ratio=4) for text in texts),
+            service.submit("name", texts),
+        )
+        assert service.snapshot()["compilations"] == 0
+        jax.jit(lambda x: x + 41)(1)
+        assert service.snapshot()["compilations"] > 0  # the counter counts
+
+
+@served.run
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
+    async with served.started(Limits(wait_share=1e-6)) as service:
+        requests = [service.submit("letter", [f"{i}", f"{i}."]) for i in range(30)]
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+        assert refused and all(error.retry_after_s > 0 for error in refused)
+        assert len(refused) < len(answers) and service.snapshot()["refused"] == len(refused)
+        assert (await service.submit("letter", ["again"])).plugin == "none"
+    async with served.started(Limits(requests=2)) as service:
+        requests = [service.submit("letter", [f"{i}"]) for i in range(3)]
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        assert [isinstance(answer, Overloaded) for answer in answers] == [False, False, True]
+
+
+@served.run
+async def test_a_client_that_left_is_dropped_from_the_queue():
+    async with served.started() as service:
+        first = asyncio.ensure_future(service.submit("name", [f"{i}" for i in range(64)]))
+        while not service.snapshot()["queued"]:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert service.snapshot()["queued"] == 0
+        assert service.snapshot()["batches"] < 4
+        assert (await service.submit("name", ["x"])).values
+
+
+@served.run
+async def test_draining_answers_what_is_queued_and_refuses_what_comes():
+    async with served.started() as service:
+        queued = asyncio.gather(*(service.submit("letter", [f"{i}"]) for i in range(8)))
+        while not service.snapshot()["queued"]:
+            await asyncio.sleep(0.001)
+        await service.drain()
+        assert len(await queued) == 8 and not service.ready
+        with pytest.raises(Overloaded):
+            await service.submit("letter", ["late"])
+
+
+@served.run
+async def test_a_request_that_cannot_be_answered_names_the_reason():
+    async with served.started() as service:
+        for task, inputs, options, error, words in (
+            ("embedd", ["x"], {}, ConfigError, "embed"),
+            ("embed", [], {}, ConfigError, "found none"),
+            ("embed", ["x" * 99], {}, ConfigError, "truncate"),
+            ("embed", [[300, 9]], {}, ConfigError, "check_embedding_ctx_length=False"),
+            ("relevant", ["x"], {}, ConfigError, "query and text"),
+            ("similar", ["x"], {}, ConfigError, "a query and a text"),
+            ("embed", ["x"], {"ratio": 3}, PluginError, "not loaded"),
+            ("embed", ["x"], {"plugin": "non"}, PluginError, "none"),
+        ):
+            with pytest.raises(error, match=words):
+                await service.submit(task, inputs, **options)

@@ -1,0 +1,68 @@
+"""Tasks: their settings, prompts, cutting and token ids."""
+
+import pytest
+
+from variator_jax.errors import ConfigError
+from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
+from variator_jax.texts import ByteTokenizer
+
+TOKENIZER = ByteTokenizer(384)
+PAIR = TaskConfig("pair", "rerank", "Query: {query} Text: {text}?", ("true", "false"))
+
+
+def text_of(ids):
+    return TOKENIZER.decode(ids)
+
+
+def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
+    assert TaskConfig("e", "embed").plugin == "none"
+    assert TaskConfig("r", "rerank").plugin == "none"
+    assert TaskConfig("e", "embed", plugin="auto").plugin == "auto"
+    assert PAIR.plugin == TaskConfig("g", "generate").plugin == "auto"
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (("t", "embedd"), "embed"),
+        (("t", "classify", "{text}", ("one",)), "two or more"),
+        (("t", "rerank", "{text}", ("true", "false")), "query"),
+        (("t", "embed", "no field"), "0 fields"),
+        (("t", "embed", "{open"), "no prompt"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        TaskConfig(*settings)
+
+
+def test_a_text_fills_the_prompt_and_its_own_braces_stay():
+    ids = token_ids(PAIR, ("{text}", "b{}"), TOKENIZER, Cut(64))
+    assert text_of(ids) == "Query: {text} Text: b{}?" and ids[-1] == 1
+
+
+@pytest.mark.parametrize("keep_end", [False, True])
+def test_a_cut_takes_from_the_longest_text_and_leaves_the_prompt(keep_end):
+    ids = token_ids(
+        PAIR, ("who", "".join(map(chr, range(48, 122)))), TOKENIZER, Cut(40, True, keep_end)
+    )
+    found = text_of(ids)
+    assert 30 < len(ids) <= 40 and found.startswith("Query: who Text: ") and found.endswith("?")
+    assert found[:-1].endswith("y") == keep_end and ("Text: 0" in found) != keep_end
+
+
+def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut():
+    with pytest.raises(ConfigError, match=r"31 tokens; the longest has 30\. Set truncate"):
+        token_ids(TaskConfig("e", "embed"), "x" * 30, TOKENIZER, Cut(30))
+
+
+def test_token_ids_are_taken_if_they_can_be_this_backbones():
+    embed = TaskConfig("e", "embed")
+    ids = TOKENIZER.encode("text")
+    assert token_ids(embed, ids, TOKENIZER, Cut(30)) == ids
+    assert token_ids(embed, ids, TOKENIZER, Cut(3, True)) == [*ids[:2], 1]
+    for wrong in ([], [5, 6], [99_999, 1]):
+        with pytest.raises(ConfigError, match="check_embedding_ctx_length=False"):
+            token_ids(embed, wrong, TOKENIZER, Cut(30))
+    with pytest.raises(ConfigError, match="no token ids"):
+        token_ids(PAIR, ids, TOKENIZER, Cut(30))

@@ -1,0 +1,82 @@
+"""Plugins compared with the teacher example by example, each difference with its error.
+
+Schedules of sites are chosen by the first half of the held-out examples and judged by the second.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from variator_jax.experiment.grid import TEACHER
+
+CHOSEN, JUDGED = "labels, to choose", "labels, to judge"
+
+
+def paired_gaps(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """How far every arm is below its teacher, over the same examples.
+
+    Args:
+      records: of cells, see `score.score_cell`; those without each example's score are left out.
+
+    Returns:
+      A row for each backbone, arm, ratio and measure, with `gap` in points, `error`, which is the
+      standard error over examples and over seeds together, `seeds`, and the arm's costs. Measures
+      are the tasks, and the mean of the classification tasks on each half of the examples.
+    """
+    cells = [record for record in records if all(record.get("scores", {}).values())]
+    teachers = {_pair(cell): cell for cell in cells if cell["arm"] == TEACHER}
+    rows = []
+    others = [cell for cell in cells if cell["arm"] != TEACHER and cell.get("scores")]
+    names = ("backbone", "arm", "ratio")
+    keys = [tuple(cell[name] for name in names) for cell in others]
+    for key in dict.fromkeys(keys):
+        group = [cell for cell, own in zip(others, keys, strict=True) if own == key]
+        costs = {name: group[0][name] for name in ("flops_saved", "extra_parameters")}
+        # Task -> [seeds, examples]
+        lost = {
+            task: np.subtract(
+                [teachers[_pair(cell)]["scores"][task] for cell in group],
+                [cell["scores"][task] for cell in group],
+            )
+            for task in group[0]["scores"]
+        }
+        measures = {task: [points] for task, points in lost.items()}
+        labelled = [lost[task] for task in group[0]["labelled"]]
+        if labelled:
+            measures[CHOSEN] = [points[:, : points.shape[1] // 2] for points in labelled]
+            measures[JUDGED] = [points[:, points.shape[1] // 2 :] for points in labelled]
+        for measure, parts in measures.items():
+            gap, error = _mean_and_error(parts)
+            named = dict(zip(names, key, strict=True), measure=measure, seeds=len(group))
+            rows.append({**named, "gap": gap, "error": error, **costs})
+    return pd.DataFrame(rows)
+
+
+def paired_table(gaps: pd.DataFrame) -> str:
+    """A Markdown table of one backbone's `paired_gaps`, a line an arm and ratio."""
+    lines = []
+    for (arm, ratio), group in gaps.groupby(["arm", "ratio"], sort=False):
+        first = group.iloc[0]
+        line = {"arm": arm, "k": ratio, "seeds": first["seeds"]}
+        line |= {row.measure: f"{row.gap:+.1f} ± {row.error:.1f}" for row in group.itertuples()}
+        line["FLOPs saved"] = f"{100 * first['flops_saved']:.1f} %"
+        lines.append(line | {"extra parameters": f"{first['extra_parameters']:,}"})
+    return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github"))
+
+
+def _pair(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return cell["backbone"], cell["task"], cell["seed"]
+
+
+def _mean_and_error(parts: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The mean over tasks of `[seeds, examples]`, and the standard error of that mean."""
+    seeds = np.mean([points.mean(axis=1) for points in parts], axis=0)
+    # Seeds share the examples, so their differences are averaged before the variance is taken.
+    variances = [points.mean(axis=0).var(ddof=1) / points.shape[1] for points in parts]
+    variance = sum(variances) / len(parts) ** 2
+    if len(seeds) > 1:
+        variance += seeds.var(ddof=1) / len(seeds)
+    return float(seeds.mean()), math.sqrt(variance)

@@ -1,0 +1,292 @@
+"""The programs of a server, compiled before the first request, and their latencies.
+
+A program runs rows of tokens, padded to a bucket of rows and lengths, on one plugin. The weights
+are on the device once. After `warm_up` nothing compiles any more.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from variator_jax.backbones.t5.decoding import START_TOKEN
+from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.model import VariatorModel
+from variator_jax.serving.tasks import (
+    AUTO,
+    NONE,
+    Dense,
+    TaskConfig,
+    label_ids,
+    mean_pool,
+    through_dense,
+)
+from variator_jax.store import Backbone, Plugin
+
+_ROUNDS, _ENOUGH = 3, 0.2  # timed runs of each program, and seconds after which they end
+
+#: (program, plugin, rows, length)
+Bucket = tuple[str, str, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLimits:
+    """The shapes that are compiled.
+
+    Attributes:
+      lengths: tokens of a row, padding included, in rising order; the last one is the longest.
+      batch_tokens: of a batch, padding included. Rows are 1, 2, 4 and so on within it.
+      most_rows: of a batch.
+    """
+
+    lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    batch_tokens: int = 4096
+    most_rows: int = 64
+
+    def __post_init__(self) -> None:
+        if list(self.lengths) != sorted({*self.lengths}) or not self.lengths:
+            raise ConfigError(f"Lengths rise; found {self.lengths}.")
+        if self.lengths[0] < 1 or self.batch_tokens < self.lengths[-1]:
+            raise ConfigError(
+                f"A batch of {self.batch_tokens} tokens holds no row of {self.lengths[-1]}: raise "
+                "batch_tokens, or lower the longest length."
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row."""
+        return self.lengths[-1]
+
+    def length(self, tokens: int) -> int:
+        """The bucket of a row."""
+        return next(length for length in self.lengths if length >= tokens)
+
+    def rows(self, length: int) -> int:
+        """The most rows of a bucket of lengths."""
+        return 1 << (min(self.most_rows, self.batch_tokens // length).bit_length() - 1)
+
+    def shapes(self) -> Iterator[tuple[int, int]]:
+        """Every (rows, length)."""
+        for length in self.lengths:
+            for power in range(self.rows(length).bit_length()):
+                yield 1 << power, length
+
+    @classmethod
+    def up_to(cls, max_length: int) -> "EngineLimits":
+        """The default lengths below `max_length`, and that one."""
+        lengths = (*(n for n in cls.lengths if n < max_length), max_length)
+        return cls(lengths=lengths, batch_tokens=max(cls.batch_tokens, max_length))
+
+
+def keep_compiled(folder: str | os.PathLike) -> None:
+    """Keeps every compiled program of this process in a folder, for the next start."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A row of a batch of vectors; those of its tokens leave the device if they are asked for.
+
+    Attributes:
+      batch: returns `[rows, length, embed]` float32.
+      row: which row.
+      length: its tokens.
+      pooled: `[out]` float32, the mean of its tokens behind the dense layers.
+    """
+
+    batch: Callable[[], np.ndarray]
+    row: int
+    length: int
+    pooled: np.ndarray
+
+    def tokens(self) -> np.ndarray:
+        """A vector a token: `[length, embed]` float32."""
+        return self.batch()[self.row, : self.length]
+
+
+class Engine:
+    """The compiled programs of one backbone, its plugins and its tasks.
+
+    Attributes:
+      model: the backbone and its plugins on the device.
+      tasks: by name.
+      limits: the shapes that are compiled.
+      ratios: the name of each plugin -> its compression ratio; 'none' is 1.
+      latency: bucket -> seconds of a batch, measured by `warm_up`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        plugins: Sequence[Plugin] = (),
+        tasks: Sequence[TaskConfig] = (),
+        limits: EngineLimits = EngineLimits(),
+        dense: Sequence[Dense] = (),
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Puts the weights on the device; nothing is compiled yet.
+
+        Args:
+          backbone: a loaded backbone with its vocabulary.
+          plugins: its plugins, with names that differ.
+          tasks: what is served, with names that differ.
+          limits: the shapes to compile.
+          dense: layers behind pooling, of a folder of sentence-transformers.
+          mesh: where the weights go; None for the first device.
+
+        Raises:
+          VariatorError: for plugins of another backbone, tasks that it cannot serve, or labels
+            that its vocabulary cannot tell apart.
+        """
+        self.model = VariatorModel(backbone, list(plugins), mesh, limits.lengths)
+        self.tasks = {task.name: task for task in tasks}
+        self.limits, self.latency = limits, dict[Bucket, float]()
+        loaded = list(self.model.plugins.values())
+        self.ratios = {NONE: 1} | {plugin.config.name: plugin.config.ratio for plugin in loaded}
+        for plugin in loaded:
+            if plugin.config.pool_padding:
+                raise PluginError(
+                    f"The plugin {plugin.config.name} merges padding, so its results depend on the "
+                    "other rows of a batch: it cannot be served."
+                )
+        self._check_tasks(tasks)
+        ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
+        self._labels = sorted({*itertools.chain.from_iterable(ids)})
+        self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
+        # [batch, length, embed] -> [batch, out]
+        self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
+
+    def _check_tasks(self, tasks: Sequence[TaskConfig]) -> None:
+        if not tasks or len(self.tasks) < len(tasks):
+            names = [task.name for task in tasks]
+            raise ConfigError(f"A server has one or more tasks of different names; found {names}.")
+        for task in tasks:
+            if task.program != "embed" and not self.model.backbone.config.has_decoder:
+                name = self.model.backbone.config.name
+                raise ConfigError(f"Task {task.name!r} needs a decoder; {name!r} has none.")
+            if task.plugin not in (AUTO, *self.ratios):
+                near = did_you_mean(task.plugin, self.ratios)
+                raise ConfigError(f"Task {task.name!r} is pinned to {task.plugin!r}.{near}")
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs of the tasks."""
+        return tuple(dict.fromkeys(task.program for task in self.tasks.values()))
+
+    def warm_up(
+        self,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        longest_batch: float = math.inf,
+    ) -> None:
+        """Compiles and times every program on every plugin and bucket.
+
+        Args:
+          progress: called with how many of how many are done.
+          longest_batch: in seconds; larger batches are not compiled, but for those of one row.
+        """
+        cases = list(itertools.product(self.programs, self.ratios, self.limits.shapes()))
+        for done, (program, plugin, (rows, length)) in enumerate(cases):
+            progress(done, len(cases))
+            half = self.latency.get((program, plugin, rows // 2, length), math.inf)
+            if rows == 1 or 1.5 * half <= longest_batch:
+                seconds = self._measure(program, plugin, rows, length)
+                if rows == 1 or seconds <= longest_batch:
+                    self.latency[program, plugin, rows, length] = seconds
+        progress(len(cases), len(cases))
+
+    def _measure(self, program: str, plugin: str, rows: int, length: int) -> float:
+        """Compiles a program and returns the median seconds of a batch; slow ones run once."""
+        row = [[2] * (length - 1) + [1]] * rows
+        self.run(program, plugin, row)
+        seconds: list[float] = []
+        while len(seconds) < _ROUNDS and sum(seconds) < _ENOUGH:
+            began = time.perf_counter()
+            self.run(program, plugin, row)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def sizes(self, program: str, plugin: str, length: int) -> dict[int, float]:
+        """Rows of each compiled batch of a bucket of lengths -> its latency in seconds."""
+        keys = ((1 << power) for power in range(self.limits.rows(length).bit_length()))
+        found = {rows: self.latency.get((program, plugin, rows, length)) for rows in keys}
+        return {rows: seconds for rows, seconds in found.items() if seconds is not None}
+
+    def row_seconds(self, program: str, plugin: str, length: int) -> float:
+        """What a row of a bucket of lengths costs in the best batch."""
+        sizes = self.sizes(program, plugin, length)
+        return min(seconds / rows for rows, seconds in sizes.items())
+
+    def relative_seconds(self, plugin: str) -> float:
+        """The time of the longest rows against that of ratio 1, the mean over the programs."""
+        longest = self.limits.max_length
+        return statistics.fmean(
+            self.row_seconds(program, plugin, longest) / self.row_seconds(program, NONE, longest)
+            for program in self.programs
+        )
+
+    def run(self, program: str, plugin: str, rows: Sequence[Sequence[int]]) -> list[Any]:
+        """Runs rows of token ids; returns what `dispatch` does, on the host."""
+        return self.dispatch(program, plugin, rows)()
+
+    def dispatch(
+        self, program: str, plugin: str, rows: Sequence[Sequence[int]]
+    ) -> Callable[[], list[Any]]:
+        """Starts a batch, and returns a function that waits for its results.
+
+        Args:
+          program: one of `programs`.
+          plugin: one of `ratios`.
+          rows: token ids, no more than the limits allow.
+
+        Returns:
+          A function to a list, for each row: of 'embed' an `Embedded`, of 'labels' a mapping of
+          token ids to logits, of a 'generate' the ids `[max_length]`.
+        """
+        length = self.limits.length(max(map(len, rows)))
+        tokens: np.ndarray = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
+        for row, ids in zip(tokens, rows, strict=False):
+            row[: len(ids)] = ids
+        name: dict[str, Any] = {"ratio": 1} if plugin == NONE else {"plugin": plugin}
+        if program == "embed":
+            return self._embed(tokens, rows, name)
+        if program == "labels":
+            starts: np.ndarray = np.full((len(tokens), 1), START_TOKEN, np.int32)
+            # [batch, 1, vocab]
+            logits = self.model.logits(tokens, starts, **name)
+            return functools.partial(self._label_logits, logits, len(rows))
+        _, most, beams = program.split()
+        lengths: dict[str, Any] = {"max_length": int(most), "num_beams": int(beams)}
+        # It waits for its result, which is why it has a thread.
+        generated = self._generating.submit(self.model.generate, tokens, **lengths, **name)
+        return lambda: list(np.asarray(generated.result())[: len(rows)])
+
+    def _embed(
+        self, tokens: np.ndarray, rows: Sequence[Sequence[int]], name: Mapping[str, Any]
+    ) -> Callable[[], list[Any]]:
+        # [batch, length, embed], [batch, out]
+        encoded = self.model.encode(tokens, **name)
+        pooled = self._pool(encoded, tokens)
+
+        def results() -> list[Any]:
+            # The vectors of tokens leave the device only if they are asked for.
+            vectors = functools.cache(lambda: np.asarray(encoded, np.float32))
+            means = np.asarray(pooled)
+            return [Embedded(vectors, i, len(row), means[i]) for i, row in enumerate(rows)]
+
+        return results
+
+    def _label_logits(self, logits: jax.Array, rows: int) -> list[Mapping[int, float]]:
+        columns = np.asarray(logits)[:rows, 0, self._labels]
+        return [dict(zip(self._labels, map(float, row), strict=True)) for row in columns]

@@ -1,0 +1,111 @@
+"""Which plugin the next batch runs on: ratio 1 whenever the load permits, else as much as it takes.
+
+Pure: times are arguments. The gears are the plugins, the slowest first. A gear holds the target if
+what waits is served in time by it, and if it keeps up with what arrives.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """How the gear follows the load.
+
+    Attributes:
+      target: seconds within which 99 of 100 requests are to be answered.
+      wait_share: of the target, that the queue may take before a faster gear is chosen; the rest is
+        for the batch that a request joins and for bursts.
+      busy: share of the time that a gear may be busy with what arrives.
+      hold: seconds for which a slower gear must have been enough before it is chosen again.
+      relief: how far below the two limits the load must be for a slower gear.
+    """
+
+    target: float = 0.1
+    wait_share: float = 0.4
+    busy: float = 0.85
+    hold: float = 1.0
+    relief: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is known at the start of a batch.
+
+    Attributes:
+      now: seconds on any clock.
+      waited: seconds of the request that has waited longest.
+      queued: seconds that each gear needs for all that waits, the slowest gear first.
+      arriving: seconds of work that arrive each second, on each gear.
+    """
+
+    now: float
+    waited: float
+    queued: Sequence[float]
+    arriving: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where the policy is.
+
+    Attributes:
+      gear: index of the plugin, 0 for the slowest.
+      enough_since: since when a slower gear has been enough, in seconds; infinite if it is not.
+    """
+
+    gear: int = 0
+    enough_since: float = math.inf
+
+
+def next_state(config: PolicyConfig, state: State, load: Load) -> State:
+    """The gear of the next batch.
+
+    A faster gear is chosen at once, as slow a one as holds the target; a slower one, by one step,
+    when it has been enough for `hold` seconds.
+    """
+    needed = _slowest(config, load, 1.0)
+    if needed > state.gear:
+        return State(needed)
+    if state.gear == 0 or _slowest(config, load, config.relief) >= state.gear:
+        return State(state.gear)
+    since = min(state.enough_since, load.now)
+    if load.now - since < config.hold:
+        return State(state.gear, since)
+    return State(state.gear - 1, load.now)
+
+
+def _slowest(config: PolicyConfig, load: Load, share: float) -> int:
+    """The slowest gear that holds a share of the limits; the fastest if none does."""
+    wait, busy = share * config.wait_share * config.target, share * config.busy
+    gears = enumerate(zip(load.queued, load.arriving, strict=True))
+    holding = (
+        gear
+        for gear, (queued, arriving) in gears
+        if load.waited + queued <= wait and arriving <= busy
+    )
+    return next(holding, len(load.queued) - 1)
+
+
+class ArrivalRate:
+    """Work that arrives each second, averaged over the last seconds, for each gear.
+
+    Args:
+      gears: how many.
+      seconds: over which it is averaged; older work counts less and less.
+    """
+
+    def __init__(self, gears: int, seconds: float = 2.0) -> None:
+        self._seconds, self._last, self._rates = seconds, 0.0, [0.0] * gears
+
+    def add(self, now: float, work: Sequence[float]) -> None:
+        """Counts work that arrived: seconds on each gear."""
+        rates = zip(self.at(now), work, strict=True)
+        self._rates = [rate + added / self._seconds for rate, added in rates]
+        self._last = now
+
+    def at(self, now: float) -> list[float]:
+        """Seconds of work a second, on each gear."""
+        kept = math.exp(-max(0.0, now - self._last) / self._seconds)
+        return [rate * kept for rate in self._rates]

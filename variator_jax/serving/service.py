@@ -1,0 +1,330 @@
+"""Engine, batcher and policy behind one asynchronous call, as the HTTP server uses them."""
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.serving.batcher import Batcher, Overloaded, Row
+from variator_jax.serving.engine import Engine
+from variator_jax.serving.policy import PolicyConfig
+from variator_jax.serving.tasks import (
+    AUTO,
+    Cut,
+    Input,
+    TaskConfig,
+    label_ids,
+    normalized,
+    probabilities,
+    token_ids,
+)
+
+_RECENT = 2_000  # requests, of whose latencies percentiles are made
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The answer of one request.
+
+    Attributes:
+      values: for each input: of 'embed' a vector `[out]`, or `[length, embed]` for `per_token`; of
+        'classify' label -> probability; of 'rerank' a score; of 'generate' a text.
+      plugin: the plugin that answered all of it, 'none' for ratio 1.
+      tokens: of each input, without padding.
+    """
+
+    values: list[Any]
+    plugin: str
+    tokens: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the service takes.
+
+    Attributes:
+      wait_share: of the target, that the queue may hold as work of the fastest plugin; a request
+        that finds more is refused.
+      batch_share: of the target, that a batch may take, unless it is a single row.
+      tokenizers: threads that tokenise.
+      requests: at the same time, in whatever state; one more is refused.
+    """
+
+    wait_share: float = 0.6
+    batch_share: float = 0.3
+    tokenizers: int = 2
+    requests: int = 1024
+
+
+class Service:
+    """Answers requests for the tasks of an engine on the plugin that the load asks for.
+
+    Attributes:
+      engine: the compiled programs.
+      ready: whether every program is compiled.
+      progress: how many of how many programs are.
+    """
+
+    def __init__(self, engine: Engine, slo_ms: float = 100.0, limits: Limits = Limits()) -> None:
+        """
+        Args:
+          engine: not warm yet.
+          slo_ms: milliseconds within which 99 of 100 requests are to be answered.
+          limits: of the queue.
+        """
+        if slo_ms <= 0:
+            raise ConfigError(f"The target is a positive number of milliseconds; found {slo_ms}.")
+        self.engine, self.slo_ms, self._limits = engine, slo_ms, limits
+        self.ready, self.progress = False, (0, 0)
+        self._policy = PolicyConfig(target=slo_ms / 1000)
+        self._threads = concurrent.futures.ThreadPoolExecutor(limits.tokenizers, "variator-tokens")
+        self._batcher: Batcher | None = None
+        self._latencies: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._counts = collections.Counter[str]()
+        self._compiled, self._open = 0, 0
+        tokenizer = engine.model.tokenizer
+        self._labels = {t.name: label_ids(t, tokenizer) for t in self.tasks if t.labels}
+
+    @property
+    def tasks(self) -> list[TaskConfig]:
+        """The tasks, the first of a kind being its default."""
+        return list(self.engine.tasks.values())
+
+    @property
+    def ratios(self) -> Mapping[str, int]:
+        """The plugins' names and compression ratios; 'none' is ratio 1."""
+        return self.engine.ratios
+
+    async def start(self) -> None:
+        """Compiles every program; `ready` is true behind it."""
+
+        def progress(done: int, total: int) -> None:
+            self.progress = done, total
+
+        longest = self._limits.batch_share * self._policy.target
+        await asyncio.to_thread(self.engine.warm_up, progress, longest)
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
+        self._batcher = Batcher(
+            self.engine, self._policy, self._limits.wait_share * self._policy.target
+        )
+        self.ready = True
+
+    async def drain(self) -> None:
+        """Answers what is queued and refuses what comes."""
+        was_ready, self.ready = self.ready, False
+        if self._batcher and was_ready:
+            await asyncio.to_thread(self._batcher.end)
+            jax.monitoring.unregister_event_duration_listener(self._count_compilation)
+        self._threads.shutdown(wait=False)
+
+    async def submit(
+        self,
+        task: str,
+        inputs: Sequence[Input],
+        *,
+        plugin: str | None = None,
+        ratio: int | None = None,
+        max_ratio: int | None = None,
+        truncate: bool | None = None,
+        truncation_direction: str = "Right",
+        normalize: bool = True,
+        per_token: bool = False,
+        raw_scores: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> Answer:
+        """Answers the inputs of one request.
+
+        Args:
+          task: a task's name.
+          inputs: texts, pairs of texts where the task takes them, or token ids.
+          plugin: the plugin to use, 'none' for ratio 1; by default the task's.
+          ratio: in place of a name, the compression ratio of one plugin.
+          max_ratio: the policy chooses no higher one.
+          truncate: whether an input that is too long is cut; else it is refused.
+          truncation_direction: 'Left' keeps the end of a cut text.
+          normalize: whether a pooled vector has length 1.
+          per_token: a vector a token in place of a pooled one.
+          raw_scores: of 'classify', logits in place of probabilities.
+          max_new_tokens: of 'generate', fewer than the task's.
+
+        Raises:
+          ConfigError: for a task or an input that cannot be answered.
+          PluginError: for a plugin that is not loaded.
+          Overloaded: if the queue is full, or the service is about to end.
+        """
+        began = time.monotonic()
+        if task not in self.engine.tasks:
+            near = did_you_mean(task, self.engine.tasks)
+            raise ConfigError(f"No task is named {task!r}.{near}")
+        if not inputs:
+            raise ConfigError("A request has one input or more; found none.")
+        config = self.engine.tasks[task]
+        gears = self._gears(config, plugin, ratio, max_ratio)
+        cut = Cut(self.engine.limits.max_length, bool(truncate), truncation_direction == "Left")
+        with self._admitted():
+            ids = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._tokenize, config, inputs, cut
+            )
+            results, gear = await self._run(config.program, gears, ids)
+        self._latencies.append(time.monotonic() - began)
+        self._counts["answered"] += len(inputs)
+        options = {"normalize": normalize, "per_token": per_token, "raw_scores": raw_scores}
+        values = self._values(config, results, max_new_tokens, **options)
+        return Answer(values, self._running.gears[gear], _tokens(ids, len(inputs)))
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts a request while it is here; refuses it before any work if there is no room."""
+        self._counts["requests"] += 1
+        try:
+            if self._open >= self._limits.requests:
+                raise Overloaded(self.slo_ms / 1000)
+            self._running.check_room()
+            self._open += 1
+            try:
+                yield
+            finally:
+                self._open -= 1
+        except Overloaded:
+            self._counts["refused"] += 1
+            raise
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts without a prompt, EOS last."""
+        return [self.engine.model.tokenizer.encode(text) for text in texts]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Load, gear, latencies of the last requests and counters."""
+        recent = sorted(self._latencies) or [0.0]
+        at = {
+            share: recent[min(len(recent) - 1, int(share * len(recent)))] for share in (0.5, 0.99)
+        }
+        return {
+            "ready": self.ready,
+            "slo_ms": self.slo_ms,
+            "p50_ms": 1000 * at[0.5],
+            "p99_ms": 1000 * at[0.99],
+            "compilations": self._compiled,
+            **{name: self._counts[name] for name in ("requests", "answered", "refused")},
+            **(self._batcher.state() if self._batcher else {}),
+        }
+
+    @property
+    def _running(self) -> Batcher:
+        if self._batcher is None:
+            raise ConfigError("The service has not been started.")
+        return self._batcher
+
+    def _gears(
+        self, task: TaskConfig, name: str | None, ratio: int | None, most: int | None
+    ) -> list[int]:
+        """The gears that may answer a request, the slowest first."""
+        gears, ratios = self._running.gears, self.engine.ratios
+        if name is None and ratio is not None:
+            named = [own for own in gears if ratios[own] == ratio]
+            if len(named) != 1:
+                reason = "that of several plugins" if named else "not loaded"
+                raise PluginError(f"Ratio {ratio} is {reason}; the plugins are {dict(ratios)}.")
+            name = named[0]
+        if name is None and task.plugin != AUTO:
+            name = task.plugin
+        if name is not None and name not in ratios:
+            near = did_you_mean(name, ratios)
+            raise PluginError(f"No plugin is named {name!r}.{near} Loaded: {', '.join(ratios)}.")
+        allowed = self._running.shifting if name is None else [gears.index(name)]
+        # Ratio 1, the first, is below every cap.
+        return [i for i in allowed if most is None or ratios[gears[i]] <= most] or [0]
+
+    def _tokenize(self, task: TaskConfig, inputs: Sequence[Input], cut: Cut) -> list[list[int]]:
+        """The rows of a request; of a bi-encoder's pairs, the two texts of each as two rows."""
+        tokenizer = self.engine.model.tokenizer
+        if task.kind == "rerank" and not task.labels:
+            pairs: list[Any] = [x for x in inputs if isinstance(x, tuple) and len(x) == 2]
+            if len(pairs) < len(inputs):
+                raise ConfigError(f"Task {task.name!r} takes a query and a text.")
+            # A query that all pairs share is encoded once.
+            texts = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+            rows = {text: token_ids(task, text, tokenizer, cut) for text in texts}
+            return [rows[text] for pair in pairs for text in pair]
+        return [token_ids(task, value, tokenizer, cut) for value in inputs]
+
+    async def _run(
+        self, program: str, gears: Sequence[int], ids: Sequence[list[int]]
+    ) -> tuple[list[Any], int]:
+        """Results of rows in their order, equal ones run once, and their gear."""
+        loop = asyncio.get_running_loop()
+        futures: dict[tuple[int, ...], asyncio.Future[tuple[Any, int]]] = {}
+        rows, shared = [], list(gears)
+        for row_ids in {tuple(row): None for row in ids}:
+            future = futures[row_ids] = loop.create_future()
+            rows.append(Row(row_ids, program, shared, _resolves(loop, future)))
+        self._running.put(rows)
+        try:
+            done = dict(zip(futures, await asyncio.gather(*futures.values()), strict=True))
+        except BaseException:  # the client left, or a batch failed
+            self._running.drop(rows)
+            raise
+        return [done[tuple(row)][0] for row in ids], rows[0].gears[0]
+
+    def _values(
+        self,
+        task: TaskConfig,
+        results: Sequence[Any],
+        most: int | None,
+        normalize: bool,
+        per_token: bool,
+        raw_scores: bool,
+    ) -> list[Any]:
+        """What a request's rows answer."""
+        if task.kind == "generate":
+            decode = self.engine.model.tokenizer.decode
+            return [decode(row[: most or len(row)]) for row in results]
+        if task.kind == "embed":
+            if per_token:
+                return [result.tokens() for result in results]
+            return [normalized(r.pooled) if normalize else r.pooled for r in results]
+        if not task.labels:
+            vectors = [normalized(result.pooled) for result in results]
+            return [float(a @ b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        ids = self._labels[task.name]
+        # [labels]
+        logits = [np.array([result[token] for token in ids]) for result in results]
+        if task.kind == "rerank":
+            return [float(row[0] - row[1]) for row in logits]
+        if raw_scores:
+            return [dict(zip(task.labels, row.tolist(), strict=True)) for row in logits]
+        return [probabilities(row, task.labels) for row in logits]
+
+    def _count_compilation(self, event: str, duration: float, **kwargs: Any) -> None:
+        self._compiled += event == _COMPILED
+
+
+def _resolves(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> Any:
+    """A function for the batcher's thread that gives a future its result."""
+
+    def resolve(result: Any, gear: int) -> None:
+        if future.done():
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result((result, gear))
+
+    return lambda result, gear: loop.call_soon_threadsafe(resolve, result, gear)
+
+
+def _tokens(ids: Sequence[Sequence[int]], inputs: int) -> list[int]:
+    """The tokens of each input, of whose rows there may be two."""
+    each = len(ids) // inputs if inputs else 1
+    lengths = [len(row) for row in ids]
+    return [sum(lengths[i * each : (i + 1) * each]) for i in range(inputs)]

@@ -1,0 +1,234 @@
+"""What a backbone serves: tasks with their prompts, and how rows of tokens become answers.
+
+A row of tokens goes through one of a few programs, which all tasks share: `embed` (the encoder),
+`labels` (the decoder's first logits) or a `generate`. Rows of different tasks share a batch.
+"""
+
+import dataclasses
+import string
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.texts import EOS, Tokenizer
+
+KINDS = ("embed", "classify", "rerank", "generate")
+#: The name of ratio 1.
+NONE = "none"
+AUTO = "auto"
+#: A text, a pair of texts, or token ids.
+Input = str | tuple[str, str] | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """One task of a server.
+
+    Attributes:
+      name: its name in requests.
+      kind: 'embed' (a vector a text, and one a token), 'classify' (probabilities of label words),
+        'rerank' (a score for a query and a text) or 'generate' (a short text).
+      prompt: with one field, such as {text}, or two, which a pair of texts fills in their order.
+      labels: words of which the decoder's first token decides: the classes; or, for 'rerank', the
+        word for relevant and the other one (monoT5). A 'rerank' without is the cosine of the
+        embeddings of query and text.
+      plugin: which one answers where a request names none: a plugin's name, 'none' for ratio 1,
+        or 'auto', which follows the load. By default what gives embeddings is pinned to 'none',
+        because vectors of different plugins in one index corrupt it; all else is 'auto'.
+      max_length: tokens to generate at the most, EOS included.
+      num_beams: beams of the search; 1 is greedy.
+    """
+
+    name: str
+    kind: str
+    prompt: str = "{text}"
+    labels: tuple[str, ...] = ()
+    plugin: str = ""
+    max_length: int = 32
+    num_beams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            reason = f"kind {self.kind!r}.{did_you_mean(str(self.kind), KINDS)}"
+            raise ConfigError(f"Task {self.name!r} is of {reason} Expected: {', '.join(KINDS)}.")
+        if self.kind == "rerank" and self.labels and self.prompt == "{text}":
+            raise ConfigError(
+                f"Task {self.name!r} needs a prompt with the query and the text, such as "
+                "'Query: {query} Document: {text} Relevant:'."
+            )
+        fewest = {"classify": 2, "rerank": 2 if self.labels else 0}.get(self.kind, 0)
+        if len(self.labels) < fewest or (self.kind == "rerank" and len(self.labels) > 2):
+            raise ConfigError(
+                f"Task {self.name!r} has {len(self.labels)} labels; expected "
+                f"{'two' if self.kind == 'rerank' else 'two or more'}."
+            )
+        if not 1 <= len(self.fields) <= 2:
+            raise ConfigError(
+                f"The prompt of task {self.name!r} has {len(self.fields)} fields; expected one, "
+                f"such as {{text}}, or two; found {self.prompt!r}."
+            )
+        if min(self.max_length, self.num_beams) < 1:
+            raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
+        if not self.plugin:
+            object.__setattr__(self, "plugin", NONE if self.embeds else AUTO)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors, or compares them."""
+        return self.kind == "embed" or (self.kind == "rerank" and not self.labels)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the prompt in their order."""
+        try:
+            parts = list(string.Formatter().parse(self.prompt))
+        except ValueError as error:
+            raise ConfigError(
+                f"Task {self.name!r}: {self.prompt!r} is no prompt: {error}."
+            ) from None
+        return tuple(field for _, field, _, _ in parts if field is not None)
+
+    @property
+    def program(self) -> str:
+        """The program that its rows go through."""
+        if self.kind == "generate":
+            return f"generate {self.max_length} {self.num_beams}"
+        return "embed" if self.embeds else "labels"
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether an input is a pair of texts."""
+        return self.kind == "rerank" or len(self.fields) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """What becomes of an input that is longer than a row.
+
+    Attributes:
+      longest: tokens of a row, EOS included.
+      allowed: whether a text may be cut; else the input is refused.
+      keep_end: whether a cut text loses its beginning.
+    """
+
+    longest: int
+    allowed: bool = False
+    keep_end: bool = False
+
+
+def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) -> list[int]:
+    """The row of an input: its texts in the prompt, tokenised, EOS last.
+
+    A text that is too long is cut inside the longest field, so that the rest of the prompt stays.
+
+    Raises:
+      ConfigError: for an input of another form than the task's, ids that are not this backbone's,
+        or an input that is too long and may not be cut.
+    """
+    texts = (value,) if isinstance(value, str) else value
+    if all(isinstance(item, int) for item in texts):
+        return _checked_ids(task, texts, tokenizer, cut)  # type: ignore[arg-type]
+    if len(texts) != len(task.fields):
+        raise ConfigError(
+            f"Task {task.name!r} takes {' and '.join(task.fields)}; found {len(texts)} texts."
+        )
+    fields = dict(zip(task.fields, map(str, texts), strict=True))
+    if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
+        most = 16 * cut.longest
+        fields = {k: v[-most:] if cut.keep_end else v[:most] for k, v in fields.items()}
+    ids = tokenizer.encode(task.prompt.format_map(fields))
+    if len(ids) > cut.longest and not cut.allowed:
+        raise ConfigError(
+            f"An input of task {task.name!r} has {len(ids):,} tokens; the longest has "
+            f"{cut.longest:,}. Set truncate to have it cut."
+        )
+    while len(ids) > cut.longest:
+        name = max(fields, key=lambda key: len(fields[key]))
+        if not fields[name]:
+            raise ConfigError(f"The prompt of task {task.name!r} has over {cut.longest} tokens.")
+        # Characters in proportion to the tokens that are too many, at least one.
+        excess = len(ids) - cut.longest
+        keep = int(len(fields[name]) * max(0.0, 1 - excess / len(ids))) - 1
+        text, keep = fields[name], max(keep, 0)
+        fields[name] = text[len(text) - keep :] if cut.keep_end else text[:keep]
+        ids = tokenizer.encode(task.prompt.format_map(fields))
+    return ids
+
+
+def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut: Cut) -> list[int]:
+    """Ids as they were given, if they can be this tokenizer's."""
+    if task.prompt != "{text}" or not task.embeds:
+        raise ConfigError(f"Task {task.name!r} puts texts into a prompt; it takes no token ids.")
+    if not ids or ids[-1] != EOS or not all(0 < i < tokenizer.size for i in ids):
+        raise ConfigError(
+            f"These token ids are not of this backbone, which has ids 1 to {tokenizer.size - 1} "
+            f"and ends a text in {EOS}. A client that tokenises by itself, such as LangChain's "
+            "OpenAIEmbeddings, sends texts with check_embedding_ctx_length=False."
+        )
+    if len(ids) > cut.longest and not cut.allowed:
+        raise ConfigError(f"Found {len(ids):,} token ids; the longest input has {cut.longest:,}.")
+    if len(ids) <= cut.longest:
+        return list(ids)
+    return list(ids[-cut.longest :] if cut.keep_end else [*ids[: cut.longest - 1], EOS])
+
+
+def label_ids(task: TaskConfig, tokenizer: Tokenizer, fewest_known: int = 3) -> list[int]:
+    """The first token of each label word.
+
+    Raises:
+      ConfigError: if two labels begin with the same token, or one with an unknown one.
+    """
+    ids = [tokenizer.encode(label)[0] for label in task.labels]
+    if len(set(ids)) < len(ids) or min(ids) < fewest_known:
+        raise ConfigError(
+            f"The labels {list(task.labels)} of task {task.name!r} begin with the tokens {ids}; "
+            "expected known ones that differ."
+        )
+    return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A layer behind pooling, as `2_Dense` of sentence-transformers.
+
+    Attributes:
+      kernel: `[embed, out]` float32.
+      bias: `[out]` float32, or None.
+      tanh: whether its output goes through tanh.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None = None
+    tanh: bool = False
+
+
+def mean_pool(encoded: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The mean over each row's tokens: `[batch, length, embed]` -> `[batch, embed]` float32."""
+    valid = (tokens > 0)[..., None]
+    total = jnp.sum(encoded.astype(jnp.float32), axis=1, where=valid)
+    # A row without tokens fills a batch up; its mean is 0.
+    return total / jnp.maximum(valid.sum(axis=1), 1)
+
+
+def through_dense(pooled: jax.Array, layers: Sequence[Dense]) -> jax.Array:
+    """`[batch, embed]` through the layers behind pooling."""
+    for layer in layers:
+        # [batch, out]
+        pooled = pooled @ layer.kernel + (0.0 if layer.bias is None else layer.bias)
+        pooled = jnp.tanh(pooled) if layer.tanh else pooled
+    return pooled
+
+
+def normalized(vector: np.ndarray) -> np.ndarray:
+    """`[..., embed]` with length 1 along the last axis."""
+    norm = np.linalg.norm(vector, axis=-1, keepdims=True)
+    return np.asarray(vector / np.maximum(norm, 1e-12))
+
+
+def probabilities(logits: np.ndarray, labels: Sequence[str]) -> Mapping[str, float]:
+    """Label -> probability among the labels, from `[labels]` logits."""
+    shares = np.exp(logits - logits.max())
+    return dict(zip(labels, (shares / shares.sum()).tolist(), strict=True))

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import http_server
 import httpx
 import pytest
+import served
 
 from variator_jax import cli
 from variator_jax.store import save_backbone, save_plugins
@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 def folder(tmp_path_factory):
     """A backbone, its plugins and a file of tasks."""
     folder = tmp_path_factory.mktemp("served")
-    backbone = http_server.BACKBONE
+    backbone = served.BACKBONE
     save_backbone(folder / "backbone", backbone.config, backbone.params)
-    plugins = {plugin.config.ratio: plugin for plugin in http_server.PLUGINS}
+    plugins = {served.PLUGIN.config.ratio: served.PLUGIN}
     save_plugins(folder / "plugins", plugins, backbone)
     tasks = [{"name": "embed", "kind": "embed"}]
     (folder / "tasks.json").write_text(json.dumps(tasks))
@@ -36,7 +36,16 @@ def folder(tmp_path_factory):
 
 def start(folder, *more, **environment):
     """The process and the address that it prints."""
-    paths = ("--backbone", "backbone", "--plugins", "plugins", "--tasks", "tasks.json")
+    paths = (
+        "--backbone",
+        "backbone",
+        "--plugins",
+        "plugins",
+        "--tasks",
+        "tasks.json",
+        "--max_length",
+        "16",
+    )
     command = [sys.executable, "-m", "variator_jax", "serve", *paths, "--port", "0", *more]
     process = subprocess.Popen(
         command,
@@ -60,7 +69,7 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
         assert client.get("/info").json()["model_id"] == "tiny"
         assert httpx.get(f"{url}/info").status_code == 401
-        body = {"inputs": ["x" * 100] * 64}
+        body = {"inputs": [f"text {i}" for i in range(64)]}
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             waiting = [pool.submit(client.post, "/embed", json=body) for _ in range(16)]
             while not client.get("/stats").json()["requests"]:  # the first is in

@@ -48,7 +48,7 @@ def test_a_text_is_answered_and_the_charts_move(page):
     assert how.startswith("plugin ffn_x4, ratio 4, ")
     assert send(page, "same", "x\ny")[0].count("\n") == 1
     assert "numbers" in send(page, "embed", "x")[0]
-    assert send(page, "rerank", "x\ny\nz")[0].count("\n") == 2
+    assert send(page, "relevant", "x\ny\nz")[0].count("\n") == 2
     assert "plugin none, ratio 1" in send(page, "name", "x")[1]
     for chart in ("load", "ratio", "p99"):
         line = page.locator(f"#{chart} polyline")

@@ -59,4 +59,4 @@ async def started(limits=None, slo_ms=SLO_MS):
 
 def run(test):
     """Runs an asynchronous test."""
-    return functools.wraps(test)(lambda *args: asyncio.run(test(*args)))
+    return functools.wraps(test)(lambda *args, **named: asyncio.run(test(*args, **named)))

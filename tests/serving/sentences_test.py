@@ -1,0 +1,95 @@
+"""Folders of sentence-transformers: vectors equal to that library's, through the service."""
+
+import dataclasses
+import json
+
+import hf_files
+import numpy as np
+import pytest
+import safetensors.numpy
+import served
+import small_t5
+
+from variator_jax.data.vocabulary import train_sentencepiece
+from variator_jax.errors import CheckpointError
+from variator_jax.serving.engine import Engine, EngineLimits
+from variator_jax.serving.sentences import is_sentence_folder, read_sentence_folder
+from variator_jax.serving.service import Service
+from variator_jax.serving.tasks import TaskConfig
+from variator_jax.store import load_backbone
+
+TEXTS = ["the quick fox", "a lazy dog jumps over the fox"]
+PACKAGE = "sentence_transformers.models."
+
+
+def write(folder, activation="Identity", pooling="mean_tokens", bias=False):
+    """An encoder with pooling, a dense layer and normalisation, as ST5 has them."""
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+    modules += [("Normalize", "3_Normalize")]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": PACKAGE + kind}
+        for i, (kind, path) in enumerate(modules)
+    ]
+    config = dataclasses.replace(small_t5.CONFIGS["encoder"], vocab_size=256)
+    vocabulary = train_sentencepiece(TEXTS * 30, 120)
+    hf_files.save_hf(folder, small_t5.backbone(config))
+    (folder / "spiece.model").write_bytes(vocabulary)
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    settings = {"word_embedding_dimension": 16, f"pooling_mode_{pooling}": True}
+    settings |= {"pooling_mode_cls_token": False} if pooling == "mean_tokens" else {}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    dense = folder / "2_Dense"
+    dense.mkdir()
+    name = f"torch.nn.modules.linear.{activation}"
+    settings = {"in_features": 16, "out_features": 8, "bias": bias, "activation_function": name}
+    (dense / "config.json").write_text(json.dumps(settings))
+    rng = np.random.default_rng(0)
+    arrays = {"linear.weight": rng.normal(size=(8, 16)).astype("f4")}
+    arrays |= {"linear.bias": rng.normal(size=8).astype("f4")} if bias else {}
+    safetensors.numpy.save_file(arrays, dense / "model.safetensors")
+    (folder / "3_Normalize").mkdir()
+    return arrays
+
+
+async def vectors(folder, **options):
+    """The vectors of the texts, from a service of this folder."""
+    sentences = read_sentence_folder(folder)
+    backbone = load_backbone(sentences.backbone)
+    task = TaskConfig("embed", "embed")
+    engine = Engine(backbone, (), [task], EngineLimits((32,), 64, 2), sentences.dense)
+    service = Service(engine, slo_ms=10_000)
+    await service.start()
+    answer = await service.submit("embed", TEXTS, **options)
+    await service.drain()
+    return np.array(answer.values)
+
+
+@served.run
+async def test_vectors_go_through_the_dense_layer(tmp_path):
+    arrays = write(tmp_path, "Tanh", bias=True)
+    assert is_sentence_folder(tmp_path) and read_sentence_folder(tmp_path).normalized
+    found = await vectors(tmp_path, normalize=False)
+    model = served.VariatorModel(load_backbone(tmp_path))
+    for vector, text in zip(found, TEXTS, strict=True):
+        mean = np.asarray(model.encode(text))[0].mean(axis=0)
+        expected = np.tanh(arrays["linear.weight"] @ mean + arrays["linear.bias"])
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+@served.run
+async def test_vectors_are_those_of_sentence_transformers(tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    write(tmp_path)
+    expected = library.SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(await vectors(tmp_path), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token")],
+)
+def test_what_is_not_known_is_refused_by_name(tmp_path, options, words):
+    write(tmp_path, **options)
+    with pytest.raises(CheckpointError, match=words):
+        read_sentence_folder(tmp_path)

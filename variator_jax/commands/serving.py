@@ -1,6 +1,7 @@
 """`variator serve`."""
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from variator_jax.serving.tasks import TaskConfig
+    from variator_jax.serving.tasks import Dense, TaskConfig
     from variator_jax.store import Backbone, Plugin
 
 TOKEN = "VARIATOR_TOKEN"
@@ -45,8 +46,13 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", metavar="FILE", help=tasks)
     target = "the p99 of latency to hold, in milliseconds (%(default)s)"
     add("--slo_ms", type=float, default=100.0, metavar="MS", help=target)
-    longest = "tokens of the longest input (%(default)s)"
-    add("--max_length", type=int, default=512, metavar="N", help=longest)
+    longest = "tokens of the longest input (512; of the quickstart 64)"
+    add("--max_length", type=int, metavar="N", help=longest)
+    rows = "inputs of the largest batch (64; of the quickstart 8). Fewer start sooner"
+    add("--max_rows", type=int, metavar="N", help=rows)
+    cache = "where compiled programs are kept for the next start (%(default)s)"
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/variator_jax/programs")
+    add("--cache", metavar="DIR", default=kept, help=cache)
     add("--name", help="the model's name in answers; by default that of the backbone")
     add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces (%(default)s)")
     add("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
@@ -65,19 +71,25 @@ def _serve(args: argparse.Namespace) -> None:
         from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
-    backbone, plugins, tasks = load(args)
-    limits = engine.EngineLimits.up_to(args.max_length)
-    served = service.Service(engine.Engine(backbone, plugins, tasks, limits), args.slo_ms)
+    backbone, dense, plugins, tasks = load(args)
+    engine.keep_compiled(os.path.expanduser(args.cache))
+    length, rows = (512, 64) if args.backbone else (64, 8)
+    limits = engine.EngineLimits.up_to(length if args.max_length is None else args.max_length)
+    limits = dataclasses.replace(limits, most_rows=args.max_rows or rows)
+    served = service.Service(engine.Engine(backbone, plugins, tasks, limits, dense), args.slo_ms)
     name = args.name or backbone.config.name
     http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
 
 
-def load(args: argparse.Namespace) -> "tuple[Backbone, list[Plugin], list[TaskConfig]]":
-    """The backbone, its plugins and its tasks; the quickstart's without `--backbone`.
+def load(
+    args: argparse.Namespace,
+) -> "tuple[Backbone, Sequence[Dense], list[Plugin], list[TaskConfig]]":
+    """The backbone, layers behind it, its plugins and tasks; the quickstart's without `--backbone`.
 
     Raises:
       VariatorError: if one of them is missing, damaged or does not fit.
     """
+    from variator_jax.serving import sentences
     from variator_jax.store import load_backbone, load_plugins
 
     folders, tasks = list(args.plugins), _read_tasks(args.tasks) if args.tasks else None
@@ -91,9 +103,13 @@ def load(args: argparse.Namespace) -> "tuple[Backbone, list[Plugin], list[TaskCo
             )
         folders = folders or sorted(map(str, quickstart.glob("adapted_*")))
         tasks = tasks or QUICKSTART_TASKS
+    dense: Sequence[Dense] = ()
+    if sentences.is_sentence_folder(path):
+        folder = sentences.read_sentence_folder(path)
+        path, dense = folder.backbone, folder.dense
     backbone = load_backbone(path)
     plugins = [p for folder in folders for p in load_plugins(folder, backbone).values()]
-    return backbone, plugins, _task_configs(tasks or _default_tasks(backbone))
+    return backbone, dense, plugins, _task_configs(tasks or _default_tasks(backbone))
 
 
 def _default_tasks(backbone: "Backbone") -> Sequence[Mapping[str, Any]]:

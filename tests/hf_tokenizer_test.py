@@ -93,6 +93,19 @@ def test_ids_are_those_of_transformers(kind, added, alone, tmp_path):
     assert ours.decode([*ids, 9, 0]) == theirs.decode(ids[:-1])
 
 
+def test_pieces_alone_give_the_ids_of_transformers_or_refuse_the_text(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(_pieces())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    ours = load_tokenizer(find_vocabulary(tmp_path))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    texts = [*TEXTS[:2], *TEXTS[3:6], "fox<extra_id_0> dog <extra_id_99>", "< /s> <s> </S> <pad"]
+    for text in texts:
+        assert ours.encode(text) == theirs(text).input_ids, text
+    for text in ("a</s>b", "the lazy </s>", "</s> <pad>", "x <unk>", "<pad>"):
+        with pytest.raises(VariatorError, match="letters to a spiece.model, id . to transformers"):
+            ours.encode(text)
+
+
 def _older(content):
     content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"]]}
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}

@@ -17,7 +17,7 @@ _ADDED, _SPECIAL = "added_tokens.json", "special_tokens_map.json"
 #: The files of a vocabulary. The first three can be one; the others change its ids.
 FILES = (JSON, PIECES, SETTINGS, _ADDED, _SPECIAL)
 SENTINEL = re.compile(r"(<extra_id_\d+>)")
-_NAMED = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1, 2
+NAMED = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # transformers' T5Tokenizer takes the pieces and the charsmap of a file, and the rest from here.
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
@@ -89,7 +89,7 @@ def added_tokens(folder: Path, listed: Sequence[Mapping[str, Any]] = ()) -> list
     extras += [settings[key] for key in settings if key.endswith("_token") and settings[key]]
     try:
         special = [_token(value, None, True) for value in extras]
-        contents = {token.content for token in special} | set(_NAMED.values())
+        contents = {token.content for token in special} | set(NAMED)
         numbered = {
             i: _token(text, i, text in contents) for text, i in _read(folder / _ADDED).items()
         }
@@ -118,7 +118,7 @@ def check_none_added(path: Path, sentinels: Mapping[str, int]) -> None:
     Raises:
       CheckpointError: with the token and the remedy.
     """
-    known = {text: i for i, text in enumerate(_NAMED.values())} | dict(sentinels)
+    known = NAMED | dict(sentinels)
     for token in added_tokens(path.parent) if path.name == PIECES else ():
         number = known.get(token.content.removeprefix("▁"))
         if number is None or token.id not in (None, number):
@@ -191,7 +191,7 @@ def load_json(path: Path) -> JsonTokenizer:
         raise CheckpointError(f"{path.parent / SETTINGS} names a {kind}; expected a T5Tokenizer.")
     tokens = added_tokens(path.parent, content.get("added_tokens") or [])
     names = {token.content for token in tokens}
-    more = list(_NAMED.values())
+    more = list(NAMED)
     if not {"extra_special_tokens", "additional_special_tokens"} & set(settings):
         more += [f"<extra_id_{i}>" for i in range(settings.get("extra_ids", 100))]
     if kind == "T5Tokenizer":
@@ -219,8 +219,7 @@ def _model(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _check_ids(path: Path, tokenizer: Any, tokens: Sequence[AddedToken]) -> None:
-    expected = {text: i for i, text in enumerate(_NAMED.values())}
-    expected |= {token.content: token.id for token in tokens if token.id is not None}
+    expected = NAMED | {token.content: token.id for token in tokens if token.id is not None}
     for text, number in expected.items():
         found = tokenizer.token_to_id(text)
         if found != number:

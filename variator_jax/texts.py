@@ -19,6 +19,8 @@ import numpy as np
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.hf_tokenizer import (
     JSON,
+    NAMED,
+    PIECES,
     SENTINEL,
     SETTINGS,
     AddedToken,
@@ -64,9 +66,15 @@ class PieceTokenizer:
         """The ids of a text, the end of the sequence included.
 
         Raises:
-          ConfigError: for a sentinel that there is not.
+          ConfigError: for a sentinel that there is not, or a token that only transformers finds.
         """
         _check_sentinels(text, self.sentinels)
+        for name, number in NAMED.items():
+            if name in text:
+                raise ConfigError(
+                    f"the text holds {name!r}: letters to a {PIECES}, id {number} to transformers. "
+                    f"Take it out, or use a folder with {JSON}, which has transformers' ids."
+                )
         # A sentinel is a piece of its own only behind a space.
         spaced = SENTINEL.sub(lambda match: f" {match[0]}", text)
         return [*self._processor.encode(spaced), EOS]
@@ -170,9 +178,7 @@ def load_tokenizer(path: Path, vocab_size: int = 384) -> Tokenizer:
 
 def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
     listed = "added_tokens_decoder" in read_settings(folder)
-    ids: dict[str, int] = {"<pad>": 0, "</s>": 1, "<unk>": 2} | dict(
-        ByteTokenizer(vocab_size).sentinels
-    )
+    ids = NAMED | dict(ByteTokenizer(vocab_size).sentinels)
     stripped = {"lstrip": True, "rstrip": True}  # of the first three, where no file has it
     tokens = {text: AddedToken(text, i, stripped) for text, i in ids.items() if i < _FIRST_BYTE}
     for token in added_tokens(folder):

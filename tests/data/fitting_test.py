@@ -102,7 +102,10 @@ def test_what_is_cut_is_counted_in_numbers_and_shares(tmp_path):
     assert describe_local(task, ("train",), LENGTHS) == [line]
     (line,) = describe_data(task, "train", LENGTHS, most=2)
     assert "of the first 2 examples, cut are 1 inputs (50.0%)" in line
-    assert count_cuts("docs_span_corruption", "train", LENGTHS) == []
+    for targets, cut in ((8, 9), (100, 0)):  # 48 tokens with noise have targets of 12 tokens
+        lengths = {**LENGTHS, "targets": targets}
+        (counted,) = count_cuts("docs_span_corruption", "train", lengths, most=9)
+        assert counted.cut == {"inputs": 0, "targets": cut} and counted.sampled
     labelled = _task(tmp_path, [{"text": LONG, "label": 1}] * 2, "{text}", labels=("no", "yes"))
     assert (
         "labels are read as indices: '0' is 'no', '1' is 'yes'"

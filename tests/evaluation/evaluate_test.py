@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import random_params
+from tiny import random_params, random_plugin
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.data import published
@@ -15,7 +15,8 @@ from variator_jax.evaluation.data import EvalData
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.evaluator import evaluate_generation
 from variator_jax.evaluation.report import read_report
-from variator_jax.store import save_backbone
+from variator_jax.plugin import PluginConfig
+from variator_jax.store import load_backbone, save_backbone, save_plugin
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,13 @@ def trained(tmp_path_factory):
     return str(path), str(folder / "backbone")
 
 
-def _evaluated(task, backbone, folder, targets):
+def _evaluated(task, backbone, folder, targets, plugins=()):
     data = EvalData(task, {"inputs": 48, "targets": targets}, batch_size=4)
-    places = {"model_dir": str(folder), "initial_checkpoint_path": backbone}
+    places = {
+        "model_dir": str(folder),
+        "initial_checkpoint_path": backbone,
+        "plugin_paths": plugins,
+    }
     evaluate(data=data, latency_shapes=[("nano", 1, 8, 2)], **places)
     report = read_report(folder / "report.json")
     assert "## Further scores" in (folder / "report.md").read_text()
@@ -47,10 +52,16 @@ def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, trained):
     rows = [f"film {number}\t{int(number < 4)}" for number in range(6)]
     (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
     task = published.glue_task("sst2", trained[0], str(tmp_path))
-    report, details = _evaluated(task, trained[1], tmp_path / "report", targets=4)
+    backbone, plugin = load_backbone(trained[1]), tmp_path / "plugin"
+    settings = PluginConfig(4, bottleneck=2)
+    save_plugin(plugin, settings, random_plugin(settings, backbone.config), backbone)
+    report, details = _evaluated(task, trained[1], tmp_path / "report", 4, [str(plugin)])
     assert report.majority[task] == pytest.approx(200 / 3)
     assert set(details) == {"accuracy", "binary_f1"}
     assert details["accuracy"] == report.at(1).quality[task]
+    kept = report.at(4).details[task]
+    assert -100 <= kept["similarity_spearman"] <= 100.01 and 0 <= kept["top10_overlap"] <= 100
+    assert "similarity_spearman" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_squad_is_scored_against_all_its_answers(tmp_path, trained, monkeypatch):

@@ -169,3 +169,11 @@ def test_a_plot_without_latency_and_controls_is_drawn(tmp_path):
     write_report(good_report(ratios=tuple(bare), control_no_ffn={}, majority={}), tmp_path)
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert "targets_missed" not in json.loads((tmp_path / "report.json").read_text())
+
+
+def test_the_label_is_the_ratio_for_all_ffns_and_words_for_sites_chosen_otherwise():
+    plugins = [PluginConfig(sites=(x,)) for x in ("ffn all x4", "ffn 0-1 x4", "ffn all x4 rank=2")]
+    entries = [
+        dataclasses.replace(entry(4), plugin=x.name, sites=(x.description,)) for x in plugins
+    ]
+    assert [x.label for x in entries] == ["4", "ffn 0-1 x4", "ffn all x4 rank=2"]

@@ -88,14 +88,10 @@ def model(shape, t5x_engine):
 @pytest.fixture(scope="module")
 def scratch(model, t5x_engine):
     """The train state before anything is restored."""
-    shapes = {"encoder_input_tokens": (2, 8), "decoder_input_tokens": (2, 4)}
-    initializer = t5x_engine.PluginInitializer(
-        optimizer_def=model.optimizer_def,
-        init_fn=model.get_initial_variables,
-        input_shapes={**shapes, "decoder_target_tokens": (2, 4)},
-        partitioner=t5x_engine.partitioner(),
-    )
-    return initializer.from_scratch(jax.random.key(0))
+    shapes = {"encoder_input_tokens": (2, 8)}
+    shapes |= dict.fromkeys(("decoder_input_tokens", "decoder_target_tokens"), (2, 4))
+    parts = (model.optimizer_def, model.get_initial_variables, shapes, t5x_engine.partitioner())
+    return t5x_engine.PluginInitializer(*parts).from_scratch(jax.random.key(0))
 
 
 def test_the_backbone_starts_as_nan_that_takes_no_memory_and_the_rest_is_real(

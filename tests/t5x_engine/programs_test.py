@@ -1,6 +1,5 @@
 """T5X's `infer`, `eval` and `export` of a spliced model give what the built-in engine gives."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -11,10 +10,6 @@ from variator_jax import cli
 from variator_jax.data import spec
 
 INFER = ("infer", "--gin_file=tiny.gin", "--gin_file=runs/infer.gin")
-serving = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow_serving") is None,
-    reason="t5x.export needs the package tensorflow-serving-api",
-)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +106,10 @@ def test_training_decodes_at_a_length_that_the_ratio_does_not_divide(trained, pr
     assert [row["prediction"] for row in rows] == expected
 
 
-@serving
 def test_an_exported_model_gives_in_tensorflow_what_infer_gives(
     work, trained, plugin, predicted, answered, tmp_path
 ):
+    pytest.importorskip("tensorflow_serving", reason="t5x.export needs tensorflow-serving-api")
     import tensorflow as tf
 
     options = ("export", "--gin_file=tiny.gin", f"--gin.CHECKPOINT_PATH={trained}")

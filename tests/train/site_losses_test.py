@@ -9,8 +9,10 @@ import pytest
 from tiny import TINY, random_params, random_plugin
 
 from variator_jax.backbones.t5 import T5
+from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
+from variator_jax.train import losses
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
 
@@ -81,6 +83,13 @@ def test_merged_neurons_are_compared_with_the_mean_of_their_members():
     assert weights["neurons"] == members.any(-1).sum() == 5
 
 
+def test_a_loss_without_anything_to_compare_is_refused_beside_others_too():
+    plugin = PluginConfig(sites=("kv all x2",))
+    for others in (ONLY, {}, {"residual": 1.0}):
+        with pytest.raises(ConfigError, match="NEURONS_LOSS is 1.0, .*kv all x2.* set it to 0"):
+            Distillation(T5(TINY), plugin, LossConfig(**others, neurons=1.0))
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_rematerialised_layers_give_the_same_losses_and_gradients(name):
     plugin = PLUGINS[name]
@@ -91,3 +100,29 @@ def test_rematerialised_layers_give_the_same_losses_and_gradients(name):
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(one).max())
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[2]))
+
+
+def test_the_pooled_loss_is_one_minus_the_cosine_of_each_texts_mean():
+    plugin = PLUGINS["ffn"]
+    variables = random_plugin(plugin, TINY)
+    terms, weights, gradient = _terms(plugin, variables, pooled=1.0)
+    student, teacher = _captured(plugin, variables, ()), _captured(None, None, ())
+    expected = 0.0
+    for row, tokens in enumerate(TOKENS > 0):
+        ours, theirs = (np.asarray(x["encoder"])[row, tokens].mean(0) for x in (student, teacher))
+        expected += 1 - ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    np.testing.assert_allclose(terms["pooled"], expected, rtol=1e-4)
+    assert weights["pooled"] == 2 and any(np.any(x) for x in jax.tree.leaves(gradient))
+
+
+def test_the_pooled_loss_of_a_packed_row_is_the_sum_over_its_texts():
+    rng = np.random.default_rng(1)
+    student, teacher = rng.normal(size=(2, 1, 5, 4))
+    segments = np.array([[1, 1, 2, 2, 0]])
+    found, texts = losses.pooled_cosine(student, teacher, segments > 0, jnp.asarray(segments))
+    alone = [
+        losses.pooled_cosine(student[:, part], teacher[:, part], np.ones((1, 2)))
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(found, sum(loss for loss, _ in alone), rtol=1e-5)
+    assert texts == 2

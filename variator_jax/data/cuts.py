@@ -1,7 +1,7 @@
 """How many texts of a task are longer than its feature lengths, and so are cut.
 
-Both engines and `variator infer` print it before they start. Span corruption makes its examples as
-long as the inputs, and is left out.
+Both engines and `variator infer` print it before they start. Span corruption fits its text into the
+inputs; what counts are targets that are longer than theirs.
 """
 
 import dataclasses
@@ -66,9 +66,12 @@ def count_cuts(
     lengths = check_request(provider, split, lengths, 1)
     counted = []
     for task in tasks_of(provider, split):
-        if has_spec(task.name) and get_spec(task.name).kind == "span_corruption":
-            continue
-        rows = task.get_dataset(None, split, shuffle=False, num_epochs=1)
+        corrupts = has_spec(task.name) and get_spec(task.name).kind == "span_corruption"
+        # Corruption fills the inputs, whatever length the targets then have.
+        given = (
+            {"inputs": lengths["inputs"], "targets": 2 * lengths["inputs"]} if corrupts else None
+        )
+        rows = task.get_dataset(given, split, shuffle=False, num_epochs=1)
         rows = rows.map(lambda row: {feature: row[feature] for feature in lengths})
         cut, examples = dict.fromkeys(lengths, 0), 0
         for row in rows.take(-1 if most is None else most + 1).as_numpy_iterator():

@@ -162,8 +162,9 @@ def wikipedia_task(vocabulary: Any = None, data_dir: str | None = None) -> str:
     """Registers `wikipedia_span_corruption`, once, and returns its name; reads no data.
 
     An example is one passage of about 128 words, never two that were joined, and ends in padding
-    where it is shorter than the inputs; so plugins meet padding already in pre-training.
-    `file_task` has the other way, running text without gaps, over one file.
+    where it is shorter than the inputs; one that is longer becomes several of equal length. So
+    plugins meet padding already in pre-training. `file_task` has the other way, running text
+    without gaps, over one file.
 
     Args:
       vocabulary: as in `glue_task`.
@@ -202,16 +203,24 @@ def _cut_passages(dataset: Any) -> Any:
 def _tokenize_passages(
     dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
 ) -> Any:
-    """Tokenizes {'targets'} to [1, tokens], cut to fit into the inputs after corruption."""
+    """Tokenizes {'targets'} to [1, tokens]; parts of equal size where one row does not fit."""
     vocabulary = output_features["targets"].vocabulary
     chunk = span_corruption.chunk_for(
         sequence_length or span_corruption.DEFAULT_LENGTHS, vocabulary.extra_ids
     )
 
     def tokenize(example: Mapping[str, Any]) -> Any:
-        return vocabulary.encode_tf(example["targets"])[tf.newaxis, :chunk]
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
 
-    return span_corruption.without_stubs(dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE))
+    def split(tokens: Any) -> Any:
+        size = tf.size(tokens, out_type=tf.int64)
+        count = (size + chunk - 1) // chunk
+        parts = tf.data.Dataset.range(count)
+        cut = lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count]  # noqa: E731
+        return parts.map(cut)
+
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return span_corruption.without_stubs(dataset.flat_map(split))
 
 
 def _register(

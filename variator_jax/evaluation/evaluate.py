@@ -15,7 +15,7 @@ from variator_jax.bench.arguments import Shape
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation import evaluator, scorers
+from variator_jax.evaluation import evaluator, scorers, similarity
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone as BackboneEntry
@@ -74,7 +74,10 @@ def evaluate(
             quality=_scores(results[ratio]),
             identical_to_backbone=runner.identical(plugin, variables),
             latency=tuple(entries[ratio] for entries in latencies),
-            details={task: dict(result.details) for task, result in results[ratio].items()},
+            details={
+                task: {**result.details, **runner.similarity_kept(task, plugin, variables)}
+                for task, result in results[ratio].items()
+            },
         )
         for ratio, (plugin, variables) in settings.items()
     ]
@@ -98,6 +101,7 @@ class Runner:
         self._network, self._mesh, self._data = T5(backbone.config), mesh, data
         self._params = backbone.params if mesh else jax.device_put(backbone.params)
         self.majority: dict[str, float] = {}
+        self._references: dict[str, np.ndarray] = {}  # task -> vectors without a plugin
 
     def results(
         self,
@@ -131,6 +135,26 @@ class Runner:
             if expected.tobytes() != np.asarray(spliced(self._params, placed, batch)).tobytes():
                 return False
         return True
+
+    def similarity_kept(
+        self, task: str, config: PluginConfig, variables: PluginVariables | None
+    ) -> dict[str, float]:
+        """How far a plugin keeps the similarities of a task's texts; nothing at ratio 1."""
+        if config.ratio == 1:
+            return {}
+        if task not in self._references:
+            self._references[task] = self._vectors(task, None, None)
+        return similarity.similarity_kept(
+            self._vectors(task, config, variables), self._references[task]
+        )
+
+    def _vectors(
+        self, task: str, config: PluginConfig | None, variables: PluginVariables | None
+    ) -> np.ndarray:
+        encode = scorers.encoder(SplicedModel(self._network, config), self._mesh)
+        placed = place_everywhere(variables, self._mesh)
+        bound = functools.partial(encode, self._params, placed)
+        return similarity.pooled_vectors(self._data.batches(task), bound)
 
     def _result(
         self, task: str, model: SplicedModel, variables: PluginVariables | None

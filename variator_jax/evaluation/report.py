@@ -130,8 +130,9 @@ def details_table(report: Report) -> str:
     lines = [
         {"task": task, "score": name}
         | {k: _score(details.get(task, {}).get(name), None) for k, details in ratios.items()}
-        for task, scores in report.ratios[0].details.items()
-        for name in scores
+        for task in report.ratios[0].details
+        # Some are of plugins only.
+        for name in dict.fromkeys(key for own in ratios.values() for key in own.get(task, ()))
         if name not in _HEADLINES
     ]
     return _table(lines)

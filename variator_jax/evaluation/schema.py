@@ -61,10 +61,11 @@ class RatioEntry:
 
     @property
     def label(self) -> str:
-        """The ratio, and the plugin's name where it has other sites than the paper's."""
-        return (
-            self.plugin if not self.plugin.startswith("ffn_x") and self.plugin else f"{self.ratio}"
-        )
+        """The ratio of the paper's sites; of FFNs chosen otherwise their words, else the name."""
+        if self.plugin and not self.plugin.startswith("ffn_x"):
+            return self.plugin
+        usual = all(site.startswith("ffn all") and "rank=" not in site for site in self.sites)
+        return f"{self.ratio}" if usual else ", ".join(self.sites)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,15 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
+import atexit
+import contextlib
 import functools
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import lock_folder
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
 from variator_jax.store.other_plugins import SETTINGS
@@ -111,7 +115,12 @@ def _check_task(task: str, feature_lengths: Mapping[str, int] | None, backbone: 
 
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
-    """T5X leaves finished files alone, whatever they are the results of."""
+    """T5X leaves finished files alone, whatever they are the results of.
+
+    The first process of a run holds the folder until it ends.
+    """
+    if jax.process_index() == 0 and not formats.is_url(folder):
+        _hold(folder)
     before = _read_json(folder, _RESULTS)
     if before != _as_json(identity) and gfile.glob(os.path.join(folder, "*.COMPLETED")):
         raise ConfigError(
@@ -119,6 +128,14 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
             "keep; choose another folder."
         )
     _write_json(folder, _RESULTS, identity)
+
+
+@functools.cache
+def _hold(folder: str) -> None:
+    """Makes this process the only writer of a folder until it ends."""
+    lock = contextlib.ExitStack()
+    lock.enter_context(lock_folder(Path(folder)))
+    atexit.register(lock.close)
 
 
 def check_same_run(
@@ -253,14 +270,9 @@ def restore_config(
     _check_leaves(folder, stored, wanted)
     if plugin_path and plugin.ratio > 1 and not training and check_owner:
         load_plugin(chosen_path(plugin_path, plugin), formats.identify_backbone(folder))
-    rules = [_FRESH_STATE] * training + [_FRESH_PLUGIN] * fresh_plugin
-    return utils.RestoreCheckpointConfig(
-        path=folder,
-        mode="specific",
-        dtype=dtype,
-        assignment_map=tuple(rules) or None,
-        fallback_to_scratch=bool(rules),
-    )
+    rules = tuple([_FRESH_STATE] * training + [_FRESH_PLUGIN] * fresh_plugin)
+    fresh = {"assignment_map": rules or None, "fallback_to_scratch": bool(rules)}
+    return utils.RestoreCheckpointConfig(path=folder, mode="specific", dtype=dtype, **fresh)
 
 
 def _check_leaves(folder: str, stored: Shapes, wanted: Shapes) -> None:
@@ -289,8 +301,9 @@ def _parameter_shapes(model: DistillationModel) -> Shapes:
     """The shapes of the model's parameters, whatever its network is."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     tokens = dict.fromkeys(names, (1, 8))
-    initialize = functools.partial(model.get_initial_variables, input_shapes=tokens)
-    variables = jax.eval_shape(initialize, jax.random.key(0))
+    variables = jax.eval_shape(
+        lambda rng: model.get_initial_variables(rng, tokens), jax.random.key(0)
+    )
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
     return {name: leaf.shape for name, leaf in leaves.items()}
 

@@ -179,7 +179,7 @@ def model(
         module,
         load_vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary,
         None if optimizer is None else PluginOptimizer(optimizer),
-        Comparison(loss, backbone, SiteLosses(plugin, stack, loss)),
+        Comparison(loss, T5(backbone), SiteLosses(plugin, stack, loss)),
         start,
         decode_fn=decode_fn,
         last_norms=last_norms,

@@ -98,7 +98,7 @@ def plan(
       partitioner: T5X's partitioner, which spreads arrays over devices.
       feature_lengths: tokens of `inputs` and `targets`.
       batch_size: rows of a batch.
-      backbone_dtype: what the backbone is cast to; None for float32.
+      backbone_dtype: what the backbone is cast to; None for the network's own.
     """
     inputs, targets = feature_lengths["inputs"], feature_lengths["targets"]
     state = utils.TrainStateInitializer(

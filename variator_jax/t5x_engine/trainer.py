@@ -113,10 +113,8 @@ class PluginTrainer(t5x_trainer.Trainer):
             return site_output_rms(forward, config, model.module.stack, mask)
 
         axes = (self._train_state_axes.params, self._partitioner.data_partition_spec)
-        rms = self._partitioner.partition(measure, in_axis_resources=axes, out_axis_resources=None)(
-            state.params, batch
-        )
-        plugin = calibrate(from_tree(state.params[PLUGIN]), rms)
+        compiled = self._partitioner.partition(measure, axes, None)
+        plugin = calibrate(from_tree(state.params[PLUGIN]), compiled(state.params, batch))
         self.train_state = state.replace_params(state.params.copy({PLUGIN: to_tree(plugin)}))
 
     @functools.cached_property

@@ -28,6 +28,7 @@ class LossConfig:
       residual: MSE of the residual stream behind each site, over the teacher's mean square.
       neurons: MSE of the input of the FFN's last matrix for merged vectors against the teacher's
         merge-weighted mean, over that mean's mean square.
+      pooled: one minus the cosine of the encoder's mean-pooled states, a text each: embeddings.
       temperature: softens both distributions of `logits`.
     """
 
@@ -37,6 +38,7 @@ class LossConfig:
     task: float = 0.0
     residual: float = 0.0
     neurons: float = 0.0
+    pooled: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -83,6 +85,34 @@ def relative_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Wei
     error = jnp.mean(jnp.square(difference), axis=-1)
     scale = jnp.mean(jnp.square(teacher), axis=-1)
     return jnp.sum(mask * error / jnp.maximum(scale, _SMALLEST)), jnp.sum(mask)
+
+
+def pooled_cosine(
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, segments: jax.Array | None = None
+) -> WeightedSum:
+    """One minus the cosine of the means over the tokens of each text, as embeddings are compared.
+
+    Args:
+      student: `[batch, length, embed]`.
+      teacher: the same shape.
+      mask: `[batch, length]`, 1 on tokens and 0 on padding.
+      segments: `[batch, length]` int, from 1 on, of rows that hold several texts.
+
+    Returns:
+      The sum over texts, and their number.
+    """
+    texts = mask[..., None].astype(jnp.float32)
+    if segments is not None:
+        texts = texts * jax.nn.one_hot(segments - 1, mask.shape[1])
+    # [batch, texts, embed]; a sum has the direction of the mean
+    ours, theirs = (
+        jnp.einsum("blt,ble->bte", texts, x.astype(jnp.float32)) for x in (student, teacher)
+    )
+    present = jnp.any(texts > 0, axis=1).astype(jnp.float32)
+    # [batch, texts]
+    norms = jnp.sum(jnp.square(ours), -1) * jnp.sum(jnp.square(theirs), -1)
+    cosine = jnp.sum(ours * theirs, -1) / jnp.sqrt(jnp.maximum(norms, _SMALLEST**2))
+    return jnp.sum(present * (1 - cosine)), jnp.sum(present)
 
 
 def logits_kl(

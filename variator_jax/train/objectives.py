@@ -36,16 +36,18 @@ class Objective(Protocol):
 class Comparison:
     """How a student's outputs are compared with its teacher's, whichever network made them."""
 
-    def __init__(self, config: LossConfig, backbone: Any, sites: SiteLosses | None = None) -> None:
+    def __init__(
+        self, config: LossConfig, backbone: Backbone, sites: SiteLosses | None = None
+    ) -> None:
         """Leaves out terms that count nothing; an encoder alone has its hidden states only.
 
         Args:
           config: the weights of the losses.
-          backbone: shape of student and teacher.
+          backbone: of the teacher, whose masks the student shares.
           sites: the losses of a plugin's sites, which a narrow student does not have.
         """
-        names = ["encoder_hidden"]
-        if backbone.has_decoder:
+        names = ["encoder_hidden", "pooled"]
+        if backbone.config.has_decoder:
             names += ["decoder_hidden", "logits", "task"]
         weights = {name: getattr(config, name) for name in names}
         weights |= sites.coefficients if sites else {}
@@ -54,8 +56,8 @@ class Comparison:
             raise ConfigError(
                 f"No loss with a weight applies to this plugin and backbone: {config}."
             )
-        self._embed_dim, self._temperature = backbone.embed_dim, config.temperature
-        self._sites = sites
+        self._embed_dim, self._temperature = backbone.config.embed_dim, config.temperature
+        self._sites, self._masks = sites, backbone.masks
 
     @property
     def capture(self) -> Collection[str]:
@@ -63,10 +65,13 @@ class Comparison:
         return self._sites.capture if self._sites else ()
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Valid elements of the hidden states, valid positions of the targets."""
-        counts = self._sites.weights(_encoder_mask(batch)) if self._sites else {}
+        """Valid elements of the hidden states, texts, valid positions of the targets."""
+        masks = self._masks(batch)
+        counts = self._sites.weights(masks["encoder"]) if self._sites else {}
+        if "pooled" in self.coefficients:
+            counts["pooled"] = _texts(masks["encoder"])
         return {
-            name: _count(_mask(name, batch)) * (self._embed_dim if name.endswith("_hidden") else 1)
+            name: _count(_mask(name, masks)) * (self._embed_dim if name.endswith("_hidden") else 1)
             for name in self.coefficients
             if name not in counts
         } | counts
@@ -82,7 +87,7 @@ class Comparison:
           batch: in T5X's names.
           arrays: the plugin's parameters, by key.
         """
-        mask = _encoder_mask(batch)
+        mask = self._masks(batch)["encoder"]
         terms = self._sites.terms(student, teacher, mask, arrays) if self._sites else {}
         return {
             name: self._term(name, student, teacher, batch)[0]
@@ -91,8 +96,13 @@ class Comparison:
         } | terms
 
     def _term(self, name: str, student: Outputs, teacher: Outputs, batch: Batch) -> WeightedSum:
+        if name == "pooled":
+            inputs = self._masks(batch)["encoder"]
+            # [batch, length, embed]
+            states = student.hidden["encoder"], teacher.hidden["encoder"]
+            return losses.pooled_cosine(*states, inputs.valid, inputs.segments)
         # [batch, length]
-        mask = _mask(name, batch)
+        mask = _mask(name, self._masks(batch))
         if name.endswith("_hidden"):
             stack = name.removesuffix("_hidden")
             # [batch, length, embed]
@@ -110,7 +120,7 @@ class TeacherStudent(Comparison):
         self._teacher, self._student = teacher, student
         plugin, stack = student.plugin, student.backbone.stack("encoder")
         sites = SiteLosses(plugin, stack, config) if plugin else None
-        super().__init__(config, teacher.backbone.config, sites)
+        super().__init__(config, teacher.backbone, sites)
 
     def run(
         self, teacher: tuple[Any, Any], student: tuple[Any, Any], batch: Batch
@@ -181,15 +191,15 @@ class LoraTraining(TaskTraining):
         return super().terms(merged, None, batch, rng)
 
 
-def _mask(term: str, batch: Batch) -> jax.Array:
+def _mask(term: str, masks: Mapping[str, Mask]) -> jax.Array:
     """`[batch, length]` of inputs or targets: where a term counts."""
-    if term == "encoder_hidden":
-        return batch["encoder_input_tokens"] > 0
-    return batch["decoder_loss_weights"]
+    return masks["encoder" if term == "encoder_hidden" else "decoder"].valid
 
 
-def _encoder_mask(batch: Batch) -> Mask:
-    return Mask(batch["encoder_input_tokens"] > 0, batch.get("encoder_segment_ids"))
+def _texts(mask: Mask) -> jax.Array:
+    """How many texts the rows hold."""
+    texts = mask.valid if mask.segments is None else mask.segments
+    return jnp.sum(jnp.max(texts.astype(jnp.float32), axis=1))
 
 
 def _count(mask: jax.Array) -> jax.Array:

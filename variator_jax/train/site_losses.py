@@ -12,13 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Mask, Outputs, Stack
+from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
 from variator_jax.plugin.groups import Groups, make_groups, to_groups
 from variator_jax.train import losses
 
 
 class SiteLosses:
-    """The terms of a plugin's sites on a stack that have a weight."""
+    """The terms of a plugin's sites on a stack that have a weight.
+
+    Raises:
+      ConfigError: for a weight of a loss that has nothing to compare.
+    """
 
     def __init__(self, plugin: PluginConfig, stack: Stack, config: losses.LossConfig) -> None:
         self._plugin = plugin
@@ -32,7 +37,13 @@ class SiteLosses:
         }
         self._merges = merges if config.neurons else {}
         weights = {"residual": (config.residual, streams), "neurons": (config.neurons, merges)}
-        self.coefficients = {name: w for name, (w, places) in weights.items() if w and places}
+        self.coefficients = {name: w for name, (w, _) in weights.items() if w}
+        for name in self.coefficients:
+            if plugin.parts and not weights[name][1]:
+                raise ConfigError(
+                    f"{name.upper()}_LOSS is {weights[name][0]}, but no site of this plugin, "
+                    f"{plugin.description}, has what it compares; set it to 0."
+                )
         neurons = {path for _, _, paths in self._merges.values() for path in paths}
         #: Paths of modules whose results must be among the hidden states of student and teacher.
         self.capture = {*self._streams, *neurons, *(m[1] for m in self._merges.values())}

@@ -39,10 +39,21 @@ TRAIN = [
     "tqdm>=4.70",
 ]
 
+SERVE = [
+    "fastapi>=0.165",
+    "httpx>=0.28",  # the load test
+    "prometheus-client>=0.26",
+    "protobuf",  # with sentencepiece, as in texts.py
+    "sentencepiece>=0.2.3",
+    "tokenizers>=0.23",
+    "uvicorn>=0.54",
+]
+
 DEV = [
     "hypothesis>=6.170",
     "mypy>=2.4",
     "pytest>=9.2",
+    "openai>=3.57",  # a client of the server's tests; others are skipped where they are absent
     "pytest-xdist>=3.8",
     "ruff>=0.17",
     "setuptools",  # builds the wheel of tests/imports_test.py, with wheel
@@ -80,9 +91,12 @@ setup(
         "variator_jax.gin_configs",
     ],
     package_dir={"variator_jax.gin_configs": "gin_configs"},
-    package_data={"variator_jax.gin_configs": ["*.gin", "**/*.gin"]},
+    package_data={
+        "variator_jax.gin_configs": ["*.gin", "**/*.gin"],
+        "variator_jax.serving": ["page.html"],
+    },
     install_requires=CORE,
-    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+    extras_require={"train": TRAIN, "serve": SERVE, "dev": TRAIN + SERVE + DEV},
     entry_points={
         "console_scripts": [
             "variator = variator_jax.cli:main",

@@ -21,6 +21,7 @@ TASKS = [
     TaskConfig("embed", "embed"),
     TaskConfig("embed_auto", "embed", plugin="auto"),
     TaskConfig("letter", "classify", prompt="{text}?", labels=("a", "b")),
+    TaskConfig("same", "classify", prompt="{first}{second}", labels=("n", "y")),
     TaskConfig("relevant", "rerank", prompt="{query} {text}", labels=("t", "f")),
     TaskConfig("similar", "rerank"),
     TaskConfig("name", "generate", prompt="N: {text}", max_length=4),

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-# `verbs` enters its commands into the registry.
-from variator_jax.commands import registry, verbs  # noqa: F401
+# `verbs` and `serving` enter their commands into the registry.
+from variator_jax.commands import registry, serving, verbs  # noqa: F401
 
 
 def main(argv: Sequence[str] | None = None, program: str = "variator") -> int:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from variator_jax.commands import serving
 from variator_jax.data import docs_corpus, docs_tasks
 from variator_jax.data.docs_corpus import sentences
 from variator_jax.data.docs_tasks import docs_examples_of
@@ -197,3 +198,12 @@ def test_held_out_drops_a_pair_of_which_one_sentence_is_known():
     train, partly, fresh = (docs_tasks.pair_examples([_record("\n".join(p))]) for p in pairs)
     assert docs_tasks.held_out(train, partly + fresh, 10) == fresh
     assert docs_tasks.held_out(train, fresh, 1) == fresh[:1]
+
+
+def test_the_quickstarts_tasks_are_those_its_backbone_was_tuned_on():
+    topic, pair, name, _ = serving.QUICKSTART_TASKS
+    assert topic["prompt"] == docs_tasks.TOPIC_PROMPT and topic["labels"] == tuple(
+        docs_tasks.TOPICS
+    )
+    assert pair["prompt"] == docs_tasks.PAIR_PROMPT and pair["labels"] == ("no", "yes")
+    assert name["prompt"] == docs_tasks.NAME_PROMPT

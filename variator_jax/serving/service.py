@@ -108,11 +108,19 @@ class Service:
     async def start(self) -> None:
         """Compiles every program; `ready` is true behind it."""
 
+        cancelled = False
+
         def progress(done: int, total: int) -> None:
             self.progress = done, total
+            if cancelled:
+                raise asyncio.CancelledError  # ends the thread, for which the process waits
 
         longest = self._limits.batch_share * self._policy.target
-        await asyncio.to_thread(self.engine.warm_up, progress, longest)
+        try:
+            await asyncio.to_thread(self.engine.warm_up, progress, longest)
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self._batcher = Batcher(
             self.engine, self._policy, self._limits.wait_share * self._policy.target

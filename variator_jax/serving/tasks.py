@@ -162,9 +162,11 @@ def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut
     """Ids as they were given, if they can be this tokenizer's."""
     if task.prompt != "{text}" or not task.embeds:
         raise ConfigError(f"Task {task.name!r} puts texts into a prompt; it takes no token ids.")
-    if not ids or ids[-1] != EOS or not all(0 < i < tokenizer.size for i in ids):
+    known = all(0 < i < tokenizer.size for i in ids)
+    # Those of another vocabulary are words in this one, too, but hardly in the way it splits them.
+    if not known or tokenizer.encode(tokenizer.decode(ids)) != list(ids):
         raise ConfigError(
-            f"These token ids are not of this backbone, which has ids 1 to {tokenizer.size - 1} "
+            f"No text has these token ids on this backbone, which has 1 to {tokenizer.size - 1} "
             f"and ends a text in {EOS}. A client that tokenises by itself, such as LangChain's "
             "OpenAIEmbeddings, sends texts with check_embedding_ctx_length=False."
         )

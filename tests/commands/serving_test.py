@@ -1,0 +1,95 @@
+"""`variator serve` as a process: it starts, drains on SIGTERM, and refuses what it cannot serve."""
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import served
+
+from variator_jax import cli
+from variator_jax.store import save_backbone, save_plugins
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A backbone, its plugins and a file of tasks."""
+    folder = tmp_path_factory.mktemp("served")
+    backbone = served.BACKBONE
+    save_backbone(folder / "backbone", backbone.config, backbone.params)
+    plugins = {served.PLUGIN.config.ratio: served.PLUGIN}
+    save_plugins(folder / "plugins", plugins, backbone)
+    tasks = [{"name": "embed", "kind": "embed"}]
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return folder
+
+
+def start(folder, *more, **environment):
+    """The process and the address that it prints."""
+    paths = (
+        "--backbone",
+        "backbone",
+        "--plugins",
+        "plugins",
+        "--tasks",
+        "tasks.json",
+        "--max_length",
+        "16",
+    )
+    command = [sys.executable, "-m", "variator_jax", "serve", *paths, "--port", "0", *more]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    return process, re.search(r"http://\S+", process.stdout.readline())[0]
+
+
+def wait_until_ready(url):
+    while httpx.get(f"{url}/health").status_code != 200:
+        time.sleep(0.1)
+
+
+def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
+    process, url = start(folder, "--name", "tiny", "--slo_ms", "60000", VARIATOR_TOKEN="secret")
+    try:
+        wait_until_ready(url)
+        client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
+        assert client.get("/info").json()["model_id"] == "tiny"
+        assert httpx.get(f"{url}/info").status_code == 401
+        body = {"inputs": [f"text {i}" for i in range(1000)]}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            waiting = [pool.submit(client.post, "/embed", json=body) for _ in range(8)]
+            while client.get("/stats").json()["requests"] < 8:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert not all(one.done() for one in waiting)
+            assert [one.result().status_code for one in waiting] == [200] * 8
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+def test_a_taken_port_and_a_missing_result_are_errors_in_words(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    assert cli.main(["serve", "--backbone", "backbone", "--port", port]) == 2
+    assert "cannot be bound" in capsys.readouterr().err
+    assert cli.main(["serve"]) == 2
+    assert "launch/quickstart.sh" in capsys.readouterr().err
+    (folder / "wrong.json").write_text('[{"name": "x", "kind": "embed", "promt": "{text}"}]')
+    assert cli.main(["serve", "--backbone", "backbone", "--tasks", "wrong.json"]) == 2
+    assert "Did you mean 'prompt'?" in capsys.readouterr().err

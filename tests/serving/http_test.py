@@ -1,0 +1,253 @@
+"""The HTTP API over the real service: answers equal the library's, errors have each API's form."""
+
+import asyncio
+import base64
+import concurrent.futures
+import threading
+import time
+
+import http_server
+import httpx
+import numpy as np
+import pytest
+import served
+from prometheus_client.parser import text_string_to_metric_families
+
+from variator_jax.errors import ConfigError
+from variator_jax.serving.http import create_app, serve
+from variator_jax.serving.service import Limits
+
+TEXTS = ["one text", "another one that is longer"]
+
+
+@pytest.fixture(scope="module")
+def client():
+    with http_server.running(http_server.service()) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def pooled(texts, ratio=1):
+    rows = []
+    for text in texts:
+        hidden = np.asarray(served.model().encode([text], ratio=ratio))[0]
+        rows.append(hidden.mean(0) / np.linalg.norm(hidden.mean(0)))
+    return np.array(rows)
+
+
+def test_embeddings_are_the_librarys_in_both_encodings(client):
+    body = {"input": TEXTS, "model": "any"}
+    answer = client.post("/v1/embeddings", json=body)
+    found = [row["embedding"] for row in answer.json()["data"]]
+    np.testing.assert_allclose(found, pooled(TEXTS), atol=1e-5)
+    assert answer.headers["x-variator-plugin"] == "none"
+    assert answer.headers["x-variator-ratio"] == "1"
+    tokens = sum(len(text) + 1 for text in TEXTS)
+    assert answer.json()["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    coded = client.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
+    decoded = [np.frombuffer(base64.b64decode(r["embedding"]), "<f4") for r in coded["data"]]
+    np.testing.assert_array_equal(np.array(found, "f4"), decoded)
+
+
+@pytest.mark.parametrize("choice", [{"ratio": 4}, {"plugin": "ffn_x4"}])
+def test_a_request_chooses_its_plugin(client, choice):
+    answer = client.post("/embed", json={"inputs": TEXTS, **choice})
+    np.testing.assert_allclose(answer.json(), pooled(TEXTS, 4), atol=1e-5)
+    assert answer.headers["x-variator-ratio"] == "4"
+
+
+def test_embed_takes_ids_normalizes_and_cuts(client):
+    [ids] = client.post("/tokenize", json={"inputs": TEXTS[0]}).json()
+    ids = [token["id"] for token in ids]
+    assert ids == served.model().tokenizer.encode(TEXTS[0])
+    by_ids = client.post("/embed", json={"inputs": ids}).json()
+    np.testing.assert_allclose(by_ids, pooled(TEXTS[:1]), atol=1e-5)
+    raw = client.post("/embed", json={"inputs": TEXTS[0], "normalize": False}).json()[0]
+    np.testing.assert_allclose(raw / np.linalg.norm(raw), by_ids[0], atol=1e-5)
+    assert abs(np.linalg.norm(raw) - 1) > 1e-2
+    short = client.post("/embed", json={"inputs": TEXTS[0], "dimensions": 4}).json()[0]
+    np.testing.assert_allclose(short, by_ids[0][:4] / np.linalg.norm(by_ids[0][:4]), atol=1e-5)
+
+
+def test_embed_all_gives_a_vector_for_each_token(client):
+    found = client.post("/embed_all", json={"inputs": TEXTS}).json()
+    for text, vectors in zip(TEXTS, found, strict=True):
+        hidden = np.asarray(served.model().encode([text]))[0]
+        np.testing.assert_allclose(vectors, hidden, atol=1e-5)
+
+
+def test_rerank_in_both_forms_is_sorted_and_agrees(client):
+    texts = ["a", "bb", "ccc"]
+    ranks = client.post("/rerank", json={"query": "q", "texts": texts, "return_text": True}).json()
+    assert [r["score"] for r in ranks] == sorted((r["score"] for r in ranks), reverse=True)
+    assert all(rank["text"] == texts[rank["index"]] for rank in ranks)
+    raw = client.post("/rerank", json={"query": "q", "texts": texts, "raw_scores": True}).json()
+    for rank, unscaled in zip(ranks, raw, strict=True):
+        assert rank["score"] == pytest.approx(1 / (1 + np.exp(-unscaled["score"])), abs=1e-6)
+    body = {"query": "q", "documents": ["a", {"text": "bb"}, "ccc"], "top_n": 2}
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        found = client.post(path, json={**body, "return_documents": True}).json()["results"]
+        assert [r["index"] for r in found] == [r["index"] for r in ranks[:2]]
+        assert found[0]["document"] == {"text": texts[found[0]["index"]]}
+
+
+def test_predict_takes_a_text_a_pair_and_lists(client):
+    one = client.post("/predict", json={"inputs": "x"}).json()
+    assert {p["label"] for p in one} == {"a", "b"}
+    assert sum(p["score"] for p in one) == pytest.approx(1)
+    assert one[0]["score"] > one[1]["score"]
+    pair = client.post("/predict", json={"inputs": ["x", "y"]}).json()  # the task of pairs
+    assert {p["label"] for p in pair} == {"n", "y"}
+    listed = client.post("/predict", json={"inputs": [["x"], ["z"]]}).json()[0]
+    assert [p["label"] for p in listed] == [p["label"] for p in one]
+    assert listed[0]["score"] == pytest.approx(one[0]["score"], abs=1e-5)
+    pairs = {"inputs": [["x", "y"], ["y", "x"]], "task": "same"}
+    assert {p["label"] for p in client.post("/predict", json=pairs).json()[1]} == {"n", "y"}
+
+
+def test_generate_is_the_librarys(client):
+    expected = served.model().generate(["N: x"], ratio=4, max_length=4)
+    answer = client.post("/generate", json={"inputs": ["x"], "ratio": 4})
+    assert [one["generated_text"] for one in answer.json()] == expected
+
+
+BAD = [
+    ("/v1/embeddings", {"input": ""}, 400, "input"),
+    ("/v1/embeddings", {"input": "x", "plugin": "ffn_x5"}, 400, "ffn_x4"),
+    ("/v1/embeddings", {"input": [[64, 1495]]}, 400, "check_embedding_ctx_length=False"),
+    ("/v1/embeddings", {"input": "x", "dimensions": 10**6}, 400, "dimensions"),
+    ("/embed", {"inputs": []}, 400, "inputs"),
+    ("/embed", {"inputs": "x", "ratio": 3}, 422, "not loaded"),
+    ("/embed", {"inputs": "x" * 5000}, 422, "truncate"),
+    ("/embed", {"inputs": ["x" * 5000]}, 422, "truncate"),
+    ("/predict", {"inputs": "x", "task": "lettre"}, 422, "Did you mean 'letter'?"),
+    ("/predict", {"inputs": ["x", "y"], "task": "letter"}, 422, "letter"),
+    ("/embed", {"inputs": ["x"] * 2049}, 413, "2048"),
+    ("/v2/rerank", {"query": "x"}, 400, "documents"),
+    ("/nowhere", {}, 404, "Not Found"),
+]
+
+
+@pytest.mark.parametrize("path, body, status, reason", BAD)
+def test_bad_requests_have_the_form_of_their_api(client, path, body, status, reason):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    found = answer.json()
+    if path.startswith("/v1"):
+        message = found["error"].pop("message")
+        assert set(found["error"]) == {"type", "param", "code"}
+    elif path.startswith("/v2"):
+        message = found.pop("message")
+    else:
+        message, kind = found["error"], found["error_type"]
+        assert kind in ("Validation", "Empty")
+    assert reason in message
+
+
+def test_a_long_text_is_cut_only_where_that_is_asked_for(client):
+    body = {"input": "x" * 40 + "y" * 40, "truncate": True}
+    right = client.post("/v1/embeddings", json=body).json()
+    left = client.post("/v1/embeddings", json={**body, "truncation_direction": "Left"}).json()
+    for cut, letter in ((right, "x"), (left, "y")):
+        length = cut["usage"]["prompt_tokens"]
+        assert length <= client.get("/info").json()["max_input_length"]
+        whole = client.post("/v1/embeddings", json={"input": letter * (length - 1)}).json()
+        assert cut["data"] == whole["data"]
+    document = {"query": "q", "documents": ["x" * 80]}
+    assert client.post("/v1/rerank", json=document).status_code == 200
+    assert client.post("/rerank", json={"query": "q", "texts": ["x" * 80]}).status_code == 422
+
+
+def test_metrics_count_requests_and_their_plugins(client):
+    def value(name, **labels):
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    before = value("variator_texts_total", plugin="ffn_x4")
+    client.post("/embed", json={"inputs": TEXTS, "ratio": 4})
+    assert value("variator_texts_total", plugin="ffn_x4") == before + 2
+    assert value("variator_requests_total", path="/embed", status="200") >= 1
+    assert value("variator_request_seconds_count", path="/embed") >= 1
+    assert value("process_resident_memory_bytes") > 0
+
+
+def test_a_full_queue_is_429_with_seconds_in_each_form():
+    slow = http_server.service(Limits(requests=1))
+    with http_server.running(slow) as url:
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            body = {"inputs": "x", "input": "x", "query": "x", "documents": ["x"]}
+            paths = ("/embed", "/v1/embeddings", "/v1/rerank") * 40
+            answers = list(pool.map(lambda path: httpx.post(url + path, json=body), paths))
+    refused = {a.url.path: a for a in answers if a.status_code == 429}
+    assert {a.status_code for a in answers} == {200, 429}
+    assert all(int(a.headers["retry-after"]) >= 1 for a in refused.values())
+    assert refused["/embed"].json()["error_type"] == "Overloaded"
+    assert refused["/v1/embeddings"].json()["error"]["code"] == "rate_limit_exceeded"
+    assert "full" in refused["/v1/rerank"].json()["message"]
+
+
+def test_what_a_client_asked_for_that_left_is_dropped():
+    waiting = http_server.service()
+    left = threading.Event()
+
+    async def submit(*args, **options):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            left.set()
+            raise
+
+    waiting.submit = submit
+    with http_server.running(waiting) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/embed", json={"inputs": "x"}, timeout=0.2)
+        assert left.wait(10)
+        while 'status="499"' not in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.01)
+
+
+def test_a_token_guards_all_but_health_and_the_page():
+    with http_server.running(http_server.service(), token="secret") as url:
+        sent = {"authorization": "Bearer secret"}
+        assert httpx.get(f"{url}/info").status_code == 401
+        assert httpx.get(f"{url}/info", headers={"authorization": "Bearer x"}).status_code == 401
+        refused = httpx.post(f"{url}/v1/embeddings", json={"input": "x"})
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert httpx.get(f"{url}/info", headers=sent).status_code == 200
+        assert httpx.get(f"{url}/").status_code == httpx.get(f"{url}/live").status_code == 200
+
+
+def test_until_every_program_is_compiled_health_is_503():
+    cold, compiled = http_server.service(), threading.Event()
+
+    def warm_up(progress, *_):
+        progress(1, 2)
+        compiled.wait()
+
+    cold.engine.warm_up = warm_up
+    with http_server.running(cold, ready=False) as url:
+        while (health := httpx.get(f"{url}/health")).json()["programs"] == 0:
+            time.sleep(0.01)
+        assert health.status_code == 503
+        assert health.json() == {"ready": False, "compiled": 1, "programs": 2}
+        refused = httpx.post(f"{url}/embed", json={"inputs": "x"})
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error_type"] == "Unhealthy"
+        assert httpx.get(f"{url}/live").status_code == 200
+        compiled.set()
+        while httpx.get(f"{url}/health").status_code != 200:
+            time.sleep(0.01)
+        assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
+
+
+def test_a_server_ends_if_its_programs_cannot_be_compiled():
+    broken = http_server.service()
+
+    def warm_up(*_):
+        raise ConfigError("no memory")
+
+    broken.engine.warm_up = warm_up
+    with pytest.raises(ConfigError, match="no memory"):
+        serve(create_app(broken), port=0)

@@ -1,0 +1,155 @@
+"""`variator serve`."""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from variator_jax.commands.registry import command
+from variator_jax.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from variator_jax.serving.tasks import Dense, TaskConfig
+    from variator_jax.store import Backbone, Plugin
+
+TOKEN = "VARIATOR_TOKEN"
+# Of the quickstart: the tasks that its backbone was fine-tuned on.
+QUICKSTART_TASKS: tuple[Mapping[str, Any], ...] = (
+    {
+        "name": "docs_topic",
+        "kind": "classify",
+        "prompt": "Library? {text}",
+        "labels": ("standard", "numpy", "tensorflow", "jax", "matplotlib"),
+    },
+    {
+        "name": "docs_pair",
+        "kind": "classify",
+        "prompt": "First: {first} Second: {second}",
+        "labels": ("no", "yes"),
+    },
+    {"name": "docs_name", "kind": "generate", "prompt": "Name: {text}", "max_length": 8},
+    {"name": "embed", "kind": "embed"},
+)
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    result = "the quickstart's folder, which is served without --backbone (%(default)s)"
+    add("--model_dir", metavar="DIR", default="runs/quickstart", help=result)
+    add("--backbone", metavar="DIR", help="a backbone: Hugging Face, T5X, ours, or a run folder")
+    plugins = "a plugin, a set of them or a run folder; repeatable. Without any, ratio 1 is served"
+    add("--plugins", metavar="DIR", action="append", default=[], help=plugins)
+    tasks = "JSON, a list of tasks with their prompts (docs/serving.md)"
+    add("--tasks", metavar="FILE", help=tasks)
+    target = "the p99 of latency to hold, in milliseconds (%(default)s)"
+    add("--slo_ms", type=float, default=100.0, metavar="MS", help=target)
+    longest = "tokens of the longest input (512; of the quickstart 64)"
+    add("--max_length", type=int, metavar="N", help=longest)
+    rows = "inputs of the largest batch (64; of the quickstart 8). Fewer start sooner"
+    add("--max_rows", type=int, metavar="N", help=rows)
+    cache = "where compiled programs are kept for the next start (%(default)s)"
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/variator_jax/programs")
+    add("--cache", metavar="DIR", default=kept, help=cache)
+    add("--name", help="the model's name in answers; by default that of the backbone")
+    add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces (%(default)s)")
+    add("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
+    token = f"a file whose first line is the bearer token; or the variable {TOKEN}"
+    add("--token_file", metavar="FILE", help=token)
+
+
+@command("serve", _serve_arguments)
+def _serve(args: argparse.Namespace) -> None:
+    """Serve a backbone over HTTP; the ratio follows the load. By default the quickstart's result.
+
+    variator serve
+    variator serve --backbone monot5 --plugins plugins --tasks tasks.json --slo_ms 100
+    """
+    try:
+        from variator_jax.serving import engine, http, service
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
+    backbone, dense, plugins, tasks = load(args)
+    engine.keep_compiled(os.path.expanduser(args.cache))
+    length, rows = (512, 64) if args.backbone else (64, 8)
+    limits = engine.EngineLimits.up_to(length if args.max_length is None else args.max_length)
+    limits = dataclasses.replace(limits, most_rows=args.max_rows or rows)
+    served = service.Service(engine.Engine(backbone, plugins, tasks, limits, dense), args.slo_ms)
+    name = args.name or backbone.config.name
+    http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
+
+
+def load(
+    args: argparse.Namespace,
+) -> "tuple[Backbone, Sequence[Dense], list[Plugin], list[TaskConfig]]":
+    """The backbone, layers behind it, its plugins and tasks; the quickstart's without `--backbone`.
+
+    Raises:
+      VariatorError: if one of them is missing, damaged or does not fit.
+    """
+    from variator_jax.serving import sentences
+    from variator_jax.store import load_backbone, load_plugins
+
+    folders, tasks = list(args.plugins), _read_tasks(args.tasks) if args.tasks else None
+    path = args.backbone
+    if path is None:
+        quickstart = Path(args.model_dir)
+        path = quickstart / "finetuned"
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path} does not exist: run launch/quickstart.sh, or give --backbone."
+            )
+        folders = folders or sorted(map(str, quickstart.glob("adapted_*")))
+        tasks = tasks or QUICKSTART_TASKS
+    dense: Sequence[Dense] = ()
+    if sentences.is_sentence_folder(path):
+        folder = sentences.read_sentence_folder(path)
+        path, dense = folder.backbone, folder.dense
+    backbone = load_backbone(path)
+    plugins = [p for folder in folders for p in load_plugins(folder, backbone).values()]
+    return backbone, dense, plugins, _task_configs(tasks or _default_tasks(backbone))
+
+
+def _default_tasks(backbone: "Backbone") -> Sequence[Mapping[str, Any]]:
+    embed = [{"name": "embed", "kind": "embed"}]
+    generate = [{"name": "generate", "kind": "generate"}]
+    return [*embed, *(generate if backbone.config.has_decoder else [])]
+
+
+def _read_tasks(path: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        tasks = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a JSON file: {error}.") from error
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise ConfigError(f"{path} is not a list of tasks: [{{'name': ..., 'kind': ...}}, ...].")
+    return tasks
+
+
+def _task_configs(tasks: Sequence[Mapping[str, Any]]) -> "list[TaskConfig]":
+    from variator_jax.serving.tasks import TaskConfig
+
+    fields = TaskConfig.__dataclass_fields__
+    for task in tasks:
+        for name in set(task) - set(fields):
+            reason = f"has no setting {name!r}; those are {', '.join(fields)}"
+            raise ConfigError(f"A task {reason}.{did_you_mean(name, fields)}")
+    make: Callable[..., TaskConfig] = TaskConfig
+    return [
+        make(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}) for t in tasks
+    ]
+
+
+def _token(path: str | None) -> str | None:
+    """The bearer token, which is not an argument, because those are seen by every user."""
+    if path is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not token:
+        raise ConfigError(f"{path} holds no token in its first line.")
+    return token

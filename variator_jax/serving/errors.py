@@ -1,0 +1,134 @@
+"""Errors of the HTTP API: one kind of error, in the form and with the status of each API."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from variator_jax.serving.schemas import CohereError, OpenAiError, OpenAiErrorBody, TeiError
+
+
+class _Kind(NamedTuple):
+    """Status and name of an error in OpenAI's, TEI's and Cohere's API (which has no names)."""
+
+    openai: tuple[int, str]
+    tei: tuple[int, str]
+    cohere: int
+
+
+_REQUEST = "invalid_request_error"
+KINDS: Mapping[str, _Kind] = {
+    "malformed": _Kind((400, _REQUEST), (400, "Validation"), 400),
+    "empty": _Kind((400, _REQUEST), (400, "Empty"), 400),
+    "unauthorized": _Kind((401, _REQUEST), (401, "Unauthorized"), 401),
+    "not_found": _Kind((404, _REQUEST), (404, "Validation"), 404),
+    "method": _Kind((405, _REQUEST), (405, "Validation"), 405),
+    "slow": _Kind((408, "timeout_error"), (408, "Validation"), 408),
+    "too_large": _Kind((413, _REQUEST), (413, "Validation"), 413),
+    "left": _Kind((499, _REQUEST), (499, "Validation"), 499),  # nobody reads it, metrics count it
+    "invalid": _Kind((400, _REQUEST), (422, "Validation"), 400),
+    "no_such_task": _Kind((404, _REQUEST), (424, "Backend"), 404),
+    "overloaded": _Kind((429, "rate_limit_error"), (429, "Overloaded"), 429),
+    "unhealthy": _Kind((503, "server_error"), (503, "Unhealthy"), 503),
+}
+_CODES = {
+    "unauthorized": "invalid_api_key",
+    "no_such_task": "model_not_found",
+    "overloaded": "rate_limit_exceeded",
+}
+_OF_STATUS = {404: "not_found", 405: "method", 408: "slow", 413: "too_large"}
+_EMPTY = {"string_too_short", "too_short"}
+
+
+class ApiError(Exception):
+    """A request that is refused.
+
+    Args:
+      kind: one of `KINDS`.
+      message: for people.
+      param: the field of the request, in OpenAI's form of errors.
+      retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self, kind: str, message: str, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.param, self.retry_after = kind, param, retry_after
+
+
+def family(path: str) -> str:
+    """Whose API a path belongs to: 'openai', 'cohere' or 'tei'."""
+    if path in ("/v1/rerank", "/v2/rerank"):
+        return "cohere"
+    return "openai" if path.startswith("/v1/") or path == "/embeddings" else "tei"
+
+
+def documented(of: str) -> dict[int | str, dict[str, Any]]:
+    """The errors of an API's routes, for its OpenAPI description."""
+    model = {"openai": OpenAiError, "tei": TeiError, "cohere": CohereError}[of]
+    kinds = (getattr(kind, of) for kind in KINDS.values())
+    statuses = {kind if of == "cohere" else kind[0] for kind in kinds} - {404, 405, 499}
+    statuses |= {404} if of != "tei" else set()
+    return {status: {"model": model} for status in sorted(statuses)}
+
+
+def error_response(path: str, error: ApiError) -> JSONResponse:
+    """The error in the form of the API that the path belongs to."""
+    of, message = family(path), str(error)
+    found = getattr(KINDS[error.kind], of)
+    status, name = (found, "") if of == "cohere" else found
+    if of == "openai":
+        code = _CODES.get(error.kind)
+        body = OpenAiErrorBody(message=message, type=name, param=error.param, code=code)
+        content: Any = OpenAiError(error=body)
+    elif of == "tei":
+        content = TeiError(error=message, error_type=name)
+    else:
+        content = CohereError(message=message)
+    headers = {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
+    return JSONResponse(content.model_dump(), status, headers)
+
+
+async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
+    """Answers an `ApiError`."""
+    return error_response(request.url.path, error)
+
+
+async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answers a body that does not fit the schema, without repeating the body."""
+    found = error.errors()
+    kinds = {one["type"] for one in found}
+    kind = "malformed" if "json_invalid" in kinds else "empty" if kinds & _EMPTY else "invalid"
+    reasons = dict.fromkeys(map(_reason, found))  # without repetitions, in order
+    param = _place(found[0]).partition(".")[0]
+    return error_response(request.url.path, ApiError(kind, "; ".join([*reasons][:3]), param))
+
+
+def _reason(found: Mapping[str, Any]) -> str:
+    """One error of pydantic in words."""
+    if found["type"] == "json_invalid":
+        return f"not JSON: {found['ctx']['error']} at character {found['loc'][1]}"
+    if found["type"] == "model_attributes_type":
+        return "the body is not a JSON object with the header Content-Type: application/json"
+    return f"{_place(found)}: {found['msg']}"
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    """The field, without the names of the types that pydantic tried in it."""
+    parts = map(str, found["loc"][1:])
+    fields = [p for p in parts if p.isdigit() or (p.isidentifier() and p.islower() and p != "str")]
+    return ".".join(fields) or "body"
+
+
+async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """Answers what FastAPI itself refuses: paths, methods, the size of the body, broken JSON."""
+    kind = _OF_STATUS.get(error.status_code, "malformed")
+    response = error_response(request.url.path, ApiError(kind, error.detail))
+    response.headers.update(error.headers or {})
+    return response

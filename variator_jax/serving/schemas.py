@@ -1,0 +1,259 @@
+"""Requests and answers of the HTTP API: OpenAI's, Text Embeddings Inference's (TEI), Cohere's.
+
+Fields that those APIs do not have are ours, all optional: `Choice`. Unknown fields are ignored, as
+those servers do. Types are strict: `"1"` is no number.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"Half a surrogate pair at character {error.start}"
+        raise PydanticCustomError("not_unicode", "{reason}", {"reason": reason}) from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode), Field(min_length=1)]
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(min_length=1)]
+Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
+OneOrTwo = Annotated[list[Text], Field(min_length=1, max_length=2)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Choice(_Strict):
+    """Which task and which plugin answer; by default the first task of the kind, and the policy.
+
+    Attributes:
+      task: a configured task's name.
+      plugin: a plugin's name, 'none' for ratio 1.
+      ratio: in place of a name, the ratio of a plugin; 1 for none.
+      max_ratio: the policy chooses no ratio above this one.
+    """
+
+    task: str | None = None
+    plugin: str | None = None
+    ratio: Annotated[int, Field(ge=1)] | None = None
+    max_ratio: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Cut(Choice):
+    """What happens to a text above the longest length: cut, or refused (the server's default)."""
+
+    truncate: bool | None = None
+    truncation_direction: Literal["Right", "Left"] = "Right"
+
+
+# OpenAI.
+
+
+class EmbeddingsRequest(_Cut):
+    """POST /v1/embeddings. `model` is not checked: one server has one backbone."""
+
+    input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class Embedding(BaseModel):
+    """One vector, as numbers or as base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens before padding."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """The answer of /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """The one model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "variator"
+
+
+class ModelList(BaseModel):
+    """The answer of /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class OpenAiErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAiError(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: OpenAiErrorBody
+
+
+# Text Embeddings Inference.
+
+
+class TokensRequest(_Cut):
+    """POST /embed_all: a vector for each token."""
+
+    inputs: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1)]
+
+
+class EmbedRequest(TokensRequest):
+    """POST /embed."""
+
+    normalize: bool = True
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class RerankRequest(_Cut):
+    """POST /rerank, in TEI's form."""
+
+    query: Text
+    texts: Texts
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+class Rank(BaseModel):
+    """The score of one text."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class PredictRequest(_Cut):
+    """POST /predict: a text, a pair of texts, or a list whose members are lists of those."""
+
+    inputs: Text | Pair | Annotated[list[OneOrTwo], Field(min_length=1)]
+    raw_scores: bool = False
+
+
+class Prediction(BaseModel):
+    """A label and its probability."""
+
+    label: str
+    score: float
+
+
+class TokenizeRequest(_Strict):
+    """POST /tokenize."""
+
+    inputs: Text | Texts
+    add_special_tokens: bool = True
+
+
+class Token(BaseModel):
+    """One token. Where it lies in the text is not known."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None = None
+    stop: int | None = None
+
+
+class TeiError(BaseModel):
+    """TEI's form of an error."""
+
+    error: str
+    error_type: str
+
+
+# Cohere and Jina.
+
+
+class Document(_Strict):
+    """A document with its text in a field."""
+
+    text: Text
+
+
+class DocumentsRequest(_Cut):
+    """POST /v1/rerank and /v2/rerank. Documents that are too long are cut, as Cohere does."""
+
+    query: Text
+    documents: Annotated[list[Text | Document], Field(min_length=1)]
+    model: str | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+
+
+class RankedDocument(BaseModel):
+    """The relevance of one document."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class RankedDocuments(BaseModel):
+    """The answer of /v1/rerank: best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: Usage
+    meta: dict[str, Any]
+
+
+class CohereError(BaseModel):
+    """Cohere's form of an error."""
+
+    message: str
+
+
+# Ours, in the form of Text Generation Inference.
+
+
+class GenerateParameters(_Strict):
+    """The decoder's search, within what the task was compiled for."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class GenerateRequest(_Cut):
+    """POST /generate."""
+
+    inputs: Text | Texts
+    parameters: GenerateParameters = GenerateParameters()
+
+
+class Generated(BaseModel):
+    """The text behind one input."""
+
+    generated_text: str

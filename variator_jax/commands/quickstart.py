@@ -22,7 +22,13 @@ from variator_jax.gin_utils import as_override
 PLUGINS: dict[str, dict[str, Any]] = {
     "2": {"RATIO": 2},
     "4": {"RATIO": 4},
-    "span_4": {"RATIO": 4, "SITES": ("span all size=1",), "ADAPTER_RANK": 16},
+    "span_4": {
+        "RATIO": 4,
+        "SITES": ("span all size=1",),
+        "ADAPTER_RANK": 16,
+        "DECODER_HIDDEN_LOSS": 10.0,
+        "RESIDUAL_LOSS": 1.0,
+    },
 }
 _NOTE = (
     "A figure may be missed by chance: a minute of training and 2,000 examples a task leave about "

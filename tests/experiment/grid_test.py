@@ -72,6 +72,13 @@ def test_plugins_of_ones_own_are_arms_with_their_sites_ratio_seeds_and_rival(tmp
     for step in (adapt, narrow):
         assert {"RATIO": 8, "SITES": span["SITES"]}.items() <= step.macros.items()
     assert adapt.macros["INITIAL_PLUGIN_PATH"] is None
+    mean = {"mean": {**span, "ARM": "mean_weights"}}
+    (step,) = (
+        s
+        for s in _plan(tmp_path, arms=(), tasks=("sst2",), seeds=(0,), plugins=mean)
+        if s.kind == "adapt"
+    )
+    assert step.macros["COMPRESSION"] == "mean"  # an arm's own macros stay
     scored = [step.cell.arm.name for step in steps if step.cell and step.macros.get("SITES")]
     assert scored == ["span_x8", "narrow", "span_x8"]
 
@@ -89,6 +96,7 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
     "wrong, message",
     [
         ({"arms": ("variatr",)}, "ARMS names 'variatr'.* Did you mean 'variator'"),
+        ({"plugins": {"student": {}}}, "PLUGINS names 'student', which is an arm"),
         ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
         ({"ratios": (1, 2)}, "whole number from 2; found 1"),
         ({"tasks": "sst2"}, "TASKS is a tuple"),

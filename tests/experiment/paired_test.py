@@ -48,4 +48,5 @@ def test_a_line_of_the_table_has_every_gap_with_its_error_and_the_costs():
 
 
 def test_cells_without_the_scores_of_their_examples_are_left_out():
-    assert paired_gaps([{**cell, "scores": {}} for cell in CELLS]).empty
+    old = {name: value for name, value in CELLS[0].items() if name != "scores"}
+    assert paired_gaps([old, *CELLS[2:3]]).empty

@@ -122,6 +122,9 @@ def drive(
     """
     write_json(Path(experiment.model_dir) / "experiment.json", lock(experiment, configs))
     steps, started = plan(experiment), time.monotonic()
+    for step in steps:
+        if step.cell and step.done:
+            _check_macros(step.cell, json.loads(step.result.read_text(encoding="utf-8")), step)
     for number, step in enumerate(steps, start=1):
         if step.done:
             continue
@@ -137,6 +140,16 @@ def drive(
             raise VariatorError(f"{step.name} ended without {step.result}.")
     files = map(experiment.cell_file, experiment.cells())
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _check_macros(cell: Cell, record: dict[str, Any], step: Step) -> None:
+    """Refuses a score that was made with other macros of the same plugin."""
+    now = json.loads(json.dumps(dict(cell.arm.plugin)))
+    if record.get("macros", now) != now:
+        raise ConfigError(
+            f"{cell.arm.name} is {now}; {step.result} was scored with {record['macros']}. Give the "
+            "plugin another name."
+        )
 
 
 def describe(experiment: Experiment) -> str:

@@ -138,6 +138,8 @@ class Experiment:
             values, fewest = getattr(self, field), 0 if field.startswith("arm") else 1
             if type(values) not in (tuple, list) or len(set(values)) < max(len(values), fewest):
                 raise ConfigError(f"{field.upper()} is a tuple of different values: {values!r}.")
+        for name in self.plugins.keys() & ARMS.keys():
+            raise ConfigError(f"PLUGINS names {name!r}, which is an arm of every experiment.")
         for ratio in (*self.ratios, *self.arm_ratios):
             if not isinstance(ratio, int) or ratio < 2:
                 raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")
@@ -160,10 +162,11 @@ class Experiment:
         """The arms by name and those of `plugins`, the teacher first."""
         arms = [ARMS[name] for name in dict.fromkeys([TEACHER, *self.arms])]
         for name, macros in self.plugins.items():
-            plugin: dict[str, Any] = dict(macros)
-            like, seeds = ARMS[plugin.pop("ARM", "no_pretraining")], plugin.pop("SEEDS", None)
-            ratios = (plugin.pop("RATIO", 4),)
-            changes = {"name": name, "ratios": ratios, "seeds": seeds, "plugin": plugin}
+            own: dict[str, Any] = dict(macros)
+            like, seeds = ARMS[own.pop("ARM", "no_pretraining")], own.pop("SEEDS", None)
+            changes = {"name": name, "ratios": (own.pop("RATIO", 4),), "seeds": seeds}
+            changes["loss"] = {key: own.get(key, value) for key, value in like.loss.items()}
+            changes["plugin"] = {**like.plugin, **own}
             arms.append(dataclasses.replace(like, **changes))
         return arms
 

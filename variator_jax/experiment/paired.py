@@ -19,17 +19,18 @@ def paired_gaps(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """How far every arm is below its teacher, over the same examples.
 
     Args:
-      records: of cells, see `score.score_cell`; those without each example's score are left out.
+      records: of cells, see `score.score_cell`; those without each example's score, or
+        whose teacher has none, are left out.
 
     Returns:
       A row for each backbone, arm, ratio and measure, with `gap` in points, `error`, which is the
       standard error over examples and over seeds together, `seeds`, and the arm's costs. Measures
       are the tasks, and the mean of the classification tasks on each half of the examples.
     """
-    cells = [record for record in records if all(record.get("scores", {}).values())]
+    cells = [record for record in records if all(record.get("scores", {"": ()}).values())]
     teachers = {_pair(cell): cell for cell in cells if cell["arm"] == TEACHER}
     rows = []
-    others = [cell for cell in cells if cell["arm"] != TEACHER and cell.get("scores")]
+    others = [cell for cell in cells if cell["arm"] != TEACHER and _pair(cell) in teachers]
     names = ("backbone", "arm", "ratio")
     keys = [tuple(cell[name] for name in names) for cell in others]
     for key in dict.fromkeys(keys):

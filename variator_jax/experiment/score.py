@@ -109,6 +109,7 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     return {
         **vars(cell),
         "arm": cell.arm.name,
+        "macros": dict(cell.arm.plugin),
         **_summary(results),
         "encoder_length": length,
         "flops_saved": 1.0 - flops / stack_flops(stack, length),

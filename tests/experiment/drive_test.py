@@ -45,6 +45,20 @@ def test_a_grid_may_grow_by_what_is_new_but_not_change_its_recipe(tmp_path, caps
         drive.drive(other, {}, None, None)
 
 
+def test_a_score_of_other_macros_of_a_plugin_is_refused(tmp_path):
+    def scored(experiment, cell):
+        return {**score(experiment, cell), "macros": dict(cell.arm.plugin)}
+
+    def grid(rank):
+        macros = {"SITES": ("span all",), "ADAPTER_RANK": rank}
+        return _experiment(tmp_path, arms=(), plugins={"span": macros})
+
+    drive.drive(grid(8), {}, run_training, scored)
+    drive.drive(grid(8), {}, None, None)
+    with pytest.raises(ConfigError, match="span is .*16.*Give the plugin another name"):
+        drive.drive(grid(16), {}, None, None)
+
+
 @pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
 def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error):
     run = mock.Mock(side_effect=error)

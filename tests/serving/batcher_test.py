@@ -160,7 +160,7 @@ def test_what_waits_of_a_request_costs_what_its_plugin_does(monkeypatch):
     batcher.put([collector.row(i, 30, shared, of=5) for i in range(5)])
     while batcher.state()["queued"] > 4:
         time.sleep(0.001)
-    assert batcher._queued["embed"].tolist() == [4.0, 4.0]  # not [4, 2]
+    assert len({*batcher._queued["embed"].tolist()}) == 1  # [4, 4] or [2, 2], not [4, 2]
     go.set()
     assert collector.all_done.wait(10)
     batcher.end()

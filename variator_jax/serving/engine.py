@@ -157,6 +157,8 @@ class Engine:
         ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
         self._labels = sorted({*itertools.chain.from_iterable(ids)})
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
+        # [batch, 1, vocab] -> [batch, labels]: no other logits leave the device.
+        self._select = jax.jit(lambda logits: logits[:, 0, np.array(self._labels)])
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
 
@@ -277,7 +279,7 @@ class Engine:
             starts: np.ndarray = np.full((len(tokens), 1), START_TOKEN, np.int32)
             # [batch, 1, vocab]
             logits = self.model.logits(tokens, starts, **name)
-            return functools.partial(self._label_logits, logits, len(rows))
+            return functools.partial(self._label_logits, self._select(logits), len(rows))
         _, most, beams = program.split()
         lengths: dict[str, Any] = {"max_length": int(most), "num_beams": int(beams)}
         # It waits for its result, which is why it has a thread.
@@ -311,5 +313,5 @@ class Engine:
         return results
 
     def _label_logits(self, logits: jax.Array, rows: int) -> list[Mapping[int, float]]:
-        columns = np.asarray(logits)[:rows, 0, self._labels]
+        columns = np.asarray(logits)[:rows]
         return [dict(zip(self._labels, map(float, row), strict=True)) for row in columns]

@@ -1,11 +1,12 @@
 """Which rows share a batch, on the real engine of a tiny model whose latencies are set."""
 
 import threading
+import time
 
 import pytest
 import served
 
-from variator_jax.serving.batcher import Batcher, Row, batch_rows
+from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row, batch_rows
 from variator_jax.serving.policy import PolicyConfig
 
 
@@ -64,13 +65,13 @@ def test_a_batch_has_one_program_one_plugin_and_lengths_of_the_oldest_or_below(b
     batcher.put(rows)
     assert collector.all_done.wait(30)
     assert all(name[1] == gear for name, gear, _ in collector.done)
-    for program, _, ids in batcher.starts:
+    for program, _, ids, _ in batcher.starts:
         assert program in ("embed", "labels")
         assert len(ids) <= batcher._engine.limits.rows(32 if max(map(len, ids)) > 16 else 16)
-    assert {(program, plugin) for program, plugin, _ in batcher.starts} == {
+    assert {(program, plugin) for program, plugin, *_ in batcher.starts} == {
         (program, plugin) for program in ("embed", "labels") for plugin in batcher.gears
     }
-    assert sum(len(ids) for *_, ids in batcher.starts) == 24
+    assert sum(len(ids) for _, _, ids, _ in batcher.starts) == 24
     assert batcher.state()["queued"] == 0 and batcher.state()["queued_seconds"] == 0
 
 
@@ -88,7 +89,99 @@ def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(batch
     monkeypatch.setattr(batcher._engine.model, "encode", lambda *_, **__: 1 / 0)
     bad = Collector()
     batcher.put([bad.row("bad", 9, [0])])
-    assert bad.all_done.wait(30) and isinstance(bad.done[0][2], ZeroDivisionError)
+    assert bad.all_done.wait(30) and isinstance(bad.done[0][2], BackendError)
     monkeypatch.undo()
     batcher.put([fine.row("fine", 9, [0])])
     assert fine.all_done.wait(30) and not isinstance(fine.done[0][2], Exception)
+
+
+def with_latency(monkeypatch, seconds):
+    engine = served.warm()
+    monkeypatch.setattr(engine, "latency", dict.fromkeys(engine.latency, seconds))
+    return engine
+
+
+def test_an_answer_does_not_wait_for_the_time_that_its_batch_was_expected_to_take(monkeypatch):
+    batcher = Batcher(with_latency(monkeypatch, 20.0), PolicyConfig(), most_wait=60.0)
+    collector = Collector()
+    batcher.put([collector.row("early", 9, [0])])
+    assert collector.all_done.wait(5)
+    batcher.end()
+
+
+def test_the_next_batch_is_given_to_the_device_shortly_before_the_last_ends(monkeypatch):
+    engine, device, started, ended = with_latency(monkeypatch, 0.1), threading.Lock(), [], []
+
+    def dispatch(program, plugin, rows, per_token):
+        """A device that takes as long as it was expected to."""
+
+        def results():
+            with device:
+                time.sleep(0.1)
+                ended.append(time.monotonic())
+            return [None] * len(rows)
+
+        started.append(time.monotonic())
+        return results
+
+    monkeypatch.setattr(engine, "dispatch", dispatch)
+    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=60.0), Collector()
+    batcher.put([collector.row(i, 30, [0], of=8) for i in range(8)])
+    assert collector.all_done.wait(10)
+    batcher.end()
+    gaps = [start - end for start, end in zip(started[2:], ended, strict=False)]
+    assert len(gaps) >= 3 and min(gaps) > 0.04
+
+
+def test_a_request_that_the_queue_has_no_room_for_is_refused_by_its_own_cost(monkeypatch):
+    engine, go = with_latency(monkeypatch, 0.1), threading.Event()
+    real = engine.dispatch
+    monkeypatch.setattr(engine, "dispatch", lambda *args: go.wait(10) and real(*args))
+    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=0.5), Collector()
+    batcher.put([collector.row(i, 30, [0], of=3) for i in range(2)])
+    while batcher.state()["queued"] > 1:
+        time.sleep(0.001)
+    with pytest.raises(Overloaded):
+        batcher.put([collector.row(i, 30, [0]) for i in range(9)])
+    batcher.put([collector.row(2, 30, [0], of=3)])
+    go.set()
+    assert collector.all_done.wait(10)
+    batcher.end()
+
+
+def test_what_waits_of_a_request_costs_what_its_plugin_does(monkeypatch):
+    engine, go = served.warm(), threading.Event()
+    slow = {key: 1.0 if key[1] == "none" else 0.5 for key in engine.latency}
+    monkeypatch.setattr(engine, "latency", slow)
+    real = engine.dispatch
+    monkeypatch.setattr(engine, "dispatch", lambda *args: go.wait(10) and real(*args))
+    batcher, collector = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0), Collector()
+    shared = [0, 1]
+    batcher.put([collector.row(i, 30, shared, of=5) for i in range(5)])
+    while batcher.state()["queued"] > 4:
+        time.sleep(0.001)
+    assert len({*batcher._queued["embed"].tolist()}) == 1  # [4, 4] or [2, 2], not [4, 2]
+    go.set()
+    assert collector.all_done.wait(10)
+    batcher.end()
+
+
+def test_a_batcher_that_fails_gives_its_error_to_all_that_wait(monkeypatch):
+    engine = served.warm()
+    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=60.0), Collector()
+    assert batcher.alive
+    monkeypatch.setattr("variator_jax.serving.batcher.batch_rows", lambda *_: 1 / 0)
+    batcher.put([collector.row(i, 9, [0], of=3) for i in range(3)])
+    assert collector.all_done.wait(10)
+    assert all(isinstance(result, BackendError) for *_, result in collector.done)
+    assert not batcher.alive
+    with pytest.raises(BackendError):
+        batcher.put([collector.row("late", 9, [0])])
+    batcher.end()
+
+
+def test_a_row_keeps_the_vectors_of_its_own_tokens_if_it_asked_for_them():
+    rows = [[5, 1], [6, 7, 1]]
+    plain, asked = served.warm().dispatch("embed", "none", rows, [False, True])()
+    assert plain.tokens is None
+    assert asked.tokens.shape[0] == 3 and asked.tokens.base is None

@@ -6,7 +6,14 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, State, next_state
+from variator_jax.serving.policy import (
+    ArrivalRate,
+    Load,
+    PolicyConfig,
+    Slowdown,
+    State,
+    next_state,
+)
 
 CONFIG = PolicyConfig(target=0.1)
 SPEEDS = (1.0, 0.6, 0.3)  # time of each gear against ratio 1
@@ -92,3 +99,26 @@ def test_the_rate_of_arrivals_is_the_work_of_the_last_seconds():
         rate.add(i / 100, [0.005])
     assert abs(rate.at(20.0)[0] - 0.5) < 0.01
     assert rate.at(30.0)[0] < 0.01
+
+
+def test_a_request_after_an_idle_gap_is_answered_at_ratio_1():
+    after = [
+        next_state(CONFIG, State(2), Load(9.0, 0.0, [0.01] * 3, [0.1] * 3, idle)).gear
+        for idle in (0.5 * CONFIG.hold, CONFIG.hold)
+    ]
+    assert after == [2, 0]
+
+
+def test_an_overload_is_given_to_the_gear_with_the_least_work():
+    assert next_state(CONFIG, State(), Load(9.0, 0.0, [1.0, 0.2, 0.6], [9.0, 2.0, 5.0])).gear == 1
+
+
+def test_a_slow_program_or_a_stall_does_not_make_the_others_slow():
+    slow = Slowdown()
+    for program, took in (("generate", 0.3), ("embed", 0.1)):
+        slow.add(program, took, 0.1)
+    assert [round(slow.of(p), 6) for p in ("generate", "embed", "labels")] == [3, 1, 1]
+    slow.add("embed", 60.0, 0.1)
+    for _ in range(20):
+        slow.add("embed", 0.1, 0.1)
+    assert slow.of("embed") < 1.2

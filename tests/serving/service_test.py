@@ -142,6 +142,9 @@ async def test_a_request_that_cannot_be_answered_names_the_reason():
             ("similar", ["x"], {}, ConfigError, "a query and a text"),
             ("embed", ["x"], {"ratio": 3}, PluginError, "not loaded"),
             ("embed", ["x"], {"plugin": "non"}, PluginError, "none"),
+            ("letter", ["x"], {"plugin": "none", "ratio": 4}, PluginError, "has ratio 1"),
+            ("letter", ["x"], {"ratio": 4, "max_ratio": 2}, PluginError, "above max_ratio 2"),
+            ("embed", list(map(str, range(200))), {}, ConfigError, "the most is 2,048"),
         ):
             with pytest.raises(error, match=words):
                 await service.submit(task, inputs, **options)

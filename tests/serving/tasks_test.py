@@ -54,6 +54,8 @@ def test_a_cut_takes_from_the_longest_text_and_leaves_the_prompt(keep_end):
 def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut():
     with pytest.raises(ConfigError, match=r"31 tokens; the longest has 30\. Set truncate"):
         token_ids(TaskConfig("e", "embed"), "x" * 30, TOKENIZER, Cut(30))
+    with pytest.raises(ConfigError, match="481 characters; the longest has 480"):
+        token_ids(TaskConfig("e", "embed"), "x" * 481, TOKENIZER, Cut(30))
 
 
 def test_token_ids_are_taken_if_they_can_be_this_backbones():
@@ -64,5 +66,5 @@ def test_token_ids_are_taken_if_they_can_be_this_backbones():
     for wrong in ([], [5, 6], [99_999, 1]):
         with pytest.raises(ConfigError, match="check_embedding_ctx_length=False"):
             token_ids(embed, wrong, TOKENIZER, Cut(30))
-    with pytest.raises(ConfigError, match="no token ids"):
+    with pytest.raises(ConfigError, match="no token ids.*check_embedding_ctx_length=False"):
         token_ids(PAIR, ids, TOKENIZER, Cut(30))

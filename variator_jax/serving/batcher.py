@@ -3,23 +3,32 @@
 There is no timed wait: when the device is free, the row that has waited longest decides program,
 plugin and length, and others that may share them join, as many as the measured latencies make
 worthwhile. The next batch is made shortly before the running one ends, so that the device never
-waits for the host.
+waits for the host; a second thread hands out the answers of a batch as soon as there are any.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from variator_jax.errors import VariatorError
 from variator_jax.serving.engine import Engine
-from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, State, next_state
+from variator_jax.serving.policy import (
+    ArrivalRate,
+    Load,
+    PolicyConfig,
+    Slowdown,
+    State,
+    next_state,
+)
 from variator_jax.serving.tasks import NONE
 
 _AHEAD = 0.8  # of a batch's expected time, after which the next one is made
-_KEPT = 0.9  # of the past in the average of the device's slowdown, at each batch
 
 
 class Overloaded(VariatorError):
@@ -34,6 +43,10 @@ class Overloaded(VariatorError):
         self.retry_after_s = retry_after_s
 
 
+class BackendError(VariatorError):
+    """The device or the server failed; the request may be right."""
+
+
 @dataclasses.dataclass(eq=False)
 class Row:
     """A row of tokens that waits for a batch.
@@ -44,9 +57,12 @@ class Row:
       gears: the indices of the plugins that may serve it, slowest first. The rows of a request
         share the list: the gear of the first that runs is that of all, so that scores and vectors
         of a request can be compared.
-      done: called in the batcher's thread with its result and the gear, or an exception.
+      done: called in one of the batcher's threads with its result and the gear, or an exception.
+      per_token: of 'embed', whether the vectors of its tokens are asked for.
       arrived: when, on `time.monotonic`.
-      cost: seconds of a full batch that it takes, at each gear of the policy.
+      length: its bucket of lengths.
+      cost: `[gears]` seconds of a full batch that it takes, at each gear of the policy.
+      waiting: whether it is in the queue.
       cancelled: whether nobody waits for it any more.
     """
 
@@ -54,9 +70,22 @@ class Row:
     program: str
     gears: list[int]
     done: Callable[[Any, int], None]
+    per_token: bool = False
     arrived: float = 0.0
-    cost: Sequence[float] = ()
+    length: int = 0
+    cost: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    waiting: bool = False
     cancelled: bool = False
+
+
+class _Batch(NamedTuple):
+    """A batch that was given to the device at `began`, and what waits for its results."""
+
+    rows: list[Row]
+    gear: int
+    began: float
+    expected: float  # seconds
+    results: Callable[[], list[Any]]
 
 
 class Batcher:
@@ -80,42 +109,66 @@ class Batcher:
         relative = {name: engine.relative_seconds(name) for name in engine.ratios}
         self.gears = sorted(relative, key=lambda name: (name != NONE, -relative[name]))
         self.shifting = [i for i, name in enumerate(self.gears) if i == 0 or relative[name] < 1]
+        self._costs: dict[tuple[Any, ...], np.ndarray] = {}
         self._rows: collections.deque[Row] = collections.deque()
-        self._queued = [0.0] * len(self.gears)  # seconds of all rows, at each gear of the policy
-        self._state, self._rate = State(), ArrivalRate(len(self.gears))
-        self._took, self._expected = 0.0, 0.0  # seconds of the last batches, weighted
+        # Program -> `[gears]` seconds of all rows, at each gear of the policy.
+        self._queued: dict[str, np.ndarray] = {p: np.zeros(len(relative)) for p in engine.programs}
+        self._rates = {program: ArrivalRate(len(relative)) for program in engine.programs}
+        self._state, self._slowdown = State(), Slowdown()
+        self._running: collections.deque[_Batch] = collections.deque()  # two at the most
         self._free_at = 0.0  # when the last batch ended
+        self._last = engine.programs[0], 0  # program and gear of the last batch
         self._changed, self._ending = threading.Condition(threading.RLock()), False
+        self._failure: VariatorError | None = None
         self.batches = 0
+        self._finishing = concurrent.futures.ThreadPoolExecutor(1, "variator-answers")
         self._thread = threading.Thread(target=self._run, name="variator-batches", daemon=True)
         self._thread.start()
 
-    def check_room(self) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether it runs batches."""
+        return self._thread.is_alive() and not self._ending
+
+    def check_room(self, own: float = 0.0) -> None:
         """Refuses a request before work is done for it.
 
+        Args:
+          own: seconds of the request's own work on the fastest gear, where known.
+
         Raises:
-          Overloaded: if what waits is more than the queue holds; an empty queue takes any request.
+          Overloaded: if that and what waits are more than the queue holds; an empty queue takes any
+            request.
+          BackendError: if no batch can run any more.
         """
         with self._changed:
-            waiting = self._queued[-1] * self._slowdown
-            if self._ending or (self._rows and waiting > self._most_wait):
-                raise Overloaded(max(0.1, waiting - self._most_wait / 2))
+            if self._failure:
+                raise self._failure
+            waiting = min(self._at_gears(self._queued))
+            if self._ending or (self._rows and waiting + own > self._most_wait):
+                room_in = min(waiting, waiting + own - self._most_wait / 2)
+                raise Overloaded(max(0.1, room_in))
 
     def put(self, rows: Sequence[Row]) -> None:
         """Adds the rows of a request to the queue.
 
         Raises:
           Overloaded: as `check_room`.
+          BackendError: likewise.
         """
         now = time.monotonic()
+        for row in rows:
+            row.arrived, row.length = now, self._engine.limits.length(len(row.ids))
+            row.cost = self._cost(row)
+        work = _work(rows)
         with self._changed:
-            self.check_room()
+            self.check_room(min(self._at_gears(work)))
+            for program, seconds in work.items():
+                self._queued[program] += seconds
+                self._rates[program].add(now, seconds.tolist())
             for row in rows:
-                row.arrived, row.cost = now, self._cost(row)
-                self._count(row, 1)
+                row.waiting = True
             self._rows.extend(rows)
-            columns = zip(*(row.cost for row in rows), strict=True)
-            self._rate.add(now, [sum(column) for column in columns])
             self._changed.notify()
 
     def drop(self, rows: Sequence[Row]) -> None:
@@ -123,121 +176,162 @@ class Batcher:
         with self._changed:
             for row in rows:
                 row.cancelled = True
-            self._remove({id(row) for row in rows})
+            self._remove([row for row in rows if row.waiting])
 
     def end(self) -> None:
-        """Runs what is queued, refuses what comes, and ends the thread."""
+        """Runs what is queued, refuses what comes, and ends the threads."""
         with self._changed:
             self._ending = True
             self._changed.notify()
         self._thread.join()
+        self._finishing.shutdown()
 
     def state(self) -> dict[str, Any]:
-        """Load and gear at this moment."""
+        """Load at this moment, and the plugin of the last batch."""
         with self._changed:
-            gear = self._state.gear
+            (program, gear), now = self._last, time.monotonic()
+            arriving = {name: rate.at(now) for name, rate in self._rates.items()}
             return {
                 "queued": len(self._rows),
-                "queued_seconds": self._queued[gear] * self._slowdown,
-                "busy": self._rate.at(time.monotonic())[gear] * self._slowdown,
+                "queued_seconds": self._at_gears(self._queued)[gear],
+                "busy": self._at_gears(arriving)[gear],
                 "plugin": self.gears[gear],
                 "ratio": self._engine.ratios[self.gears[gear]],
                 "batches": self.batches,
-                "slowdown": self._slowdown,
+                "slowdown": self._slowdown.of(program),
             }
 
-    @property
-    def _slowdown(self) -> float:
-        """Of the device against the latencies that were measured."""
-        return min(10.0, max(0.5, self._took / self._expected)) if self._expected else 1.0
+    def _at_gears(self, work: Mapping[str, Sequence[float] | np.ndarray]) -> list[float]:
+        """Seconds at each gear of what the programs have to do, as slow as the device is now."""
+        # [programs, gears]
+        seconds = [self._slowdown.of(name) * np.asarray(each) for name, each in work.items()]
+        return np.sum(seconds, axis=0).tolist()
 
-    def _cost(self, row: Row) -> list[float]:
-        """Seconds at each gear of the policy; a row that may not follow it keeps its own."""
-        length = self._engine.limits.length(len(row.ids))
-        gears = [_allowed(row, gear) for gear in range(len(self.gears))]
-        return [self._engine.row_seconds(row.program, self.gears[g], length) for g in gears]
+    def _cost(self, row: Row) -> np.ndarray:
+        """`[gears]` seconds; a row that may not follow the policy keeps its own."""
+        key = row.program, row.length, *row.gears
+        if key not in self._costs:
+            gears = [self.gears[_allowed(row, gear)] for gear in range(len(self.gears))]
+            seconds = [self._engine.row_seconds(row.program, name, row.length) for name in gears]
+            self._costs[key] = np.array(seconds)
+        return self._costs[key]
 
-    def _count(self, row: Row, sign: int) -> None:
-        self._queued = [x + sign * s for x, s in zip(self._queued, row.cost, strict=True)]
-
-    def _remove(self, identities: set[int]) -> None:
-        for row in self._rows:
-            if id(row) in identities:
-                self._count(row, -1)
-        self._rows = collections.deque(row for row in self._rows if id(row) not in identities)
-        if not self._rows:
-            self._queued = [0.0] * len(self.gears)  # no rounding is carried on
+    def _remove(self, rows: Sequence[Row]) -> None:
+        for program, seconds in _work(rows).items():
+            self._queued[program] -= seconds
+        for row in rows:
+            row.waiting = False
+        self._rows = collections.deque(row for row in self._rows if row.waiting)
+        if not self._rows:  # no rounding is carried on
+            self._queued = {name: np.zeros(len(self.gears)) for name in self._queued}
 
     def _run(self) -> None:
-        running: tuple[Callable[[], None], float] | None = None
-        while True:
-            batch = self._next(running[1] if running else None)
-            started = self._start(*batch) if batch else None
-            if running:
-                running[0]()
-            if not running and batch is None:
-                return
-            running = started
+        taken: list[Row] = []
+        try:
+            while batch := self._next():
+                taken, gear = batch
+                self._start(taken, gear)
+                taken = []
+        except Exception as error:  # an error of this program: no batch may run on what is left
+            self._fail(error, taken)
 
-    def _next(self, ahead_at: float | None) -> tuple[list[Row], int] | None:
-        """The next batch and its gear; None at the end, or if none waits while another runs."""
+    def _fail(self, error: Exception, taken: Sequence[Row]) -> None:
+        """Refuses what comes, and gives the error to all that wait."""
         with self._changed:
-            if ahead_at is not None:
-                self._changed.wait_for(lambda: False, max(0.0, ahead_at - time.monotonic()))
-            elif not self._ending:
-                self._changed.wait_for(lambda: bool(self._rows) or self._ending)
-            return self._take() if self._rows else None
+            self._ending, self._failure = True, _backend_error(error)
+            rows = [*taken, *self._rows]
+            self._remove(list(self._rows))
+        for row in rows:
+            row.done(self._failure, 0)
+
+    def _next(self) -> tuple[list[Row], int] | None:
+        """The next batch and its gear, when it is time for it; None at the end."""
+        with self._changed:
+            while self._rows or not self._ending:
+                seconds = self._seconds_to_next()
+                if seconds is not None and seconds <= 0:
+                    return self._take()
+                self._changed.wait(seconds)
+        return None
+
+    def _seconds_to_next(self) -> float | None:
+        """Until a batch is due, unless another ends before; None if one must end, or none waits."""
+        if not self._rows or len(self._running) > 1:
+            return None
+        if not self._running:
+            return 0.0
+        batch = self._running[0]
+        expected = batch.expected * self._slowdown.of(batch.rows[0].program)
+        return max(batch.began, self._free_at) + _AHEAD * expected - time.monotonic()
 
     def _take(self) -> tuple[list[Row], int]:
         """Takes a batch from the queue: rows that share program, plugin and length, oldest first.
 
         Shorter rows take the places that filling up to a power of two would leave empty.
         """
-        now, first, limits = time.monotonic(), self._rows[0], self._engine.limits
-        slow = self._slowdown
-        queued = [slow * seconds for seconds in self._queued]
-        arriving = [slow * work for work in self._rate.at(now)]
-        load = Load(now, now - first.arrived, queued, arriving)
+        now, first = time.monotonic(), self._rows[0]
+        arriving = self._at_gears({name: rate.at(now) for name, rate in self._rates.items()})
+        idle = 0.0 if self._running else first.arrived - self._free_at
+        load = Load(now, now - first.arrived, self._at_gears(self._queued), arriving, idle)
         self._state = next_state(self._policy, self._state, load)
-        gear, length = _allowed(first, self._state.gear), limits.length(len(first.ids))
+        gear = _allowed(first, self._state.gear)
+        seconds = self._engine.sizes(first.program, self.gears[gear], first.length)
         same, shorter = list[Row](), list[Row]()
         for row in self._rows:
-            own = limits.length(len(row.ids))
-            fits = row.program == first.program and _allowed(row, self._state.gear) == gear
-            if fits and own <= length:
-                (same if own == length else shorter).append(row)
-        seconds = self._engine.sizes(first.program, self.gears[gear], length)
+            if len(same) == max(seconds):
+                break
+            fits = row.program == first.program and row.length <= first.length
+            if fits and _allowed(row, self._state.gear) == gear:
+                (same if row.length == first.length else shorter).append(row)
         count = batch_rows(seconds, len(same))
         taken = [*same[:count], *shorter[: padded(count) - count]]
-        for row in taken:
-            row.gears[:] = [gear]
-        self._remove({id(row) for row in taken})
+        self._remove(taken)
+        self._bind(taken, gear)
         return taken, gear
 
-    def _start(self, rows: list[Row], gear: int) -> tuple[Callable[[], None], float]:
-        """Starts a batch: a function that waits for it, and when the next one is to be made."""
+    def _bind(self, taken: Sequence[Row], gear: int) -> None:
+        """Gives the requests of a batch its gear, and what waits of them the cost of that."""
+        lists = {id(row.gears) for row in taken if len(row.gears) > 1}
+        for row in taken:
+            row.gears[:] = [gear]
+        for row in self._rows if lists else ():
+            if id(row.gears) in lists:
+                cost = self._cost(row)
+                self._queued[row.program] += cost - row.cost
+                row.cost = cost
+
+    def _start(self, rows: list[Row], gear: int) -> None:
+        """Gives a batch to the device, and its results to the other thread."""
         began, program, plugin = time.monotonic(), rows[0].program, self.gears[gear]
-        self.batches += 1
-        length = self._engine.limits.length(max(len(row.ids) for row in rows))
-        expected = self._engine.latency[program, plugin, padded(len(rows)), length]
+        bucket = program, plugin, padded(len(rows)), max(row.length for row in rows)
+        asked = [row.per_token for row in rows]
         try:
-            wait = self._engine.dispatch(program, plugin, [row.ids for row in rows])
+            results = self._engine.dispatch(program, plugin, [row.ids for row in rows], asked)
         except Exception as error:  # it belongs to those who wait
-            wait = _raises(error)
+            results = _raises(error)
+        batch = _Batch(rows, gear, began, self._engine.latency[bucket], results)
+        with self._changed:
+            self._running.append(batch)
+            self.batches, self._last = self.batches + 1, (program, gear)
+        self._finishing.submit(self._finish, batch)
 
-        def finish() -> None:
-            try:
-                results: list[Any] = wait()
-            except Exception as error:  # likewise
-                results = [error] * len(rows)
+    def _finish(self, batch: _Batch) -> None:
+        """Waits for a batch, and gives its results to those who wait for them."""
+        try:
+            results, failed = batch.results(), False
+        except Exception as error:  # likewise
+            results, failed = [_backend_error(error)] * len(batch.rows), True
+        with self._changed:
             now = time.monotonic()
-            self._took = _KEPT * self._took + now - max(began, self._free_at)
-            self._expected, self._free_at = _KEPT * self._expected + expected, now
-            for row, result in zip(rows, results, strict=True):
-                if not row.cancelled:
-                    row.done(result, gear)
-
-        return finish, began + _AHEAD * expected * self._slowdown
+            if not failed:
+                took = now - max(batch.began, self._free_at)
+                self._slowdown.add(batch.rows[0].program, took, batch.expected)
+            self._free_at = now
+            self._running.popleft()
+            self._changed.notify()
+        for row, result in zip(batch.rows, results, strict=True):
+            if not row.cancelled:
+                row.done(result, batch.gear)
 
 
 def padded(rows: int) -> int:
@@ -259,6 +353,24 @@ def batch_rows(seconds: Mapping[int, float], waiting: int) -> int:
 def _allowed(row: Row, gear: int) -> int:
     """The gear of a row at the policy's: the nearest that it may have, a faster one first."""
     return next((own for own in row.gears if own >= gear), row.gears[-1])
+
+
+def _work(rows: Iterable[Row]) -> dict[str, np.ndarray]:
+    """Program -> `[gears]` seconds of its rows."""
+    costs = collections.defaultdict[str, list[np.ndarray]](list)
+    for row in rows:
+        costs[row.program].append(row.cost)
+    return {program: np.sum(each, axis=0) for program, each in costs.items()}
+
+
+def _backend_error(error: Exception) -> VariatorError:
+    """An error as those see it who asked; what they can mend stays as it is."""
+    if isinstance(error, VariatorError):
+        return error
+    message = f"The server could not run a batch: {type(error).__name__}: {error}"
+    failure = BackendError(message)
+    failure.__cause__ = error
+    return failure
 
 
 def _raises(error: Exception) -> Callable[[], list[Any]]:

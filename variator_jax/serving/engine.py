@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,25 +96,16 @@ def keep_compiled(folder: str | os.PathLike) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-    """A row of a batch of vectors; those of its tokens leave the device if they are asked for.
+class Embedded(NamedTuple):
+    """The vectors of a row.
 
     Attributes:
-      batch: returns `[rows, length, embed]` float32.
-      row: which row.
-      length: its tokens.
       pooled: `[out]` float32, the mean of its tokens behind the dense layers.
+      tokens: `[length, embed]` float32, if they were asked for.
     """
 
-    batch: Callable[[], np.ndarray]
-    row: int
-    length: int
     pooled: np.ndarray
-
-    def tokens(self) -> np.ndarray:
-        """A vector a token: `[length, embed]` float32."""
-        return self.batch()[self.row, : self.length]
+    tokens: np.ndarray | None
 
 
 class Engine:
@@ -166,6 +157,8 @@ class Engine:
         ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
         self._labels = sorted({*itertools.chain.from_iterable(ids)})
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
+        # [batch, 1, vocab] -> [batch, labels]: no other logits leave the device.
+        self._select = jax.jit(lambda logits: logits[:, 0, np.array(self._labels)])
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
 
@@ -257,7 +250,11 @@ class Engine:
         return self.dispatch(program, plugin, rows)()
 
     def dispatch(
-        self, program: str, plugin: str, rows: Sequence[Sequence[int]]
+        self,
+        program: str,
+        plugin: str,
+        rows: Sequence[Sequence[int]],
+        per_token: Sequence[bool] = (),
     ) -> Callable[[], list[Any]]:
         """Starts a batch, and returns a function that waits for its results.
 
@@ -265,6 +262,7 @@ class Engine:
           program: one of `programs`.
           plugin: one of `ratios`.
           rows: token ids, no more than the limits allow.
+          per_token: of 'embed', for each row whether the vectors of its tokens are wanted.
 
         Returns:
           A function to a list, for each row: of 'embed' an `Embedded`, of 'labels' a mapping of
@@ -276,12 +274,12 @@ class Engine:
             row[: len(ids)] = ids
         name: dict[str, Any] = {"ratio": 1} if plugin == NONE else {"plugin": plugin}
         if program == "embed":
-            return self._embed(tokens, rows, name)
+            return self._embed(tokens, [len(row) for row in rows], per_token, name)
         if program == "labels":
             starts: np.ndarray = np.full((len(tokens), 1), START_TOKEN, np.int32)
             # [batch, 1, vocab]
             logits = self.model.logits(tokens, starts, **name)
-            return functools.partial(self._label_logits, logits, len(rows))
+            return functools.partial(self._label_logits, self._select(logits), len(rows))
         _, most, beams = program.split()
         lengths: dict[str, Any] = {"max_length": int(most), "num_beams": int(beams)}
         # It waits for its result, which is why it has a thread.
@@ -289,20 +287,31 @@ class Engine:
         return lambda: list(np.asarray(generated.result())[: len(rows)])
 
     def _embed(
-        self, tokens: np.ndarray, rows: Sequence[Sequence[int]], name: Mapping[str, Any]
+        self,
+        tokens: np.ndarray,
+        lengths: Sequence[int],
+        per_token: Sequence[bool],
+        name: Mapping[str, Any],
     ) -> Callable[[], list[Any]]:
         # [batch, length, embed], [batch, out]
         encoded = self.model.encode(tokens, **name)
         pooled = self._pool(encoded, tokens)
+        # The vectors of tokens leave the device only if they are asked for.
+        wanted = encoded if any(per_token) else None
 
         def results() -> list[Any]:
-            # The vectors of tokens leave the device only if they are asked for.
-            vectors = functools.cache(lambda: np.asarray(encoded, np.float32))
             means = np.asarray(pooled)
-            return [Embedded(vectors, i, len(row), means[i]) for i, row in enumerate(rows)]
+            if wanted is None:
+                return [Embedded(means[i], None) for i in range(len(lengths))]
+            vectors = np.asarray(wanted, np.float32)
+            # Copies: a row keeps no batch in memory.
+            return [
+                Embedded(means[i], vectors[i, :length].copy() if asked else None)
+                for i, (length, asked) in enumerate(zip(lengths, per_token, strict=True))
+            ]
 
         return results
 
     def _label_logits(self, logits: jax.Array, rows: int) -> list[Mapping[int, float]]:
-        columns = np.asarray(logits)[:rows, 0, self._labels]
+        columns = np.asarray(logits)[:rows]
         return [dict(zip(self._labels, map(float, row), strict=True)) for row in columns]

@@ -38,12 +38,14 @@ class Load:
       waited: seconds of the request that has waited longest.
       queued: seconds that each gear needs for all that waits, the slowest gear first.
       arriving: seconds of work that arrive each second, on each gear.
+      idle: seconds for which queue and device were empty before that request.
     """
 
     now: float
     waited: float
     queued: Sequence[float]
     arriving: Sequence[float]
+    idle: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,10 @@ def next_state(config: PolicyConfig, state: State, load: Load) -> State:
     """The gear of the next batch.
 
     A faster gear is chosen at once, as slow a one as holds the target; a slower one, by one step,
-    when it has been enough for `hold` seconds.
+    when it has been enough for `hold` seconds, or by all if there was no load for so long.
     """
+    if load.idle >= config.hold:
+        state = State()
     needed = _slowest(config, load, 1.0)
     if needed > state.gear:
         return State(needed)
@@ -77,15 +81,14 @@ def next_state(config: PolicyConfig, state: State, load: Load) -> State:
 
 
 def _slowest(config: PolicyConfig, load: Load, share: float) -> int:
-    """The slowest gear that holds a share of the limits; the fastest if none does."""
+    """The slowest gear that holds a share of the limits; that with the least work if none does."""
     wait, busy = share * config.wait_share * config.target, share * config.busy
-    gears = enumerate(zip(load.queued, load.arriving, strict=True))
-    holding = (
-        gear
-        for gear, (queued, arriving) in gears
-        if load.waited + queued <= wait and arriving <= busy
-    )
-    return next(holding, len(load.queued) - 1)
+    work = list(zip(load.queued, load.arriving, strict=True))
+    for gear, (queued, arriving) in enumerate(work):
+        if load.waited + queued <= wait and arriving <= busy:
+            return gear
+    # Rows may be too short for a plugin to save what it costs. Of equal gears the fastest.
+    return min(range(len(work)), key=lambda g: (max(work[g][0] / wait, work[g][1] / busy), -g))
 
 
 class ArrivalRate:
@@ -109,3 +112,25 @@ class ArrivalRate:
         """Seconds of work a second, on each gear."""
         kept = math.exp(-max(0.0, now - self._last) / self._seconds)
         return [rate * kept for rate in self._rates]
+
+
+class Slowdown:
+    """Time of a program's last batches against the latencies that were measured.
+
+    Args:
+      kept: of the past in the average, at each batch.
+    """
+
+    def __init__(self, kept: float = 0.9) -> None:
+        self._kept, self._sums = kept, dict[str, tuple[float, float]]()
+
+    def add(self, program: str, took: float, expected: float) -> None:
+        """Counts a batch, in seconds; no stall counts as more than ten of its kind."""
+        before = self._sums.get(program, (0.0, 0.0))
+        new = min(took, 10 * expected), expected
+        self._sums[program] = self._kept * before[0] + new[0], self._kept * before[1] + new[1]
+
+    def of(self, program: str) -> float:
+        """The quotient, between 0.5 and 10; 1 before the first batch."""
+        took, expected = self._sums.get(program, (1.0, 1.0))
+        return min(10.0, max(0.5, took / expected))

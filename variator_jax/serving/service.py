@@ -28,7 +28,7 @@ from variator_jax.serving.tasks import (
     token_ids,
 )
 
-_RECENT = 2_000  # requests, of whose latencies percentiles are made
+_RECENT, _RECENT_S = 2_000, 60.0  # requests and seconds of which percentiles are made
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -58,12 +58,14 @@ class Limits:
       batch_share: of the target, that a batch may take, unless it is a single row.
       tokenizers: threads that tokenise.
       requests: at the same time, in whatever state; one more is refused.
+      full_batches: that one request may fill, padding included; a larger one is refused.
     """
 
     wait_share: float = 0.6
     batch_share: float = 0.3
     tokenizers: int = 2
     requests: int = 1024
+    full_batches: int = 64
 
 
 class Service:
@@ -71,7 +73,6 @@ class Service:
 
     Attributes:
       engine: the compiled programs.
-      ready: whether every program is compiled.
       progress: how many of how many programs are.
     """
 
@@ -85,15 +86,20 @@ class Service:
         if slo_ms <= 0:
             raise ConfigError(f"The target is a positive number of milliseconds; found {slo_ms}.")
         self.engine, self.slo_ms, self._limits = engine, slo_ms, limits
-        self.ready, self.progress = False, (0, 0)
+        self._started, self.progress = False, (0, 0)
         self._policy = PolicyConfig(target=slo_ms / 1000)
         self._threads = concurrent.futures.ThreadPoolExecutor(limits.tokenizers, "variator-tokens")
         self._batcher: Batcher | None = None
-        self._latencies: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
         self._counts = collections.Counter[str]()
         self._compiled, self._open = 0, 0
         tokenizer = engine.model.tokenizer
         self._labels = {t.name: label_ids(t, tokenizer) for t in self.tasks if t.labels}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every program is compiled and batches run."""
+        return self._started and self._running.alive
 
     @property
     def tasks(self) -> list[TaskConfig]:
@@ -125,12 +131,12 @@ class Service:
         self._batcher = Batcher(
             self.engine, self._policy, self._limits.wait_share * self._policy.target
         )
-        self.ready = True
+        self._started = True
 
     async def drain(self) -> None:
         """Answers what is queued and refuses what comes."""
-        was_ready, self.ready = self.ready, False
-        if self._batcher and was_ready:
+        was_started, self._started = self._started, False
+        if self._batcher and was_started:
             await asyncio.to_thread(self._batcher.end)
             jax.monitoring.unregister_event_duration_listener(self._count_compilation)
         self._threads.shutdown(wait=False)
@@ -183,8 +189,9 @@ class Service:
             ids = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._tokenize, config, inputs, cut
             )
-            results, gear = await self._run(config.program, gears, ids)
-        self._latencies.append(time.monotonic() - began)
+            results, gear = await self._run(config.program, gears, ids, per_token)
+        now = time.monotonic()
+        self._latencies.append((now, now - began))
         self._counts["answered"] += len(inputs)
         options = {"normalize": normalize, "per_token": per_token, "raw_scores": raw_scores}
         values = self._values(config, results, max_new_tokens, **options)
@@ -213,7 +220,8 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """Load, gear, latencies of the last requests and counters."""
-        recent = sorted(self._latencies) or [0.0]
+        since = time.monotonic() - _RECENT_S
+        recent = sorted(seconds for at, seconds in self._latencies if at > since) or [0.0]
         at = {
             share: recent[min(len(recent) - 1, int(share * len(recent)))] for share in (0.5, 0.99)
         }
@@ -238,20 +246,28 @@ class Service:
     ) -> list[int]:
         """The gears that may answer a request, the slowest first."""
         gears, ratios = self._running.gears, self.engine.ratios
-        if name is None and ratio is not None:
-            named = [own for own in gears if ratios[own] == ratio]
-            if len(named) != 1:
-                reason = "that of several plugins" if named else "not loaded"
-                raise PluginError(f"Ratio {ratio} is {reason}; the plugins are {dict(ratios)}.")
-            name = named[0]
-        if name is None and task.plugin != AUTO:
-            name = task.plugin
         if name is not None and name not in ratios:
             near = did_you_mean(name, ratios)
             raise PluginError(f"No plugin is named {name!r}.{near} Loaded: {', '.join(ratios)}.")
-        allowed = self._running.shifting if name is None else [gears.index(name)]
-        # Ratio 1, the first, is below every cap.
-        return [i for i in allowed if most is None or ratios[gears[i]] <= most] or [0]
+        if name is not None and ratio not in (None, ratios[name]):
+            raise PluginError(f"Plugin {name!r} has ratio {ratios[name]}; found ratio {ratio}.")
+        if name is None and task.plugin != AUTO and ratio in (None, ratios[task.plugin]):
+            name = task.plugin
+        if name is None and ratio is None:
+            # Ratio 1, the first, is below every cap.
+            free = self._running.shifting
+            return [i for i in free if most is None or ratios[gears[i]] <= most] or [0]
+        named = [own for own in gears if own == name or (name is None and ratios[own] == ratio)]
+        if not named:
+            raise PluginError(f"Ratio {ratio} is not loaded; the plugins are {dict(ratios)}.")
+        if len(named) > 1 and task.embeds and task.plugin != AUTO:
+            raise PluginError(
+                f"Ratio {ratio} is that of several plugins, whose vectors differ: name one of "
+                f"{', '.join(named)}."
+            )
+        if most is not None and ratios[named[0]] > most:
+            raise PluginError(f"Plugin {named[0]!r} has a ratio above max_ratio {most}.")
+        return [gears.index(own) for own in named]
 
     def _tokenize(self, task: TaskConfig, inputs: Sequence[Input], cut: Cut) -> list[list[int]]:
         """The rows of a request; of a bi-encoder's pairs, the two texts of each as two rows."""
@@ -267,7 +283,7 @@ class Service:
         return [token_ids(task, value, tokenizer, cut) for value in inputs]
 
     async def _run(
-        self, program: str, gears: Sequence[int], ids: Sequence[list[int]]
+        self, program: str, gears: Sequence[int], ids: Sequence[list[int]], per_token: bool
     ) -> tuple[list[Any], int]:
         """Results of rows in their order, equal ones run once, and their gear."""
         loop = asyncio.get_running_loop()
@@ -275,7 +291,14 @@ class Service:
         rows, shared = [], list(gears)
         for row_ids in {tuple(row): None for row in ids}:
             future = futures[row_ids] = loop.create_future()
-            rows.append(Row(row_ids, program, shared, _resolves(loop, future)))
+            rows.append(Row(row_ids, program, shared, _resolves(loop, future), per_token))
+        limits = self.engine.limits
+        tokens = sum(limits.length(len(row.ids)) for row in rows)
+        most = self._limits.full_batches * limits.batch_tokens
+        if tokens > most:
+            raise ConfigError(
+                f"The request has {tokens:,} tokens, padding included; the most is {most:,}."
+            )
         self._running.put(rows)
         try:
             done = dict(zip(futures, await asyncio.gather(*futures.values()), strict=True))
@@ -299,7 +322,7 @@ class Service:
             return [decode(row[: most or len(row)]) for row in results]
         if task.kind == "embed":
             if per_token:
-                return [result.tokens() for result in results]
+                return [result.tokens for result in results]
             return [normalized(r.pooled) if normalize else r.pooled for r in results]
         if not task.labels:
             vectors = [normalized(result.pooled) for result in results]

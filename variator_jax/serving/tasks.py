@@ -19,6 +19,10 @@ KINDS = ("embed", "classify", "rerank", "generate")
 #: The name of ratio 1.
 NONE = "none"
 AUTO = "auto"
+_OWN_IDS = (
+    "A client that tokenises by itself, such as LangChain's OpenAIEmbeddings, sends texts with "
+    "check_embedding_ctx_length=False."
+)
 #: A text, a pair of texts, or token ids.
 Input = str | tuple[str, str] | Sequence[int]
 
@@ -139,7 +143,15 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
     if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
         most = 16 * cut.longest
         fields = {k: v[-most:] if cut.keep_end else v[:most] for k, v in fields.items()}
-    ids = tokenizer.encode(task.prompt.format_map(fields))
+    filled = task.prompt.format_map(fields)
+    if not cut.allowed and len(filled) > 16 * cut.longest:  # before work is done for it
+        characters = len(" ".join(filled.split()))
+        if characters > 16 * cut.longest:
+            raise ConfigError(
+                f"An input of task {task.name!r} has {characters:,} characters; the longest has "
+                f"{16 * cut.longest:,}, which is 16 a token. Set truncate to have it cut."
+            )
+    ids = tokenizer.encode(filled)
     if len(ids) > cut.longest and not cut.allowed:
         raise ConfigError(
             f"An input of task {task.name!r} has {len(ids):,} tokens; the longest has "
@@ -161,14 +173,15 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
 def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut: Cut) -> list[int]:
     """Ids as they were given, if they can be this tokenizer's."""
     if task.prompt != "{text}" or not task.embeds:
-        raise ConfigError(f"Task {task.name!r} puts texts into a prompt; it takes no token ids.")
+        raise ConfigError(
+            f"Task {task.name!r} puts texts into a prompt; it takes no token ids. {_OWN_IDS}"
+        )
     known = all(0 < i < tokenizer.size for i in ids)
     # Those of another vocabulary are words in this one, too, but hardly in the way it splits them.
     if not known or tokenizer.encode(tokenizer.decode(ids)) != list(ids):
         raise ConfigError(
             f"No text has these token ids on this backbone, which has 1 to {tokenizer.size - 1} "
-            f"and ends a text in {EOS}. A client that tokenises by itself, such as LangChain's "
-            "OpenAIEmbeddings, sends texts with check_embedding_ctx_length=False."
+            f"and ends a text in {EOS}. {_OWN_IDS}"
         )
     if len(ids) > cut.longest and not cut.allowed:
         raise ConfigError(f"Found {len(ids):,} token ids; the longest input has {cut.longest:,}.")

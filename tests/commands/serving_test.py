@@ -16,6 +16,8 @@ import pytest
 import served
 
 from variator_jax import cli
+from variator_jax.commands import serving
+from variator_jax.errors import ConfigError
 from variator_jax.store import save_backbone, save_plugins
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +95,28 @@ def test_a_taken_port_and_a_missing_result_are_errors_in_words(folder, capsys, m
     (folder / "wrong.json").write_text('[{"name": "x", "kind": "embed", "promt": "{text}"}]')
     assert cli.main(["serve", "--backbone", "backbone", "--tasks", "wrong.json"]) == 2
     assert "Did you mean 'prompt'?" in capsys.readouterr().err
+    for name in ("--max_rows", "--max_length"):
+        assert cli.main(["serve", "--backbone", "backbone", f"{name}=-1"]) == 2
+        assert f"{name} -1: expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "written, reason",
+    {
+        "[": "Invalid JSON",
+        "{}": "valid array; found {}",
+        "[]": "no tasks",
+        '[{"kind": "embed"}]': "name: Field required",
+        '[{"name": " ", "kind": "embed"}]': "empty name",
+        '[{"name": "a", "kind": "classify", "labels": "ab"}]': "labels: .* found 'ab'",
+        '[{"name": "a", "kind": "generate", "max_length": "3"}]': "max_length: .*; found '3'",
+        '[{"name": "a", "kind": "generate", "num_beams": true}]': "num_beams: .*; found True",
+        '[{"name": "a", "kind": "embed", "prompt": "{text} {text}"}]': "a field twice",
+        '[{"name": "a", "kind": "embed", "prompt": "{}"}]': "no names; expected such as {text}",
+        '[{"name": "a", "kind": "embed", "prompt": "{a.b}"}]': "no names; expected such as {text}",
+    }.items(),
+)
+def test_files_of_tasks_that_cannot_be_served_are_refused_in_words(tmp_path, written, reason):
+    (tmp_path / "tasks.json").write_text(written)
+    with pytest.raises(ConfigError, match=reason):
+        serving.read_tasks(tmp_path / "tasks.json")

@@ -38,6 +38,18 @@ def test_the_correlation_is_scipys_over_pairs_of_different_texts():
     )
 
 
+def test_equal_cosines_share_their_rank():
+    rng = np.random.default_rng(3)
+    # Two directions: of many pairs the cosine is exactly 1 or 0.
+    reference, vectors = (np.eye(2)[rng.integers(0, 2, 30)] for _ in range(2))
+    pairs = np.triu_indices(30, 1)
+    cosines = [(own @ own.T)[pairs] for own in (vectors, reference)]
+    found = similarity_kept(vectors, reference)["similarity_spearman"]
+    assert found == pytest.approx(
+        100 * np.corrcoef(*cosines)[0, 1]
+    )  # of two values, ranks are affine
+
+
 def test_vectors_are_means_over_tokens_and_empty_rows_do_not_count():
     tokens = np.array([[5, 6, 0], [7, 0, 0], [0, 0, 0]])
     states = np.random.default_rng(2).normal(size=(3, 3, 4))

@@ -1,5 +1,6 @@
 """`variator export --format jax`: programs that JAX and safetensors run without this package."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -110,4 +111,8 @@ def test_a_plugin_of_another_backbone_is_refused(tmp_path):
     other = make_plugin(2, Backbone(SHAPE, BACKBONE.params, "f" * 64))
     with pytest.raises(VariatorError, match="f{8}"):
         export_programs(tmp_path / "exported", BACKBONE, [other], SETTINGS)
+    config = dataclasses.replace(PLUGINS[2].config, pool_padding=True)
+    merging = dataclasses.replace(PLUGINS[2], config=config)
+    with pytest.raises(VariatorError, match="merges padding"):
+        export_programs(tmp_path / "exported", BACKBONE, [merging], SETTINGS)
     assert not (tmp_path / "exported").exists()

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import threading
 import time
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import served
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
 from variator_jax.errors import ConfigError
-from variator_jax.serving.http import create_app, serve
+from variator_jax.serving import call, routes, schemas
+from variator_jax.serving.http import HttpLimits, create_app, serve
 from variator_jax.serving.service import Limits
 
 TEXTS = ["one text", "another one that is longer"]
@@ -122,6 +125,12 @@ BAD = [
     ("/predict", {"inputs": "x", "task": "lettre"}, 422, "Did you mean 'letter'?"),
     ("/predict", {"inputs": ["x", "y"], "task": "letter"}, 422, "letter"),
     ("/embed", {"inputs": ["x"] * 2049}, 413, "2048"),
+    ("/embed_all", {"inputs": [[65, 1]] * 2049}, 413, "2048"),
+    ("/embed", {"inputs": [1] * 40_000}, 413, "32768"),
+    ("/predict", {"inputs": ["x", "y", "z"]}, 422, "inputs"),
+    ("/embed", {"inputs": [{}] * 2000}, 422, "inputs"),
+    ("/tokenize", {"inputs": "x" * 300_000}, 413, "262,144 bytes"),
+    ("/embed", {"inputs": "x", "prompt_name": "querry"}, 422, "embed_auto"),
     ("/v2/rerank", {"query": "x"}, 400, "documents"),
     ("/nowhere", {}, 404, "Not Found"),
 ]
@@ -141,6 +150,89 @@ def test_bad_requests_have_the_form_of_their_api(client, path, body, status, rea
         message, kind = found["error"], found["error_type"]
         assert kind in ("Validation", "Empty")
     assert reason in message
+
+
+def test_a_body_of_wrong_items_makes_few_errors():
+    for model in (schemas.EmbedRequest, schemas.PredictRequest, schemas.DocumentsRequest):
+        fields = {"query": "x", "documents": [{}] * 2000, "inputs": [[1, "x"]] * 2000}
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(fields)
+        assert refused.value.error_count() < 12
+
+
+def test_tokens_that_make_too_many_numbers_are_refused_before_they_are_computed(
+    client, monkeypatch
+):
+    monkeypatch.setattr(call, "MOST_NUMBERS", 32 * 8)
+    compute = served.warm().dispatch
+    monkeypatch.setattr(served.warm(), "dispatch", None)
+    refused = client.post("/embed_all", json={"inputs": ["1234567", "1"]})
+    assert refused.status_code == 413 and "32 for each token" in refused.json()["error"]
+    assert client.post("/embed_all", json={"inputs": ["x" * 99]}).status_code == 422
+    monkeypatch.setattr(served.warm(), "dispatch", compute)
+    assert client.post("/embed_all", json={"inputs": "1234567"}).status_code == 200
+
+
+def test_large_answers_are_written_in_a_thread(client, monkeypatch):
+    written, write = [], routes._json
+
+    def observed(values):
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise AssertionError("the event loop waits for it")
+        written.append(path)
+        return write(values)
+
+    monkeypatch.setattr(routes, "_json", observed)
+    for path in ("/embed", "/embed_all", "/v1/embeddings"):
+        assert client.post(path, json={"inputs": "x", "input": "x"}).status_code == 200
+    assert {*written} == {"/embed", "/embed_all", "/v1/embeddings"}
+
+
+def test_info_describes_the_model_as_tei_does(client):
+    info = client.get("/info").json()
+    assert info["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert info["model_sha"] == served.BACKBONE.fingerprint
+    assert info["max_concurrent_requests"] == Limits().requests
+    assert info["tokenization_workers"] == Limits().tokenizers
+    assert client.post("/embed", json={"inputs": "x", "prompt_name": "embed"}).status_code == 200
+
+
+def test_a_failure_of_the_backend_has_each_apis_form_and_no_reason_in_it():
+    failing = http_server.service()
+
+    async def submit(*args, **options):
+        raise RuntimeError("secret")
+
+    failing.submit = submit
+    body = {"inputs": "x", "input": "x", "query": "x", "documents": ["x"]}
+    with http_server.running(failing) as url:
+        statuses = {"/embed": 424, "/v1/embeddings": 500, "/v1/rerank": 500}
+        answers = {path: httpx.post(url + path, json=body) for path in statuses}
+        counted = httpx.get(f"{url}/metrics").text
+    assert {path: answer.status_code for path, answer in answers.items()} == statuses
+    assert not any("secret" in answer.text for answer in answers.values())
+    assert answers["/embed"].json()["error_type"] == "Backend"
+    assert answers["/v1/embeddings"].json()["error"]["type"] == "server_error"
+    assert 'path="/embed",status="424"' in counted
+
+
+def test_bodies_on_their_way_are_bounded_together():
+    limits = HttpLimits(all_bytes=1000)
+    with http_server.running(http_server.service(), limits=limits) as url:
+        refused = httpx.post(f"{url}/embed", json={"inputs": "x" * 1000})
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) == 1
+        assert refused.json()["error_type"] == "Overloaded"
+        for _ in range(3):  # what was refused or answered counts no more
+            assert httpx.post(f"{url}/embed", json={"inputs": "x" * 20}).status_code == 200
+
+
+def test_connections_are_bounded():
+    limits = HttpLimits(connections=2)
+    with http_server.running(http_server.service(), limits=limits) as url:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(httpx.Client(base_url=url)) for _ in range(2)]
+            assert [client.get("/live").status_code for client in clients] == [200, 503]
 
 
 def test_a_long_text_is_cut_only_where_that_is_asked_for(client):

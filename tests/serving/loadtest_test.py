@@ -20,7 +20,7 @@ pytest.importorskip("httpx")
 
 @contextlib.contextmanager
 def served(answer):
-    """The URL of a server, what it gets, and the headers; `answer` returns status and plugin."""
+    """The URL of a server, what it gets, and the headers; `answer` returns status and ratio."""
     received, headers = [], []
 
     class Handler(BaseHTTPRequestHandler):
@@ -29,8 +29,8 @@ def served(answer):
         def do_POST(self):
             headers.append(self.headers)
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, plugin = answer(len(received) - 1, received[-1])
-            self.reply(status, b"[]", {"x-variator-plugin": plugin})
+            status, ratio = answer(len(received) - 1, received[-1])
+            self.reply(status, b"[]", {"x-variator-ratio": str(ratio)})
 
         def do_GET(self):
             memory = f"process_resident_memory_bytes {2**20 * (100 + len(received))}.0\n"
@@ -82,7 +82,7 @@ def test_bodies_are_those_of_the_route(tmp_path):
 def test_every_request_is_counted_with_its_latency_status_and_ratio():
     def answer(number, body):
         time.sleep(0.05)
-        return (429, "") if number % 4 == 3 else (200, ["none", "span_x4"][number % 2])
+        return (429, 1) if number % 4 == 3 else (200, [1, 4][number % 2])
 
     load = Load(rate=60, seconds=1.5, words=3)
     with served(answer) as (url, received, _):
@@ -103,7 +103,7 @@ def test_latency_counts_from_the_arrival_however_slow_the_answers_before_it():
     def answer(number, body):
         with slow:
             time.sleep(0.1)
-        return 200, "none"
+        return 200, 1
 
     load = Load(rate=20, seconds=1)
     with served(answer) as (url, *_):
@@ -117,7 +117,7 @@ def test_latency_counts_from_the_arrival_however_slow_the_answers_before_it():
 def test_a_server_that_is_not_there_or_refuses_the_request_is_reported():
     with pytest.raises(VariatorError, match="No answer from http://127.0.0.1:9"):
         run(Load(url="http://127.0.0.1:9"))
-    with served(lambda *_: (422, "")) as (url, *_):
+    with served(lambda *_: (422, 1)) as (url, *_):
         with pytest.raises(VariatorError, match="/rerank answers 422"):
             run(Load(url=url, route="rerank"))
     for wrong in ({"shape": "square"}, {"route": "embeds"}, {"rate": 0}, {"seconds": -1}):
@@ -152,7 +152,7 @@ def test_a_server_that_never_holds_ends_the_search():
 
 def test_the_command_prints_and_plots(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("VARIATOR_TOKEN", "secret")
-    with served(lambda number, _: (200, "none" if number < 15 else "ffn_x2")) as (url, _, sent):
+    with served(lambda number, _: (200, 1 if number < 15 else 2)) as (url, _, sent):
         command = ["loadtest", f"--url={url}", "--seconds=1", "--rate=30", "--target_ms=1000"]
         assert cli.main([*command, f"--output={tmp_path}"]) == 0
         printed = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_the_command_compares_a_plugin_with_the_servers_choice(capsys):
         """At most 5 requests in any 0.2 s that name a plugin, 15 others."""
         seen.append(time.monotonic())
         recent = sum(moment > seen[-1] - 0.2 for moment in seen)
-        return (200 if recent <= (5 if "plugin" in body else 15) else 429), "none"
+        return (200 if recent <= (5 if "plugin" in body else 15) else 429), 1
 
     with served(answer) as (url, *_):
         command = ["loadtest", f"--url={url}", "--seconds=0.3", "--rate=16", "--target_ms=1000"]

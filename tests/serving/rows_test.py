@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from variator_jax.errors import VariatorError
+from variator_jax.serving.engine import EngineLimits
 from variator_jax.serving.rows import (
     RowError,
     Texts,
@@ -17,6 +18,7 @@ from variator_jax.serving.rows import (
     row_ids,
     suffix_of,
 )
+from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import ByteTokenizer
 
 BYTES = ByteTokenizer(384)
@@ -65,7 +67,7 @@ def test_the_text_of_a_row_is_a_field_a_string_or_the_line():
         b'"  "': "empty",
         b'"\\ud800"': "surrogate",
         b'"<extra_id_999>"': "sentinels go from",
-        b'"' + b"a" * 600 + b'"': "601 tokens; --max_length is 512",
+        b'"' + b"a" * 600 + b'"': "601 tokens; the longest has 512",
     }.items(),
 )
 def test_rows_without_a_text_are_refused_with_the_reason(line, reason):
@@ -73,17 +75,23 @@ def test_rows_without_a_text_are_refused_with_the_reason(line, reason):
         ids_of(line)
 
 
-def test_longer_texts_lose_their_end_but_keep_the_mark_of_it_where_that_is_asked_for():
-    ids, cut = ids_of(json.dumps("abcdef").encode(), max_length=4, truncate=True)
-    assert cut and ids == [*BYTES.encode("abc")]
-    assert ids_of(b'"abc"', max_length=4, truncate=True) == (ids, False)
+def test_longer_texts_lose_their_end_where_that_is_asked_for_but_the_prompt_stays():
+    row = json.dumps("abcdef" * 9).encode()
+    ids, cut = ids_of(row, max_length=20, truncate=True, prompt="q: {text} a:")
+    found = BYTES.decode(ids)
+    assert cut and len(ids) <= 20 and found.startswith("q: abc") and found.endswith(" a:")
+    cut_off = Cut(20, allowed=True)  # as the server does
+    task = TaskConfig("embed", "embed", "q: {text} a:")
+    assert ids == token_ids(task, "abcdef" * 9, BYTES, cut_off)
+    assert ids_of(b'"abc"', max_length=4, truncate=True) == (BYTES.encode("abc"), False)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 200))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 200))
 def test_batches_hold_each_row_once_in_one_shape_for_each_length(lengths, budget):
     rows = [[2 + i] * n for i, n in enumerate(lengths)]
     seen, shapes = [], set()
-    for chosen, tokens in make_batches(rows, (8, 16, 40), budget):
+    limits = EngineLimits((8, 16, 40), budget, budget)
+    for chosen, tokens in make_batches(rows, limits):
         shapes.add(tokens.shape)
         assert tokens.size <= budget or len(tokens) == 1
         assert tokens.shape[1] in (8, 16, 40)

@@ -4,16 +4,18 @@ import dataclasses
 import json
 
 import hf_files
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import served
 import small_t5
 
+from variator_jax import cli
 from variator_jax.data.vocabulary import train_sentencepiece
 from variator_jax.errors import CheckpointError
 from variator_jax.serving.engine import Engine, EngineLimits
-from variator_jax.serving.sentences import is_sentence_folder, read_sentence_folder
+from variator_jax.serving.sentences import load_encoder
 from variator_jax.serving.service import Service
 from variator_jax.serving.tasks import TaskConfig
 from variator_jax.store import load_backbone
@@ -54,10 +56,9 @@ def write(folder, activation="Identity", pooling="mean_tokens", bias=False):
 
 async def vectors(folder, **options):
     """The vectors of the texts, from a service of this folder."""
-    sentences = read_sentence_folder(folder)
-    backbone = load_backbone(sentences.backbone)
+    backbone, dense, _ = load_encoder(folder)
     task = TaskConfig("embed", "embed")
-    engine = Engine(backbone, (), [task], EngineLimits((32,), 64, 2), sentences.dense)
+    engine = Engine(backbone, (), [task], EngineLimits((32,), 64, 2), dense)
     service = Service(engine, slo_ms=10_000)
     await service.start()
     answer = await service.submit("embed", TEXTS, **options)
@@ -68,13 +69,44 @@ async def vectors(folder, **options):
 @served.run
 async def test_vectors_go_through_the_dense_layer(tmp_path):
     arrays = write(tmp_path, "Tanh", bias=True)
-    assert is_sentence_folder(tmp_path) and read_sentence_folder(tmp_path).normalized
     found = await vectors(tmp_path, normalize=False)
     model = served.VariatorModel(load_backbone(tmp_path))
     for vector, text in zip(found, TEXTS, strict=True):
         mean = np.asarray(model.encode(text))[0].mean(axis=0)
         expected = np.tanh(arrays["linear.weight"] @ mean + arrays["linear.bias"])
         np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_bulk_encoding_and_export_go_through_it_too_and_take_its_longest_text(tmp_path, capsys):
+    folder, out = tmp_path / "st", tmp_path / "out"
+    write(folder, "Tanh", bias=True)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    backbone, dense, longest = load_encoder(folder)
+    expected = []
+    for text in TEXTS:
+        mean = np.asarray(served.VariatorModel(backbone).encode(text))[0].mean(axis=0)
+        vector = np.tanh(mean @ dense[0].kernel + dense[0].bias)
+        expected.append(vector / np.linalg.norm(vector))
+    assert longest == 32
+    (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, "the quick fox " * 9]))
+    given = ["--backbone", str(folder), "--output"]
+    texts = str(tmp_path / "texts.txt")
+    assert cli.main(["encode", *given, str(out), "--input", texts]) == 0
+    assert "2 rows" in (printed := capsys.readouterr().out) and "1 bad rows" in printed
+    found = safetensors.numpy.load_file(out / "encoded-000000.safetensors")
+    np.testing.assert_allclose(found["embeddings"], expected, atol=1e-5)
+
+    command = ["export", "--format=jax", "--batches=2", *given, str(tmp_path / "exported")]
+    assert cli.main(command) == 0
+    (file,) = (tmp_path / "exported").glob("*.jaxexport")
+    assert file.name == "none_2x32.jaxexport"
+    weights = safetensors.numpy.load_file(tmp_path / "exported" / "weights.safetensors")
+    tokens = np.zeros((2, 32), np.int32)
+    for row, text in zip(tokens, TEXTS, strict=True):
+        ids = served.VariatorModel(backbone).tokenizer.encode(text)
+        row[: len(ids)] = ids
+    vectors = jax.export.deserialize(file.read_bytes()).call(weights, tokens)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 @served.run
@@ -92,4 +124,4 @@ async def test_vectors_are_those_of_sentence_transformers(tmp_path):
 def test_what_is_not_known_is_refused_by_name(tmp_path, options, words):
     write(tmp_path, **options)
     with pytest.raises(CheckpointError, match=words):
-        read_sentence_folder(tmp_path)
+        load_encoder(tmp_path)

@@ -29,8 +29,9 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     whole = "leave a pooled vector at its length; by default it gets the length 1"
     add("--no_normalize", action="store_true", help=whole)
     add("--dtype", default="float32", help="of the vectors: float32 or bf16 (default: float32)")
-    longest = "tokens of the longest text, end included; longer ones are bad rows (default: 512)"
-    add("--max_length", type=int, default=512, metavar="N", help=longest)
+    longest = "tokens of the longest text, end included; longer ones are bad rows "
+    longest += "(default: 512, or what a folder of sentence-transformers has)"
+    add("--max_length", type=int, metavar="N", help=longest)
     add("--truncate", action="store_true", help="cut longer texts, and count them")
     window = "rows that are sorted by length together, and go to one file (default: 2048)"
     add("--window", type=int, default=2048, metavar="N", help=window)
@@ -51,16 +52,18 @@ def _encode(args: argparse.Namespace) -> None:
     from variator_jax import mesh as meshes
     from variator_jax.serving.bulk import BulkSettings, encode_file
     from variator_jax.serving.rows import Texts
-    from variator_jax.store import load_backbone
+    from variator_jax.serving.sentences import load_encoder
 
-    texts = Texts(args.field, args.prompt, args.max_length, args.truncate)
+    backbone, dense, longest = load_encoder(args.backbone)
+    longest = (longest or 512) if args.max_length is None else args.max_length
+    texts = Texts(args.field, args.prompt, longest, args.truncate)
     dtype = {"bf16": "bfloat16", "f32": "float32"}.get(args.dtype, args.dtype)
     shape = (not args.no_normalize, dtype, args.window, args.batch_tokens)
     settings = BulkSettings(texts, args.pooling, *shape)
-    backbone = load_backbone(args.backbone)
     plugin = _choose(args, backbone)
     mesh = meshes.mesh_or_none(backbone.config, jax.device_count(), None)
-    total = encode_file(Path(args.input), Path(args.output), backbone, plugin, settings, mesh)
+    where = Path(args.input), Path(args.output)
+    total = encode_file(*where, backbone, plugin, settings, mesh, dense)
     print(
         f"{args.output}: {total.rows:,} rows, {total.tokens:,} tokens, {total.bad:,} bad rows, "
         f"{total.cut:,} cut texts"
@@ -182,18 +185,20 @@ def export_jax(args: argparse.Namespace) -> bool:
     if missing := {"backbone", "output"} - given.keys():
         raise ConfigError(f"--format jax needs --{min(missing)} DIR.")
     from variator_jax.serving.export import ExportSettings, export_programs
-    from variator_jax.store import load_backbone, load_plugins
+    from variator_jax.serving.sentences import load_encoder
+    from variator_jax.store import load_plugins
 
-    backbone = load_backbone(given["backbone"])
+    backbone, dense, longest = load_encoder(given["backbone"])
     plugins = load_plugins(given["plugins"], backbone) if "plugins" in given else {}
     defaults = ExportSettings()
+    lengths = tuple({min(length, longest or length): None for length in defaults.lengths})
     settings = ExportSettings(
         given.get("task", defaults.task),
         _numbers("batches", given.get("batches")) or defaults.batches,
-        _numbers("lengths", given.get("lengths")) or defaults.lengths,
+        _numbers("lengths", given.get("lengths")) or lengths,
         tuple(filter(None, given.get("platforms", "").split(","))),
     )
-    written = export_programs(given["output"], backbone, plugins.values(), settings)
+    written = export_programs(given["output"], backbone, plugins.values(), settings, dense)
     print(f"{given['output']}: {len(written)} programs")
     return True
 

@@ -2,9 +2,8 @@
 
 import argparse
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from variator_jax.serving.tasks import Dense, TaskConfig
-    from variator_jax.store import Backbone, Plugin
+    from variator_jax.serving.sentences import Encoder
+    from variator_jax.serving.tasks import TaskConfig
+    from variator_jax.store import Plugin
 
 TOKEN = "VARIATOR_TOKEN"
 # Of the quickstart: the tasks that its backbone was fine-tuned on.
@@ -46,7 +46,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", metavar="FILE", help=tasks)
     target = "the p99 of latency to hold, in milliseconds (%(default)s)"
     add("--slo_ms", type=float, default=100.0, metavar="MS", help=target)
-    longest = "tokens of the longest input (512; of the quickstart 64)"
+    longest = "tokens of the longest input (512, or the folder's; of the quickstart 64)"
     add("--max_length", type=int, metavar="N", help=longest)
     rows = "inputs of the largest batch (64; of the quickstart 8). Fewer start sooner"
     add("--max_rows", type=int, metavar="N", help=rows)
@@ -67,32 +67,34 @@ def _serve(args: argparse.Namespace) -> None:
     variator serve
     variator serve --backbone monot5 --plugins plugins --tasks tasks.json --slo_ms 100
     """
+    for name in ("max_length", "max_rows"):
+        if (given := getattr(args, name)) is not None and given < 1:
+            raise ConfigError(f"--{name} {given}: expected 1 or more.")
     try:
         from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
-    backbone, dense, plugins, tasks = load(args)
+    (backbone, dense, longest), plugins, tasks = load(args)
     engine.keep_compiled(os.path.expanduser(args.cache))
-    length, rows = (512, 64) if args.backbone else (64, 8)
-    limits = engine.EngineLimits.up_to(length if args.max_length is None else args.max_length)
+    length, rows = (longest or 512, 64) if args.backbone else (64, 8)
+    limits = engine.EngineLimits.up_to(args.max_length or length)
     limits = dataclasses.replace(limits, most_rows=args.max_rows or rows)
     served = service.Service(engine.Engine(backbone, plugins, tasks, limits, dense), args.slo_ms)
     name = args.name or backbone.config.name
     http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
 
 
-def load(
-    args: argparse.Namespace,
-) -> "tuple[Backbone, Sequence[Dense], list[Plugin], list[TaskConfig]]":
-    """The backbone, layers behind it, its plugins and tasks; the quickstart's without `--backbone`.
+def load(args: argparse.Namespace) -> "tuple[Encoder, list[Plugin], list[TaskConfig]]":
+    """The encoder, its plugins and tasks; the quickstart's without `--backbone`.
 
     Raises:
       VariatorError: if one of them is missing, damaged or does not fit.
     """
-    from variator_jax.serving import sentences
-    from variator_jax.store import load_backbone, load_plugins
+    from variator_jax.serving.sentences import load_encoder
+    from variator_jax.serving.tasks import TaskConfig
+    from variator_jax.store import load_plugins
 
-    folders, tasks = list(args.plugins), _read_tasks(args.tasks) if args.tasks else None
+    folders, tasks = list(args.plugins), read_tasks(args.tasks) if args.tasks else None
     path = args.backbone
     if path is None:
         quickstart = Path(args.model_dir)
@@ -102,44 +104,54 @@ def load(
                 f"{path} does not exist: run launch/quickstart.sh, or give --backbone."
             )
         folders = folders or sorted(map(str, quickstart.glob("adapted_*")))
-        tasks = tasks or QUICKSTART_TASKS
-    dense: Sequence[Dense] = ()
-    if sentences.is_sentence_folder(path):
-        folder = sentences.read_sentence_folder(path)
-        path, dense = folder.backbone, folder.dense
-    backbone = load_backbone(path)
-    plugins = [p for folder in folders for p in load_plugins(folder, backbone).values()]
-    return backbone, dense, plugins, _task_configs(tasks or _default_tasks(backbone))
+        tasks = tasks or [TaskConfig(**task) for task in QUICKSTART_TASKS]
+    encoder = load_encoder(path)
+    plugins = [p for folder in folders for p in load_plugins(folder, encoder.backbone).values()]
+    kinds = ["embed", *(["generate"] if encoder.backbone.config.has_decoder else [])]
+    return encoder, plugins, tasks or [TaskConfig(kind, kind) for kind in kinds]
 
 
-def _default_tasks(backbone: "Backbone") -> Sequence[Mapping[str, Any]]:
-    embed = [{"name": "embed", "kind": "embed"}]
-    generate = [{"name": "generate", "kind": "generate"}]
-    return [*embed, *(generate if backbone.config.has_decoder else [])]
+def read_tasks(path: str) -> "list[TaskConfig]":
+    """The tasks of a JSON file.
 
+    Raises:
+      ConfigError: for anything but a list of tasks that can be served.
+    """
+    from pydantic import TypeAdapter, ValidationError
 
-def _read_tasks(path: str) -> Sequence[Mapping[str, Any]]:
-    try:
-        tasks = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a JSON file: {error}.") from error
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise ConfigError(f"{path} is not a list of tasks: [{{'name': ..., 'kind': ...}}, ...].")
-    return tasks
-
-
-def _task_configs(tasks: Sequence[Mapping[str, Any]]) -> "list[TaskConfig]":
     from variator_jax.serving.tasks import TaskConfig
 
     fields = TaskConfig.__dataclass_fields__
-    for task in tasks:
-        for name in set(task) - set(fields):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = TypeAdapter(list[dict[str, Any]]).validate_json(text, strict=True)
+        for name in {name: None for task in found for name in task if name not in fields}:
             reason = f"has no setting {name!r}; those are {', '.join(fields)}"
-            raise ConfigError(f"A task {reason}.{did_you_mean(name, fields)}")
-    make: Callable[..., TaskConfig] = TaskConfig
-    return [
-        make(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}) for t in tasks
-    ]
+            raise ConfigError(f"{path}: a task {reason}.{did_you_mean(name, fields)}")
+        tasks = TypeAdapter(list[TaskConfig]).validate_json(text, strict=True)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    except ValidationError as error:
+        one = error.errors()[0]
+        place, expected = ".".join(map(str, one["loc"])) or "the file", one["msg"]
+        reason = f"{place}: {expected}; found {one['input']!r:.60}"
+        raise ConfigError(f"{path} is no list of tasks: {reason}.") from error
+    if not tasks:
+        raise ConfigError(f"{path} has no tasks.")
+    for task in tasks:
+        _check_names(path, task)
+    return tasks
+
+
+def _check_names(path: str, task: "TaskConfig") -> None:
+    """Refuses a task without a name, and prompts whose fields cannot be filled."""
+    if not task.name.strip():
+        raise ConfigError(f"{path}: a task of kind {task.kind!r} has an empty name.")
+    names, found = set(task.fields), f"{path}: the prompt {task.prompt!r} of task {task.name!r}"
+    if not all(name.isidentifier() for name in names):
+        raise ConfigError(f"{found} has fields that are no names; expected such as {{text}}.")
+    if len(names) < len(task.fields):
+        raise ConfigError(f"{found} has a field twice; expected two names that differ.")
 
 
 def _token(path: str | None) -> str | None:

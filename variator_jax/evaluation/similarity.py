@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from scipy import stats
 
 from variator_jax.evaluation.data import Batch
 
@@ -45,13 +46,11 @@ def similarity_kept(vectors: np.ndarray, reference: np.ndarray) -> dict[str, flo
         return {}
     cosines = [own @ own.T for own in (vectors, reference)]
     pairs = np.triu_indices(texts, 1)
-    # [2, pairs]
-    ranks = [np.argsort(np.argsort(own[pairs], kind="stable")) for own in cosines]
     nearest = min(_NEAREST, texts - 1)
     found, expected = (
         np.argsort(-(own - 4 * np.eye(texts)), axis=1, kind="stable")[:, :nearest]
         for own in cosines
     )
     kept = [len({*a} & {*b}) / nearest for a, b in zip(found, expected, strict=True)]
-    spearman = float(np.corrcoef(ranks)[0, 1])
+    spearman = float(stats.spearmanr(*(own[pairs] for own in cosines)).statistic)
     return {"similarity_spearman": 100 * spearman, "top10_overlap": 100 * float(np.mean(kept))}

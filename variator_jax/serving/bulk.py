@@ -26,6 +26,7 @@ from variator_jax.errors import ConfigError, PluginError
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
 from variator_jax.serving.encoded import Counts, EncodedFolder
+from variator_jax.serving.engine import EngineLimits
 from variator_jax.serving.rows import (
     RowError,
     Texts,
@@ -34,8 +35,10 @@ from variator_jax.serving.rows import (
     read_windows,
     row_ids,
     suffix_of,
+    task_of,
 )
-from variator_jax.serving.tasks import mean_pool
+from variator_jax.serving.sentences import arrays_of
+from variator_jax.serving.tasks import Dense, mean_pool, through_dense
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.texts import Tokenizer
@@ -75,14 +78,16 @@ class BulkSettings:
             raise ConfigError(
                 f"max_length, window and batch_tokens are 1 or more; found {numbers}."
             )
-        if "{text}" not in self.texts.prompt:
-            raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}.")
+        if task_of(self.texts.prompt).fields != ("text",):
+            raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}, or other fields.")
 
     @property
-    def buckets(self) -> tuple[int, ...]:
-        """Lengths to which rows are padded."""
+    def limits(self) -> EngineLimits:
+        """The shapes of batches."""
         longest = self.texts.max_length
-        return (*(length for length in LENGTH_BUCKETS if length < longest), longest)
+        lengths = (*(length for length in LENGTH_BUCKETS if length < longest), longest)
+        most = max(self.batch_tokens, longest)
+        return EngineLimits(lengths, most, most_rows=most)
 
 
 class _Prepared(NamedTuple):
@@ -103,6 +108,7 @@ def encode_file(
     plugin: Plugin | None = None,
     settings: BulkSettings = BulkSettings(),
     mesh: Mesh | None = None,
+    dense: Sequence[Dense] = (),
 ) -> Counts:
     """Encodes every text of a file; the same call resumes a run that was stopped.
 
@@ -113,6 +119,7 @@ def encode_file(
       plugin: the compression plugin; None for the backbone itself.
       settings: pooling, dtype, lengths, batches.
       mesh: the devices; None for the first one.
+      dense: layers behind the pooling, of a folder of sentence-transformers.
 
     Returns:
       Rows, tokens, bad rows and cut texts of the whole file.
@@ -122,18 +129,16 @@ def encode_file(
         changed since a part of it was encoded.
     """
     suffix_of(path)
-    if plugin is not None and plugin.config.pool_padding:
-        raise PluginError(
-            f"The plugin {plugin.config.name} merges padding, so its encodings depend on the other "
-            "rows of a batch; VariatorModel.encode runs it."
-        )
+    check_rows_apart(plugin)
     # The model is not kept: it checks that the plugin is the backbone's, and loads the vocabulary.
     tokenizer = VariatorModel(backbone, plugin, mesh).tokenizer
     total, files, progress = Counts(), 0, _Progress(path)
     try:
         with lock_folder(folder):
-            output = EncodedFolder(folder, _identity(backbone, plugin, settings))
-            encode, width = _encoder(backbone, plugin, settings, mesh), backbone.config.embed_dim
+            output = EncodedFolder(folder, _identity(backbone, plugin, settings, mesh, dense))
+            encode = _encoder(backbone, plugin, settings, mesh, dense)
+            pooled = settings.pooling == "mean"
+            width = dense[-1].kernel.shape[1] if pooled and dense else backbone.config.embed_dim
             for prepared in _ahead(_prepared(path, output, tokenizer, settings)):
                 counts, files = prepared.counts, files + 1
                 if not prepared.written:
@@ -144,6 +149,19 @@ def encode_file(
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}.") from error
     return total
+
+
+def check_rows_apart(plugin: Plugin | None) -> None:
+    """Refuses a plugin whose encodings of a row depend on the batch that it is in.
+
+    Raises:
+      PluginError: if it merges padding.
+    """
+    if plugin is not None and plugin.config.pool_padding:
+        raise PluginError(
+            f"The plugin {plugin.config.name} merges padding, so its encodings depend on the other "
+            "rows of a batch; VariatorModel.encode runs it."
+        )
 
 
 def _prepared(
@@ -179,17 +197,21 @@ Encode = Callable[[np.ndarray], jax.Array]
 
 
 def _encoder(
-    backbone: Backbone, plugin: Plugin | None, settings: BulkSettings, mesh: Mesh | None
+    backbone: Backbone,
+    plugin: Plugin | None,
+    settings: BulkSettings,
+    mesh: Mesh | None,
+    dense: Sequence[Dense],
 ) -> Encode:
-    """Tokens `[batch, length]` to `[batch, embed]`, or `[batch, length, embed]` without pooling."""
+    """Tokens `[batch, length]` to `[batch, out]`, or `[batch, length, embed]` without pooling."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
 
     def run(params: dict, variables: Any, batch: Batch) -> jax.Array:
         # [batch, length, embed]
         states = model.encode(params, variables, batch)
         if settings.pooling == "mean":
-            # [batch, embed]
-            states = mean_pool(states, batch["encoder_input_tokens"])
+            # [batch, out]
+            states = through_dense(mean_pool(states, batch["encoder_input_tokens"]), dense)
             states = unit(states) if settings.normalize else states
         return states.astype(settings.dtype)
 
@@ -216,7 +238,7 @@ def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSetting
             whole = vector if settings.pooling == "mean" else vector[: len(ids[row])]
             results[row] = whole.copy()
 
-    for rows, tokens in make_batches(ids, settings.buckets, settings.batch_tokens):
+    for rows, tokens in make_batches(ids, settings.limits):
         running.append((rows, encode(tokens)))
         if len(running) > 2:
             fetch()
@@ -256,7 +278,13 @@ def _arrays(
     return {"lines": lines, "embeddings": np.concatenate([empty, *rows]), "offsets": offsets}
 
 
-def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings) -> dict[str, Any]:
+def _identity(
+    backbone: Backbone,
+    plugin: Plugin | None,
+    settings: BulkSettings,
+    mesh: Mesh | None,
+    dense: Sequence[Dense],
+) -> dict[str, Any]:
     """What decides the numbers, in JSON's types."""
     found = None
     if plugin is not None:
@@ -267,6 +295,10 @@ def _identity(backbone: Backbone, plugin: Plugin | None, settings: BulkSettings)
         "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
         "vocabulary": backbone.vocabulary_fingerprint,
         "plugin": found,
+        "dense": [fingerprint(arrays_of(layer)) + " tanh" * layer.tanh for layer in dense],
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+        "devices": mesh.size if mesh else 1,
         **dataclasses.asdict(settings),
         "texts": settings.texts._asdict(),
     }

@@ -1,7 +1,7 @@
 """One request on its way to the service: its task, its limits, its answer, a client that leaves."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -10,10 +10,15 @@ from variator_jax import __version__
 from variator_jax.errors import VariatorError, did_you_mean
 from variator_jax.serving.batcher import Overloaded
 from variator_jax.serving.errors import ApiError
-from variator_jax.serving.schemas import Choice
+from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token, TokensRequest
 from variator_jax.serving.service import Answer
-from variator_jax.serving.tasks import TaskConfig
+from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import EOS, PAD
+
+#: Numbers that an answer of /embed_all may hold: 20 bytes each in JSON, 80 MB together.
+MOST_NUMBERS = 1 << 22
+#: Bytes of the texts of /tokenize, each of which can be a token: 70 bytes each, 18 MB together.
+MOST_BYTES = 1 << 18
 
 
 class Call:
@@ -23,7 +28,7 @@ class Call:
         self._request, self._response = request, response
         state = request.app.state
         self.service, self.model, self.started = state.service, state.model, state.started
-        self._limits, self._metrics = state.limits, state.metrics
+        self._metrics = state.metrics
 
     async def run(
         self, task: TaskConfig, inputs: Sequence[Any], choice: Choice, **options: Any
@@ -33,7 +38,6 @@ class Call:
         Raises:
           ApiError: for what the client can mend, or if the queue is full.
         """
-        self._check_count(inputs)
         submitted = self.service.submit(
             task.name,
             inputs,
@@ -51,10 +55,36 @@ class Call:
         self._response.headers["x-variator-ratio"] = str(self.service.ratios[answer.plugin])
         return answer
 
-    def _check_count(self, inputs: Sequence[Any]) -> None:
-        if len(inputs) > self._limits.texts:
-            reason = f"at most {self._limits.texts} texts; found {len(inputs)}"
-            raise ApiError("too_large", f"A request has {reason}.")
+    async def respond(self, write: Callable[[], bytes]) -> Response:
+        """A large answer, which a thread writes as JSON: it would hold up all other requests."""
+        content = await asyncio.to_thread(write)
+        return Response(
+            content, media_type="application/json", headers=dict(self._response.headers)
+        )
+
+    async def check_numbers(
+        self, task: TaskConfig, inputs: Sequence[Any], body: TokensRequest
+    ) -> None:
+        """Refuses vectors of more tokens than an answer holds, before they are computed."""
+        engine = self.service.engine
+        longest, width = engine.limits.max_length, engine.model.backbone.config.embed_dim
+        cut = Cut(longest, bool(body.truncate), body.truncation_direction == "Left")
+
+        def fits() -> bool:
+            numbers = 0
+            for one in inputs:
+                numbers += width * len(token_ids(task, one, engine.model.tokenizer, cut))
+                if numbers > MOST_NUMBERS:
+                    return False
+            return True
+
+        try:
+            if len(inputs) * longest * width <= MOST_NUMBERS or await asyncio.to_thread(fits):
+                return
+        except VariatorError as error:
+            raise ApiError("invalid", str(error)) from error
+        reason = f"inputs: an answer holds at most {MOST_NUMBERS:,} numbers, {width} for each token"
+        raise ApiError("too_large", f"{reason}; send fewer texts, or use variator encode.")
 
     def task(self, kind: str, name: str | None, pairs: bool = False) -> TaskConfig:
         """The task of that name, or the first of that kind; if there is one, that takes pairs."""
@@ -95,24 +125,36 @@ class Call:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[tuple[int, str, bool]]]:
+    def check_bytes(self, texts: Sequence[str]) -> None:
+        """Refuses more text than `tokenize` takes."""
+        if (found := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
+            reason = f"at most {MOST_BYTES:,} bytes of text; found {found:,}"
+            raise ApiError("too_large", f"inputs: {reason}.")
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
         """For each text its ids, with the text of each and whether it is a special one."""
-        self._check_count(texts)
         tokenizer = self.service.engine.model.tokenizer
         special = {PAD, EOS, *tokenizer.sentinels.values()}
-        rows = await asyncio.to_thread(self.service.tokenize, texts)
-        return [[(i, tokenizer.decode([i]), i in special) for i in row] for row in rows]
+        return [
+            [Token(id=i, text=tokenizer.decode([i]), special=i in special) for i in row]
+            for row in self.service.tokenize(texts)
+        ]
 
     def info(self) -> dict[str, Any]:
         """TEI's description of the model, with its tasks and plugins."""
         limits, ratios = self.service.engine.limits, self.service.ratios
+        backbone, of_service = self.service.engine.model.backbone, self.service._limits
         return {
             "model_id": self.model,
-            "model_dtype": self.service.engine.model.backbone.config.dtype,
+            "model_sha": backbone.fingerprint,
+            "model_dtype": backbone.config.dtype,
+            "model_type": _model_type(self.service.tasks),
+            "max_concurrent_requests": of_service.requests,
+            "tokenization_workers": of_service.tokenizers,
             "max_input_length": limits.max_length,
             "max_batch_tokens": limits.batch_tokens,
             "max_batch_requests": limits.most_rows,
-            "max_client_batch_size": self._limits.texts,
+            "max_client_batch_size": MOST_TEXTS,
             "auto_truncate": False,
             "plugins": [{"name": name, "ratio": ratio} for name, ratio in ratios.items()],
             "ratios": sorted({*ratios.values()}),
@@ -122,3 +164,15 @@ class Call:
             ],
             "version": __version__,
         }
+
+
+def _model_type(tasks: Sequence[TaskConfig]) -> dict[str, Any]:
+    """TEI's name for what the first task does that it has one for; empty for texts alone."""
+    for task in tasks:
+        labels = {str(i): label for i, label in enumerate(task.labels)}
+        names = {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        if task.kind == "embed":
+            return {"embedding": {"pooling": "mean"}}
+        if task.kind in ("rerank", "classify"):
+            return {"reranker" if task.kind == "rerank" else "classifier": names}
+    return {}

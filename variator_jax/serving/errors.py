@@ -1,6 +1,7 @@
 """Errors of the HTTP API: one kind of error, in the form and with the status of each API."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -8,7 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from variator_jax.serving.schemas import CohereError, OpenAiError, OpenAiErrorBody, TeiError
+from variator_jax.serving.schemas import (
+    MOST_TEXTS,
+    CohereError,
+    OpenAiError,
+    OpenAiErrorBody,
+    TeiError,
+)
 
 
 class _Kind(NamedTuple):
@@ -32,6 +39,7 @@ KINDS: Mapping[str, _Kind] = {
     "invalid": _Kind((400, _REQUEST), (422, "Validation"), 400),
     "no_such_task": _Kind((404, _REQUEST), (424, "Backend"), 404),
     "overloaded": _Kind((429, "rate_limit_error"), (429, "Overloaded"), 429),
+    "backend": _Kind((500, "server_error"), (424, "Backend"), 500),
     "unhealthy": _Kind((503, "server_error"), (503, "Unhealthy"), 503),
 }
 _CODES = {
@@ -39,8 +47,9 @@ _CODES = {
     "no_such_task": "model_not_found",
     "overloaded": "rate_limit_exceeded",
 }
-_OF_STATUS = {404: "not_found", 405: "method", 408: "slow", 413: "too_large"}
+_OF_STATUS = {404: "not_found", 405: "method", 408: "slow", 413: "too_large", 429: "overloaded"}
 _EMPTY = {"string_too_short", "too_short"}
+_MOST_ERRORS = 32  # of one body, of which three are answered
 
 
 class ApiError(Exception):
@@ -102,12 +111,18 @@ async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
 
 async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     """Answers a body that does not fit the schema, without repeating the body."""
-    found = error.errors()
-    kinds = {one["type"] for one in found}
-    kind = "malformed" if "json_invalid" in kinds else "empty" if kinds & _EMPTY else "invalid"
+    found = list(islice(error.errors(), _MOST_ERRORS))
     reasons = dict.fromkeys(map(_reason, found))  # without repetitions, in order
     param = _place(found[0]).partition(".")[0]
-    return error_response(request.url.path, ApiError(kind, "; ".join([*reasons][:3]), param))
+    reason = "; ".join(islice(reasons, 3))
+    return error_response(request.url.path, ApiError(_kind(found), reason, param))
+
+
+def _kind(found: Sequence[Mapping[str, Any]]) -> str:
+    kinds = {one["type"] for one in found}
+    if any(one["type"] == "too_long" and one["ctx"]["max_length"] >= MOST_TEXTS for one in found):
+        return "too_large"  # a shorter one has a fixed length: a pair
+    return "malformed" if "json_invalid" in kinds else "empty" if kinds & _EMPTY else "invalid"
 
 
 def _reason(found: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ dict of the names that `export.json` has for its plugin. JAX and safetensors alo
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
-from variator_jax.serving.bulk import unit
-from variator_jax.serving.tasks import NONE, mean_pool
+from variator_jax.serving.bulk import check_rows_apart, unit
+from variator_jax.serving.sentences import arrays_of
+from variator_jax.serving.tasks import NONE, Dense, mean_pool, through_dense
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.backbone import copy_vocabulary
 from variator_jax.store.description import check_belongs
@@ -75,6 +76,7 @@ def export_programs(
     backbone: Backbone,
     plugins: Iterable[Plugin] = (),
     settings: ExportSettings = ExportSettings(),
+    dense: Sequence[Dense] = (),
 ) -> list[str]:
     """Writes the folder atomically, and returns the names of its programs.
 
@@ -83,22 +85,25 @@ def export_programs(
       backbone: the backbone, which is exported as the plugin 'none'.
       plugins: its plugins.
       settings: task, shapes and platforms.
+      dense: layers behind the pooling, of a folder of sentence-transformers.
 
     Raises:
-      VariatorError: for a plugin of another backbone, or a folder that holds something else.
+      VariatorError: for a plugin of another backbone, one that merges padding, or a folder that
+        holds something else.
     """
     named: dict[str, Plugin | None] = {NONE: None}
     for given in plugins:
         what = f"The plugin {given.config.name}"
         check_belongs(what, given.description, backbone)
         check_shapes(what, given, backbone)
+        check_rows_apart(given)
         named[given.config.name] = given
     holds = "|".join([r".*\.jaxexport", WEIGHTS, *FILES])
     with atomic_folder(path, replaces=(INDEX,), holds=holds) as draft:
         weights: dict[str, np.ndarray] = {}
         index = _describe(backbone, settings)
         for name, plugin in named.items():
-            programs, used = _write_programs(draft, name, backbone, plugin, settings)
+            programs, used = _write_programs(draft, name, backbone, plugin, settings, dense)
             weights |= used
             index["programs"] += programs
             index["weights"][name] = sorted(used)
@@ -120,12 +125,21 @@ def _describe(backbone: Backbone, settings: ExportSettings) -> dict[str, Any]:
 
 
 def _write_programs(
-    folder: Path, name: str, backbone: Backbone, plugin: Plugin | None, settings: ExportSettings
+    folder: Path,
+    name: str,
+    backbone: Backbone,
+    plugin: Plugin | None,
+    settings: ExportSettings,
+    dense: Sequence[Dense],
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Writes the programs of one plugin; returns their entries and the weights that they use."""
-    tree = {"backbone": backbone.params, f"plugins/{name}": plugin.variables if plugin else None}
+    tree = {
+        "backbone": backbone.params,
+        f"plugins/{name}": plugin.variables if plugin else None,
+        "dense": [arrays_of(layer) for layer in dense],
+    }
     weights = {_name(path): np.asarray(x) for path, x in tree_leaves_with_path(tree)}
-    function = jax.jit(_program(name, backbone, plugin, settings, tree))
+    function = jax.jit(_program(name, backbone, plugin, settings, dense, tree))
     shapes = [(batch, length) for batch in settings.batches for length in settings.lengths]
     # The first trace finds out which weights the task reads.
     traced = export.export(function)(weights, _tokens(*shapes[0]))
@@ -146,7 +160,12 @@ def _write_programs(
 
 
 def _program(
-    name: str, backbone: Backbone, plugin: Plugin | None, settings: ExportSettings, tree: Any
+    name: str,
+    backbone: Backbone,
+    plugin: Plugin | None,
+    settings: ExportSettings,
+    dense: Sequence[Dense],
+    tree: Any,
 ) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
     """The task as a function of weights by name and tokens `[batch, length]`."""
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
@@ -159,7 +178,10 @@ def _program(
         states = model.encode(found["backbone"], found[f"plugins/{name}"], batch)
         if settings.task == "encode":
             return states
-        return unit(mean_pool(states, tokens))
+        given = zip(dense, found["dense"], strict=True)
+        layers = [dataclasses.replace(layer, **arrays) for layer, arrays in given]
+        # [batch, out]
+        return unit(through_dense(mean_pool(states, tokens), layers))
 
     return run
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
+import logging
 import resource
 import signal
 import socket
@@ -30,6 +31,7 @@ from variator_jax.serving.metrics import Metrics
 from variator_jax.serving.routes import routes
 from variator_jax.serving.service import Service
 
+_LOG = logging.getLogger("uvicorn.error")
 #: Paths that need no token and answer before the service is ready.
 _OPEN = ("/", "/health", "/live", "/docs", "/openapi.json")
 _PAGE_MAY = (
@@ -45,13 +47,15 @@ class HttpLimits:
 
     Attributes:
       body_bytes: of one request.
-      texts: inputs of one request, whether in a list or a query's documents.
+      all_bytes: of the bodies of all requests that have no answer yet; one more is refused.
+      connections: at the same time, idle ones included; one more is answered with 503.
       seconds: to send a request's headers, then its body; and to read an answer.
       drain_seconds: to finish what was accepted after SIGTERM.
     """
 
     body_bytes: int = 8 << 20
-    texts: int = 2048
+    all_bytes: int = 128 << 20
+    connections: int = 4096
     seconds: float = 30.0
     drain_seconds: float = 60.0
 
@@ -139,12 +143,13 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, state: Any, token: str | None) -> None:
         self._app, self._state, self._token = app, state, token
+        self._bytes = 0  # of the bodies of all requests that have no answer yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499  # the client left
+        began, status, body = time.perf_counter(), 499, _Body()  # 499: the client left
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -155,8 +160,15 @@ class _Guard:
         try:
             refusal = self._refusal(scope)
             app = errors.error_response(scope["path"], refusal) if refusal else self._app
-            await app(scope, self._bounded(receive), counted)
+            await app(scope, self._bounded(receive, body), counted)
+        except Exception:
+            _LOG.exception("%s failed", scope["path"])
+            if status != 499:  # an answer has begun: its end is missing, which the client sees
+                raise
+            failed = errors.ApiError("backend", "The server failed; its log has the reason.")
+            await errors.error_response(scope["path"], failed)(scope, receive, counted)
         finally:
+            self._bytes -= body.size
             path = getattr(scope.get("route"), "path", "other")
             self._state.metrics.requests.labels(path, status).inc()
             self._state.metrics.seconds.labels(path).observe(time.perf_counter() - began)
@@ -173,27 +185,38 @@ class _Guard:
             return errors.ApiError("unhealthy", reason, retry_after=1.0)
         return None
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """`receive`, which raises when a body is too large or takes too long."""
+    def _bounded(self, receive: Receive, body: "_Body") -> Receive:
+        """`receive`, which raises when a body, or all of them, are too large or take too long."""
         limits: HttpLimits = self._state.limits
-        ends, size, complete = time.monotonic() + limits.seconds, 0, False
+        ends = time.monotonic() + limits.seconds
 
         async def bounded() -> Message:
-            nonlocal size, complete
-            if complete:
+            if body.complete:
                 return await receive()
             try:
                 async with asyncio.timeout(max(0.0, ends - time.monotonic())):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"No body within {limits.seconds:g} s.") from None
-            size += len(message.get("body", b""))
-            if size > limits.body_bytes:
+            body.size += (size := len(message.get("body", b"")))
+            self._bytes += size
+            if body.size > limits.body_bytes:
                 raise HTTPException(413, f"A body has at most {limits.body_bytes:,} bytes.")
-            complete = not message.get("more_body", False)
+            if self._bytes > limits.all_bytes:
+                reason = f"The requests on their way hold over {limits.all_bytes:,} bytes."
+                raise HTTPException(429, reason, {"Retry-After": "1"})
+            body.complete = not message.get("more_body", False)
             return message
 
         return bounded
+
+
+@dataclasses.dataclass
+class _Body:
+    """What has come of the body of one request."""
+
+    size: int = 0
+    complete: bool = False
 
 
 class _Connection(H11Protocol):
@@ -231,6 +254,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         log_level="error",
         access_log=False,
         server_header=False,
+        limit_concurrency=app.state.limits.connections,
         timeout_graceful_shutdown=round(app.state.limits.drain_seconds),
     )
     app.state.server = uvicorn.Server(config)

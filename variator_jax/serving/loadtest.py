@@ -6,7 +6,6 @@ at which its request was to leave, so a client that is behind does not flatter t
 
 import asyncio
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,13 +216,7 @@ async def _request(client: Any, route: str, body: Mapping[str, Any]) -> tuple[in
         return FAILED, 0
     if answer.status_code != 200:
         return answer.status_code, 0
-    return 200, ratio_of(answer.headers.get("x-variator-plugin", ""))
-
-
-def ratio_of(plugin: str) -> int:
-    """The ratio in a plugin's name, such as 4 in 'span_x4'; 1 for 'none'."""
-    number = re.search(r"_x(\d+)$", plugin)
-    return int(number[1]) if number else 1
+    return 200, int(answer.headers.get("x-variator-ratio", 1))
 
 
 async def _metrics(client: Any) -> dict[str, float]:

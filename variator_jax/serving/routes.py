@@ -4,39 +4,47 @@ import base64
 import math
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
+from pydantic_core import to_json
 
 from variator_jax.serving import schemas
 from variator_jax.serving.call import Call
 from variator_jax.serving.errors import ApiError, documented
 from variator_jax.serving.service import Answer
+from variator_jax.serving.tasks import normalized
 
 Asked = Annotated[Call, Depends()]
 routes = APIRouter()
 _OPENAI: dict[str, Any] = {"tags": ["OpenAI"], "responses": documented("openai")}
 _TEI: dict[str, Any] = {"tags": ["Text Embeddings Inference"], "responses": documented("tei")}
 _COHERE: dict[str, Any] = {"tags": ["Cohere, Jina"], "responses": documented("cohere")}
-#: Numbers that an answer of /embed_all may hold: 20 bytes each in JSON, 80 MB together.
-MOST_NUMBERS = 1 << 22
+
+
+def _large(api: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A route whose answer a thread writes: what it looks like, for the description."""
+    return {**api, "responses": {**api["responses"], 200: {"model": model}}}
 
 
 @routes.post("/embeddings", include_in_schema=False)
-@routes.post("/v1/embeddings", **_OPENAI)
-async def openai_embeddings(
-    body: schemas.EmbeddingsRequest, call: Asked
-) -> schemas.EmbeddingsResponse:
+@routes.post("/v1/embeddings", **_large(_OPENAI, schemas.EmbeddingsResponse))
+async def openai_embeddings(body: schemas.EmbeddingsRequest, call: Asked) -> Response:
     """Pooled vectors, as numbers or as base64 of float32."""
     answer = await call.run(call.task("embed", body.task), _listed(body.input), body)
-    vectors = [_resized(vector, body.dimensions) for vector in answer.values]
-    encode: Callable[[np.ndarray], Any] = np.ndarray.tolist
-    if body.encoding_format == "base64":
-        encode = _base64
-    data = [schemas.Embedding(index=i, embedding=encode(v)) for i, v in enumerate(vectors)]
-    return schemas.EmbeddingsResponse(data=data, model=call.model, usage=_usage(answer.tokens))
+    encode = _base64 if body.encoding_format == "base64" else _json
+
+    def write() -> bytes:
+        vectors = (encode(_resized(vector, body.dimensions)) for vector in answer.values)
+        data = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % one for one in enumerate(vectors)
+        )
+        rest = to_json({"model": call.model, "usage": _usage(answer.tokens)})
+        return b'{"object":"list","data":[%b],%b' % (data, rest[1:])
+
+    return await call.respond(write)
 
 
 @routes.get("/v1/models", **_OPENAI)
@@ -45,26 +53,22 @@ async def openai_models(call: Asked) -> schemas.ModelList:
     return schemas.ModelList(data=[schemas.Model(id=call.model, created=call.started)])
 
 
-@routes.post("/embed", **_TEI)
-async def embed(body: schemas.EmbedRequest, call: Asked) -> list[list[float]]:
+@routes.post("/embed", **_large(_TEI, list[list[float]]))
+async def embed(body: schemas.EmbedRequest, call: Asked) -> Response:
     """Pooled vectors."""
-    answer = await call.run(
-        call.task("embed", body.task), _listed(body.inputs), body, normalize=body.normalize
-    )
-    return [_resized(v, body.dimensions, body.normalize).tolist() for v in answer.values]
+    task = call.task("embed", body.task or body.prompt_name)
+    answer = await call.run(task, _listed(body.inputs), body, normalize=body.normalize)
+    size, unit = body.dimensions, body.normalize
+    return await call.respond(lambda: _json([_resized(v, size, unit) for v in answer.values]))
 
 
-@routes.post("/embed_all", **_TEI)
-async def embed_all(body: schemas.TokensRequest, call: Asked) -> list[list[list[float]]]:
+@routes.post("/embed_all", **_large(_TEI, list[list[list[float]]]))
+async def embed_all(body: schemas.TokensRequest, call: Asked) -> Response:
     """A vector for each token."""
-    answer = await call.run(
-        call.task("embed", body.task), _listed(body.inputs), body, per_token=True
-    )
-    numbers = sum(array.size for array in answer.values)
-    if numbers > MOST_NUMBERS:
-        reason = f"an answer holds at most {MOST_NUMBERS:,} numbers, this one {numbers:,}"
-        raise ApiError("too_large", f"inputs: {reason}; send fewer texts, or use variator encode.")
-    return [array.tolist() for array in answer.values]
+    task, inputs = call.task("embed", body.task or body.prompt_name), _listed(body.inputs)
+    await call.check_numbers(task, inputs, body)
+    answer = await call.run(task, inputs, body, per_token=True)
+    return await call.respond(lambda: _json(answer.values))
 
 
 @routes.post("/rerank", **_TEI)
@@ -147,18 +151,19 @@ async def generate(
     return texts[0] if isinstance(body.inputs, str) else texts
 
 
-@routes.post("/tokenize", **_TEI)
-async def tokenize(body: schemas.TokenizeRequest, call: Asked) -> list[list[schemas.Token]]:
+@routes.post("/tokenize", **_large(_TEI, list[list[schemas.Token]]))
+async def tokenize(body: schemas.TokenizeRequest, call: Asked) -> Response:
     """The ids of texts, without the prompt of a task."""
-    rows = await call.tokenize(_listed(body.inputs))
-    return [
-        [
-            schemas.Token(id=token, text=text, special=special)
-            for token, text, special in row
-            if body.add_special_tokens or not special
-        ]
-        for row in rows
-    ]
+    texts = _listed(body.inputs)
+    call.check_bytes(texts)
+
+    def write() -> bytes:
+        rows = call.tokenize(texts)
+        return to_json(
+            [[x for x in row if body.add_special_tokens or not x.special] for row in rows]
+        )
+
+    return await call.respond(write)
 
 
 @routes.get("/info", **_TEI)
@@ -186,12 +191,20 @@ def _resized(vector: np.ndarray, size: int | None, normalize: bool = True) -> np
     if size > len(vector):
         reason = f"the vectors have {len(vector)} dimensions; found {size}"
         raise ApiError("invalid", f"dimensions: {reason}.", "dimensions")
-    cut = vector[:size]
-    return cut / max(float(np.linalg.norm(cut)), 1e-12) if normalize else cut
+    return normalized(vector[:size]) if normalize else vector[:size]
 
 
-def _base64(vector: np.ndarray) -> str:
-    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+def _json(values: np.ndarray | Sequence[np.ndarray]) -> bytes:
+    """Numbers as JSON; a vector at a time, because other threads wait for each."""
+    if not isinstance(values, np.ndarray) or values.ndim > 1:
+        return b"[" + b",".join(map(_json, values)) + b"]"
+    if not np.isfinite(values).all():
+        raise ApiError("backend", "The encoding is not finite.")
+    return to_json(values.tolist())
+
+
+def _base64(vector: np.ndarray) -> bytes:
+    return b'"%b"' % base64.b64encode(np.asarray(vector, "<f4").tobytes())
 
 
 def _sigmoid(score: float) -> float:

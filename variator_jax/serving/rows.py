@@ -5,6 +5,7 @@ a run that is killed and started again computes the same numbers.
 """
 
 import codecs
+import functools
 import gzip
 import hashlib
 import json
@@ -15,7 +16,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from variator_jax.errors import ConfigError, DataError, did_you_mean
-from variator_jax.texts import EOS, Tokenizer
+from variator_jax.serving.engine import EngineLimits
+from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
+from variator_jax.texts import Tokenizer
 
 FORMATS = (".jsonl", ".txt")
 
@@ -38,7 +41,7 @@ class Texts(NamedTuple):
     field: str = "text"  # of an object in a .jsonl file
     prompt: str = "{text}"
     max_length: int = 512  # tokens, EOS included
-    truncate: bool = False  # longer texts lose their end; otherwise they are bad rows
+    truncate: bool = False  # longer texts lose their end, prompts do not; otherwise bad rows
 
 
 def suffix_of(path: Path) -> str:
@@ -95,16 +98,19 @@ def row_ids(line: bytes, suffix: str, tokenizer: Tokenizer, texts: Texts) -> tup
     Raises:
       RowError: for a line that has no text, or a longer one than is allowed.
     """
-    text = _text(line, suffix, texts.field)
-    try:
-        ids = tokenizer.encode(texts.prompt.replace("{text}", text))
-    except (ConfigError, UnicodeError) as error:
-        raise RowError(str(error)) from error
-    if len(ids) <= texts.max_length:
-        return ids, False
-    if not texts.truncate:
-        raise RowError(f"{len(ids):,} tokens; --max_length is {texts.max_length:,}")
-    return [*ids[: texts.max_length - 1], EOS], True
+    text, task = _text(line, suffix, texts.field), task_of(texts.prompt)
+    for allowed in (False, True)[: 1 + texts.truncate]:
+        try:
+            return token_ids(task, text, tokenizer, Cut(texts.max_length, allowed)), allowed
+        except (ConfigError, UnicodeError) as error:
+            reason = str(error)
+    raise RowError(reason)
+
+
+@functools.lru_cache
+def task_of(prompt: str) -> TaskConfig:
+    """The task of a server that has the same rows."""
+    return TaskConfig("encode", "embed", prompt)
 
 
 def _text(line: bytes, suffix: str, field: str) -> str:
@@ -127,25 +133,24 @@ def _text(line: bytes, suffix: str, field: str) -> str:
 
 
 def make_batches(
-    rows: Sequence[Sequence[int]], buckets: Sequence[int], batch_tokens: int
+    rows: Sequence[Sequence[int]], limits: EngineLimits
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of rows of similar length, each of the one shape that its length has.
 
     The longest rows come first. A batch is as long as the bucket of its longest row, and has as
-    many rows, a power of two, as `batch_tokens` hold; the last one is filled up with padding.
+    many rows, a power of two, as the limits allow; the last one is filled up with padding.
 
     Args:
       rows: token ids.
-      buckets: lengths, rising, the last at least that of the longest row.
-      batch_tokens: tokens of a batch, padding included; a longer row is a batch of its own.
+      limits: the lengths, and the tokens of a batch.
 
     Yields:
       Which rows these are, `[rows]`, and their tokens `[batch, length]` int32, 0 on padding.
     """
     order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), row))
     while order:
-        length = next(bucket for bucket in buckets if bucket >= len(rows[order[0]]))
-        size = 1 << max(0, (batch_tokens // length).bit_length() - 1)
+        length = limits.length(len(rows[order[0]]))
+        size = limits.rows(length)
         chosen, order = order[:size], order[size:]
         # [batch, length]
         tokens: np.ndarray = np.zeros((size, length), np.int32)

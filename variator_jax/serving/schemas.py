@@ -1,13 +1,19 @@
 """Requests and answers of the HTTP API: OpenAI's, Text Embeddings Inference's (TEI), Cohere's.
 
 Fields that those APIs do not have are ours, all optional: `Choice`. Unknown fields are ignored, as
-those servers do. Types are strict: `"1"` is no number.
+those servers do. Types are strict: `"1"` is no number. Lists are bounded, and their first wrong
+item ends their validation, so that no body makes an error an item.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+#: Inputs of one request, whether in a list or a query's documents.
+MOST_TEXTS = 2048
+#: Token ids of one input, which is then cut or refused.
+MOST_IDS = 1 << 15
 
 
 def _unicode(text: str) -> str:
@@ -22,10 +28,12 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode), Field(min_length=1)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
-Ids = Annotated[list[Id], Field(min_length=1)]
-Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
-OneOrTwo = Annotated[list[Text], Field(min_length=1, max_length=2)]
-Texts = Annotated[list[Text], Field(min_length=1)]
+Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
+Pair = Annotated[list[Text], Field(fail_fast=True, min_length=2, max_length=2)]
+OneOrTwo = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2)]
+_Item = TypeVar("_Item")
+Inputs = Annotated[list[_Item], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
+Texts = Inputs[Text]
 
 
 class _Strict(BaseModel):
@@ -61,7 +69,7 @@ class _Cut(Choice):
 class EmbeddingsRequest(_Cut):
     """POST /v1/embeddings. `model` is not checked: one server has one backbone."""
 
-    input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1)]
+    input: Text | Texts | Ids | Inputs[Ids]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -127,9 +135,10 @@ class OpenAiError(BaseModel):
 
 
 class TokensRequest(_Cut):
-    """POST /embed_all: a vector for each token."""
+    """POST /embed_all: a vector for each token. TEI's `prompt_name` is the name of a task."""
 
-    inputs: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1)]
+    inputs: Text | Ids | Inputs[Text | Ids]
+    prompt_name: str | None = None
 
 
 class EmbedRequest(TokensRequest):
@@ -159,7 +168,7 @@ class Rank(BaseModel):
 class PredictRequest(_Cut):
     """POST /predict: a text, a pair of texts, or a list whose members are lists of those."""
 
-    inputs: Text | Pair | Annotated[list[OneOrTwo], Field(min_length=1)]
+    inputs: Text | Pair | Inputs[OneOrTwo]
     raw_scores: bool = False
 
 
@@ -207,7 +216,7 @@ class DocumentsRequest(_Cut):
     """POST /v1/rerank and /v2/rerank. Documents that are too long are cut, as Cohere does."""
 
     query: Text
-    documents: Annotated[list[Text | Document], Field(min_length=1)]
+    documents: Inputs[Text | Document]
     model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False

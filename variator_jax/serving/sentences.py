@@ -1,14 +1,16 @@
 """Folders of sentence-transformers, such as ST5 and GTR: the encoder, and what is behind it."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from variator_jax.errors import CheckpointError
 from variator_jax.files import check_folder, wrap_errors
 from variator_jax.serving.tasks import Dense
+from variator_jax.store import Backbone, load_backbone
 from variator_jax.store.arrays import Stored, open_arrays
 from variator_jax.store.description import read_json
 from variator_jax.store.pickles import open_state_dict
@@ -17,33 +19,23 @@ MODULES = "modules.json"
 _ORDER = ["Transformer", "Pooling", "Dense", "Normalize"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SentenceFolder:
-    """What a folder of sentence-transformers holds.
+class Encoder(NamedTuple):
+    """A backbone, and what a folder of sentence-transformers has besides."""
 
-    Attributes:
-      backbone: the Hugging Face folder of the encoder, which `load_backbone` reads.
-      dense: the layers behind mean pooling.
-      normalized: whether its vectors have length 1.
-    """
-
-    backbone: Path
-    dense: tuple[Dense, ...]
-    normalized: bool
+    backbone: Backbone
+    dense: tuple[Dense, ...] = ()  # behind mean pooling
+    max_length: int | None = None  # tokens of the longest text, EOS included
 
 
-def is_sentence_folder(path: str | os.PathLike) -> bool:
-    """Whether a path is a folder of sentence-transformers."""
-    return (Path(path) / MODULES).is_file()
-
-
-def read_sentence_folder(path: str | os.PathLike) -> SentenceFolder:
-    """Reads `modules.json`, the pooling and the dense layers.
+def load_encoder(path: str | os.PathLike) -> Encoder:
+    """Loads a backbone from its folder, or from one of sentence-transformers with its layers.
 
     Raises:
-      CheckpointError: for anything but mean pooling, dense layers without another activation than
-        tanh, and normalisation, in this order; or if a file is missing or damaged.
+      VariatorError: as `load_backbone`; and of sentence-transformers for anything but mean pooling,
+        dense layers without another activation than tanh, and normalisation, in this order.
     """
+    if not (Path(path) / MODULES).is_file():
+        return Encoder(load_backbone(path))
     folder = check_folder(path)
     file = folder / MODULES
     with wrap_errors(f"{file} is not readable JSON"):
@@ -59,7 +51,20 @@ def read_sentence_folder(path: str | os.PathLike) -> SentenceFolder:
         raise CheckpointError(f"{file} names a folder outside of its own.")
     _check_pooling(parts[1][1] / "config.json")
     dense = tuple(_read_dense(part) for kind, part in parts if kind == "Dense")
-    return SentenceFolder(parts[0][1], dense, "Normalize" in kinds)
+    return Encoder(load_backbone(parts[0][1]), dense, _max_length(parts[0][1]))
+
+
+def _max_length(folder: Path) -> int | None:
+    file = folder / "sentence_bert_config.json"
+    found = read_json(file).get("max_seq_length") if file.is_file() else None
+    if found is not None and (type(found) is not int or found < 1):
+        raise CheckpointError(f"{file} has the max_seq_length {found!r}; expected 1 or more.")
+    return found
+
+
+def arrays_of(layer: Dense) -> dict[str, np.ndarray]:
+    """The arrays that a dense layer has, by the names of its fields."""
+    return {"kernel": layer.kernel} | ({} if layer.bias is None else {"bias": layer.bias})
 
 
 def _check_pooling(file: Path) -> None:
@@ -85,4 +90,5 @@ def _read_dense(folder: Path) -> Dense:
     if not {"linear.weight"} <= set(stored) <= {"linear.weight", "linear.bias"}:
         raise CheckpointError(f"{folder} holds {sorted(stored)}; expected linear.weight, .bias.")
     arrays: dict[str, Any] = {key: array.read().astype("f4") for key, array in stored.items()}
-    return Dense(arrays["linear.weight"].T, arrays.get("linear.bias"), name == "Tanh")
+    kernel = np.ascontiguousarray(arrays["linear.weight"].T)  # as safetensors writes arrays
+    return Dense(kernel, arrays.get("linear.bias"), name == "Tanh")

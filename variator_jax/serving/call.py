@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from variator_jax import __version__
 from variator_jax.errors import VariatorError, did_you_mean
-from variator_jax.serving.batcher import Overloaded
+from variator_jax.serving.batcher import BackendError, Overloaded
 from variator_jax.serving.errors import ApiError
 from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token, TokensRequest
 from variator_jax.serving.service import Answer
@@ -115,6 +115,8 @@ class Call:
             return work.result()
         except Overloaded as error:
             raise ApiError("overloaded", str(error), retry_after=error.retry_after_s) from error
+        except BackendError as error:
+            raise ApiError("backend", str(error)) from error
         except VariatorError as error:
             raise ApiError("invalid", str(error)) from error
         finally:
@@ -143,7 +145,7 @@ class Call:
     def info(self) -> dict[str, Any]:
         """TEI's description of the model, with its tasks and plugins."""
         limits, ratios = self.service.engine.limits, self.service.ratios
-        backbone, of_service = self.service.engine.model.backbone, self.service._limits
+        backbone, of_service = self.service.engine.model.backbone, self.service.limits
         return {
             "model_id": self.model,
             "model_sha": backbone.fingerprint,

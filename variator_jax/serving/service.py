@@ -85,7 +85,7 @@ class Service:
         """
         if slo_ms <= 0:
             raise ConfigError(f"The target is a positive number of milliseconds; found {slo_ms}.")
-        self.engine, self.slo_ms, self._limits = engine, slo_ms, limits
+        self.engine, self.slo_ms, self.limits = engine, slo_ms, limits
         self._started, self.progress = False, (0, 0)
         self._policy = PolicyConfig(target=slo_ms / 1000)
         self._threads = concurrent.futures.ThreadPoolExecutor(limits.tokenizers, "variator-tokens")
@@ -121,7 +121,7 @@ class Service:
             if cancelled:
                 raise asyncio.CancelledError  # ends the thread, for which the process waits
 
-        longest = self._limits.batch_share * self._policy.target
+        longest = self.limits.batch_share * self._policy.target
         try:
             await asyncio.to_thread(self.engine.warm_up, progress, longest)
         except asyncio.CancelledError:
@@ -129,7 +129,7 @@ class Service:
             raise
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self._batcher = Batcher(
-            self.engine, self._policy, self._limits.wait_share * self._policy.target
+            self.engine, self._policy, self.limits.wait_share * self._policy.target
         )
         self._started = True
 
@@ -202,7 +202,7 @@ class Service:
         """Counts a request while it is here; refuses it before any work if there is no room."""
         self._counts["requests"] += 1
         try:
-            if self._open >= self._limits.requests:
+            if self._open >= self.limits.requests:
                 raise Overloaded(self.slo_ms / 1000)
             self._running.check_room()
             self._open += 1
@@ -294,7 +294,7 @@ class Service:
             rows.append(Row(row_ids, program, shared, _resolves(loop, future), per_token))
         limits = self.engine.limits
         tokens = sum(limits.length(len(row.ids)) for row in rows)
-        most = self._limits.full_batches * limits.batch_tokens
+        most = self.limits.full_batches * limits.batch_tokens
         if tokens > most:
             raise ConfigError(
                 f"The request has {tokens:,} tokens, padding included; the most is {most:,}."

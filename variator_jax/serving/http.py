@@ -296,6 +296,7 @@ def bind(host: str, port: int, seconds: float = 30.0) -> socket.socket:
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * seconds))
     try:
         bound.bind((host, port))
+        bound.listen(2048)  # who comes before the loop runs waits for it
     except (OSError, OverflowError) as error:
         bound.close()
         raise ConfigError(f"{host}:{port} cannot be bound: {error}.") from error

@@ -16,9 +16,17 @@ GRID = dict(
 FOLDERS = ["TEXT_DIR='texts'", "GLUE_DIR='glue'"]
 BASE = ["BACKBONES=('t5_1_0_base',)", "BACKBONE_PATHS={'t5_1_0_base': 'given'}"]
 PAPER = ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE]
-GIVEN = dict(glue_small=FOLDERS, glue_multitask=FOLDERS, sizes_docs=[], sites_docs=[], sites_labels=[], paper=PAPER)
+GIVEN = dict(
+    glue_small=FOLDERS,
+    glue_multitask=FOLDERS,
+    sizes_docs=[],
+    sites_docs=[],
+    sites_labels=[],
+    paper=PAPER,
+)
 # Of runs that train a backbone, by recipe.
-OPTIMIZERS = {"experiments/docs": "adafactor", "experiments/paper": "adamw"}
+OPTIMIZERS = dict.fromkeys(("experiments/docs", "experiments/sites"), "adafactor")
+OPTIMIZERS |= {"experiments/paper": "adamw"}
 
 
 def _plan(folder, **changes):

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
 
 
 def _evaluated(task, backbone, folder, targets, plugins=()):
-    data = EvalData(task, {"inputs": 48, "targets": targets}, batch_size=4)
+    data = EvalData(task, {"inputs": 64, "targets": targets}, batch_size=4)
     places = {
         "model_dir": str(folder),
         "initial_checkpoint_path": backbone,
@@ -49,7 +49,7 @@ def _evaluated(task, backbone, folder, targets, plugins=()):
 
 
 def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, trained):
-    rows = [f"film {number}\t{int(number < 4)}" for number in range(6)]
+    rows = [f"{number} film\t{int(number < 4)}" for number in range(6)]
     (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
     task = published.glue_task("sst2", trained[0], str(tmp_path))
     backbone, plugin = load_backbone(trained[1]), tmp_path / "plugin"

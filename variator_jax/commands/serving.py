@@ -64,7 +64,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve(args: argparse.Namespace) -> None:
     """Serve a backbone over HTTP; the ratio follows the load. By default the quickstart's result.
 
-    variator serve
+    variator serve --slo_ms 100
     variator serve --backbone monot5 --plugins plugins --tasks tasks.json --slo_ms 100
     """
     for name in ("max_length", "max_rows"):

@@ -39,13 +39,15 @@ def similarity_kept(vectors: np.ndarray, reference: np.ndarray) -> dict[str, flo
       reference: of the same texts without a plugin.
 
     Returns:
-      Both times 100, by name; nothing for fewer than three texts.
+      Both times 100, by name; nothing for fewer than three texts, or where all are alike.
     """
     texts = len(reference)
     if texts < 3:
         return {}
     cosines = [own @ own.T for own in (vectors, reference)]
     pairs = np.triu_indices(texts, 1)
+    if not all(np.ptp(own[pairs]) for own in cosines):
+        return {}  # without differences there is no order
     nearest = min(_NEAREST, texts - 1)
     found, expected = (
         np.argsort(-(own - 4 * np.eye(texts)), axis=1, kind="stable")[:, :nearest]

@@ -22,11 +22,11 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.base import Batch
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError, PluginError
+from variator_jax.errors import ConfigError
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
 from variator_jax.serving.encoded import Counts, EncodedFolder
-from variator_jax.serving.engine import EngineLimits
+from variator_jax.serving.engine import EngineLimits, check_rows_apart
 from variator_jax.serving.rows import (
     RowError,
     Texts,
@@ -149,19 +149,6 @@ def encode_file(
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}.") from error
     return total
-
-
-def check_rows_apart(plugin: Plugin | None) -> None:
-    """Refuses a plugin whose encodings of a row depend on the batch that it is in.
-
-    Raises:
-      PluginError: if it merges padding.
-    """
-    if plugin is not None and plugin.config.pool_padding:
-        raise PluginError(
-            f"The plugin {plugin.config.name} merges padding, so its encodings depend on the other "
-            "rows of a batch; VariatorModel.encode runs it."
-        )
 
 
 def _prepared(

@@ -108,6 +108,19 @@ class Embedded(NamedTuple):
     tokens: np.ndarray | None
 
 
+def check_rows_apart(plugin: Plugin | None) -> None:
+    """Refuses a plugin whose results for a row depend on the batch that it is in.
+
+    Raises:
+      PluginError: if it merges padding.
+    """
+    if plugin is not None and plugin.config.pool_padding:
+        raise PluginError(
+            f"The plugin {plugin.config.name} merges padding, so its results depend on the other "
+            "rows of a batch; only VariatorModel runs it."
+        )
+
+
 class Engine:
     """The compiled programs of one backbone, its plugins and its tasks.
 
@@ -148,11 +161,7 @@ class Engine:
         loaded = list(self.model.plugins.values())
         self.ratios = {NONE: 1} | {plugin.config.name: plugin.config.ratio for plugin in loaded}
         for plugin in loaded:
-            if plugin.config.pool_padding:
-                raise PluginError(
-                    f"The plugin {plugin.config.name} merges padding, so its results depend on the "
-                    "other rows of a batch: it cannot be served."
-                )
+            check_rows_apart(plugin)
         self._check_tasks(tasks)
         ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
         self._labels = sorted({*itertools.chain.from_iterable(ids)})

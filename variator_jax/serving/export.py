@@ -31,7 +31,8 @@ from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
-from variator_jax.serving.bulk import check_rows_apart, unit
+from variator_jax.serving.bulk import unit
+from variator_jax.serving.engine import check_rows_apart
 from variator_jax.serving.sentences import arrays_of
 from variator_jax.serving.tasks import NONE, Dense, mean_pool, through_dense
 from variator_jax.store import Backbone, Plugin

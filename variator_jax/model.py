@@ -316,15 +316,46 @@ class VariatorModel:
             raise PluginError(f"{what} is {reason}; expected one of {expected}.")
         return asked[0]
 
+    def compile(
+        self,
+        method: str,
+        batch: Batch,
+        ratio: int | None = None,
+        plugin: str | None = None,
+        **lengths: int,
+    ) -> jax.ShapeDtypeStruct:
+        """Compiles 'encode', 'logits' or 'generate' ahead, for the bucket of a batch.
+
+        Args:
+          method: the method that will be called.
+          batch: `[rows, length]` token ids, in T5X's names.
+          ratio: the compression ratio.
+          plugin: in place of a ratio, the name of a plugin.
+          **lengths: `max_length` and `num_beams` of 'generate'.
+
+        Returns:
+          Shape and dtype of the result. A model on a mesh has none, for it compiles when it runs.
+        """
+        key = self._key(ratio, plugin)
+        arguments = self._params, self._variables[key], self._bucketed(method, key, batch)
+        compiled: Any = self._compiled[key, method]
+        lowered = compiled.lower(*arguments, **lengths)
+        lowered.compile()
+        return lowered.out_info
+
     def _run(self, method: str, key: Key, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
+        batch = self._bucketed(method, key, batch)
+        return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
+
+    def _bucketed(self, method: str, key: Key, batch: Batch) -> Batch:
         config = self.backbone.config
         if method != "encode" and not config.has_decoder:
             raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")
         if self._buckets and (key == 1 or not self.plugins[key].config.pool_padding):
             buckets = {"decoder_input_tokens": sorted({*_SHORT, *self._buckets})}
             batch = {k: _bucketed(ids, buckets.get(k, self._buckets)) for k, ids in batch.items()}
-        return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
+        return batch
 
 
 def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 import served
 
 from variator_jax.errors import ConfigError, PluginError
+from variator_jax.serving import engine
 from variator_jax.serving.batcher import Overloaded
 from variator_jax.serving.service import Limits
 
@@ -87,6 +88,40 @@ async def test_nothing_compiles_after_the_start_and_other_shapes_change_nothing(
         assert service.snapshot()["compilations"] == 0
         jax.jit(lambda x: x + 41)(1)
         assert service.snapshot()["compilations"] > 0  # the counter counts
+
+
+def test_the_next_start_runs_no_batch_and_still_nothing_compiles_behind_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "hardware", lambda: "a machine")
+
+    def new():
+        tasks = [task for task in served.TASKS if task.name in ("embed", "letter", "name")]
+        return engine.Engine(
+            served.BACKBONE, [served.PLUGIN], tasks, engine.EngineLimits((16,), 16)
+        )
+
+    kept = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compiled = []
+
+    def count(name, *_, **__):
+        compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        first, second, other = new(), new(), new()
+        first.warm_up()
+        monkeypatch.setattr(second, "_run_once", lambda bucket: pytest.fail(f"{bucket} ran"))
+        second.warm_up()
+        monkeypatch.setattr(engine, "hardware", lambda: "another machine")
+        other.warm_up()
+        compiled.clear()
+        for program, plugin, *_ in second.latency:
+            second.run(program, plugin, [[5, 1]])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+        jax.config.update("jax_compilation_cache_dir", kept)
+    assert first.latency == second.latency != other.latency
+    assert not [name for name in compiled if "compile" in name or "trace" in name]
 
 
 @served.run

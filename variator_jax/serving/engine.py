@@ -7,20 +7,27 @@ are on the device once. After `warm_up` nothing compiles any more.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+import variator_jax
 from variator_jax.backbones.t5.decoding import START_TOKEN
+from variator_jax.bench.output import hardware
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.files import write_json
 from variator_jax.model import VariatorModel
 from variator_jax.serving.tasks import (
     AUTO,
@@ -90,7 +97,10 @@ class EngineLimits:
 
 
 def keep_compiled(folder: str | os.PathLike) -> None:
-    """Keeps every compiled program of this process in a folder, for the next start."""
+    """Keeps every compiled program of this process and its latency in a folder.
+
+    The next start of the same server on the same kind of machine reads them, and times nothing.
+    """
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -157,7 +167,7 @@ class Engine:
         """
         self.model = VariatorModel(backbone, list(plugins), mesh, limits.lengths)
         self.tasks = {task.name: task for task in tasks}
-        self.limits, self.latency = limits, dict[Bucket, float]()
+        self.limits, self.latency, self._mesh = limits, dict[Bucket, float](), mesh
         loaded = list(self.model.plugins.values())
         self.ratios = {NONE: 1} | {plugin.config.name: plugin.config.ratio for plugin in loaded}
         for plugin in loaded:
@@ -195,6 +205,8 @@ class Engine:
     ) -> None:
         """Compiles and times every program on every plugin and bucket.
 
+        Latencies that an earlier start has kept are not measured again (see `keep_compiled`).
+
         Args:
           progress: called with how many of how many are done.
           longest_batch: in seconds; larger batches are not compiled, but for those of one row.
@@ -202,25 +214,50 @@ class Engine:
         cases = itertools.product(self.programs, self.ratios, self.limits.shapes())
         buckets = [(program, plugin, *shape) for program, plugin, shape in cases]
         done, total = 0, len(buckets)
+        kept = _Kept(self.model)
         with concurrent.futures.ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1)) as threads:
             # Fewest rows first: they show which larger batches would take too long.
             for rows in sorted({bucket[2] for bucket in buckets}):
                 level = [bucket for bucket in buckets if bucket[2] == rows]
-                wanted = [bucket for bucket in level if self._expected(bucket) <= longest_batch]
+                least = {b: kept.seconds.get(b) or self._expected(b) for b in level}
+                wanted = [b for b in level if rows == 1 or least[b] <= longest_batch]
                 done += len(level) - len(wanted)
-                for _ in threads.map(self._run_once, wanted):
+                for _ in threads.map(lambda b: self._compile(b, b in kept.seconds), wanted):
                     done += 1
                     progress(done, total)
-                seconds = {bucket: self._measure(bucket) for bucket in wanted}
-                short = (b for b in wanted if rows == 1 or seconds[b] <= longest_batch)
-                self.latency |= {bucket: seconds[bucket] for bucket in short}
+                for bucket in wanted:
+                    if bucket not in kept.seconds:
+                        kept.seconds[bucket] = self._measure(bucket)
+                short = (b for b in wanted if rows == 1 or kept.seconds[b] <= longest_batch)
+                self.latency |= {bucket: kept.seconds[bucket] for bucket in short}
+        kept.write()
         progress(total, total)
 
     def _expected(self, bucket: Bucket) -> float:
         """The least seconds that a batch takes, from the one of half its rows."""
         program, plugin, rows, length = bucket
         half = self.latency.get((program, plugin, rows // 2, length), math.inf)
-        return 0.0 if rows == 1 else 1.5 * half
+        return 1.5 * half
+
+    def _compile(self, bucket: Bucket, timed: bool) -> None:
+        """Compiles a program; one without a latency also runs once, as do those on a mesh."""
+        program, plugin, rows, length = bucket
+        if not timed or self._mesh is not None:
+            self._run_once(bucket)
+            return
+        name = _named(plugin)
+        tokens: np.ndarray = np.ones((rows, length), np.int32)
+        if program == "embed":
+            out = self.model.compile("encode", {"encoder_input_tokens": tokens}, **name)
+            # [batch, length, embed]; the pooling is cheap enough to run.
+            self._pool(jnp.zeros(out.shape, out.dtype), tokens)
+        elif program == "labels":
+            batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens[:, :1]}
+            out = self.model.compile("logits", batch, **name)
+            self._select(jnp.zeros(out.shape, out.dtype))
+        else:
+            batch = {"encoder_input_tokens": tokens}
+            self.model.compile("generate", batch, **name, **_generation(program))
 
     def _run_once(self, bucket: Bucket) -> None:
         program, plugin, rows, length = bucket
@@ -281,7 +318,7 @@ class Engine:
         tokens: np.ndarray = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
         for row, ids in zip(tokens, rows, strict=False):
             row[: len(ids)] = ids
-        name: dict[str, Any] = {"ratio": 1} if plugin == NONE else {"plugin": plugin}
+        name = _named(plugin)
         if program == "embed":
             return self._embed(tokens, [len(row) for row in rows], per_token, name)
         if program == "labels":
@@ -289,10 +326,9 @@ class Engine:
             # [batch, 1, vocab]
             logits = self.model.logits(tokens, starts, **name)
             return functools.partial(self._label_logits, self._select(logits), len(rows))
-        _, most, beams = program.split()
-        lengths: dict[str, Any] = {"max_length": int(most), "num_beams": int(beams)}
         # It waits for its result, which is why it has a thread.
-        generated = self._generating.submit(self.model.generate, tokens, **lengths, **name)
+        generate = functools.partial(self.model.generate, tokens, **_generation(program), **name)
+        generated = self._generating.submit(generate)
         return lambda: list(np.asarray(generated.result())[: len(rows)])
 
     def _embed(
@@ -324,3 +360,38 @@ class Engine:
     def _label_logits(self, logits: jax.Array, rows: int) -> list[Mapping[int, float]]:
         columns = np.asarray(logits)[:rows]
         return [dict(zip(self._labels, map(float, row), strict=True)) for row in columns]
+
+
+def _named(plugin: str) -> dict[str, Any]:
+    return {"ratio": 1} if plugin == NONE else {"plugin": plugin}
+
+
+def _generation(program: str) -> dict[str, Any]:
+    """The lengths of a program such as 'generate 64 1'."""
+    _, most, beams = program.split()
+    return {"max_length": int(most), "num_beams": int(beams)}
+
+
+class _Kept:
+    """Latencies beside the compiled programs that JAX keeps; of this process alone without those.
+
+    Attributes:
+      seconds: bucket -> seconds of a batch, also of those that were too slow.
+    """
+
+    def __init__(self, model: VariatorModel) -> None:
+        # What decides over the time of a program: not the values of the weights.
+        plugins = {plugin.config.name: repr(plugin.config) for plugin in model.plugins.values()}
+        versions = jax.__version__, variator_jax.__version__
+        key = repr((hardware(), *versions, repr(model.backbone.config), plugins))
+        folder, name = jax.config.jax_compilation_cache_dir, hashlib.sha256(key.encode())
+        self._file = Path(folder) / f"latencies_{name.hexdigest()[:16]}.json" if folder else None
+        self.seconds: dict[Bucket, float] = {}
+        if self._file and self._file.is_file():
+            rows = json.loads(self._file.read_text())
+            self.seconds = {tuple(bucket): seconds for *bucket, seconds in rows}
+
+    def write(self) -> None:
+        """Keeps them for the next start."""
+        if self._file:
+            write_json(self._file, [[*bucket, seconds] for bucket, seconds in self.seconds.items()])

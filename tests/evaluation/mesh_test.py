@@ -1,4 +1,4 @@
-"""What trains on a mesh also evaluates and infers on it. As a script this file is the child."""
+"""What trains on a mesh also evaluates, infers and serves. As a script this file is the child."""
 
 import json
 import os
@@ -12,14 +12,18 @@ import pytest
 import tiny_runs
 from tiny import random_params, random_plugin
 
+from variator_jax import mesh as meshes
 from variator_jax.evaluation.data import EvalData, load_for
 from variator_jax.evaluation.evaluate import evaluate
 from variator_jax.evaluation.infer import infer
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import load_backbone, save_backbone, save_plugin
+from variator_jax.serving.engine import Engine, EngineLimits
+from variator_jax.serving.tasks import TaskConfig
+from variator_jax.store import load_backbone, load_plugins, save_backbone, save_plugin
 
 DATA = EvalData(tiny_runs.TASK, {"inputs": 18, "targets": 6}, 12)
 MESH = (2, 1, 2)
+ROWS = [[5, 6, 7, 1], [9, 1], [8, 7, 1]]
 
 
 def results(folder: Path, mesh_shape=None) -> dict:
@@ -33,7 +37,19 @@ def results(folder: Path, mesh_shape=None) -> dict:
     )
     plugin = {"plugin_path": str(folder / "plugin"), "mode": "score"}
     (path,) = infer(output_dir=str(folder / f"{name}_scores"), data=DATA, **plugin, **common)
+    backbone = load_backbone(folder / "backbone")
+    mesh = mesh_shape and meshes.make_mesh(backbone.config, 2, mesh_shape)
+    plugins = list(load_plugins(folder / "plugin", backbone).values())
+    tasks = [TaskConfig("embed", "embed"), TaskConfig("name", "generate", max_length=3)]
+    engine = Engine(backbone, plugins, tasks, EngineLimits((8,), 32, 4), mesh=mesh)
     return {
+        "served": {
+            plugin: [
+                [row.pooled.tolist() for row in engine.run("embed", plugin, ROWS)],
+                np.asarray(engine.run("generate 3 1", plugin, ROWS)).tolist(),
+            ]
+            for plugin in engine.ratios
+        },
         "quality": [entry.quality[DATA.task] for entry in report.ratios],
         "control": report.control_no_ffn[DATA.task],
         "identical": [entry.identical_to_backbone for entry in report.ratios],
@@ -65,6 +81,9 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
     assert len(one["scores"]) == 64 and np.std(one["scores"]) > 0.1
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-5)
     np.testing.assert_allclose(mesh["quality"], one["quality"], rtol=1e-5)
+    for plugin, (vectors, generated) in one["served"].items():
+        np.testing.assert_allclose(mesh["served"][plugin][0], vectors, rtol=1e-4, atol=1e-5)
+        assert mesh["served"][plugin][1] == generated
     assert mesh["control"] == one["control"] and mesh["identical"] == [True, False]
     # Half of the heads and units on each device.
     assert mesh["kernel"] == [16, 16] and tiny_runs.TINY.mlp_dim == 32

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_length", type=int, metavar="N", help=longest)
     rows = "inputs of the largest batch (64; of the quickstart 8). Fewer start sooner"
     add("--max_rows", type=int, metavar="N", help=rows)
+    mesh = "of several devices, as 1,1,4, which cuts the weights in four; by default one device"
+    add("--mesh_shape", type=_mesh_shape, metavar="DATA,FSDP,MODEL", help=mesh)
     cache = "where compiled programs are kept for the next start (%(default)s)"
     kept = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/variator_jax/programs")
     add("--cache", metavar="DIR", default=kept, help=cache)
@@ -58,6 +61,14 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
     token = f"a file whose first line is the bearer token; or the variable {TOKEN}"
     add("--token_file", metavar="FILE", help=token)
+
+
+def _mesh_shape(text: str) -> tuple[int, ...]:
+    """Reads '1,1,4'."""
+    return tuple(int(number) for number in text.split(","))
+
+
+_mesh_shape.__name__ = "mesh shape"  # as argparse names what it cannot read
 
 
 @command("serve", _serve_arguments)
@@ -74,12 +85,19 @@ def _serve(args: argparse.Namespace) -> None:
         from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
+    from variator_jax import mesh as meshes
+
     (backbone, dense, longest), plugins, tasks = load(args)
     engine.keep_compiled(os.path.expanduser(args.cache))
     length, rows = (longest or 512, 64) if args.backbone else (64, 8)
     limits = engine.EngineLimits.up_to(args.max_length or length)
     limits = dataclasses.replace(limits, most_rows=args.max_rows or rows)
-    served = service.Service(engine.Engine(backbone, plugins, tasks, limits, dense), args.slo_ms)
+    shape, mesh = args.mesh_shape, None
+    if shape is not None:
+        # Rows of a batch are filled up, so any number of them will do.
+        mesh = meshes.make_mesh(backbone.config, math.prod(shape), shape)
+    loaded = engine.Engine(backbone, plugins, tasks, limits, dense, mesh)
+    served = service.Service(loaded, args.slo_ms)
     name = args.name or backbone.config.name
     http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
 

@@ -1,16 +1,24 @@
 """Answers of a running service: equal to the library's, on the plugin that is due."""
 
 import asyncio
+import dataclasses
 
+import hf_files
 import jax
 import numpy as np
 import pytest
 import served
+import small_t5
+import tiny
 
+from variator_jax.data.vocabulary import train_sentencepiece
 from variator_jax.errors import ConfigError, PluginError
+from variator_jax.plugin import PluginConfig
 from variator_jax.serving import engine
 from variator_jax.serving.batcher import Overloaded
-from variator_jax.serving.service import Limits
+from variator_jax.serving.service import Limits, Service
+from variator_jax.serving.tasks import TaskConfig
+from variator_jax.store import Plugin, load_backbone
 
 TEXTS = ["one text", "another"]
 
@@ -122,6 +130,54 @@ def test_the_next_start_runs_no_batch_and_still_nothing_compiles_behind_it(tmp_p
         jax.config.update("jax_compilation_cache_dir", kept)
     assert first.latency == second.latency != other.latency
     assert not [name for name in compiled if "compile" in name or "trace" in name]
+
+
+@served.run
+async def test_monot5_scores_are_those_of_transformers(tmp_path):
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    config = dataclasses.replace(small_t5.CONFIGS["1.0"], vocab_size=256)
+    hf_files.save_hf(tmp_path, small_t5.backbone(config))
+    prompt = "Query: {query} Document: {text} Relevant:"
+    task = TaskConfig("monot5", "rerank", prompt, ("true", "false"))
+    words = [prompt.format(query="who is quick", text="the fox jumps"), "true", "false"]
+    (tmp_path / "spiece.model").write_bytes(train_sentencepiece(words * 30, 130, task.labels))
+    pairs = [("who is quick", "the fox jumps"), ("the fox", "who jumps who"), ("is", "quick")]
+    loaded = engine.Engine(load_backbone(tmp_path), (), [task], engine.EngineLimits((64,), 256))
+    service = Service(loaded, slo_ms=10_000)
+    await service.start()
+    scores = (await service.submit("monot5", pairs)).values
+    await service.drain()
+    network = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    # As monoT5 scores: the log of the share of "true" among the two, at the first position.
+    true, false = (tokenizer.encode(word)[0] for word in task.labels)
+    for (query, text), score in zip(pairs, scores, strict=True):
+        ids = tokenizer(prompt.format(query=query, text=text), return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = network(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+        share = torch.softmax(logits[[true, false]], 0)[0].item()
+        assert 1 / (1 + np.exp(-score)) == pytest.approx(share, abs=1e-4)
+        assert score == pytest.approx((logits[true] - logits[false]).item(), abs=5e-4)
+    assert np.std(scores) > 0.1
+
+
+@served.run
+async def test_a_ratio_that_several_plugins_have_shifts_among_them_but_names_none_for_vectors():
+    sites = PluginConfig(sites=("kv all x4",))
+    others = tiny.random_plugin(sites, served.BACKBONE.config)
+    plugins = [served.PLUGIN, Plugin(sites, others)]
+    tasks = [task for task in served.TASKS if task.kind == "embed"]
+    loaded = engine.Engine(served.BACKBONE, plugins, tasks, engine.EngineLimits((16,), 16))
+    names = set(loaded.ratios) - {"none"}
+    assert len(names) == 2
+    service = Service(loaded, served.SLO_MS)
+    await service.start()
+    assert (await service.submit("embed_auto", ["x"], ratio=4)).plugin in names
+    for name in names:
+        assert (await service.submit("embed", ["x"], plugin=name, ratio=4)).plugin == name
+    with pytest.raises(PluginError, match="several plugins.*name one of"):
+        await service.submit("embed", ["x"], ratio=4)
+    await service.drain()
 
 
 @served.run

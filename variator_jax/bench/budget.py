@@ -52,6 +52,7 @@ class Budget:
 
     Attributes:
       mesh: its shape.
+      sites: of the plugin, in words.
       compiler: the kind of device that it was compiled for.
       arguments: bytes of backbone, plugin, optimizer state and batch.
       temporary: bytes that the step needs on top.
@@ -61,6 +62,7 @@ class Budget:
     """
 
     mesh: str
+    sites: str
     compiler: str
     arguments: int
     temporary: int
@@ -71,7 +73,7 @@ class Budget:
     def __str__(self) -> str:
         together = self.arguments + self.temporary
         rows = [
-            f"mesh {self.mesh}, compiled for {self.compiler}; of each device:",
+            f"mesh {self.mesh}, compiled for {self.compiler}, {self.sites}; of each device:",
             f"  weights, plugin, optimizer, batch {readable(self.arguments):>13}",
             f"  a step's temporary memory         {readable(self.temporary):>13}",
             f"  together                          {readable(together):>13}",
@@ -201,6 +203,7 @@ def budget(
     memory = step.compiled.memory_analysis()
     return Budget(
         str(meshes.MeshShape(*mesh.devices.shape)),
+        plugin.description,
         devices[0].device_kind,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,

@@ -149,7 +149,7 @@ class VariatorModel:
           PluginError: if two plugins have the same ratio and the same name.
         """
         self.backbone, self.plugins = backbone, _by_key(plugins)
-        self._buckets = sorted(buckets or ())
+        self._buckets, self._mesh = sorted(buckets or ()), mesh
         for plugin in self.plugins.values():
             what = f"The plugin {plugin.config.name}"
             if "backbone" in plugin.description:
@@ -334,8 +334,13 @@ class VariatorModel:
           **lengths: `max_length` and `num_beams` of 'generate'.
 
         Returns:
-          Shape and dtype of the result. A model on a mesh has none, for it compiles when it runs.
+          Shape and dtype of the result.
+
+        Raises:
+          ConfigError: on a mesh, where a method is compiled when it runs.
         """
+        if self._mesh is not None:
+            raise ConfigError("A model on a mesh is not compiled ahead: call its method.")
         key = self._key(ratio, plugin)
         arguments = self._params, self._variables[key], self._bucketed(method, key, batch)
         compiled: Any = self._compiled[key, method]

@@ -64,7 +64,7 @@ def test_layers_are_extended_from_two_depths(monkeypatch):
         layers = backbone.num_encoder_layers
         assert layers == backbone.num_decoder_layers
         moved = {"all-gather": budget.Collective(1, 10 * layers)}
-        return budget.Budget("", "", 100 + layers, 0, 1000.0 * layers, moved)
+        return budget.Budget("", "", "", 100 + layers, 0, 1000.0 * layers, moved)
 
     monkeypatch.setattr(scaling, "budget", counted)
     measured = scaling.measure("t5_1_1_xl", 1, (1, 1, 1))

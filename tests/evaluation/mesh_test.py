@@ -42,6 +42,7 @@ def results(folder: Path, mesh_shape=None) -> dict:
     plugins = list(load_plugins(folder / "plugin", backbone).values())
     tasks = [TaskConfig("embed", "embed"), TaskConfig("name", "generate", max_length=3)]
     engine = Engine(backbone, plugins, tasks, EngineLimits((8,), 32, 4), mesh=mesh)
+    engine.warm_up()
     return {
         "served": {
             plugin: [

@@ -22,6 +22,7 @@ GIVEN = dict(
     sizes_docs=[],
     sites_docs=[],
     sites_labels=[],
+    sites_sentences=[],
     paper=PAPER,
 )
 # Of runs that train a backbone, by recipe.

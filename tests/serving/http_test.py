@@ -113,6 +113,40 @@ def test_generate_is_the_librarys(client):
     assert [one["generated_text"] for one in answer.json()] == expected
 
 
+def test_what_clients_send_and_expect_beside_the_letter_of_their_api(client):
+    null = {"input": "x", "encoding_format": None}  # LiteLLM
+    assert len(client.post("/v1/embeddings", json=null).json()["data"][0]["embedding"]) == 32
+    one, listed = (client.post("/predict", json={"inputs": x}).json() for x in ("x", ["x"]))
+    assert one == listed
+    texts = {"query": "q", "texts": ["a", ""]}
+    assert set(client.post("/rerank", json=texts).json()[0]) == {"index", "score"}
+    documents = {"query": "q", "documents": ["a", ""], "return_documents": None}
+    ranked = client.post("/v1/rerank", json=documents).json()["results"]
+    assert set(ranked[0]) == {"index", "relevance_score"} and len(ranked) == 2
+    assert client.post("/tokenize", json={"inputs": "x"}).json()[0][-1]["text"] == "</s>"
+    for answer in (client.get("/info"), client.post("/nowhere")):
+        assert answer.headers["x-variator-plugin"] == "none"
+
+
+def test_what_is_not_finite_is_an_error_in_every_form(client, monkeypatch):
+    dispatch = served.warm().dispatch
+
+    def overflow(program, *args):
+        rows = dispatch(program, *args)()
+        if program == "embed":
+            return lambda: [row._replace(pooled=row.pooled * np.inf) for row in rows]
+        return lambda: [dict.fromkeys(row, np.nan) for row in rows]
+
+    monkeypatch.setattr(served.warm(), "dispatch", overflow)
+    body = {"inputs": "x", "input": "x", "query": "q", "texts": ["a", "b"], "documents": ["a"]}
+    body["encoding_format"] = "base64"
+    openai, cohere = "/v1/embeddings", "/v1/rerank"
+    for path in ("/embed", "/embed_all", "/rerank", "/predict", openai, cohere):
+        answer = client.post(path, json=body)
+        assert answer.status_code == (500 if path in (openai, cohere) else 424), path
+        assert "not finite" in answer.text
+
+
 BAD = [
     ("/v1/embeddings", {"input": ""}, 400, "input"),
     ("/v1/embeddings", {"input": "x", "plugin": "ffn_x5"}, 400, "ffn_x4"),
@@ -131,6 +165,9 @@ BAD = [
     ("/embed", {"inputs": [{}] * 2000}, 422, "inputs"),
     ("/tokenize", {"inputs": "x" * 300_000}, 413, "262,144 bytes"),
     ("/embed", {"inputs": "x", "prompt_name": "querry"}, 422, "embed_auto"),
+    ("/embed", {"inputs": [1]}, 422, "check_embedding_ctx_length=False"),
+    ("/tokenize", {"inputs": "<extra_id_999>"}, 422, "extra_id"),
+    ("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 5}}, 422, "at most 4 tokens"),
     ("/v2/rerank", {"query": "x"}, 400, "documents"),
     ("/nowhere", {}, 404, "Not Found"),
 ]

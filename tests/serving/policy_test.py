@@ -94,11 +94,21 @@ def test_a_gear_that_holds_the_target_is_chosen_if_there_is_one(state, load):
 
 
 def test_the_rate_of_arrivals_is_the_work_of_the_last_seconds():
-    rate = ArrivalRate(1, seconds=2.0)
+    rate = ArrivalRate(1, shorter=2.0)
     for i in range(2_000):
         rate.add(i / 100, [0.005])
     assert abs(rate.at(20.0)[0] - 0.5) < 0.01
     assert rate.at(30.0)[0] < 0.01
+
+
+def test_arrivals_by_chance_are_no_load_and_a_load_that_ended_is_soon_none():
+    rate = ArrivalRate(1, shorter=2.0, longer=10.0)
+    rate.add(0.0, [1.0])
+    assert rate.at(0.0) == [0.1]
+    for tenth in range(1, 600):
+        rate.add(tenth / 10, [0.08])
+    assert 0.7 < rate.at(60.0)[0] < 0.9
+    assert rate.at(64.0)[0] < 0.15
 
 
 def test_a_request_after_an_idle_gap_is_answered_at_ratio_1():

@@ -66,7 +66,7 @@ async def test_pooled_vectors_are_means_of_length_1_and_scores_compare_them():
 
 @served.run
 async def test_a_burst_shifts_the_gear_but_not_the_embeddings_nor_a_named_or_capped_request():
-    async with served.started(slo_ms=20) as service:
+    async with served.started(Limits(wait_share=1e3), slo_ms=1) as service:
         batcher = service._running
         batcher.shifting[:] = [0, 1]  # the tiny plugin need not be faster than the tiny backbone
         burst = []
@@ -98,38 +98,48 @@ async def test_nothing_compiles_after_the_start_and_other_shapes_change_nothing(
         assert service.snapshot()["compilations"] > 0  # the counter counts
 
 
-def test_the_next_start_runs_no_batch_and_still_nothing_compiles_behind_it(tmp_path, monkeypatch):
+def test_the_next_start_runs_a_sample_alone_and_nothing_compiles_behind_it(tmp_path, monkeypatch):
+    ran, compiled, seconds = [], [], [1.0]
+    run_once, settings = engine.Engine._run_once, jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(engine.Engine, "_run_once", lambda e, b: ran.append(b) or run_once(e, b))
+    monkeypatch.setattr(engine.Engine, "_measure", lambda _, bucket: seconds[0] * bucket[2])
     monkeypatch.setattr(engine, "hardware", lambda: "a machine")
 
-    def new():
+    def start():
+        """A started engine, and the batches that the start ran."""
+        ran.clear()
         tasks = [task for task in served.TASKS if task.name in ("embed", "letter", "name")]
-        return engine.Engine(
-            served.BACKBONE, [served.PLUGIN], tasks, engine.EngineLimits((16,), 16)
-        )
-
-    kept = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    compiled = []
+        limits = engine.EngineLimits((16,), 32)
+        found = engine.Engine(served.BACKBONE, [served.PLUGIN], tasks, limits)
+        found.warm_up(longest_batch=1.5 * seconds[0])
+        return found, list(ran)
 
     def count(name, *_, **__):
         compiled.append(name)
 
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        first, second, other = new(), new(), new()
-        first.warm_up()
-        monkeypatch.setattr(second, "_run_once", lambda bucket: pytest.fail(f"{bucket} ran"))
-        second.warm_up()
-        monkeypatch.setattr(engine, "hardware", lambda: "another machine")
-        other.warm_up()
+        (first, all_ran), (second, sample) = start(), start()
         compiled.clear()
         for program, plugin, *_ in second.latency:
             second.run(program, plugin, [[5, 1]])
+        assert not [name for name in compiled if "compile" in name or "trace" in name]
+        seconds[0] = 3.0  # a machine that has become slower
+        slower, again = start()
+        monkeypatch.setattr(engine, "hardware", lambda: "another machine")
+        _, other = start()
+        for file in tmp_path.glob("latencies_*"):
+            file.write_text("[damaged")
+        _, damaged = start()
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-        jax.config.update("jax_compilation_cache_dir", kept)
-    assert first.latency == second.latency != other.latency
-    assert not [name for name in compiled if "compile" in name or "trace" in name]
+        jax.config.update("jax_compilation_cache_dir", settings)
+    # Two plugins and two sizes of three programs; the larger is too slow to be kept.
+    assert len(all_ran) == 12 and len(first.latency) == 6 and first.latency == second.latency
+    assert sample == [(program, "none", 1, 16) for program in first.programs]
+    assert len(again) == 1 + 12 and set(slower.latency.values()) == {3.0}
+    assert len(other) == len(damaged) == 12
 
 
 @served.run
@@ -212,11 +222,16 @@ async def test_a_client_that_left_is_dropped_from_the_queue():
 @served.run
 async def test_draining_answers_what_is_queued_and_refuses_what_comes():
     async with served.started() as service:
-        queued = asyncio.gather(*(service.submit("letter", [f"{i}"]) for i in range(8)))
+        requests = (service.submit("letter", [f"{i}"]) for i in range(8))
+        queued = asyncio.gather(*requests, return_exceptions=True)
         while not service.snapshot()["queued"]:
             await asyncio.sleep(0.001)
         await service.drain()
-        assert len(await queued) == 8 and not service.ready
+        answers = await queued
+        # One that was still being tokenised is refused.
+        refused = [answer for answer in answers if isinstance(answer, Exception)]
+        assert len(refused) < 8 and not service.ready
+        assert all(isinstance(error, Overloaded) for error in refused)
         with pytest.raises(Overloaded):
             await service.submit("letter", ["late"])
 

@@ -51,6 +51,13 @@ def test_a_cut_takes_from_the_longest_text_and_leaves_the_prompt(keep_end):
     assert found[:-1].endswith("y") == keep_end and ("Text: 0" in found) != keep_end
 
 
+def test_a_text_alone_keeps_its_first_or_last_tokens_as_ids_do():
+    embed, text = TaskConfig("e", "embed"), "a" + " " * 999 + "b" * 50
+    ids = TOKENIZER.encode(text)
+    assert token_ids(embed, text, TOKENIZER, Cut(30, True)) == [*ids[:29], 1]
+    assert token_ids(embed, text, TOKENIZER, Cut(30, True, True)) == ids[-30:]
+
+
 def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut():
     with pytest.raises(ConfigError, match=r"31 tokens; the longest has 30\. Set truncate"):
         token_ids(TaskConfig("e", "embed"), "x" * 30, TOKENIZER, Cut(30))

@@ -85,6 +85,8 @@ def _serve(args: argparse.Namespace) -> None:
         from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
+    import jax
+
     from variator_jax import mesh as meshes
 
     (backbone, dense, longest), plugins, tasks = load(args)
@@ -95,7 +97,8 @@ def _serve(args: argparse.Namespace) -> None:
     shape, mesh = args.mesh_shape, None
     if shape is not None:
         # Rows of a batch are filled up, so any number of them will do.
-        mesh = meshes.make_mesh(backbone.config, math.prod(shape), shape)
+        count = math.prod(shape)
+        mesh = meshes.make_mesh(backbone.config, count, shape, jax.devices()[:count])
     loaded = engine.Engine(backbone, plugins, tasks, limits, dense, mesh)
     served = service.Service(loaded, args.slo_ms)
     name = args.name or backbone.config.name

@@ -113,8 +113,8 @@ class Batcher:
         self._rows: collections.deque[Row] = collections.deque()
         # Program -> `[gears]` seconds of all rows, at each gear of the policy.
         self._queued: dict[str, np.ndarray] = {p: np.zeros(len(relative)) for p in engine.programs}
-        seconds = max(2.0, 5 * policy.target)  # a few requests by chance are no load yet
-        self._rates = {name: ArrivalRate(len(relative), seconds) for name in engine.programs}
+        averaged = max(2.0, policy.target), max(2.0, 5 * policy.target)  # seconds
+        self._rates = {name: ArrivalRate(len(relative), *averaged) for name in engine.programs}
         self._state, self._slowdown = State(), Slowdown()
         self._running: collections.deque[_Batch] = collections.deque()  # two at the most
         self._free_at = 0.0  # when the last batch ended

@@ -38,7 +38,7 @@ from variator_jax.serving.rows import (
     task_of,
 )
 from variator_jax.serving.sentences import arrays_of
-from variator_jax.serving.tasks import Dense, mean_pool, through_dense
+from variator_jax.serving.tasks import Dense, mean_pool, normalized, through_dense
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.texts import Tokenizer
@@ -199,18 +199,13 @@ def _encoder(
         if settings.pooling == "mean":
             # [batch, out]
             states = through_dense(mean_pool(states, batch["encoder_input_tokens"]), dense)
-            states = unit(states) if settings.normalize else states
+            states = normalized(states) if settings.normalize else states
         return states.astype(settings.dtype)
 
     compiled = meshes.compile_on(mesh, run)
     params = meshes.place_parameters(backbone.params, backbone.config, mesh)
     variables = meshes.place_everywhere(plugin.variables, mesh) if plugin else None
     return lambda tokens: compiled(params, variables, {"encoder_input_tokens": tokens})
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    """`[..., embed]` with length 1 along the last axis; 0 stays 0."""
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSettings) -> list[Any]:

@@ -45,7 +45,7 @@ class Call:
             ratio=choice.ratio,
             max_ratio=choice.max_ratio,
             truncate=getattr(choice, "truncate", None),
-            truncation_direction=getattr(choice, "truncation_direction", "Right"),
+            keep_end=_keeps_end(choice),
             **options,
         )
         answer = await self._until_client_leaves(submitted)
@@ -68,7 +68,7 @@ class Call:
         """Refuses vectors of more tokens than an answer holds, before they are computed."""
         engine = self.service.engine
         longest, width = engine.limits.max_length, engine.model.backbone.config.embed_dim
-        cut = Cut(longest, bool(body.truncate), body.truncation_direction == "Left")
+        cut = Cut(longest, bool(body.truncate), _keeps_end(body))
 
         def fits() -> bool:
             numbers = 0
@@ -134,12 +134,23 @@ class Call:
             raise ApiError("too_large", f"inputs: {reason}.")
 
     def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
-        """For each text its ids, with the text of each and whether it is a special one."""
+        """For each text its ids, with the text of each and whether it is a special one.
+
+        Raises:
+          ApiError: for a text that the tokenizer refuses.
+        """
         tokenizer = self.service.engine.model.tokenizer
-        special = {PAD, EOS, *tokenizer.sentinels.values()}
+        special = {PAD: "<pad>", EOS: "</s>"} | {i: name for name, i in tokenizer.sentinels.items()}
+        try:
+            rows = self.service.tokenize(texts)
+        except VariatorError as error:
+            raise ApiError("invalid", str(error)) from error
         return [
-            [Token(id=i, text=tokenizer.decode([i]), special=i in special) for i in row]
-            for row in self.service.tokenize(texts)
+            [
+                Token(id=i, text=special.get(i) or tokenizer.decode([i]), special=i in special)
+                for i in row
+            ]
+            for row in rows
         ]
 
     def info(self) -> dict[str, Any]:
@@ -148,6 +159,7 @@ class Call:
         backbone, of_service = self.service.engine.model.backbone, self.service.limits
         return {
             "model_id": self.model,
+            "served_model_name": self.model,
             "model_sha": backbone.fingerprint,
             "model_dtype": backbone.config.dtype,
             "model_type": _model_type(self.service.tasks),
@@ -166,6 +178,10 @@ class Call:
             ],
             "version": __version__,
         }
+
+
+def _keeps_end(choice: Choice) -> bool:
+    return getattr(choice, "truncation_direction", "Right").lower() == "left"
 
 
 def _model_type(tasks: Sequence[TaskConfig]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ are on the device once. After `warm_up` nothing compiles any more.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,9 +26,9 @@ from jax.sharding import Mesh
 
 import variator_jax
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.bench.output import hardware
+from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
-from variator_jax.files import write_json
+from variator_jax.files import is_url, write_json
 from variator_jax.model import VariatorModel
 from variator_jax.serving.tasks import (
     AUTO,
@@ -214,8 +215,12 @@ class Engine:
         cases = itertools.product(self.programs, self.ratios, self.limits.shapes())
         buckets = [(program, plugin, *shape) for program, plugin, shape in cases]
         done, total = 0, len(buckets)
-        kept = _Kept(self.model)
-        with concurrent.futures.ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1)) as threads:
+        kept = _Kept(self.model, self._mesh)
+        if not self._as_fast_as(kept.seconds):
+            kept.seconds.clear()
+        # Collectives that two threads start could meet in another order on each device.
+        workers = min(_COMPILERS, os.cpu_count() or 1) if self._mesh is None else 1
+        with concurrent.futures.ThreadPoolExecutor(workers) as threads:
             # Fewest rows first: they show which larger batches would take too long.
             for rows in sorted({bucket[2] for bucket in buckets}):
                 level = [bucket for bucket in buckets if bucket[2] == rows]
@@ -225,13 +230,21 @@ class Engine:
                 for _ in threads.map(lambda b: self._compile(b, b in kept.seconds), wanted):
                     done += 1
                     progress(done, total)
-                for bucket in wanted:
-                    if bucket not in kept.seconds:
-                        kept.seconds[bucket] = self._measure(bucket)
+                new = {b: self._measure(b) for b in wanted if b not in kept.seconds}
+                kept.add(new)
                 short = (b for b in wanted if rows == 1 or kept.seconds[b] <= longest_batch)
                 self.latency |= {bucket: kept.seconds[bucket] for bucket in short}
-        kept.write()
         progress(total, total)
+
+    def _as_fast_as(self, seconds: Mapping[Bucket, float]) -> bool:
+        """Whether each program takes about as long as an earlier start has kept, in a sample."""
+        for program in self.programs:
+            bucket = program, NONE, 1, self.limits.max_length
+            if bucket in seconds:
+                self._run_once(bucket)
+                if not 0.5 < self._measure(bucket) / seconds[bucket] < 2:
+                    return False
+        return True
 
     def _expected(self, bucket: Bucket) -> float:
         """The least seconds that a batch takes, from the one of half its rows."""
@@ -240,9 +253,12 @@ class Engine:
         return 1.5 * half
 
     def _compile(self, bucket: Bucket, timed: bool) -> None:
-        """Compiles a program; one without a latency also runs once, as do those on a mesh."""
+        """Compiles a program, and runs it once unless that takes long and is of no use.
+
+        On accelerators the first run loads the program.
+        """
         program, plugin, rows, length = bucket
-        if not timed or self._mesh is not None:
+        if not timed or self._mesh is not None or jax.default_backend() != "cpu":
             self._run_once(bucket)
             return
         name = _named(plugin)
@@ -326,8 +342,11 @@ class Engine:
             # [batch, 1, vocab]
             logits = self.model.logits(tokens, starts, **name)
             return functools.partial(self._label_logits, self._select(logits), len(rows))
-        # It waits for its result, which is why it has a thread.
         generate = functools.partial(self.model.generate, tokens, **_generation(program), **name)
+        if self._mesh is not None:  # one thread starts all collectives, in one order
+            ids = np.asarray(generate())[: len(rows)]
+            return lambda: list(ids)
+        # It waits for its result, which is why it has a thread.
         generated = self._generating.submit(generate)
         return lambda: list(np.asarray(generated.result())[: len(rows)])
 
@@ -373,25 +392,38 @@ def _generation(program: str) -> dict[str, Any]:
 
 
 class _Kept:
-    """Latencies beside the compiled programs that JAX keeps; of this process alone without those.
+    """Latencies in the folder where JAX keeps compiled programs; without one nothing is kept.
+
+    A folder that cannot be read or written costs the next start its time, and nothing else.
 
     Attributes:
       seconds: bucket -> seconds of a batch, also of those that were too slow.
     """
 
-    def __init__(self, model: VariatorModel) -> None:
+    def __init__(self, model: VariatorModel, mesh: Mesh | None) -> None:
         # What decides over the time of a program: not the values of the weights.
         plugins = {plugin.config.name: repr(plugin.config) for plugin in model.plugins.values()}
-        versions = jax.__version__, variator_jax.__version__
-        key = repr((hardware(), *versions, repr(model.backbone.config), plugins))
+        place = hardware(), mesh and mesh.devices.shape, os.environ.get("XLA_FLAGS")
+        key = repr((place, variator_jax.__version__, repr(model.backbone.config), plugins))
         folder, name = jax.config.jax_compilation_cache_dir, hashlib.sha256(key.encode())
-        self._file = Path(folder) / f"latencies_{name.hexdigest()[:16]}.json" if folder else None
+        local = folder and not is_url(folder)
+        self._file = Path(folder) / f"latencies_{name.hexdigest()[:16]}.json" if local else None
         self.seconds: dict[Bucket, float] = {}
         if self._file and self._file.is_file():
-            rows = json.loads(self._file.read_text())
-            self.seconds = {tuple(bucket): seconds for *bucket, seconds in rows}
+            with self._unless_broken("read"):
+                rows = json.loads(self._file.read_text())
+                self.seconds = {(p, name, int(r), int(n)): float(s) for p, name, r, n, s in rows}
 
-    def write(self) -> None:
-        """Keeps them for the next start."""
-        if self._file:
-            write_json(self._file, [[*bucket, seconds] for bucket, seconds in self.seconds.items()])
+    def add(self, seconds: Mapping[Bucket, float]) -> None:
+        """Keeps new ones for the next start."""
+        self.seconds |= seconds
+        if self._file and seconds:
+            with self._unless_broken("written"):
+                write_json(self._file, [[*bucket, s] for bucket, s in self.seconds.items()])
+
+    @contextlib.contextmanager
+    def _unless_broken(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, TypeError) as error:
+            log(f"{self._file} cannot be {done}: {error}")

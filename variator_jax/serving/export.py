@@ -31,10 +31,9 @@ from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
-from variator_jax.serving.bulk import unit
 from variator_jax.serving.engine import check_rows_apart
 from variator_jax.serving.sentences import arrays_of
-from variator_jax.serving.tasks import NONE, Dense, mean_pool, through_dense
+from variator_jax.serving.tasks import NONE, Dense, mean_pool, normalized, through_dense
 from variator_jax.store import Backbone, Plugin
 from variator_jax.store.backbone import copy_vocabulary
 from variator_jax.store.description import check_belongs
@@ -182,7 +181,7 @@ def _program(
         given = zip(dense, found["dense"], strict=True)
         layers = [dataclasses.replace(layer, **arrays) for layer, arrays in given]
         # [batch, out]
-        return unit(through_dense(mean_pool(states, tokens), layers))
+        return normalized(through_dense(mean_pool(states, tokens), layers))
 
     return run
 

@@ -20,6 +20,7 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as AnyHttpException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -127,10 +128,10 @@ def _add_state_routes(app: FastAPI) -> None:
         content = {"ready": service.ready, "compiled": done, "programs": total}
         return JSONResponse(content, 200 if service.ready else 503)
 
-    @app.get("/live", **state)
+    @app.get("/live", responses={503: {"description": "Batches have ended by an error."}}, **state)
     async def live() -> JSONResponse:
-        """200 while the process runs."""
-        return JSONResponse({"live": True})
+        """200 while the process can answer; 503 asks for a restart."""
+        return JSONResponse({"live": not service.broken}, 503 if service.broken else 200)
 
     @app.get("/metrics", response_class=Response, **state)
     async def metrics() -> Response:
@@ -155,6 +156,7 @@ class _Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).setdefault("x-variator-plugin", "none")
             await send(message)
 
         try:

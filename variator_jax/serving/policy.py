@@ -8,6 +8,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
@@ -94,24 +96,30 @@ def _slowest(config: PolicyConfig, load: Load, share: float) -> int:
 class ArrivalRate:
     """Work that arrives each second, averaged over the last seconds, for each gear.
 
+    It is the smaller of two averages: the shorter one falls soon when a load ends, and in the
+    longer one a few requests that come together by chance are no load yet.
+
     Args:
       gears: how many.
-      seconds: over which it is averaged; older work counts less and less.
+      shorter, longer: seconds over which it is averaged; older work counts less and less.
     """
 
-    def __init__(self, gears: int, seconds: float = 2.0) -> None:
-        self._seconds, self._last, self._rates = seconds, 0.0, [0.0] * gears
+    def __init__(self, gears: int, shorter: float = 2.0, longer: float | None = None) -> None:
+        # [2], [2, gears]
+        self._seconds = np.array([shorter, longer or shorter])
+        self._rates, self._last = np.zeros((2, gears)), 0.0
 
     def add(self, now: float, work: Sequence[float]) -> None:
         """Counts work that arrived: seconds on each gear."""
-        rates = zip(self.at(now), work, strict=True)
-        self._rates = [rate + added / self._seconds for rate, added in rates]
+        self._rates = self._left(now) + np.outer(1 / self._seconds, work)
         self._last = now
 
     def at(self, now: float) -> list[float]:
         """Seconds of work a second, on each gear."""
-        kept = math.exp(-max(0.0, now - self._last) / self._seconds)
-        return [rate * kept for rate in self._rates]
+        return self._left(now).min(axis=0).tolist()
+
+    def _left(self, now: float) -> np.ndarray:
+        return self._rates * np.exp(-max(0.0, now - self._last) / self._seconds)[:, None]
 
 
 class Slowdown:

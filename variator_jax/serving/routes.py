@@ -71,7 +71,7 @@ async def embed_all(body: schemas.TokensRequest, call: Asked) -> Response:
     return await call.respond(lambda: _json(answer.values))
 
 
-@routes.post("/rerank", **_TEI)
+@routes.post("/rerank", response_model_exclude_none=True, **_TEI)
 async def rerank(
     body: schemas.RerankRequest | schemas.DocumentsRequest, call: Asked
 ) -> list[schemas.Rank] | schemas.RankedDocuments:
@@ -95,8 +95,8 @@ async def _scores(
     return answer.values if raw or task.embeds else list(map(_sigmoid, answer.values)), answer
 
 
-@routes.post("/v2/rerank", **_COHERE)
-@routes.post("/v1/rerank", **_COHERE)
+@routes.post("/v2/rerank", response_model_exclude_none=True, **_COHERE)
+@routes.post("/v1/rerank", response_model_exclude_none=True, **_COHERE)
 async def rerank_documents(body: schemas.DocumentsRequest, call: Asked) -> schemas.RankedDocuments:
     """Relevance of documents for a query, best first."""
     texts = [d if isinstance(d, str) else d.text for d in body.documents]
@@ -143,10 +143,11 @@ async def generate(
     body: schemas.GenerateRequest, call: Asked
 ) -> schemas.Generated | list[schemas.Generated]:
     """Short texts: greedy, or the best of several beams, as the task is configured."""
-    limit = body.parameters.max_new_tokens
-    answer = await call.run(
-        call.task("generate", body.task), _listed(body.inputs), body, max_new_tokens=limit
-    )
+    task, limit = call.task("generate", body.task), body.parameters.max_new_tokens
+    if limit is not None and limit > task.max_length:
+        reason = f"task {task.name!r} generates at most {task.max_length} tokens; found {limit}"
+        raise ApiError("invalid", f"parameters.max_new_tokens: {reason}.")
+    answer = await call.run(task, _listed(body.inputs), body, max_new_tokens=limit)
     texts = [schemas.Generated(generated_text=text) for text in answer.values]
     return texts[0] if isinstance(body.inputs, str) else texts
 
@@ -198,8 +199,6 @@ def _json(values: np.ndarray | Sequence[np.ndarray]) -> bytes:
     """Numbers as JSON; a vector at a time, because other threads wait for each."""
     if not isinstance(values, np.ndarray) or values.ndim > 1:
         return b"[" + b",".join(map(_json, values)) + b"]"
-    if not np.isfinite(values).all():
-        raise ApiError("backend", "The encoding is not finite.")
     return to_json(values.tolist())
 
 

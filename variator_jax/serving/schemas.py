@@ -26,10 +26,10 @@ def _unicode(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_unicode), Field(min_length=1)]
+AnyText = Annotated[str, AfterValidator(_unicode)]
+Text = Annotated[AnyText, Field(min_length=1)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
-Pair = Annotated[list[Text], Field(fail_fast=True, min_length=2, max_length=2)]
 OneOrTwo = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2)]
 _Item = TypeVar("_Item")
 Inputs = Annotated[list[_Item], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
@@ -60,7 +60,7 @@ class _Cut(Choice):
     """What happens to a text above the longest length: cut, or refused (the server's default)."""
 
     truncate: bool | None = None
-    truncation_direction: Literal["Right", "Left"] = "Right"
+    truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
 
 
 # OpenAI.
@@ -71,7 +71,7 @@ class EmbeddingsRequest(_Cut):
 
     input: Text | Texts | Ids | Inputs[Ids]
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None  # LiteLLM sends null
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
 
@@ -152,7 +152,7 @@ class RerankRequest(_Cut):
     """POST /rerank, in TEI's form."""
 
     query: Text
-    texts: Texts
+    texts: Inputs[AnyText]
     raw_scores: bool = False
     return_text: bool = False
 
@@ -168,7 +168,7 @@ class Rank(BaseModel):
 class PredictRequest(_Cut):
     """POST /predict: a text, a pair of texts, or a list whose members are lists of those."""
 
-    inputs: Text | Pair | Inputs[OneOrTwo]
+    inputs: Text | OneOrTwo | Inputs[OneOrTwo]
     raw_scores: bool = False
 
 
@@ -209,17 +209,17 @@ class TeiError(BaseModel):
 class Document(_Strict):
     """A document with its text in a field."""
 
-    text: Text
+    text: AnyText
 
 
 class DocumentsRequest(_Cut):
     """POST /v1/rerank and /v2/rerank. Documents that are too long are cut, as Cohere does."""
 
     query: Text
-    documents: Inputs[Text | Document]
+    documents: Inputs[AnyText | Document]
     model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
+    return_documents: bool | None = None
 
 
 class RankedDocument(BaseModel):

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,8 @@ import jax
 import numpy as np
 
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
-from variator_jax.serving.batcher import Batcher, Overloaded, Row
-from variator_jax.serving.engine import Engine
+from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row
+from variator_jax.serving.engine import Embedded, Engine
 from variator_jax.serving.policy import PolicyConfig
 from variator_jax.serving.tasks import (
     AUTO,
@@ -102,6 +103,11 @@ class Service:
         return self._started and self._running.alive
 
     @property
+    def broken(self) -> bool:
+        """Whether batches have ended by an error."""
+        return self._started and not self._running.alive
+
+    @property
     def tasks(self) -> list[TaskConfig]:
         """The tasks, the first of a kind being its default."""
         return list(self.engine.tasks.values())
@@ -150,7 +156,7 @@ class Service:
         ratio: int | None = None,
         max_ratio: int | None = None,
         truncate: bool | None = None,
-        truncation_direction: str = "Right",
+        keep_end: bool = False,
         normalize: bool = True,
         per_token: bool = False,
         raw_scores: bool = False,
@@ -165,7 +171,7 @@ class Service:
           ratio: in place of a name, the compression ratio of one plugin.
           max_ratio: the policy chooses no higher one.
           truncate: whether an input that is too long is cut; else it is refused.
-          truncation_direction: 'Left' keeps the end of a cut text.
+          keep_end: whether a cut text loses its beginning.
           normalize: whether a pooled vector has length 1.
           per_token: a vector a token in place of a pooled one.
           raw_scores: of 'classify', logits in place of probabilities.
@@ -175,6 +181,7 @@ class Service:
           ConfigError: for a task or an input that cannot be answered.
           PluginError: for a plugin that is not loaded.
           Overloaded: if the queue is full, or the service is about to end.
+          BackendError: if a result is not finite.
         """
         began = time.monotonic()
         if task not in self.engine.tasks:
@@ -184,12 +191,14 @@ class Service:
             raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
-        cut = Cut(self.engine.limits.max_length, bool(truncate), truncation_direction == "Left")
+        cut = Cut(self.engine.limits.max_length, bool(truncate), keep_end)
         with self._admitted():
             ids = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._tokenize, config, inputs, cut
             )
             results, gear = await self._run(config.program, gears, ids, per_token)
+        if not all(map(_is_finite, results)):
+            raise BackendError("The encoding is not finite.")
         now = time.monotonic()
         self._latencies.append((now, now - began))
         self._counts["answered"] += len(inputs)
@@ -352,6 +361,13 @@ def _resolves(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") ->
             future.set_result((result, gear))
 
     return lambda result, gear: loop.call_soon_threadsafe(resolve, result, gear)
+
+
+def _is_finite(result: Any) -> bool:
+    """Whether a row's result has no NaN and no infinity; ids have none."""
+    if isinstance(result, Embedded):
+        return bool(np.isfinite(result.pooled).all())  # a mean, which every token is in
+    return not isinstance(result, Mapping) or all(map(math.isfinite, result.values()))
 
 
 def _tokens(ids: Sequence[Sequence[int]], inputs: int) -> list[int]:

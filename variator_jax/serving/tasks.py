@@ -7,6 +7,7 @@ A row of tokens goes through one of a few programs, which all tasks share: `embe
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,8 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
     fields = dict(zip(task.fields, map(str, texts), strict=True))
     if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
         most = 16 * cut.longest
-        fields = {k: v[-most:] if cut.keep_end else v[:most] for k, v in fields.items()}
+        long = {k: v for k, v in fields.items() if len(" ".join(v.split())) > most}
+        fields |= {k: v[-most:] if cut.keep_end else v[:most] for k, v in long.items()}
     filled = task.prompt.format_map(fields)
     if not cut.allowed and len(filled) > 16 * cut.longest:  # before work is done for it
         characters = len(" ".join(filled.split()))
@@ -157,6 +159,8 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
             f"An input of task {task.name!r} has {len(ids):,} tokens; the longest has "
             f"{cut.longest:,}. Set truncate to have it cut."
         )
+    if len(ids) > cut.longest and task.prompt == "{text}":  # as sentence-transformers cuts it
+        return _cut(ids, cut)
     while len(ids) > cut.longest:
         name = max(fields, key=lambda key: len(fields[key]))
         if not fields[name]:
@@ -176,7 +180,7 @@ def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut
         raise ConfigError(
             f"Task {task.name!r} puts texts into a prompt; it takes no token ids. {_OWN_IDS}"
         )
-    known = all(0 < i < tokenizer.size for i in ids)
+    known = all(0 < i < tokenizer.size for i in ids) and list(ids) != [EOS]
     # Those of another vocabulary are words in this one, too, but hardly in the way it splits them.
     if not known or tokenizer.encode(tokenizer.decode(ids)) != list(ids):
         raise ConfigError(
@@ -185,8 +189,11 @@ def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut
         )
     if len(ids) > cut.longest and not cut.allowed:
         raise ConfigError(f"Found {len(ids):,} token ids; the longest input has {cut.longest:,}.")
-    if len(ids) <= cut.longest:
-        return list(ids)
+    return list(ids) if len(ids) <= cut.longest else _cut(ids, cut)
+
+
+def _cut(ids: Sequence[int], cut: Cut) -> list[int]:
+    """The first or the last ids of a row, EOS last."""
     return list(ids[-cut.longest :] if cut.keep_end else [*ids[: cut.longest - 1], EOS])
 
 
@@ -237,10 +244,10 @@ def through_dense(pooled: jax.Array, layers: Sequence[Dense]) -> jax.Array:
     return pooled
 
 
-def normalized(vector: np.ndarray) -> np.ndarray:
-    """`[..., embed]` with length 1 along the last axis."""
-    norm = np.linalg.norm(vector, axis=-1, keepdims=True)
-    return np.asarray(vector / np.maximum(norm, 1e-12))
+def normalized(vectors: Any) -> Any:
+    """Arrays of NumPy or JAX, `[..., embed]`, with length 1 along the last axis; 0 stays 0."""
+    # Methods alone, for in a server an operation of JAX would compile for each new shape.
+    return vectors / ((vectors * vectors).sum(-1, keepdims=True) ** 0.5).clip(1e-12)
 
 
 def probabilities(logits: np.ndarray, labels: Sequence[str]) -> Mapping[str, float]:

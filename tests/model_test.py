@@ -123,6 +123,12 @@ class TestBuckets:
     def test_longer_inputs_take_the_next_bucket_or_a_multiple_of_the_last(self, length, bucket):
         assert _bucketed(np.ones((1, length), np.int32), LENGTH_BUCKETS).shape == (1, bucket)
 
+    def test_padding_before_a_token_would_move_the_groups_and_is_refused(self, model):
+        for row in ([0, 5, 6, 1], [5, 0, 6, 1]):
+            model.encode([row], ratio=1)
+            with pytest.raises(VariatorError, match="padding at position . of row 0, before a tok"):
+                model.encode([row], ratio=4)
+
     @pytest.mark.parametrize("method", ["encode", "logits", "generate"])
     def test_another_length_in_the_same_bucket_compiles_nothing(self, method, compilations):
         model = VariatorModel(BACKBONE, PLUGINS[4])
@@ -130,7 +136,7 @@ class TestBuckets:
         getattr(model, method)(TOKENS, *arguments, ratio=4)
         assert compilations
         compilations.clear()
-        for tokens in (TOKENS[:, :4], _padded(TOKENS), np.concatenate([TOKENS, TOKENS], 1)):
+        for tokens in (TOKENS[:, :4], _padded(TOKENS), np.full((2, 12), 7)):
             getattr(model, method)(tokens, *arguments, ratio=4)
         assert not compilations
         getattr(model, method)(np.pad(TOKENS, ((0, 0), (0, 11))), *arguments, ratio=4)

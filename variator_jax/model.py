@@ -351,6 +351,8 @@ class VariatorModel:
     def _run(self, method: str, key: Key, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
         batch = self._bucketed(method, key, batch)
+        if key != 1 and not self.plugins[key].config.pool_padding:
+            _check_padding(batch["encoder_input_tokens"])
         return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
 
     def _bucketed(self, method: str, key: Key, batch: Batch) -> Batch:
@@ -369,6 +371,17 @@ def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     fitting = (bucket for bucket in buckets if bucket >= length)
     bucket = next(fitting, -(-length // buckets[-1]) * buckets[-1])
     return np.pad(tokens, ((0, (1 << (rows - 1).bit_length()) - rows), (0, bucket - length)))
+
+
+def _check_padding(tokens: np.ndarray) -> None:
+    """Refuses `[rows, length]` with padding before a token, which would move the merge groups."""
+    wrong = np.argwhere((tokens[:, :-1] == 0) & (tokens[:, 1:] > 0))
+    if wrong.size:
+        row, column = wrong[0]
+        raise ConfigError(
+            f"token_ids has padding at position {column} of row {row}, before a token; a plugin "
+            "merges neighbours, so padding stands behind them."
+        )
 
 
 def _cut(array: Any, rows: int, length: int) -> jax.Array:

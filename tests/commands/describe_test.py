@@ -66,6 +66,7 @@ def _report(folder, fingerprint):
     entries = [
         RatioEntry(1, {"topic": 90.0}, True, 100, 0.0, 0, 0.0),
         RatioEntry(4, {"topic": 88.5}, False, 60, 0.4, 10, 0.01),
+        RatioEntry(4, {"topic": 88.0}, False, 40, 0.6, 10, 0.01, plugin="span_x4"),
     ]
     owner = BackboneEntry("golden_1_1", COUNT, fingerprint)
     write_report(Report(owner, "a machine", {}, {}, entries, {}, 128), folder)
@@ -139,6 +140,7 @@ def test_a_folder_of_runs_and_a_report_is_listed(run, backbone, tmp_path):
     (tmp_path / "papers").mkdir()
     _report(tmp_path, backbone.fingerprint)
     text = describe(tmp_path)
+    holds(text, "ratio 4", "40.0% of the", "span_x4", "60.0% of the encoder's FLOPs saved")
     holds(text, "report on backbone golden_1_1", "run: run folder", "compression plugin in")
     holds(text, "young: run folder", "plugin.safetensors cannot", "papers: ", "it is empty")
 

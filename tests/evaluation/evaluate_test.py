@@ -5,14 +5,14 @@ import json
 import pytest
 from tiny import random_params, random_plugin
 
-from variator_jax.backbones.t5 import T5Config
+from variator_jax.backbones.t5 import T5Config, get_config
 from variator_jax.data import published
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data.file_task import file_task
 from variator_jax.errors import ConfigError, DataError
 from variator_jax.evaluation import evaluator
 from variator_jax.evaluation.data import EvalData
-from variator_jax.evaluation.evaluate import evaluate
+from variator_jax.evaluation.evaluate import _latency_shape, _timed, evaluate
 from variator_jax.evaluation.evaluator import evaluate_generation
 from variator_jax.evaluation.report import read_report
 from variator_jax.plugin import PluginConfig
@@ -46,6 +46,15 @@ def _evaluated(task, backbone, folder, targets, plugins=()):
     [row] = report.at(1).latency
     assert (row.shape, row.speedup) == ("nano, batch 1, length 8", 1.0) and row.milliseconds > 0
     return report, report.at(1).details[task]
+
+
+def test_shapes_without_the_layers_that_a_plugin_names_are_not_timed():
+    shapes = [_latency_shape((name, 1, 8)) for name in ("nano", "micro")]
+    config = get_config("nano")
+    named, all_of_them = PluginConfig(sites=("ffn 0", "span 1-2")), PluginConfig(4)
+    assert _timed(shapes, config, [all_of_them]) == (shapes, [])
+    kept, notes = _timed(shapes, config, [all_of_them, named])
+    assert kept == shapes[:1] and "micro is not timed: ffn_span_x4 names layers" in notes[0]
 
 
 def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, trained):

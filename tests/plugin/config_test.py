@@ -90,6 +90,8 @@ def test_sites_are_read_and_written_in_words(text, site):
     "text, message",
     [
         ("span 1-2 4", "'span 1-2 4' is not KIND LAYERS xRATIO"),
+        ("span 1-2 x4 rank=8 rank=16", "gives a setting twice"),
+        ("span 1-2 x4 ratio=8", "gives a setting twice"),
         ("spam 1-2 x4", "of kind 'spam'. Did you mean 'span'"),
         ("span 1-2 x4 ranks=2", "Span has no field 'ranks'. Did you mean 'rank'"),
         ("span 1-2 x4 rank=two", "rank of the adapters is 0 or a positive integer; found 'two'"),

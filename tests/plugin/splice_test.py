@@ -241,12 +241,17 @@ def test_a_network_of_ones_own_is_spliced_however_it_calls_its_ffn():
     assert np.abs(found["positional"] - Host().apply(params, x)).max() > 1e-3
 
 
+PARTLY = PluginConfig(sites=(r"ffn 1 pattern=encoder/block_(\d+)/ffn", "ffn 0"))
+
+
 @pytest.mark.parametrize(
     "config, plugin, message",
     [
         (PluginConfig(2, sites=r"encoder/block_(\d+)/ffn"), PluginConfig(2), "arrays for|no mod"),
         (PluginConfig(2), PluginConfig(2, layers=(0,)), "runs encoder layer 1, but"),
         (PluginConfig(2), None, "Ratio 2 needs a plugin's arrays"),
+        # One site of two runs; what the other would save is not saved.
+        (PARTLY, PARTLY, "include 'encoder/block_1/ffn', which did not run"),
     ],
 )
 def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):

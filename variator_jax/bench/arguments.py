@@ -40,7 +40,6 @@ class BenchSettings:
       shapes: encoder inputs, without padding.
       ratios: compression ratios; 1, the backbone itself, is always measured.
       plugins: further plugins for the encoder, each its sites in words, separated by ';'.
-      sites: further plugins of the encoder, each its sites in words, separated by ';'.
       dtype: of weights, activations and the matrix peak. A plugin that is trained is float32.
       rounds: how often each call is timed.
       peer: whether to time Hugging Face's encoder, too.
@@ -54,7 +53,6 @@ class BenchSettings:
     shapes: tuple[Shape, ...] = (Shape(4, 256),)
     ratios: tuple[int, ...] = (1, 2, 4, 8)
     plugins: tuple[str, ...] = ()
-    sites: tuple[str, ...] = ()
     dtype: str = "float32"
     rounds: int = 11
     peer: bool = False

@@ -44,7 +44,7 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
         return _run(folder, verify)
     if (folder / INDEX).exists():
         plugins = formats.load_plugins(folder).items()
-        parts = [_titled(f"ratio {ratio}:", _plugin(plugin)) for ratio, plugin in plugins]
+        parts = [_titled(f"{_ratio_or_name(key)}:", _plugin(plugin)) for key, plugin in plugins]
         return "\n".join([f"set of {len(parts)} compression plugins in {folder}", *parts])
     if kind == formats.UNKNOWN:
         kinds = "backbone (backbone.json, config.json), T5X checkpoint, plugin, LoRA or run folder"
@@ -150,6 +150,10 @@ def _headline(folder: pathlib.Path) -> str:
     return "; ".join(titles)
 
 
+def _ratio_or_name(key: int | str) -> str:
+    return f"ratio {key}" if str(key).isdigit() else str(key)
+
+
 def _report(folder: pathlib.Path) -> list[str]:
     """A finished evaluation: quality and saved work of each ratio."""
     if not (folder / "report.json").is_file():
@@ -157,7 +161,7 @@ def _report(folder: pathlib.Path) -> list[str]:
     report, saved = read_report(folder / "report.json"), "of the encoder's FLOPs saved"
     owner = f"backbone {report.backbone.name} with fingerprint {report.backbone.fingerprint}"
     rows = {
-        f"ratio {entry.ratio}": f"{_values(entry.quality)}; {entry.flops_saved:.1%} {saved}"
+        _ratio_or_name(entry.label): f"{_values(entry.quality)}; {entry.flops_saved:.1%} {saved}"
         for entry in report.ratios
     }
     return [_titled(f"report on {owner}", rows)]

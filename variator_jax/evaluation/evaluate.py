@@ -29,6 +29,7 @@ from variator_jax.store.formats import run_part
 from variator_jax.store.plugins import Key, by_key
 
 Settings = tuple[PluginConfig, PluginVariables | None]
+_Timed = tuple[T5Config, Shape, int]
 
 
 def evaluate(
@@ -61,6 +62,8 @@ def evaluate(
     notes = data.describe()
     config, length = backbone.config, data.feature_lengths["inputs"]
     settings = _settings(plugin_paths, backbone)
+    shapes, untimed = _timed(shapes, config, [plugin for plugin, _ in settings.values()])
+    notes += untimed
     runner = Runner(backbone, data, mesh)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
     skip = functools.partial(skip_encoder_ffn, T5(config).stack())
@@ -89,6 +92,21 @@ def evaluate(
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
     return report
+
+
+def _timed(
+    shapes: list[_Timed], config: T5Config, plugins: Sequence[PluginConfig]
+) -> tuple[list[_Timed], list[str]]:
+    """The shapes that have the layers of every plugin, and a note on each other one."""
+    named = [plugin.name for plugin in plugins if any(site.layers for site in plugin.parts)]
+    fits = lambda other: not named or other.num_encoder_layers == config.num_encoder_layers  # noqa: E731
+    notes = [
+        f"{other.name} is not timed: {named[0]} names layers of a backbone of "
+        f"{config.num_encoder_layers}, and it has {other.num_encoder_layers}"
+        for other, *_ in shapes
+        if not fits(other)
+    ]
+    return [shape for shape in shapes if fits(shape[0])], notes
 
 
 class Runner:
@@ -194,7 +212,7 @@ def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[Key, Setti
     return settings | {key: (p.config, p.variables) for key, p in plugins.items()}
 
 
-def _latency_shape(fields: Sequence[Any]) -> tuple[T5Config, Shape, int]:
+def _latency_shape(fields: Sequence[Any]) -> _Timed:
     """Backbone's shape, rows and tokens, rounds."""
     if isinstance(fields, str) or not 3 <= len(fields) <= 4:
         example = "(backbone, batch, length), such as ('t5_1_0_base', 4, 256)"

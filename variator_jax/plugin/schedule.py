@@ -35,6 +35,8 @@ def parse_site(text: str, defaults: Mapping[str, Any]) -> Site:
         )
     kind, layers, ratio, rest = match.groups()
     settings = dict(setting.split("=", 1) for setting in rest.split())
+    if len(settings) < len(rest.split()) or (ratio and "ratio" in settings):
+        raise PluginError(f"The site {text!r} gives a setting twice.")
     fields: dict[str, Any] = {
         name: int(value) if value.isdigit() else value for name, value in settings.items()
     }

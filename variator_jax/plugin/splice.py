@@ -11,7 +11,7 @@ serves every backbone only if the plugin works in units of them.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,16 +32,20 @@ Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
 
 @contextlib.contextmanager
 def intercept_modules(
-    wanted: Callable[[str], bool], handler: Handler, also: Container[str] = ()
+    wanted: Callable[[str], bool],
+    handler: Handler,
+    also: Container[str] = (),
+    needed: Iterable[str] = (),
 ) -> Iterator[None]:
     """While active, hands every call of a module whose path is `wanted` to `handler`.
 
     While such a call runs, calls that report the same path pass through: a module may share its
-    path with an inner one. Modules whose path is in `also` are handed over, too, but need not run.
+    path with an inner one. Modules whose path is in `also` are handed over, too, but need not run;
+    those in `needed` must.
 
     Raises:
-      PluginError: on leaving, if no wanted module ran, with the paths that did; or if none ran at
-        all, as around a function that was compiled before.
+      PluginError: on leaving, if no wanted or not every needed module ran, with the paths that did;
+        or if none ran at all, as around a function that was compiled before.
     """
     served: set[str] = set()
     seen: dict[str, None] = {}
@@ -76,9 +80,11 @@ def intercept_modules(
             "No Linen module ran inside the splice. Enter it inside the function that is jitted: "
             "one that was compiled outside stays as it was compiled."
         )
-    if not served:
+    idle = sorted({*needed} - served)
+    if idle or not served:
         paths = ", ".join(path for path in seen if path) or "none"
-        raise PluginError(f"The plugin's sites match no module. Modules that ran: {paths}.")
+        reason = f"include {idle[0]!r}, which did not run" if served else "match no module"
+        raise PluginError(f"The plugin's sites {reason}. Modules that ran: {paths}.")
 
 
 def check_causal(config: PluginConfig, stack: Stack) -> None:
@@ -153,7 +159,7 @@ def splice(
             return site.call(known, call_at, arrays, groups[site.ratio], key_bias)
 
     bias_path = known.path("bias", 0)
-    with intercept_modules(wanted, handler, also={bias_path}):
+    with intercept_modules(wanted, handler, also={bias_path}, needed=points):
         yield
 
 

@@ -199,6 +199,17 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     return T5XRun(origin, source, Plugin(config, variables, {"training": training}))
 
 
+def t5x_plugin(folder: str) -> PluginConfig:
+    """The settings of the plugin that a T5X run trains, from the folder of its checkpoint.
+
+    Raises:
+      CheckpointError: if they are missing or damaged.
+    """
+    file, settings = _read_settings(folder)
+    with wrap_errors(f"{file} is not usable"):
+        return PluginConfig.from_json(settings.plugin)
+
+
 def _name(path: str) -> str:
     """What T5X's tree calls a leaf of a plugin folder."""
     branch, _, name = path.partition("/")

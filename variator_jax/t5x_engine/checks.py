@@ -29,7 +29,7 @@ from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import lock_folder
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
-from variator_jax.store.other_plugins import SETTINGS
+from variator_jax.store.other_plugins import SETTINGS, t5x_plugin
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, chosen_path
 from variator_jax.t5x_engine.partitioning import model_devices
@@ -268,6 +268,13 @@ def restore_config(
     if fresh_plugin:
         wanted = {k: v for k, v in wanted.items() if not k.startswith(f"{PLUGIN}/")}
     _check_leaves(folder, stored, wanted)
+    if plugin.ratio > 1 and not fresh_plugin:
+        trained = t5x_plugin(folder)  # other sites may have leaves of the same names and shapes
+        if trained.to_json() != plugin.to_json():
+            raise CheckpointError(
+                f"{folder} was trained with '{trained.description}'; this run has "
+                f"'{plugin.description}'. SITES, RATIO and the like must be those of the run."
+            )
     if plugin_path and plugin.ratio > 1 and not training and check_owner:
         load_plugin(chosen_path(plugin_path, plugin), formats.identify_backbone(folder))
     rules = tuple([_FRESH_STATE] * training + [_FRESH_PLUGIN] * fresh_plugin)

@@ -135,18 +135,23 @@ class Start:
 
 
 def chosen_path(path: str | Sequence[str], plugin: PluginConfig) -> pathlib.Path:
-    """The plugin folder that `path` names, of several the one with the wanted ratio.
+    """The plugin folder that `path` names, of several the one with these sites or this ratio.
 
     Raises:
       CheckpointError: if a folder is damaged.
-      ConfigError: if none of several has the ratio.
+      ConfigError: if none or more than one of several fits.
     """
     if isinstance(path, str):
         return run_part(path, "plugin")
-    folders = {load_plugin(f).config.ratio: f for f in (run_part(p, "plugin") for p in path)}
-    if plugin.ratio not in folders:
-        raise ConfigError(f"RATIO is {plugin.ratio}; the plugins in {path} have {list(folders)}.")
-    return folders[plugin.ratio]
+    configs = {
+        folder: load_plugin(folder).config for folder in (run_part(p, "plugin") for p in path)
+    }
+    fitting = [f for f, config in configs.items() if config.to_json() == plugin.to_json()]
+    fitting = fitting or [f for f, config in configs.items() if config.ratio == plugin.ratio]
+    if len(fitting) != 1:
+        found = [config.description for config in configs.values()]
+        raise ConfigError(f"Expected one plugin '{plugin.description}' in {path}; found {found}.")
+    return fitting[0]
 
 
 def is_trained(path: tuple[Any, ...]) -> bool:

@@ -51,7 +51,7 @@ def _evaluated(task, backbone, folder, targets, plugins=()):
 def test_shapes_without_the_layers_that_a_plugin_names_are_not_timed():
     shapes = [_latency_shape((name, 1, 8)) for name in ("nano", "micro")]
     config = get_config("nano")
-    named, all_of_them = PluginConfig(sites=("ffn 0", "span 1-2")), PluginConfig(4)
+    named, all_of_them = PluginConfig(sites=("ffn 0 x4", "span 1-2 x4")), PluginConfig(4)
     assert _timed(shapes, config, [all_of_them]) == (shapes, [])
     kept, notes = _timed(shapes, config, [all_of_them, named])
     assert kept == shapes[:1] and "micro is not timed: ffn_span_x4 names layers" in notes[0]

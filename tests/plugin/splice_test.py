@@ -241,7 +241,7 @@ def test_a_network_of_ones_own_is_spliced_however_it_calls_its_ffn():
     assert np.abs(found["positional"] - Host().apply(params, x)).max() > 1e-3
 
 
-PARTLY = PluginConfig(sites=(r"ffn 1 pattern=encoder/block_(\d+)/ffn", "ffn 0"))
+PARTLY = PluginConfig(sites=(r"ffn 1 x2 pattern=encoder/block_(\d+)/ffn", "ffn 0 x2"))
 
 
 @pytest.mark.parametrize(

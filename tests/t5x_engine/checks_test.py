@@ -91,6 +91,7 @@ REFUSED = {
     "train --gin.NUM_PARTITIONS=3": "4 heads do not divide among 3",
     "train --gin.PACK=True": "PACK_MULTIPLE",
     "infer --gin.CHECKPOINT_PATH=trained --gin.BACKBONE_DTYPE=bfloat16": "cast the checkpoint's",
+    "infer --gin.CHECKPOINT_PATH=trained --gin.PLUGIN_LAYERS=(0,)": "was trained with 'ffn all x4",
     "train --gin.MODEL_DIR=trained --gin.SEED=7": "holds another run, with seed 0",
     "train --gin.MODEL_DIR=trained --gin.RATIO=2": "MODEL_DIR",
 }

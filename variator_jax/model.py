@@ -26,7 +26,13 @@ from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import check_belongs
 from variator_jax.store.plugins import Key, Plugin, by_key, check_shapes
-from variator_jax.texts import ByteTokenizer, Tokenizer, load_tokenizer, token_array
+from variator_jax.texts import (
+    ByteTokenizer,
+    Tokenizer,
+    check_padding,
+    load_tokenizer,
+    token_array,
+)
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
@@ -324,27 +330,15 @@ class VariatorModel:
         plugin: str | None = None,
         **lengths: int,
     ) -> jax.ShapeDtypeStruct:
-        """Compiles 'encode', 'logits' or 'generate' ahead, for the bucket of a batch.
+        """Compiles 'encode', 'logits' or 'generate' ahead for a batch's bucket; returns its shape.
 
-        Args:
-          method: the method that will be called.
-          batch: `[rows, length]` token ids, in T5X's names.
-          ratio: the compression ratio.
-          plugin: in place of a ratio, the name of a plugin.
-          **lengths: `max_length` and `num_beams` of 'generate'.
-
-        Returns:
-          Shape and dtype of the result.
-
-        Raises:
-          ConfigError: on a mesh, where a method is compiled when it runs.
+        `batch` has T5X's names, `lengths` are those of 'generate'. On a mesh it is a `ConfigError`.
         """
         if self._mesh is not None:
             raise ConfigError("A model on a mesh is not compiled ahead: call its method.")
         key = self._key(ratio, plugin)
         arguments = self._params, self._variables[key], self._bucketed(method, key, batch)
-        compiled: Any = self._compiled[key, method]
-        lowered = compiled.lower(*arguments, **lengths)
+        lowered: Any = self._compiled[key, method].lower(*arguments, **lengths)  # type: ignore[attr-defined]
         lowered.compile()
         return lowered.out_info
 
@@ -352,7 +346,7 @@ class VariatorModel:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
         batch = self._bucketed(method, key, batch)
         if key != 1 and not self.plugins[key].config.pool_padding:
-            _check_padding(batch["encoder_input_tokens"])
+            check_padding(batch["encoder_input_tokens"])
         return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
 
     def _bucketed(self, method: str, key: Key, batch: Batch) -> Batch:
@@ -371,17 +365,6 @@ def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     fitting = (bucket for bucket in buckets if bucket >= length)
     bucket = next(fitting, -(-length // buckets[-1]) * buckets[-1])
     return np.pad(tokens, ((0, (1 << (rows - 1).bit_length()) - rows), (0, bucket - length)))
-
-
-def _check_padding(tokens: np.ndarray) -> None:
-    """Refuses `[rows, length]` with padding before a token, which would move the merge groups."""
-    wrong = np.argwhere((tokens[:, :-1] == 0) & (tokens[:, 1:] > 0))
-    if wrong.size:
-        row, column = wrong[0]
-        raise ConfigError(
-            f"token_ids has padding at position {column} of row {row}, before a token; a plugin "
-            "merges neighbours, so padding stands behind them."
-        )
 
 
 def _cut(array: Any, rows: int, length: int) -> jax.Array:

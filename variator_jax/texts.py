@@ -250,6 +250,17 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     return array.astype(np.int32)
 
 
+def check_padding(tokens: np.ndarray) -> None:
+    """Refuses `[rows, length]` with padding before a token, which would move the merge groups."""
+    wrong = np.argwhere((tokens[:, :-1] == 0) & (tokens[:, 1:] > 0))
+    if wrong.size:
+        row, column = wrong[0]
+        raise ConfigError(
+            f"token_ids has padding at position {column} of row {row}, before a token; a plugin "
+            "merges neighbours, so padding stands behind them."
+        )
+
+
 def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:
     arrays = [_array(f"{what}, row {i},", row) for i, row in enumerate(rows)]
     for i, array in enumerate(arrays):

@@ -5,18 +5,14 @@ are on the device once. After `warm_up` nothing compiles any more.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import variator_jax
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
-from variator_jax.files import is_url, write_json
 from variator_jax.model import VariatorModel
+from variator_jax.serving.latencies import Bucket, KeptLatencies
 from variator_jax.serving.tasks import (
     AUTO,
     NONE,
@@ -43,9 +37,6 @@ from variator_jax.store import Backbone, Plugin
 
 _COMPILERS = 8  # programs that are compiled at the same time, at the most
 _ROUNDS, _ENOUGH = 3, 0.2  # timed runs of each program, and seconds after which they end
-
-#: (program, plugin, rows, length)
-Bucket = tuple[str, str, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +206,7 @@ class Engine:
         cases = itertools.product(self.programs, self.ratios, self.limits.shapes())
         buckets = [(program, plugin, *shape) for program, plugin, shape in cases]
         done, total = 0, len(buckets)
-        kept = _Kept(self.model, self._mesh)
+        kept = KeptLatencies(self.model, self._mesh)
         if not self._as_fast_as(kept.seconds):
             kept.seconds.clear()
         # Collectives that two threads start could meet in another order on each device.
@@ -389,41 +380,3 @@ def _generation(program: str) -> dict[str, Any]:
     """The lengths of a program such as 'generate 64 1'."""
     _, most, beams = program.split()
     return {"max_length": int(most), "num_beams": int(beams)}
-
-
-class _Kept:
-    """Latencies in the folder where JAX keeps compiled programs; without one nothing is kept.
-
-    A folder that cannot be read or written costs the next start its time, and nothing else.
-
-    Attributes:
-      seconds: bucket -> seconds of a batch, also of those that were too slow.
-    """
-
-    def __init__(self, model: VariatorModel, mesh: Mesh | None) -> None:
-        # What decides over the time of a program: not the values of the weights.
-        plugins = {plugin.config.name: repr(plugin.config) for plugin in model.plugins.values()}
-        place = hardware(), mesh and mesh.devices.shape, os.environ.get("XLA_FLAGS")
-        key = repr((place, variator_jax.__version__, repr(model.backbone.config), plugins))
-        folder, name = jax.config.jax_compilation_cache_dir, hashlib.sha256(key.encode())
-        local = folder and not is_url(folder)
-        self._file = Path(folder) / f"latencies_{name.hexdigest()[:16]}.json" if local else None
-        self.seconds: dict[Bucket, float] = {}
-        if self._file and self._file.is_file():
-            with self._unless_broken("read"):
-                rows = json.loads(self._file.read_text())
-                self.seconds = {(p, name, int(r), int(n)): float(s) for p, name, r, n, s in rows}
-
-    def add(self, seconds: Mapping[Bucket, float]) -> None:
-        """Keeps new ones for the next start."""
-        self.seconds |= seconds
-        if self._file and seconds:
-            with self._unless_broken("written"):
-                write_json(self._file, [[*bucket, s] for bucket, s in self.seconds.items()])
-
-    @contextlib.contextmanager
-    def _unless_broken(self, done: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, TypeError) as error:
-            log(f"{self._file} cannot be {done}: {error}")

@@ -84,7 +84,9 @@ def main() -> None:
         texts = Path(scratch) / "texts.jsonl"
         bad = write_texts(texts, args.texts, rng)
         command = [sys.executable, "-m", "variator_jax", "encode", "--backbone", args.backbone]
-        command += ["--input", str(texts), "--window", str(args.window), *further, "--output"]
+        # A text that is too long is cut; else it would be a bad row that `bad` does not have.
+        command += ["--truncate", "--input", str(texts), "--window", str(args.window), *further]
+        command += ["--output"]
         process, begin = start([*command, str(whole)]), time.monotonic()
         before = seconds_to_next_file(whole, process)
         if process.wait():

@@ -337,19 +337,19 @@ class VariatorModel:
         if self._mesh is not None:
             raise ConfigError("A model on a mesh is not compiled ahead: call its method.")
         key = self._key(ratio, plugin)
-        arguments = self._params, self._variables[key], self._bucketed(method, key, batch)
+        arguments = self._params, self._variables[key], self._to_buckets(method, key, batch)
         lowered: Any = self._compiled[key, method].lower(*arguments, **lengths)  # type: ignore[attr-defined]
         lowered.compile()
         return lowered.out_info
 
     def _run(self, method: str, key: Key, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
-        batch = self._bucketed(method, key, batch)
+        batch = self._to_buckets(method, key, batch)
         if key != 1 and not self.plugins[key].config.pool_padding:
             check_padding(batch["encoder_input_tokens"])
         return self._compiled[key, method](self._params, self._variables[key], batch, **lengths)
 
-    def _bucketed(self, method: str, key: Key, batch: Batch) -> Batch:
+    def _to_buckets(self, method: str, key: Key, batch: Batch) -> Batch:
         config = self.backbone.config
         if method != "encode" and not config.has_decoder:
             raise ConfigError(f"Backbone {config.name!r} is without a decoder: it has no {method}.")

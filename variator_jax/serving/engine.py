@@ -91,7 +91,7 @@ class EngineLimits:
 def keep_compiled(folder: str | os.PathLike) -> None:
     """Keeps every compiled program of this process and its latency in a folder.
 
-    The next start of the same server on the same kind of machine reads them, and times nothing.
+    The next start of the same server on the same kind of machine reads them, and times a sample.
     """
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

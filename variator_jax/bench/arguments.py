@@ -96,8 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train", action="store_true", help="also time the distillation step")
     add("--targets", type=_positive, help="with --train: tokens of a target (default: 48)")
     add("--microbatches", type=_positive, help="with --train: parts of a batch (default: 1)")
-    remat = "with --train: compute activations again in the backward pass, but with dots those of "
-    remat += "products with weights"
+    remat = "with --train: recompute activations in the backward pass; dots keeps matrix products"
     add("--remat", nargs="?", const="all", choices=("all", "dots"), help=remat)
     add("--output", metavar="DIR", help="write bench.json, bench.md and bench.png there")
 

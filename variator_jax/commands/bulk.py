@@ -11,6 +11,8 @@ from variator_jax.errors import ConfigError, PluginError, did_you_mean
 if TYPE_CHECKING:
     from variator_jax.store import Backbone, Plugin
 
+_BACKBONE = "a backbone or run folder, a Hugging Face folder or a T5X checkpoint"
+
 
 def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -18,7 +20,7 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, metavar="FILE", help=rows)
     files = "where encoded-000000.safetensors, ... go; the same command resumes there"
     add("--output", required=True, metavar="DIR", help=files)
-    add("--backbone", required=True, metavar="DIR", help="a backbone or run folder, or another's")
+    add("--backbone", required=True, metavar="DIR", help=_BACKBONE)
     add("--plugins", metavar="DIR", help="a plugin, a set of plugins, or a run folder")
     add("--plugin", metavar="NAME", help="which of several plugins, such as span_x4")
     add("--ratio", type=int, metavar="K", help="in place of a name; 1 for the backbone itself")
@@ -111,14 +113,16 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--words", type=int, metavar="N", help="of a random text (default: 40)")
     add("--texts", metavar="FILE", help="a text a line, in place of random ones")
     add("--documents", type=int, metavar="N", help="texts of a request to rerank (default: 8)")
-    add("--plugin", metavar="NAME", help="what requests name; none for ratio 1 (default: nothing)")
+    named = "the plugin that requests name, or none; by default they name none and the task decides"
+    add("--plugin", metavar="NAME", help=named)
     add("--timeout", type=float, metavar="S", help="of an answer (default: 60)")
     add("--seed", type=int, help="of arrivals and texts (default: 0)")
     search = "find the highest rate that holds the target, by bisection over runs of --seconds"
     add("--search", action="store_true", help=search)
     against = "with --search: first the same for requests that name this plugin, and the quotient"
     add("--against", metavar="NAME", help=against)
-    add("--output", metavar="DIR", help="write loadtest.json, loadtest.md and loadtest.png there")
+    written = "write loadtest.json, loadtest.md and loadtest.png there (not with --search)"
+    add("--output", metavar="DIR", help=written)
 
 
 @command("loadtest", _load_arguments)
@@ -127,7 +131,7 @@ def _loadtest(args: argparse.Namespace) -> None:
 
     variator loadtest --rate 20 --target_ms 100 --output load
     variator loadtest --route predict --shape ramp --rate 5 --peak 60 --texts texts.txt
-    variator loadtest --search --against none --target_ms 500
+    variator loadtest --route predict --search --against none --target_ms 500
     """
     import dataclasses
 
@@ -150,7 +154,7 @@ def _loadtest(args: argparse.Namespace) -> None:
 
 
 _JAX_EXPORT = {
-    "backbone": ("DIR", "a backbone or run folder, or another's"),
+    "backbone": ("DIR", _BACKBONE),
     "plugins": ("DIR", "its plugins; 'none', the backbone itself, is always exported"),
     "output": ("DIR", "the folder to write"),
     "task": ("TASK", "encode (a vector a token) or embed (their mean, of length 1; the default)"),

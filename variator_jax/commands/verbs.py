@@ -25,11 +25,12 @@ def _gin_arguments(parser: argparse.ArgumentParser) -> None:
     files = "a gin file, or the name of a packaged one; repeatable, later ones override"
     add("--gin_file", action="append", default=[], metavar="FILE", help=files)
     # For the help alone: `_parse` removes overrides, whose names are the user's, before argparse.
-    overrides = "set a macro (--gin.RATIO=8) or a parameter (--gin.train.seed=1); repeatable"
+    overrides = "set a macro, such as --gin.RATIO=8 or --gin.SEED=1; repeatable"
     add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
     add("--gin_search_paths", action="extend", default=[], type=_names, metavar="A,B", help=folders)
-    add("--engine", help="t5x or builtin; by default T5X where it can be imported")
+    engine = "t5x or builtin (experiment, budget: always builtin); T5X where it can be imported"
+    add("--engine", help=engine)
 
 
 def _names(value: str) -> list[str]:
@@ -273,7 +274,7 @@ def _budget(args: argparse.Namespace) -> None:
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("path", nargs="?", help="a run folder, a backbone or a compression plugin")
+    add("path", nargs="?", help="a run, backbone, T5X checkpoint, plugin, set of plugins or LoRA")
     add("--verify", action="store_true", help="also read every weight of a backbone")
 
 
@@ -356,7 +357,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     variator convert --from hf --to variator downloads/flan-t5-xl flan_t5_xl --dtype bf16
     variator convert --from t5x --to hf gs://BUCKET/checkpoint_1000000 t5_1_1_base
-    variator convert --from variator --to t5x runs/nano/backbone nano_t5x
+    variator convert --from variator --to t5x runs/nano_docs/backbone nano_t5x/checkpoint_0
     variator convert --from official --to variator plugin-t5_base-mux_4.pkl plugin \
         --backbone t5_base
     variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl

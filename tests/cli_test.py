@@ -182,7 +182,7 @@ def test_the_examples_of_the_help_resolve(example, variator):
     code, out, err = variator([*shlex.split(example)[1:], "--dry_run"])
     assert code == 0 and "without activations" in out, err
     if "variator_xl" in example:  # The documentation shows what is printed.
-        budget = out[out.index("backbone t5_1_1_xl, plugin of ratio 4") :]
+        budget = out[out.index("backbone t5_1_1_xl, 1 device") :]
         assert budget in (DOCS / "t5x.md").read_text()
 
 

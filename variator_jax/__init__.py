@@ -22,8 +22,11 @@ _STORE = (
 # The module that defines each public name.
 _HOMES = dict.fromkeys(_STORE, "store") | {
     "Ffn": "plugin",
+    "KeyValue": "plugin",
     "LoraConfig": "backbones.lora",
     "PluginConfig": "plugin",
+    "PluginError": "errors",
+    "Span": "plugin",
     "SplicedModel": "model",
     "VariatorError": "errors",
     "VariatorModel": "model",

@@ -21,7 +21,7 @@ from variator_jax.backbones.base import Backbone as Network
 from variator_jax.backbones.base import Batch, Outputs
 from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.errors import ConfigError, PluginError
+from variator_jax.errors import ConfigError, PluginError, did_you_mean
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import check_belongs
@@ -316,10 +316,13 @@ class VariatorModel:
         }
         asked = [key for key, has in have.items() if has]
         if len(asked) != 1:
+            names = [self.plugins[key].config.name for key in asked] or self.names
+            if asked:
+                raise PluginError(f"Several plugins have ratio {ratio}: plugin= one of {names}.")
             what = f"Plugin {name!r}" if name else f"Ratio {ratio!r}"
-            reason = "that of several plugins" if asked else "not loaded"
-            expected = f"{self.ratios}, or plugin= one of {self.names}"
-            raise PluginError(f"{what} is {reason}; expected one of {expected}.")
+            expected = f"{self.ratios}, or plugin= one of {names}"
+            near = did_you_mean(str(name or ratio), names)
+            raise PluginError(f"{what} is not loaded; expected one of {expected}.{near}")
         return asked[0]
 
     def compile(

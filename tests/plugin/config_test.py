@@ -25,8 +25,16 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"sites": "("}, "must be a module path with"),
         ({"sites": ()}, "a tuple of sites"),
         ({"sites": (4,)}, "a tuple of sites"),
-        ({"sites": ("ffn 0 x2",), "layers": (1,)}, r"layers=\(1,\) is for a plugin .* ffn 0 x2"),
-        ({"sites": (Ffn(2),), "rank": 4}, "rank=4 is for a plugin whose sites are a pattern"),
+        ({"sites": ("ffn 0 x2",), "layers": (1,)}, r"layers=\(1,\) is for .* 'ffn 0 x2'"),
+        ({"sites": (Ffn(2),), "rank": 4}, "rank=4 is for a plugin of the paper's sites"),
+        ({"sites": None}, "a tuple of sites; found None"),
+        ({"sites": ("ffn 0 x1", "ffn 1 x2")}, "'ffn 0 x1' merges nothing: leave its layers out"),
+        ({"sites": ("ffn all x2", "span 1 x2")}, "Layer 1 is in two sites, 'ffn all x2' and 'spa"),
+        ({"sites": ("span all x2", "ffn all x2")}, "a span shares its layers with nothing"),
+        ({"sites": (Ffn(2, (0,)), Span(8, (1,)))}, r"ratio is 2; its sites have \[2, 8\]"),
+        ({"layers": ()}, "at least one layer; found none"),
+        ({"given_name": "none"}, "name is a letter, .* found 'none'"),
+        ({"given_name": "4x"}, "name is a letter, .* found '4x'"),
         ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
         ({"sites": (Ffn(4), Ffn(8))}, r"ratio is 2; its sites have \[4, 8\]"),
     ],
@@ -63,12 +71,27 @@ def test_a_tuple_of_sites_has_the_largest_ratio():
         PluginConfig(2, sites=r"block_(\d+)/ffn"),
         MIXED,
         PluginConfig(4, rank=8),
-        PluginConfig(sites=(Ffn(4, layers=(0,), rank=4), KeyValue(2), Span(8, (1, 2), rank=16))),
+        PluginConfig(sites=("ffn all x4",)),
+        PluginConfig(sites=("ffn 0 x4 rank=8",), given_name="fast"),
+        PluginConfig(
+            sites=(Ffn(4, layers=(0,), rank=4), KeyValue(2, (0,)), Span(8, (1, 2), rank=16))
+        ),
     ],
     ids=str,
 )
 def test_json_keeps_every_setting(config):
-    assert PluginConfig.from_json(config.to_json()) == config
+    read = PluginConfig.from_json(config.to_json())
+    assert read == config and read.name == config.name and read.to_json() == config.to_json()
+
+
+def test_one_site_needs_no_tuple_and_the_papers_may_be_written_in_words():
+    assert PluginConfig(sites="span 0-1 x4") == PluginConfig(sites=Span(4, (0, 1)))
+    assert PluginConfig(sites="ffn all x4") == PluginConfig(4)
+
+
+def test_ratio_1_is_the_backbone_whatever_the_sites():
+    config = PluginConfig(1, sites=("ffn 0 x4", "span 1-2 x8"))
+    assert config.parts == () and config == PluginConfig(1) and config.name == ""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,8 @@ def test_sites_are_read_and_written_in_words(text, site):
         ("span 1-2 4", "'span 1-2 4' is not KIND LAYERS xRATIO"),
         ("span 1-2 x4 rank=8 rank=16", "gives a setting twice"),
         ("span 1-2 x4 ratio=8", "gives a setting twice"),
+        ("span 1-2 x4 layers=1", "gives a setting twice"),
+        ("span 1-2", "has no ratio: write one, such as .span 1-2 x4."),
         ("spam 1-2 x4", "of kind 'spam'. Did you mean 'span'"),
         ("span 1-2 x4 ranks=2", "Span has no field 'ranks'. Did you mean 'rank'"),
         ("span 1-2 x4 rank=two", "rank of the adapters is 0 or a positive integer; found 'two'"),

@@ -251,7 +251,7 @@ PARTLY = PluginConfig(sites=(r"ffn 1 x2 pattern=encoder/block_(\d+)/ffn", "ffn 0
         (PluginConfig(2), PluginConfig(2, layers=(0,)), "runs encoder layer 1, but"),
         (PluginConfig(2), None, "Ratio 2 needs a plugin's arrays"),
         # One site of two runs; what the other would save is not saved.
-        (PARTLY, PARTLY, "include 'encoder/block_1/ffn', which did not run"),
+        (PARTLY, PARTLY, "need 'encoder/block_1/ffn', which did not run"),
     ],
 )
 def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):
@@ -283,10 +283,55 @@ def test_sites_that_need_to_know_the_layers_are_refused_without_a_stack(config):
             NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
 
 
-def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(PluginError, match=r"groups of shape \(1, 1, 4\).* input of \(1, 2, 4\)"):
-        with splice(PluginConfig(4), plugin_of(PluginConfig(4)), jnp.ones((1, 4), bool)):
-            NETWORK.encode(BACKBONE, jnp.ones((1, 8), jnp.int32))
+def _spliced(config, plugin, mask, tokens, stack=STACK):
+    with splice(config, plugin, mask, stack=stack):
+        return NETWORK.encode(BACKBONE, tokens)
+
+
+@pytest.mark.parametrize("length", [4, 7])  # 7 tokens make as many groups as 8
+def test_a_mask_of_another_length_is_refused(length):
+    config, mask = PluginConfig(4), jnp.ones((1, length), bool)
+    with pytest.raises(PluginError, match=f"mask is of 1 x {length} tokens, .* 1 x 8"):
+        _spliced(config, plugin_of(config), mask, jnp.ones((1, 8), jnp.int32))
+
+
+def test_token_ids_are_a_mask_and_segments_beside_a_whole_mask_are_refused():
+    config, tokens = PluginConfig(4), jnp.asarray([[5, 6, 7, 0]])
+    masks = (tokens, tokens > 0, Mask(tokens))
+    by_ids, by_mask, whole = (_spliced(config, plugin_of(config), mask, tokens) for mask in masks)
+    np.testing.assert_array_equal(by_ids, by_mask)
+    np.testing.assert_array_equal(whole, by_mask)
+    with pytest.raises(PluginError, match="has its own segments"):
+        with splice(config, plugin_of(config), Mask(tokens > 0), tokens, STACK):
+            pass
+
+
+@pytest.mark.parametrize("config, given, message", [
+    (PluginConfig(4), PluginConfig(4, compression="mean"), "'compression/bias' is not in the plug"),
+    (PluginConfig(4, compression="mean"), PluginConfig(4), "'compression/bias' is not of its sett"),
+    (PluginConfig(4), PluginConfig(4, rank=2), "'adapters/.*' is not of its settings, ffn all x4"),
+])  # fmt: skip
+def test_arrays_that_are_not_those_of_the_settings_are_refused(config, given, message):
+    tokens = jnp.ones((1, 4), jnp.int32)
+    with pytest.raises(PluginError, match=message):
+        _spliced(config, plugin_of(given), tokens > 0, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OtherBias(type(STACK)):
+    def path(self, role, layer):
+        return "encoder/bias" if role == "bias" else super().path(role, layer)
+
+
+@pytest.mark.parametrize("site, message", [
+    ("kv all x4", "'encoder/bias', which makes it for kv sites, did not run"),
+    ("span all x4", "need 'encoder/bias', which did not run"),
+])  # fmt: skip
+def test_a_position_bias_that_cannot_be_merged_is_refused(site, message):
+    config, tokens = PluginConfig(sites=site), jnp.ones((1, 8), jnp.int32)
+    stack = _OtherBias(**vars(STACK))
+    with pytest.raises(PluginError, match=message):
+        _spliced(config, plugin_of(config), tokens > 0, tokens, stack)
 
 
 def test_splicing_round_a_compiled_function_is_refused():
@@ -314,3 +359,5 @@ def test_calibration_measures_the_ffn_output_on_tokens_only():
     for path, y in outputs.items():
         np.testing.assert_allclose(rms[path], np.sqrt((y[valid] ** 2).mean()), rtol=1e-5)
     assert calibrate(plugin_of(PluginConfig(2)), rms).output_scales == rms
+    nothing = site_output_rms(run, PluginConfig(2), STACK, Mask(tokens < 0))
+    assert all(calibrate(plugin_of(PluginConfig(2)), nothing).output_scales.values())

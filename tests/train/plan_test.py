@@ -91,4 +91,5 @@ def test_a_plugin_lies_whole_on_every_device(plan, mesh):
 )
 def test_a_run_without_a_plugin_does_not_mention_one(trained, named):
     text = str(run((1, 1, 1), trained=trained))
-    assert ("plugin of ratio 4" in text) == ("% saved, so at most" in text) == named
+    assert ("plugin ffn_x4 of sites ffn all x4 bottleneck=8: " in text) == named
+    assert ("% saved, so at most" in text) == named

@@ -39,7 +39,7 @@ class BenchSettings:
       backbone: the name of a shape, such as 't5_1_0_base'.
       shapes: encoder inputs, without padding.
       ratios: compression ratios; 1, the backbone itself, is always measured.
-      plugins: further plugins for the encoder, each its sites in words, separated by ';'.
+      plugins: further plugins for the encoder, each its sites in words, separated by ';' or ','.
       dtype: of weights, activations and the matrix peak. A plugin that is trained is float32.
       rounds: how often each call is timed.
       peer: whether to time Hugging Face's encoder, too.
@@ -109,6 +109,10 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     """
     if args.shape and (args.batch or args.length):
         raise ConfigError("--shape already sets --batch and --length; give one or the other.")
+    from variator_jax.backbones.t5 import T5
+    from variator_jax.plugin.config import PluginConfig, check_layers
+    from variator_jax.plugin.schedule import split_sites
+
     names = {field.name for field in dataclasses.fields(BenchSettings)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     for name in given.keys() & _STEP_ONLY if not args.train else ():
@@ -117,7 +121,9 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
         given["remat"] = True
     shapes = args.shape or [Shape(args.batch or 4, args.length or 256)]
     settings = BenchSettings(**given, shapes=tuple(shapes), plugins=tuple(args.plugin or ()))
-    settings.config  # noqa: B018 - refuses an unknown backbone before anything is measured.
+    stack = T5(settings.config).stack()  # An unknown backbone is refused before any measurement,
+    for words in settings.plugins:  # and so is a site.
+        check_layers(PluginConfig(sites=split_sites(words)), stack)
     return settings
 
 

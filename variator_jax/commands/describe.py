@@ -37,7 +37,8 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
     if kind == formats.T5X:
         return _t5x(path, verify)
     if kind == formats.PLUGIN:
-        return _titled(f"compression plugin in {folder}", _plugin(load_plugin(folder)))
+        plugin = load_plugin(folder)
+        return _titled(f"compression plugin {plugin.config.name} in {folder}", _plugin(plugin))
     if kind == formats.LORA:
         return _titled(f"LoRA in {folder}", _lora(folder))
     if kind == formats.RUN:

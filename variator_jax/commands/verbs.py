@@ -8,6 +8,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from variator_jax import gin_utils
 from variator_jax.bench.arguments import TPUS, parse_bytes
@@ -170,8 +171,8 @@ def _print_plan(command_name: str, builtin: bool) -> None:
     if builtin:
         from variator_jax.train import plan
 
-        train_only = {} if command_name == "train" else {"optimizer": None}
-        print(gin_utils.configured(plan.plan)(**train_only))
+        settings = {} if command_name == "train" else {"optimizer": None}
+        print(gin_utils.configured(plan.plan)(**settings, **_folders_of(command_name)))
     else:
         from variator_jax import t5x_engine
 
@@ -179,6 +180,18 @@ def _print_plan(command_name: str, builtin: bool) -> None:
     if command_name in ("train", "eval", "infer"):
         _print_data(command_name, missing)
     print(f"still to be set: {', '.join(missing) or 'nothing'}")
+
+
+def _folders_of(command_name: str) -> dict[str, Any]:
+    """The plugins of the folders that an evaluation or inference names, by plan's parameter."""
+    from variator_jax.store import formats, load_plugin
+
+    macro = {"eval": "PLUGIN_PATHS", "infer": "PLUGIN_PATH"}.get(command_name)
+    paths = gin_utils.macro(macro) if macro else None
+    if paths is None:  # of training, or of a T5X run's checkpoint: gin's own
+        return {}
+    paths = [paths] if isinstance(paths, str) else paths
+    return {"plugins": [load_plugin(formats.run_part(path, "plugin")).config for path in paths]}
 
 
 def _print_data(command_name: str, missing: Sequence[str]) -> None:

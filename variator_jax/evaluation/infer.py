@@ -110,7 +110,8 @@ def _plugin(
         # With a LoRA merged in, the backbone is not the checkpoint's own, and is refused.
         plugin = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
     known = plugin.config.ratio if plugin else None
-    if ratio not in (None, known):
+    of_sites = {site.ratio for site in plugin.config.parts} if plugin else set()
+    if ratio is not None and ratio not in of_sites:
         raise ConfigError(
             f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH, or "
             f"--gin.RATIO={known or 1}."

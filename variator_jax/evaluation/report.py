@@ -76,12 +76,14 @@ def read_report(path: Path | str) -> Report:
 def report_markdown(report: Report, promised: bool = False) -> str:
     """The whole `report.md`: quality and cost, latencies, promised figures missed, notes."""
     backbone, details = report.backbone, details_table(report)
+    named = [entry for entry in report.ratios if entry.plugin and entry.label == entry.plugin]
     ratios = ", ".join(entry.label for entry in report.ratios)
     sections = [
         f"# {backbone.name} at compression ratios {ratios}",
         f"Backbone `{backbone.name}`, {backbone.parameters:,} parameters, fingerprint "
         f"`{backbone.fingerprint}`.  \nHardware: {report.hardware}.",
         quality_table(report),
+        bullets(f"`{x.plugin}` is {', '.join(x.sites)}." for x in named),
         _QUALITY.format(length=report.encoder_length),
     ]
     if details:

@@ -62,7 +62,7 @@ class RatioEntry:
     @property
     def label(self) -> str:
         """The ratio of the paper's sites; of FFNs chosen otherwise their words, else the name."""
-        if self.plugin and not self.plugin.startswith("ffn_x"):
+        if self.plugin and self.plugin != f"ffn_x{self.ratio}":
             return self.plugin
         usual = all(site.startswith("ffn all") and "rank=" not in site for site in self.sites)
         return f"{self.ratio}" if usual else ", ".join(self.sites)

@@ -91,11 +91,13 @@ def stack_flops(
 
     Raises:
       ConfigError: for a size below 1.
-      PluginError: for a plugin of layers that the stack does not have.
+      PluginError: for layers that the stack does not have, or that two sites want.
     """
     for name, value in (("length", length), ("batch", batch)):
         if value < 1:
             raise ConfigError(f"A cost needs a positive {name}; found {value}.")
+    if plugin:
+        check_layers(plugin, stack)
     layers = range(stack.layers)
     flops = sum(stack.flops(layer, length, length, length) for layer in layers)
     changes = (site.flops(stack, length) for site in plugin.parts) if plugin else ()

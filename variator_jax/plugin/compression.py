@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import with_sharding_constraint
 
-from variator_jax.errors import PluginError
 from variator_jax.plugin.groups import masked_softmax
 from variator_jax.plugin.sites.base import Arrays, ArraySpec
 
@@ -68,15 +67,7 @@ def merge_weights(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> ja
 
     Returns:
       `[batch, groups, k]` in x's dtype.
-
-    Raises:
-      PluginError: if the mask has another shape than the stream.
     """
-    if x.shape[:3] != members.shape:
-        raise PluginError(
-            f"The mask makes groups of shape {members.shape}, the stack's input of {x.shape[:3]} "
-            "[batch, groups, k]; expected a mask of the input's own shape."
-        )
     if arrays:
         # The scores see the whole group, so what stays out of the merge must be 0 there, too.
         x = x * members[..., None].astype(x.dtype)

@@ -1,7 +1,9 @@
 """Static configuration of a compression plugin, and its form in JSON."""
 
 import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +20,10 @@ from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
 _DEFAULTS = ("ratio", "bottleneck", "rank")  # of sites in words that leave them out
+_RESERVED = ("none", "auto")  # where a request names the backbone itself or the server's choice
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PluginConfig:
     """Settings of a compression plugin.
 
@@ -28,8 +31,8 @@ class PluginConfig:
     `bottleneck` to `decompression` are those of its FFN sites, see `sites.ffn.Ffn`.
 
     Attributes:
-      ratio: how many neighbouring hidden vectors become one; 1 is the backbone itself. With a tuple
-        of sites it is the largest of theirs, and need not be given.
+      ratio: how many neighbouring hidden vectors become one; 1 is the backbone itself, whatever
+        the sites. With a tuple of sites it is the largest of theirs, and need not be given.
       bottleneck: width of the hidden decompression; the paper's is 64.
       layers: the encoder layers to compress, None for all.
       compression: 'learned' or 'mean'.
@@ -37,9 +40,10 @@ class PluginConfig:
       rank: of the low-rank adapters on the FFNs' matrices; 0 for none.
       pool_padding: let padding enter the merges, as the official code does. Only for its released
         plugins: a result then depends on how far its batch is padded.
-      sites: module path of the FFNs to surround, with `(\\d+)` for the layer's number; or a tuple
-        of sites with settings of their own, as objects or in words, such as
+      sites: module path of the FFNs to surround, with `(\\d+)` for the layer's number; or a site or
+        a tuple of them with settings of their own, as objects or in words, such as
         `('ffn 0 x4', 'span 1-5 x8 rank=16')`, see `schedule`.
+      given_name: what the plugin is called; '' for its kinds and ratio, such as 'span_x4'.
     """
 
     ratio: int = 0
@@ -50,14 +54,23 @@ class PluginConfig:
     pool_padding: bool = False
     sites: str | Sequence[Site | str] = ENCODER_MLP
     rank: int = 0
+    given_name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pool_padding, bool):
             raise PluginError(f"pool_padding is True or False; found {self.pool_padding!r}.")
+        name = self.given_name
+        if name in _RESERVED or name != "" and not re.fullmatch(r"[A-Za-z]\w*", str(name)):
+            form = "a letter, then letters, digits and '_'"
+            raise PluginError(f"A plugin's name is {form}, none of {_RESERVED}; found {name!r}.")
+        if isinstance(self.sites, Site) or isinstance(self.sites, str) and " " in self.sites:
+            object.__setattr__(self, "sites", (self.sites,))
         if isinstance(self.sites, str):
             site = self._ffn()  # checks the settings
             object.__setattr__(self, "layers", site.layers)
             return
+        if not isinstance(self.sites, Sequence):
+            raise PluginError(f"A plugin's sites are a tuple of sites; found {self.sites!r}.")
         in_words = [site for site in self.sites if isinstance(site, str)]
         defaults = {name: getattr(self, name) for name in _DEFAULTS}
         sites = tuple(parse_site(s, defaults) if isinstance(s, str) else s for s in self.sites)
@@ -67,18 +80,27 @@ class PluginConfig:
         if self.pool_padding and any(site.kind != "ffn" for site in sites):
             raise PluginError("pool_padding is for the official release's plugins: FFN sites only.")
         ratios = [site.ratio for site in sites]
-        if self.ratio not in (0, *ratios):
-            raise PluginError(f"The plugin's ratio is {self.ratio}; its sites have {ratios}.")
-        object.__setattr__(self, "ratio", max(ratios))
+        if self.ratio not in (0, 1, *(ratios if in_words else [max(ratios)])):
+            raise PluginError(
+                f"The plugin's ratio is {self.ratio}; its sites have {ratios}. RATIO is for sites "
+                "without one of their own: set it to one of these, or leave it out of the sites."
+            )
+        if min(ratios) == 1 < max(ratios):
+            where = f"{describe_site(sites[ratios.index(1)])!r} merges nothing"
+            raise PluginError(f"The site {where}: leave its layers out.")
+        object.__setattr__(self, "ratio", 1 if self.ratio == 1 else max(ratios))
+        _check_overlaps(sites)
         for field in dataclasses.fields(self):
-            if field.name in ("ratio", "sites", "pool_padding"):
+            if field.name in ("ratio", "sites", "pool_padding", "given_name"):
                 continue
             if getattr(self, field.name) != field.default and not (
                 in_words and field.name in _DEFAULTS
             ):
                 raise PluginError(
-                    f"{field.name}={getattr(self, field.name)!r} is for a plugin whose sites are a "
-                    f"pattern; write it in its sites: {self.description}."
+                    f"{field.name}={getattr(self, field.name)!r} is for a plugin of the paper's "
+                    "sites; sites in words have their own layers and settings, such as "
+                    "'ffn 0-3 x4 compression=mean'; found "
+                    f"'{', '.join(map(describe_site, sites))}'."
                 )
             object.__setattr__(self, field.name, field.default)
 
@@ -98,9 +120,23 @@ class PluginConfig:
 
     @property
     def name(self) -> str:
-        """Its kinds of sites and its ratio, such as 'span_x4'; '' for the backbone itself."""
+        """The name that it was given, or its kinds of sites and its ratio, such as 'span_x4'.
+
+        '' for the backbone itself.
+        """
         kinds = "_".join(dict.fromkeys(site.kind for site in self.parts))
-        return f"{kinds}_x{self.ratio}" if kinds else ""
+        return (self.given_name or f"{kinds}_x{self.ratio}") if kinds else ""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both do the same, however they are written and called."""
+        return isinstance(other, PluginConfig) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.pool_padding, self.parts
 
     @property
     def description(self) -> str:
@@ -111,7 +147,10 @@ class PluginConfig:
         """The form in which plugin folders keep it: `pool_padding` and a list of sites."""
         parts: Sequence[Any] = self.parts
         sites = [{"kind": site.kind, **dataclasses.asdict(site)} for site in parts]
-        return {"pool_padding": self.pool_padding, "sites": sites}
+        if len(sites) == 1 and "pattern" in sites[0]:  # `PluginConfig(4)` and its form in words
+            sites[0]["pattern"] = sites[0]["pattern"] or ENCODER_MLP
+        name = {"name": self.given_name} if self.given_name else {}
+        return {"pool_padding": self.pool_padding, "sites": sites} | name
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "PluginConfig":
@@ -122,16 +161,21 @@ class PluginConfig:
         """
         if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
             return from_fields(cls, dict(content))
+        for name in content.keys() - {"pool_padding", "sites", "name"}:
+            raise PluginError(
+                f"Unknown field {name!r}; a newer version of this library may know it."
+            )
         sites: list[Site] = []
         for site in content["sites"]:
             fields = dict(site) if isinstance(site, Mapping) else {}
             sites.append(make_site(fields.pop("kind", None), fields))
-        pool_padding = content.get("pool_padding", False)
+        own: dict[str, Any] = {"pool_padding": content.get("pool_padding", False)}
+        own["given_name"] = content.get("name", "")
         if len(sites) == 1 and isinstance(sites[0], Ffn):
             fields = dataclasses.asdict(sites[0])
             pattern = fields.pop("pattern") or ENCODER_MLP
-            return cls(**fields, pool_padding=pool_padding, sites=pattern)
-        return cls(pool_padding=pool_padding, sites=sites) if sites else cls(1)
+            return cls(**fields, **own, sites=pattern)
+        return cls(**own, sites=sites) if sites else cls(1)
 
     def _ffn(self) -> Ffn:
         parts, pattern = (self.compression, self.decompression), str(self.sites)
@@ -139,19 +183,31 @@ class PluginConfig:
 
 
 def check_layers(config: PluginConfig, stack: Stack) -> None:
-    """Refuses sites that want the same layer.
-
-    An FFN site and a kv site may share a layer; a span shares its layers with nothing.
+    """Refuses sites in layers that a stack does not have.
 
     Raises:
-      PluginError: with the layer and both sites, or for a layer that the stack does not have.
+      PluginError: with the layers.
     """
+    for site in config.parts:
+        site.selected(stack)
+
+
+def _check_overlaps(sites: Sequence[Site]) -> None:
+    """Refuses sites that want the same layer.
+
+    Raises:
+      PluginError: with the layer and both sites.
+    """
+    # Without the backbone's number of layers, 'all' has at least those that other sites name.
+    layers = range(1 + max((layer for site in sites for layer in site.layers or ()), default=0))
     taken: dict[tuple[int, str], int] = {}
-    for number, site in enumerate(config.parts):
+    for number, site in enumerate(sites):
         kinds = ("ffn", "kv") if site.kind == "span" else (site.kind,)
-        for layer in site.selected(stack):
-            for kind in kinds:
-                other = taken.setdefault((layer, kind), number)
-                if other != number:
-                    both = f"{config.parts[other]} and {site}"
-                    raise PluginError(f"Layer {layer} is in two sites: {both}.")
+        for layer, kind in itertools.product(layers if site.layers is None else site.layers, kinds):
+            other = taken.setdefault((layer, kind), number)
+            if other != number:
+                raise PluginError(
+                    f"Layer {layer} is in two sites, '{describe_site(sites[other])}' and "
+                    f"'{describe_site(site)}': a span shares its layers with nothing; an ffn and a "
+                    "kv site may share one."
+                )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Mask
+from variator_jax.errors import PluginError
 
 
 class Groups(NamedTuple):
@@ -16,6 +17,7 @@ class Groups(NamedTuple):
 
     members: jax.Array  # [batch, groups, k] bool: positions that enter the merge
     packed: bool  # whether a group may hold tokens of an example that is not its own
+    length: int  # of the rows
 
     @property
     def ratio(self) -> int:
@@ -35,6 +37,19 @@ class Groups(NamedTuple):
         """`[batch, groups]` bool: groups with any member."""
         return jnp.any(self.members, axis=-1)
 
+    def split(self, x: jax.Array) -> jax.Array:
+        """`[batch, length, ...] -> [batch, groups, k, ...]`, for arrays of the mask's own shape.
+
+        Raises:
+          PluginError: for an array of another shape.
+        """
+        if x.shape[:2] != (self.members.shape[0], self.length):
+            raise PluginError(
+                f"The mask is of {self.members.shape[0]} x {self.length} tokens, what a site "
+                f"merges of {x.shape[0]} x {x.shape[1]}; expected a mask of the input's own shape."
+            )
+        return to_groups(x, self.ratio)
+
 
 def make_groups(mask: Mask, ratio: int, pool_padding: bool = False) -> Groups:
     """Which positions belong to their group's merge.
@@ -44,14 +59,15 @@ def make_groups(mask: Mask, ratio: int, pool_padding: bool = False) -> Groups:
     from one example into the next; pack on multiples of `ratio` and no token is ever left out.
     """
     # [batch, groups, k]
-    members = to_groups(mask.valid | pool_padding, ratio)
+    members = to_groups((mask.valid != 0) | pool_padding, ratio)
+    length = mask.valid.shape[1]
     if mask.segments is None:
-        return Groups(members, packed=False)
+        return Groups(members, False, length)
     # [batch, groups, k] and [batch, groups, 1]
     segments = to_groups(mask.segments, ratio)
     first = jnp.argmax(members, axis=-1, keepdims=True)
     same_example = segments == jnp.take_along_axis(segments, first, axis=-1)
-    return Groups(members & same_example, packed=True)
+    return Groups(members & same_example, True, length)
 
 
 def to_groups(x: jax.Array, ratio: int) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 from variator_jax.errors import PluginError, did_you_mean
 from variator_jax.plugin.sites.base import Site
-from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
+from variator_jax.plugin.sites.ffn import Ffn
 from variator_jax.plugin.sites.key_value import KeyValue
 from variator_jax.plugin.sites.span import Span
 
@@ -35,16 +35,26 @@ def parse_site(text: str, defaults: Mapping[str, Any]) -> Site:
         )
     kind, layers, ratio, rest = match.groups()
     settings = dict(setting.split("=", 1) for setting in rest.split())
-    if len(settings) < len(rest.split()) or (ratio and "ratio" in settings):
+    taken = ["layers", *["ratio"] * bool(ratio)]
+    if len(settings) < len(rest.split()) or any(name in settings for name in taken):
         raise PluginError(f"The site {text!r} gives a setting twice.")
     fields: dict[str, Any] = {
-        name: int(value) if value.isdigit() else value for name, value in settings.items()
+        name: int(value) if value.isdecimal() else value for name, value in settings.items()
     }
     fields["layers"] = _layers(layers)
     if ratio:
         fields["ratio"] = int(ratio)
     names = [field.name for field in dataclasses.fields(SITE_KINDS.get(kind, Ffn))]
+    if not (ratio or defaults.get("ratio") or "ratio" in fields):
+        raise PluginError(
+            f"The site {text!r} has no ratio: write one, such as '{text.strip()} x4'."
+        )
     return make_site(kind, {k: v for k, v in defaults.items() if k in names} | fields)
+
+
+def split_sites(text: str) -> list[str]:
+    """The sites of a text, separated by ';' or, as descriptions are written, by ','."""
+    return [part for part in re.split(r";|,(?= *[A-Za-z])", text) if part.strip()]
 
 
 def make_site(kind: str, fields: dict[str, Any]) -> Site:
@@ -88,8 +98,7 @@ def describe_site(site: Site) -> str:
     values = {
         name: getattr(site, name)
         for name, field in fields.items()
-        if name not in ("ratio", "layers")
-        and getattr(site, name) not in (field.default, ENCODER_MLP)
+        if name not in ("ratio", "layers") and getattr(site, name) != field.default
     }
     layers = getattr(site, "layers", None)
     numbers = "all" if layers is None else ",".join(_runs(layers))

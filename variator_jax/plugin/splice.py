@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from variator_jax.backbones.base import FfnStack, Mask, Stack
 from variator_jax.errors import PluginError
@@ -40,8 +41,8 @@ def intercept_modules(
     """While active, hands every call of a module whose path is `wanted` to `handler`.
 
     While such a call runs, calls that report the same path pass through: a module may share its
-    path with an inner one. Modules whose path is in `also` are handed over, too, but need not run;
-    those in `needed` must.
+    path with an inner one. Modules whose path is in `also` are handed over, too, but do not count
+    as wanted; those in `needed` must run.
 
     Raises:
       PluginError: on leaving, if no wanted or not every needed module ran, with the paths that did;
@@ -80,10 +81,10 @@ def intercept_modules(
             "No Linen module ran inside the splice. Enter it inside the function that is jitted: "
             "one that was compiled outside stays as it was compiled."
         )
-    idle = sorted({*needed} - served)
+    idle = sorted({*needed} - {*seen})
     if idle or not served:
         paths = ", ".join(path for path in seen if path) or "none"
-        reason = f"include {idle[0]!r}, which did not run" if served else "match no module"
+        reason = f"need {idle[0]!r}, which did not run" if served else "match no module"
         raise PluginError(f"The plugin's sites {reason}. Modules that ran: {paths}.")
 
 
@@ -119,7 +120,7 @@ def splice(
     Args:
       config: the plugin's settings.
       plugin: its arrays; may be None at ratio 1.
-      mask: of the stack's input, or only `[batch, length]` bool, True on tokens. With
+      mask: of the stack's input, or only `[batch, length]`, True or not 0 on tokens. With
         `config.pool_padding` padding is merged, too.
       segment_ids: `[batch, length]` int of a packed batch, or None; part of a whole `Mask`.
       stack: where the sites are; None for a network of one's own, which has FFN sites only.
@@ -136,6 +137,8 @@ def splice(
         raise PluginError(f"Ratio {config.ratio} needs a plugin's arrays; found None.")
     if not isinstance(mask, Mask):
         mask = Mask(mask, segment_ids)
+    elif segment_ids is not None:
+        raise PluginError("A whole Mask has its own segments; found segment_ids beside it.")
     known = stack or _own_stack(config, plugin)
     check_causal(config, known)
     points = _points(config, known, plugin.params)
@@ -159,7 +162,9 @@ def splice(
             return site.call(known, call_at, arrays, groups[site.ratio], key_bias)
 
     bias_path = known.path("bias", 0)
-    with intercept_modules(wanted, handler, also={bias_path}, needed=points):
+    biased = bias_path and any(site.kind != "ffn" for site in config.parts)
+    needed = [*points, *[bias_path] * bool(biased)]
+    with intercept_modules(wanted, handler, also={bias_path}, needed=needed):
         yield
 
 
@@ -228,6 +233,12 @@ def _points(
             f"The plugin has no arrays for {missing[0]!r}; it has them for: "
             f"{', '.join(sorted(params)) or 'no site'}."
         )
+    for site in config.parts:
+        for key, specs in site.arrays(stack).items():
+            have = traverse_util.flatten_dict(params[key], sep="/").keys()
+            if differ := sorted(have ^ specs.keys()):
+                reason = "is not in the plugin" if differ[0] in specs else "is not of its settings"
+                raise PluginError(f"{key}: the array {differ[0]!r} {reason}, {config.description}.")
     return points
 
 
@@ -287,7 +298,7 @@ def site_output_rms(
             after[path] = out
         return out
 
-    with intercept_modules((firsts | lasts).__contains__, record):
+    with intercept_modules((firsts | lasts).__contains__, record, needed=firsts | lasts):
         run()
     return {
         key: _rms(site.change(before[around.first], after[around.last]), mask.valid)
@@ -298,9 +309,8 @@ def site_output_rms(
 def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVariables:
     """Returns the plugin with its output scales set to the measured ones of its keys."""
     floor = jnp.float32(1e-6)  # modules that add nothing would otherwise divide by zero
-    return dataclasses.replace(
-        plugin, output_scales={key: jnp.maximum(rms[key], floor) for key in plugin.output_scales}
-    )
+    scales = {key: jnp.maximum(jnp.nan_to_num(rms[key]), floor) for key in plugin.output_scales}
+    return dataclasses.replace(plugin, output_scales=scales)
 
 
 def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ which folders are read as sets is decided in `formats.load_plugins`.
 
 import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -29,7 +30,7 @@ from variator_jax.store.description import Owner, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
 Key = int | str  # a ratio, or the name of one of several plugins of the same ratio
-_MEMBER = r"\w+_x?\d+/plugin\.(json|safetensors)"
+_MEMBER = r"\w+/plugin\.(json|safetensors)"
 _MOST_LAYERS = 1000  # far above any use, and too few to exhaust the memory
 
 
@@ -56,8 +57,13 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     listed = sorted(plugins, key=lambda plugin: (plugin.config.ratio, plugin.config.name))
     ratios = collections.Counter(plugin.config.ratio for plugin in listed)
     keys = [p.config.ratio if ratios[p.config.ratio] == 1 else p.config.name for p in listed]
-    if len(set(keys)) < len(keys):
-        raise PluginError(f"Two plugins have the same name: {keys}.")
+    for one, other in itertools.pairwise(listed):
+        if one.config.name == other.config.name:
+            both = f"'{one.config.description}' and '{other.config.description}'"
+            raise PluginError(
+                f"Two plugins are called {one.config.name!r}: {both}. Give one another name: "
+                "PLUGIN_NAME in gin, given_name of PluginConfig."
+            )
     return dict(zip(keys, listed, strict=True))
 
 
@@ -160,9 +166,10 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
-    matrices = tuple((path, (shape[0], shape[-1])) for path, shape in record.matrices.items())
-    stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
     with wrap_errors(f"{file} is not usable"):
+        pairs = record.matrices.items()
+        matrices = tuple((path, (rows, columns)) for path, (rows, columns) in pairs)
+        stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
         config = PluginConfig.from_json(record.config)
         expected = expected_leaves(config, stack)
     names = {name: name for name in expected}

@@ -270,7 +270,7 @@ def restore_config(
     _check_leaves(folder, stored, wanted)
     if plugin.ratio > 1 and not fresh_plugin:
         trained = t5x_plugin(folder)  # other sites may have leaves of the same names and shapes
-        if trained.to_json() != plugin.to_json():
+        if trained != plugin:
             raise CheckpointError(
                 f"{folder} was trained with '{trained.description}'; this run has "
                 f"'{plugin.description}'. SITES, RATIO and the like must be those of the run."

@@ -164,6 +164,8 @@ def model(
       CheckpointError: for a plugin folder that is damaged or has another plugin.
     """
     _check_served(trained, initial_lora_path)
+    if plugin.pool_padding:  # T5X gives padded rows another result
+        raise ConfigError("pool_padding runs on the built-in engine only: use --engine=builtin.")
     if network is not None:
         t5x_network.refuse_scanned(network)
     if optimizer is not None:

@@ -146,7 +146,7 @@ def chosen_path(path: str | Sequence[str], plugin: PluginConfig) -> pathlib.Path
     configs = {
         folder: load_plugin(folder).config for folder in (run_part(p, "plugin") for p in path)
     }
-    fitting = [f for f, config in configs.items() if config.to_json() == plugin.to_json()]
+    fitting = [f for f, config in configs.items() if config == plugin]
     fitting = fitting or [f for f, config in configs.items() if config.ratio == plugin.ratio]
     if len(fitting) != 1:
         found = [config.description for config in configs.values()]

@@ -128,7 +128,8 @@ def plan(
         parts.append(Part.of("gradients", [leaf for path, leaf in leaves if is_trained(path)]))
         parts.append(Part.of("optimizer state", shapes.param_states))
     start = model.start
-    return Plan(start.backbone, start.plugin, tuple(parts), mesh.size, inputs)
+    plugins = tuple(x for x in (start.plugin,) if x.ratio > 1)
+    return Plan(start.backbone, plugins, tuple(parts), mesh.size, inputs)
 
 
 def axes_leaves(axes: Any) -> list[Any]:

@@ -24,7 +24,7 @@ class LossConfig:
       encoder_hidden: MSE between the encoder's last hidden states.
       decoder_hidden: MSE between the decoder's last hidden states; ignored without a decoder.
       logits: KL divergence from the teacher's to the student's distribution.
-      task: the task's own cross-entropy.
+      task: the task's own cross-entropy; it and `logits` are refused without a decoder.
       residual: MSE of the residual stream behind each site, over the teacher's mean square.
       neurons: MSE of the input of the FFN's last matrix for merged vectors against the teacher's
         merge-weighted mean, over that mean's mean square.
@@ -64,8 +64,8 @@ def hidden_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Weigh
     """
     mask = mask.astype(jnp.float32)
     # [batch, length, embed]
-    difference = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) * mask[..., None]
-    return jnp.sum(jnp.square(difference)), jnp.sum(mask) * student.shape[-1]
+    squares = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32))
+    return jnp.sum(squares * mask[..., None]), jnp.sum(mask) * student.shape[-1]
 
 
 def relative_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> WeightedSum:
@@ -101,9 +101,7 @@ def pooled_cosine(
     Returns:
       The sum over texts, and their number.
     """
-    texts = mask[..., None].astype(jnp.float32)
-    if segments is not None:
-        texts = texts * jax.nn.one_hot(segments - 1, mask.shape[1])
+    texts = members_of_texts(mask, segments)
     # [batch, texts, embed]; a sum has the direction of the mean
     ours, theirs = (
         jnp.einsum("blt,ble->bte", texts, x.astype(jnp.float32)) for x in (student, teacher)
@@ -113,6 +111,17 @@ def pooled_cosine(
     norms = jnp.sum(jnp.square(ours), -1) * jnp.sum(jnp.square(theirs), -1)
     cosine = jnp.sum(ours * theirs, -1) / jnp.sqrt(jnp.maximum(norms, _SMALLEST**2))
     return jnp.sum(present * (1 - cosine)), jnp.sum(present)
+
+
+def members_of_texts(mask: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """`[batch, length, texts]` float32, 1 where a token is a text's; a row holds at most `length`.
+
+    Args:
+      mask: `[batch, length]`, 1 on tokens and 0 on padding.
+      segments: `[batch, length]` int, from 1 on, of rows that hold several texts; None for one.
+    """
+    texts = mask[..., None].astype(jnp.float32)
+    return texts if segments is None else texts * jax.nn.one_hot(segments - 1, mask.shape[1])
 
 
 def logits_kl(

@@ -39,7 +39,7 @@ class Comparison:
     def __init__(
         self, config: LossConfig, backbone: Backbone, sites: SiteLosses | None = None
     ) -> None:
-        """Leaves out terms that count nothing; an encoder alone has its hidden states only.
+        """Leaves out terms that count nothing, and an encoder alone its decoder's hidden states.
 
         Args:
           config: the weights of the losses.
@@ -51,6 +51,12 @@ class Comparison:
             names += ["decoder_hidden", "logits", "task"]
         weights = {name: getattr(config, name) for name in names}
         weights |= sites.coefficients if sites else {}
+        for name in ("logits", "task", "residual", "neurons"):
+            if getattr(config, name) and name not in weights:
+                raise ConfigError(
+                    f"{name.upper()}_LOSS is {getattr(config, name)}, but there is nothing that it "
+                    f"compares: {'no plugin' if name in ('residual', 'neurons') else 'no decoder'}."
+                )
         self.coefficients: Mapping[str, float] = {k: v for k, v in weights.items() if v}
         if not self.coefficients:
             raise ConfigError(
@@ -198,8 +204,7 @@ def _mask(term: str, masks: Mapping[str, Mask]) -> jax.Array:
 
 def _texts(mask: Mask) -> jax.Array:
     """How many texts the rows hold."""
-    texts = mask.valid if mask.segments is None else mask.segments
-    return jnp.sum(jnp.max(texts.astype(jnp.float32), axis=1))
+    return jnp.sum(jnp.max(losses.members_of_texts(mask.valid, mask.segments), axis=1))
 
 
 def _count(mask: jax.Array) -> jax.Array:

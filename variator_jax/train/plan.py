@@ -4,6 +4,7 @@ No weights and no data are read. Activations are not counted.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,41 +62,36 @@ class Plan:
 
     Attributes:
       backbone: its shape.
-      plugin: the plugin that is trained or used.
+      plugins: those that are trained or used.
       parts: the arrays in each device's memory.
       devices: how many there are.
       length: tokens of an encoder input.
-      compressed: whether the run uses a plugin, or trains its FLOP-matched student.
     """
 
     backbone: T5Config
-    plugin: PluginConfig
+    plugins: tuple[PluginConfig, ...]
     parts: tuple[Part, ...]
     devices: int
     length: int
-    compressed: bool = True
 
     def __str__(self) -> str:
-        first, last = f"backbone {self.backbone.name}", ""
-        if self.compressed:
-            stack, plugin = T5(self.backbone).stack(), self.plugin
-            share = plugin_parameters(plugin, stack) / backbone_parameters(self.backbone)
-            paper = isinstance(plugin.sites, str)
-            sites = f"of ratio {plugin.ratio}" if paper else f"of sites {plugin.description}"
-            first += f", plugin {sites} ({share:.2%} of its parameters)"
-            last = (
-                f"\nencoder FLOPs at {self.length} tokens: "
-                f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "
-                f"{flops_allowed_speedup(stack, self.length, plugin):.2f} times as fast"
-            )
+        stack, total = T5(self.backbone).stack(), _readable(sum(part.bytes for part in self.parts))
+        named = [
+            f"plugin {plugin.name} of sites {plugin.description}: "
+            f"{plugin_parameters(plugin, stack) / backbone_parameters(self.backbone):.2%} of its "
+            f"parameters; of the encoder's FLOPs at {self.length} tokens "
+            f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "
+            f"{flops_allowed_speedup(stack, self.length, plugin):.2f} times as fast"
+            for plugin in self.plugins
+        ]
         rows = [f"{p.name:<28}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
-        total = _readable(sum(part.bytes for part in self.parts))
         return "\n".join(
             (
-                f"{first}, {self.devices} device(s)",
+                f"backbone {self.backbone.name}, {self.devices} device(s)",
                 f"{'':<28}{'numbers':>18}{'per device':>14}",
                 *rows,
-                f"{'together':<28}{'':>18}{total:>14}, without activations{last}",
+                f"{'together':<28}{'':>18}{total:>14}, without activations",
+                *named,
             )
         )
 
@@ -126,6 +122,7 @@ def plan(
     num_microbatches: int = 1,
     mesh_shape: Sequence[int] | None = None,
     backbone_dtype: str | None = None,
+    plugins: Sequence[PluginConfig] | None = None,
 ) -> Plan:
     """The built-in engine's budget: the backbone as the mesh cuts it, the plugin replicated.
 
@@ -140,6 +137,7 @@ def plan(
       num_microbatches: passes that a batch is cut into.
       mesh_shape: `(data, fsdp, model)`; None for the engine's choice.
       backbone_dtype: dtype in which a frozen backbone is kept; None for its stored one.
+      plugins: those of an evaluation or inference, in place of `plugin`.
 
     Raises:
       ConfigError: for a mesh that is not possible.
@@ -155,16 +153,17 @@ def plan(
     elif trained == "lora":
         moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))
         parts.append(Part.of("LoRA", moved))
-    elif trained == "plugin":
-        fresh = jax.eval_shape(lambda: init_plugin(plugin, T5(backbone).stack(), key))
+    used = [plugin] if plugins is None else plugins
+    used = [one for one in used if one.ratio > 1 and trained in ("plugin", "student")]
+    for one in used if trained == "plugin" else ():
+        fresh = jax.eval_shape(functools.partial(init_plugin, one, T5(backbone).stack(), key))
         moved = fresh.params
         parts.append(Part.of("plugin and its output scales", fresh))
     if optimizer is not None:
         state = jax.eval_shape(optimizer.init, moved)
         parts.append(Part.of("gradients", moved))
         parts.append(Part.of("optimizer state", state, None, moment_shardings(state, moved)))
-    compressed = trained in ("plugin", "student")
-    return Plan(backbone, plugin, tuple(parts), mesh.size, length, compressed)
+    return Plan(backbone, tuple(used), tuple(parts), mesh.size, length)
 
 
 def _placed(config: T5Config, mesh: Any) -> dict:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from variator_jax.backbones.base import Mask, Outputs, Stack
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig
-from variator_jax.plugin.groups import Groups, make_groups, to_groups
+from variator_jax.plugin.groups import Groups, make_groups
 from variator_jax.train import losses
 
 
@@ -89,7 +89,7 @@ class SiteLosses:
         # [batch, groups, k]
         weights = site.weights(arrays[key], student.hidden[merged_from], groups)
         # [batch, groups, k, neurons] -> [batch, groups, neurons]
-        members = to_groups(teacher.hidden[path], site.ratio)
+        members = groups.split(teacher.hidden[path])
         expected = jnp.einsum("bgk,bgkn->bgn", weights, members)
         return losses.relative_mse(student.hidden[path], expected, groups.valid)[0]
 

@@ -41,8 +41,7 @@ class T5Stack(FfnStack):
 
     def matrices(self, role: str, layer: int) -> dict[str, tuple[int, int]]:
         """The kernels of the attention or of the FFN."""
-        config = self.config
-        assert config is not None  # set by `T5.stack`
+        config = self._encoder_config()
         embed, joined = config.embed_dim, config.num_heads * config.head_dim
         if role == "ffn":
             shapes = {name: (embed, config.encoder_mlp) for name in config.mlp_inputs}
@@ -62,8 +61,14 @@ class T5Stack(FfnStack):
 
     def flops(self, layer: int, queries: int, keys: int, ffn_rows: int) -> int:
         """Self-attention and FFN of a layer, for one row."""
+        config = self._encoder_config()
+        return attention_flops(config, queries, keys) + ffn_flops(config, ffn_rows)
+
+    def _encoder_config(self) -> T5Config:
+        if self.causal:  # it has cross-attention and FFNs of another width
+            raise ConfigError("Matrices and FLOPs are those of the encoder's stack.")
         assert self.config is not None  # set by `T5.stack`
-        return attention_flops(self.config, queries, keys) + ffn_flops(self.config, ffn_rows)
+        return self.config
 
 
 @dataclasses.dataclass(frozen=True)

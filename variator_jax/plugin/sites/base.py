@@ -270,4 +270,6 @@ def sorted_layers(layers: Any) -> tuple[int, ...] | None:
         raise PluginError(
             f"The plugin's layers are a tuple of numbers, such as (2,); found {layers!r}."
         )
+    if not len(layers):
+        raise PluginError("A site surrounds at least one layer; found none. None is for all.")
     return tuple(sorted(set(layers)))

@@ -22,7 +22,7 @@ from variator_jax.plugin.compression import (
     decompression_specs,
     merge_weights,
 )
-from variator_jax.plugin.groups import Groups, from_groups, to_groups
+from variator_jax.plugin.groups import Groups, from_groups
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
 
@@ -64,6 +64,8 @@ class Ffn(base.Site):
         base.check_choice("compression", self.compression, ("learned", "mean"))
         base.check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
         object.__setattr__(self, "layers", base.sorted_layers(self.layers))
+        if self.pattern == ENCODER_MLP:  # the path in T5, whose stack knows it
+            object.__setattr__(self, "pattern", None)
         if self.pattern is not None and str(self.pattern).count(LAYER) != 1:
             raise PluginError(
                 f"The site pattern {self.pattern!r} must be a module path with {LAYER} in the "
@@ -97,7 +99,7 @@ class Ffn(base.Site):
 
     def merges(self, stack: Stack) -> dict[str, Merge]:
         """Each FFN's own; none for a pattern, whose modules are not known."""
-        if self.pattern not in (None, ENCODER_MLP):
+        if self.pattern is not None:
             return {}
         return {
             key: Merge(stack.path("ffn_input", layer), (stack.path("neurons", layer),))
@@ -106,7 +108,7 @@ class Ffn(base.Site):
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
-        return merge_weights(arrays.get("compression"), to_groups(x, self.ratio), groups.members)
+        return merge_weights(arrays.get("compression"), groups.split(x), groups.members)
 
     def rows(self, length: int, groups: int) -> tuple[int, int, int]:
         """The FFN runs on one row a group."""
@@ -131,7 +133,7 @@ class Ffn(base.Site):
         # [batch, length, embed]
         stream = stack.stream("ffn", call.args, call.kwargs)
         # [batch, groups, k, embed]
-        x = to_groups(stream, self.ratio)
+        x = groups.split(stream)
         # [batch, groups, embed]
         merged = compress(arrays.get("compression"), x, groups.members)
         args, kwargs = stack.with_stream("ffn", call.args, call.kwargs, constrain(merged))

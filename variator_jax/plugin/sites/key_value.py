@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Stack
+from variator_jax.errors import PluginError
 from variator_jax.plugin.compression import (
     compress,
     compression_flops,
@@ -19,7 +20,7 @@ from variator_jax.plugin.compression import (
     constrain,
     merge_weights,
 )
-from variator_jax.plugin.groups import Groups, pool_keys, to_groups
+from variator_jax.plugin.groups import Groups, pool_keys
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call
 
@@ -65,7 +66,7 @@ class KeyValue(base.Site):
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
-        return merge_weights(arrays["compression"], to_groups(x, self.ratio), groups.members)
+        return merge_weights(arrays["compression"], groups.split(x), groups.members)
 
     def run(
         self,
@@ -79,7 +80,7 @@ class KeyValue(base.Site):
 
         def merged(keys: jax.Array) -> jax.Array:
             # [batch, length, embed] -> [batch, groups, embed]
-            x = to_groups(keys, self.ratio)
+            x = groups.split(keys)
             return constrain(compress(arrays["compression"], x, groups.members))
 
         seen: list[jax.Array] = []
@@ -88,11 +89,19 @@ class KeyValue(base.Site):
             seen.append(pool_keys(mask, groups))
             return seen[0]
 
+        def biased(_: jax.Array) -> jax.Array:
+            if key_bias is None:
+                raise PluginError(
+                    f"{call.path!r} is given a position bias, but {stack.path('bias', 0)!r}, which "
+                    "makes it for kv sites, did not run before it."
+                )
+            return key_bias
+
         args, kwargs = base.replace_arguments(
             stack.arguments("attention"),
             call.args,
             call.kwargs,
-            {"keys": merged, "mask": pooled, "bias": lambda _: key_bias},
+            {"keys": merged, "mask": pooled, "bias": biased},
         )
         out = call.run(*args, **kwargs)
         if groups.packed:

@@ -32,7 +32,7 @@ from variator_jax.plugin.compression import (
     merge,
     merge_weights,
 )
-from variator_jax.plugin.groups import Groups, from_groups, pool_mask, stride_bias, to_groups
+from variator_jax.plugin.groups import Groups, from_groups, pool_mask, stride_bias
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
 
@@ -114,7 +114,7 @@ class Span(base.Site):
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
-        x = to_groups(_normalised(x), self.ratio)
+        x = groups.split(_normalised(x))
         return merge_weights(arrays["compression"], x, groups.members)
 
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -155,13 +155,13 @@ class Span(base.Site):
     def _open(self, stream: jax.Array, arrays: Arrays, groups: Groups) -> Opened:
         weights = self.weights(arrays, stream, groups)
         # [batch, groups, embed]
-        merged = constrain(merge(weights, to_groups(stream, self.ratio)))
+        merged = constrain(merge(weights, groups.split(stream)))
         return Opened(merged, merged, stream)
 
     def _close(self, opened: Opened, arrays: Arrays, groups: Groups) -> jax.Array:
         """`[batch, length, embed]`: each token's stream with what its group's layers added."""
         # [batch, groups, k, embed]
-        x = to_groups(_normalised(opened.stream), self.ratio)
+        x = groups.split(_normalised(opened.stream))
         change = opened.merged - opened.start
         z = decompress(arrays["decompression"], change, x, arrays["output_scale"], groups.receivers)
         return constrain(opened.stream + from_groups(z, opened.stream.shape[1]))

@@ -6,14 +6,18 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 import variator_jax.evaluation
 import variator_jax.train
 from variator_jax import cli, gin_utils
+from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.commands import engines
 from variator_jax.commands.registry import COMMANDS
 from variator_jax.errors import DataError
+from variator_jax.plugin import PluginConfig, init_plugin
+from variator_jax.store import Backbone, save_plugin
 
 GIN = """from __gin__ import dynamic_registration
 import {module} as lib
@@ -184,6 +188,19 @@ def test_the_examples_of_the_help_resolve(example, variator):
     if "variator_xl" in example:  # The documentation shows what is printed.
         budget = out[out.index("backbone t5_1_1_xl, 1 device") :]
         assert budget in (DOCS / "t5x.md").read_text()
+
+
+def test_the_dry_run_of_an_evaluation_names_the_plugins_of_the_folders(variator, tmp_path):
+    nano = Backbone(get_config("nano"), {}, "")
+    for sites in ("span all x4", "kv 1 x8"):
+        plugin = PluginConfig(sites=sites)
+        variables = init_plugin(plugin, T5(nano.config).stack(), jax.random.key(0))
+        save_plugin(tmp_path / plugin.name, plugin, variables, nano)
+    paths = tuple(str(tmp_path / name) for name in ("span_x4", "kv_x8"))
+    files = "eval --gin_file=nano_docs.gin --gin_file=tasks/docs_topic.gin --gin_file=runs/eval.gin"
+    code, out, err = variator([*files.split(), f"--gin.PLUGIN_PATHS={paths}", "--dry_run"])
+    assert code == 0 and "ffn_x4" not in out, err
+    assert "plugin span_x4 of sites span all x4: " in out and "plugin kv_x8 of sites kv 1" in out
 
 
 FAMILY = sorted(path.stem for path in gin_utils.configs_dir().glob("variator_*.gin"))

@@ -17,6 +17,7 @@ from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, _bucketed
 from variator_jax.plugin import PluginConfig, splice
 from variator_jax.store import Plugin, save_backbone, save_plugin, save_plugins
+from variator_jax.store.plugins import by_key
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +157,22 @@ class TestPlugins:
         assert model.ratios == (1, 4) and model.names == ("ffn_x4", "span_x4")
         alone = VariatorModel(BACKBONE, plugins[1]).encode(TOKENS, ratio=4)
         np.testing.assert_array_equal(model.encode(TOKENS, plugin="span_x4"), alone)
-        with pytest.raises(VariatorError, match="Ratio 4 is that of several plugins.*span_x4"):
+        with pytest.raises(
+            VariatorError, match="have ratio 4: plugin= one of .*span_x4"
+        ):
             model.encode(TOKENS, ratio=4)
-        with pytest.raises(VariatorError, match="Plugin 'kv_x4' is not loaded"):
-            model.encode(TOKENS, plugin="kv_x4")
+        with pytest.raises(VariatorError, match="Plugin 'spam_x4' is not loaded.* mean 'span_x4'"):
+            model.encode(TOKENS, plugin="spam_x4")
+
+    def test_two_of_the_same_kinds_and_ratio_have_names_of_their_own(self, tmp_path):
+        settings = [PluginConfig(sites="span all x4"), PluginConfig(sites="span all x4 rank=2")]
+        settings[1] = dataclasses.replace(settings[1], given_name="with_adapters")
+        plugins = by_key(Plugin(config, random_plugin(config, SHAPE)) for config in settings)
+        save_plugins(tmp_path / "set", plugins, BACKBONE)
+        model = VariatorModel(BACKBONE, load_plugins(tmp_path / "set"))
+        assert set(model.names) == {"with_adapters", "span_x4"}
+        one, other = (model.encode(TOKENS, plugin=name) for name in model.names)
+        assert (one != other).any()
 
     def test_a_stranger_is_refused_with_both_fingerprints(self):
         stranger = make_plugin(4, dataclasses.replace(BACKBONE, fingerprint="f" * 64))
@@ -178,7 +191,7 @@ class TestPlugins:
             VariatorModel(BACKBONE, Plugin(settings, variables))
 
     def test_two_of_a_ratio_and_a_wrong_key_are_refused(self):
-        with pytest.raises(VariatorError, match="same name.*ffn_x2"):
+        with pytest.raises(VariatorError, match="called 'ffn_x2': 'ffn all x2.* another name"):
             VariatorModel(BACKBONE, [PLUGINS[2], PLUGINS[2]])
         with pytest.raises(VariatorError, match="for ratio 4 has ratio 2"):
             VariatorModel(BACKBONE, {4: PLUGINS[2]})

@@ -38,7 +38,7 @@ def describe(path: str | os.PathLike, *, verify: bool = False) -> str:
         return _t5x(path, verify)
     if kind == formats.PLUGIN:
         plugin = load_plugin(folder)
-        return _titled(f"compression plugin {plugin.config.name} in {folder}", _plugin(plugin))
+        return _titled(f"compression plugin in {folder}: {plugin.config.name}", _plugin(plugin))
     if kind == formats.LORA:
         return _titled(f"LoRA in {folder}", _lora(folder))
     if kind == formats.RUN:

@@ -183,14 +183,17 @@ def _print_plan(command_name: str, builtin: bool) -> None:
 
 
 def _folders_of(command_name: str) -> dict[str, Any]:
-    """The plugins of the folders that an evaluation or inference names, by plan's parameter."""
+    """The plugins of the folders that an evaluation or inference names, by plan's parameter.
+
+    Empty where a folder is not on this machine, as before training: then gin's plugin is planned.
+    """
     from variator_jax.store import formats, load_plugin
 
     macro = {"eval": "PLUGIN_PATHS", "infer": "PLUGIN_PATH"}.get(command_name)
     paths = gin_utils.macro(macro) if macro else None
-    if paths is None:  # of training, or of a T5X run's checkpoint: gin's own
-        return {}
     paths = [paths] if isinstance(paths, str) else paths
+    if paths is None or not all(map(os.path.isdir, paths)):
+        return {}
     return {"plugins": [load_plugin(formats.run_part(path, "plugin")).config for path in paths]}
 
 

@@ -157,9 +157,7 @@ class TestPlugins:
         assert model.ratios == (1, 4) and model.names == ("ffn_x4", "span_x4")
         alone = VariatorModel(BACKBONE, plugins[1]).encode(TOKENS, ratio=4)
         np.testing.assert_array_equal(model.encode(TOKENS, plugin="span_x4"), alone)
-        with pytest.raises(
-            VariatorError, match="have ratio 4: plugin= one of .*span_x4"
-        ):
+        with pytest.raises(VariatorError, match="have ratio 4: plugin= one of .*span_x4"):
             model.encode(TOKENS, ratio=4)
         with pytest.raises(VariatorError, match="Plugin 'spam_x4' is not loaded.* mean 'span_x4'"):
             model.encode(TOKENS, plugin="spam_x4")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from variator_jax.experiment.paired import CHOSEN, JUDGED, paired_gaps, paired_table
+from variator_jax.experiment.paired import CHOSEN, JUDGED, paired_gaps, paired_table, sizes_table
 
 
 def _cell(arm, seed, pair, name):
@@ -45,6 +45,16 @@ def test_a_line_of_the_table_has_every_gap_with_its_error_and_the_costs():
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[:5] == ["span_x4", "4", "2", "+37.5 ± 27.0", "+10.0 ± 11.2"]
     assert cells[-2:] == ["70.0 %", "1,200"]
+
+
+def test_plugins_of_all_layers_are_costed_on_published_sizes():
+    sites = ["span all x4 size=1 rank=16", "span 1-2 x4", ""]
+    cells = [_cell(f"arm_{i}", 0, TEACHER, []) | {"sites": words} for i, words in enumerate(sites)]
+    (line,) = sizes_table(cells).splitlines()[2:]  # figures as `train --dry_run` prints them
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:3] == ["arm_0", "4", sites[0]]
+    assert cells[3] == "73.7 %, 1.91 %" and cells[-1] == "74.7 %, 0.45 %"
+    assert sizes_table(CELLS) == ""
 
 
 def test_cells_without_the_scores_of_their_examples_are_left_out():

@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.experiment.grid import TEACHER
+from variator_jax.plugin import PluginConfig, flops_saved
+from variator_jax.plugin.arrays import plugin_parameters
+from variator_jax.plugin.schedule import split_sites
 
+SIZES, LENGTH = ("base", "large", "xl", "xxl"), 256  # of T5 1.1, and tokens of a row
 CHOSEN, JUDGED = "labels, to choose", "labels, to judge"
 
 
@@ -66,6 +72,29 @@ def paired_table(gaps: pd.DataFrame) -> str:
         line["FLOPs saved"] = f"{100 * first['flops_saved']:.1f} %"
         lines.append(line | {"extra parameters": f"{first['extra_parameters']:,}"})
     return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github"))
+
+
+def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of the plugins on T5 1.1 by formula; empty without any.
+
+    Each cell has the share of the encoder's FLOPs that is saved, and the plugin's parameters as a
+    share of the backbone's. Plugins of numbered layers are left out: larger sizes have more.
+    """
+    backbones = {name: T5(get_config(f"t5_1_1_{name}")) for name in SIZES}
+    sites = {(record["arm"], record["ratio"]): record.get("sites", "") for record in records}
+    lines = []
+    for (arm, ratio), words in sites.items():
+        plugin = PluginConfig(sites=split_sites(words)) if words else PluginConfig(1)
+        if plugin.ratio == 1 or any(site.layers is not None for site in plugin.parts):
+            continue
+        line = {"arm": arm, "k": ratio, "sites": words}
+        for name, backbone in backbones.items():
+            stack = backbone.stack()
+            extra = plugin_parameters(plugin, stack) / backbone_parameters(backbone.config)
+            saved = flops_saved(stack, LENGTH, plugin)
+            line[f"T5 1.1 {name}"] = f"{100 * saved:.1f} %, {100 * extra:.2f} %"
+        lines.append(line)
+    return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github")) if lines else ""
 
 
 def _pair(cell: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import pandas as pd
 from variator_jax.bench.output import hardware
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
-from variator_jax.experiment.paired import paired_gaps, paired_table
+from variator_jax.experiment.paired import LENGTH, paired_gaps, paired_table, sizes_table
 from variator_jax.experiment.score import Rows
 from variator_jax.files import write_json
 
@@ -32,6 +32,10 @@ _PAIRED = (
     "Points below the teacher over the same examples, ± the standard error over examples and seeds "
     "together. A schedule is chosen by the first half of the classification tasks' examples and "
     "judged by the second."
+)
+_PUBLISHED = (
+    f"The plugins on published sizes, by formula: the encoder's FLOPs saved at {LENGTH} tokens, "
+    "plugin and adapters counted, and the plugin's share of the backbone's parameters."
 )
 # What a cell's record holds beside its score, the same for each of its seeds.
 _COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
@@ -146,6 +150,8 @@ def _markdown(
         if experiment.plugins:
             own = [record for record in records if record["backbone"] == backbone]
             sections += [_PAIRED, paired_table(paired_gaps(own))]
+            if published := sizes_table(own):
+                sections += [_PUBLISHED, published]
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:

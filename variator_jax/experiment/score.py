@@ -110,6 +110,7 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         **vars(cell),
         "arm": cell.arm.name,
         "macros": dict(cell.arm.plugin),
+        "sites": arm.plugin.description if arm.plugin else "",
         **_summary(results),
         "encoder_length": length,
         "flops_saved": 1.0 - flops / stack_flops(stack, length),

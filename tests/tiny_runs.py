@@ -47,7 +47,15 @@ if TASK not in seqio.TaskRegistry.names():
     register_spec(TaskSpec(TASK, "classification", ("odd", "even")))
 
 
-def config(model_dir="", steps=6, *, checkpoint_period=100, learning_rate=1e-2, **settings):
+def config(
+    model_dir="",
+    steps=6,
+    *,
+    checkpoint_period=100,
+    learning_rate=1e-2,
+    sites=("ffn all",),
+    **settings,
+):
     """Settings of a plugin run; a row of the log for each step."""
     adamw = optimizers.optimizer("adamw", learning_rate, "constant", weight_decay=0.1)
     fields = {
@@ -56,7 +64,7 @@ def config(model_dir="", steps=6, *, checkpoint_period=100, learning_rate=1e-2, 
         "schedule": Schedule(steps, 1, 0, checkpoint_period),
         "optimizer": adamw,
         "backbone": TINY,
-        "plugin": PluginConfig(4, bottleneck=4),
+        "plugin": PluginConfig(4, bottleneck=4, sites=sites),
     }
     return TrainConfig(**fields | settings)
 

@@ -17,11 +17,15 @@ CASES = {
     "fsdp": {"mesh_shape": (1, 4, 1)},
     "microbatches": {"mesh_shape": (2, 1, 2), "num_microbatches": 2},
     "resumed": {"mesh_shape": (1, 2, 2)},
-    "bfloat16": {"mesh_shape": (2, 2, 1), "backbone_dtype": "bfloat16"},
+    "mixed sites, bfloat16": {
+        "mesh_shape": (2, 2, 1),
+        "backbone_dtype": "bfloat16",
+        "sites": ("ffn 0", "kv 0 rank=2", "span 1 rank=2"),
+    },
     "whole": {"mesh_shape": (1, 2, 2), "trained": "backbone"},
     "lora": {"mesh_shape": (1, 2, 2), "trained": "lora"},
 }
-ON_ONE = {"plugin": {}} | {name: CASES[name] for name in ("bfloat16", "whole", "lora")}
+ON_ONE = {"plugin": {}} | {name: CASES[name] for name in list(CASES)[3:]}
 MODEL_MESH = (2, 1, 2)
 
 

@@ -26,13 +26,7 @@ from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import check_belongs
 from variator_jax.store.plugins import Key, Plugin, by_key, check_shapes
-from variator_jax.texts import (
-    ByteTokenizer,
-    Tokenizer,
-    check_padding,
-    load_tokenizer,
-    token_array,
-)
+from variator_jax.texts import ByteTokenizer, Tokenizer, check_padding, load_tokenizer, token_array
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
@@ -310,20 +304,20 @@ class VariatorModel:
             return 1
         if name is not None and ratio is not None:
             raise PluginError(f"Give a ratio or a plugin's name; found {ratio!r} and {name!r}.")
-        have = {
-            key: (type(ratio) is int and plugin.config.ratio == ratio) or plugin.config.name == name
+        asked = {
+            key: plugin.config.name
             for key, plugin in self.plugins.items()
+            if (type(ratio) is int and plugin.config.ratio == ratio) or plugin.config.name == name
         }
-        asked = [key for key, has in have.items() if has]
-        if len(asked) != 1:
-            names = [self.plugins[key].config.name for key in asked] or self.names
-            if asked:
-                raise PluginError(f"Several plugins have ratio {ratio}: plugin= one of {names}.")
+        if len(asked) > 1:
+            names = tuple(asked.values())
+            raise PluginError(f"Several plugins have ratio {ratio}: plugin= one of {names}.")
+        if not asked:
             what = f"Plugin {name!r}" if name else f"Ratio {ratio!r}"
-            expected = f"{self.ratios}, or plugin= one of {names}"
-            near = did_you_mean(str(name or ratio), names)
+            expected = f"{self.ratios}, or plugin= one of {self.names}"
+            near = did_you_mean(str(name or ratio), self.names)
             raise PluginError(f"{what} is not loaded; expected one of {expected}.{near}")
-        return asked[0]
+        return next(iter(asked))
 
     def compile(
         self,

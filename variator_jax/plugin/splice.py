@@ -144,7 +144,7 @@ def splice(
     points = _points(config, known, plugin.params)
     ratios = {site.ratio for site in config.parts}
     groups = {ratio: make_groups(mask, ratio, config.pool_padding) for ratio in ratios}
-    biases = _Biases(groups, [site.ratio for site in config.parts if site.kind == "kv"])
+    biases = _Biases(groups, config.parts, known.path("bias", 0))
 
     def wanted(path: str) -> bool:
         if path not in points and stack is None:
@@ -152,19 +152,16 @@ def splice(
         return path in points
 
     def handler(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        if path == bias_path:
+        if path == biases.path:
             return biases.call(call, args, kwargs)
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
-        call_at = Call(path, call, args, kwargs)
         with biases.inside(site):
-            key_bias = biases.of_keys.get(site.ratio)
-            return site.call(known, call_at, arrays, groups[site.ratio], key_bias)
+            key_bias, at = biases.of_keys.get(site.ratio), Call(path, call, args, kwargs)
+            return site.call(known, at, arrays, groups[site.ratio], key_bias)
 
-    bias_path = known.path("bias", 0)
-    biased = bias_path and any(site.kind != "ffn" for site in config.parts)
-    needed = [*points, *[bias_path] * bool(biased)]
-    with intercept_modules(wanted, handler, also={bias_path}, needed=needed):
+    needed = [*points, *biases.needed]
+    with intercept_modules(wanted, handler, also={biases.path}, needed=needed):
         yield
 
 
@@ -177,8 +174,11 @@ class _Biases:
     the same or a deeper level of tracing: no array leaves a rematerialised layer.
     """
 
-    def __init__(self, groups: Mapping[int, Groups], key_ratios: list[int]) -> None:
-        self._groups, self._key_ratios = groups, set(key_ratios)
+    def __init__(self, groups: Mapping[int, Groups], sites: Iterable[Site], path: str) -> None:
+        self.path = path  # of the module; '' for a host without one
+        self.needed = [path for site in sites if path and site.kind != "ffn"]
+        self._groups = groups
+        self._key_ratios = {site.ratio for site in sites if site.kind == "kv"}
         self._spans: list[int] = []  # ratios of the spans whose layers are running
         self.of_keys: dict[int, jax.Array] = {}  # ratio -> [batch, heads, length, groups]
 

@@ -173,9 +173,8 @@ def model(
     start = Start(plugin, backbone, plugin_path, seed)
     stack, loss = t5x_network.stack_of(backbone), loss or LossConfig()
     _ = start.loaded  # refuses now what cannot be loaded, and is not read while T5X traces
-    module = t5x_network.SplicedTransformer(
-        network or t5x_network.network_of(backbone), plugin, stack
-    )
+    network = network or t5x_network.network_of(backbone)
+    module = t5x_network.SplicedTransformer(network, plugin, stack)
     converter = type("Converter", (GroupedFeatureConverter,), {"group": pack_multiple})
     return DistillationModel(
         module,

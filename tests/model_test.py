@@ -169,6 +169,9 @@ class TestPlugins:
         save_plugins(tmp_path / "set", plugins, BACKBONE)
         model = VariatorModel(BACKBONE, load_plugins(tmp_path / "set"))
         assert set(model.names) == {"with_adapters", "span_x4"}
+        with pytest.raises(VariatorError, match="Two plugins are called 'fast'"):
+            names = [PluginConfig(k, given_name="fast") for k in (2, 4)]
+            by_key(Plugin(config, random_plugin(config, SHAPE)) for config in names)
         one, other = (model.encode(TOKENS, plugin=name) for name in model.names)
         assert (one != other).any()
 

@@ -146,7 +146,7 @@ class VariatorModel:
 
         Raises:
           CheckpointError: if a plugin is another backbone's, with both fingerprints.
-          PluginError: if two plugins have the same ratio and the same name.
+          PluginError: if two plugins have the same name.
         """
         self.backbone, self.plugins = backbone, _by_key(plugins)
         self._buckets, self._mesh = sorted(buckets or ()), mesh

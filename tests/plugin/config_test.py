@@ -35,6 +35,9 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"layers": ()}, "at least one layer; found none"),
         ({"given_name": "none"}, "name is a letter, .* found 'none'"),
         ({"given_name": "4x"}, "name is a letter, .* found '4x'"),
+        ({"given_name": "ratio_4"}, "name is a letter, .* found 'ratio_4'"),
+        ({"given_name": "Grüße"}, "name is a letter, .* found 'Grüße'"),
+        ({"given_name": True}, "name is a letter, .* found True"),
         ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
         ({"sites": (Ffn(4), Ffn(8))}, r"ratio is 2; its sites have \[4, 8\]"),
     ],
@@ -90,8 +93,9 @@ def test_one_site_needs_no_tuple_and_the_papers_may_be_written_in_words():
 
 
 def test_ratio_1_is_the_backbone_whatever_the_sites():
-    config = PluginConfig(1, sites=("ffn 0 x4", "span 1-2 x8"))
-    assert config.parts == () and config == PluginConfig(1) and config.name == ""
+    for sites in (("ffn 0 x4", "span 1-2 x8"), ("ffn 0", "span 1-2 x8"), "span all rank=2"):
+        config = PluginConfig(1, sites=sites)
+        assert config.parts == () and config == PluginConfig(1) and config.name == ""
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ class _OtherBias(type(STACK)):
 
 
 @pytest.mark.parametrize("site, message", [
-    ("kv all x4", "'encoder/bias', which makes it for kv sites, did not run"),
+    ("kv all x4", "makes it for kv sites, 'encoder/bias', did not run"),
     ("span all x4", "need 'encoder/bias', which did not run"),
 ])  # fmt: skip
 def test_a_position_bias_that_cannot_be_merged_is_refused(site, message):

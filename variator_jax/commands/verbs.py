@@ -185,16 +185,19 @@ def _print_plan(command_name: str, builtin: bool) -> None:
 def _folders_of(command_name: str) -> dict[str, Any]:
     """The plugins of the folders that an evaluation or inference names, by plan's parameter.
 
-    Empty where a folder is not on this machine, as before training: then gin's plugin is planned.
+    Empty where one is not on this machine, as before training: then gin's plugin is planned.
     """
     from variator_jax.store import formats, load_plugin
 
     macro = {"eval": "PLUGIN_PATHS", "infer": "PLUGIN_PATH"}.get(command_name)
     paths = gin_utils.macro(macro) if macro else None
     paths = [paths] if isinstance(paths, str) else paths
-    if paths is None or not all(map(os.path.isdir, paths)):
+    if command_name == "infer" and gin_utils.macro("RATIO") == 1:
+        return {"plugins": []}
+    folders = [formats.run_part(path, "plugin") for path in paths or ()]
+    if paths is None or not all((folder / "plugin.json").is_file() for folder in folders):
         return {}
-    return {"plugins": [load_plugin(formats.run_part(path, "plugin")).config for path in paths]}
+    return {"plugins": [load_plugin(folder).config for folder in folders]}
 
 
 def _print_data(command_name: str, missing: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ def plugin_specs(config: PluginConfig, stack: Stack) -> dict[str, dict[str, Arra
     """The arrays of a plugin on a stack: key -> name -> shape, axes and initialiser.
 
     Raises:
-      PluginError: if the config names layers that the stack does not have, or two sites want one.
+      PluginError: if the config names layers that the stack does not have.
     """
     check_layers(config, stack)
     return {key: specs for site in config.parts for key, specs in site.arrays(stack).items()}
@@ -91,7 +91,7 @@ def stack_flops(
 
     Raises:
       ConfigError: for a size below 1.
-      PluginError: for layers that the stack does not have, or that two sites want.
+      PluginError: for a plugin of layers that the stack does not have.
     """
     for name, value in (("length", length), ("batch", batch)):
         if value < 1:

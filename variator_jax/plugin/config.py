@@ -20,7 +20,7 @@ from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
 _DEFAULTS = ("ratio", "bottleneck", "rank")  # of sites in words that leave them out
-_RESERVED = ("none", "auto")  # where a request names the backbone itself or the server's choice
+_RESERVED = ("none", "auto")  # a request's words for the backbone itself and the server's choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,10 +59,12 @@ class PluginConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.pool_padding, bool):
             raise PluginError(f"pool_padding is True or False; found {self.pool_padding!r}.")
-        name = self.given_name
-        if name in _RESERVED or name != "" and not re.fullmatch(r"[A-Za-z]\w*", str(name)):
-            form = "a letter, then letters, digits and '_'"
-            raise PluginError(f"A plugin's name is {form}, none of {_RESERVED}; found {name!r}.")
+        name, form = self.given_name, r"(?!ratio_\d)([A-Za-z][A-Za-z0-9_]*)?"
+        if name in _RESERVED or not isinstance(name, str) or not re.fullmatch(form, name):
+            raise PluginError(
+                "A plugin's name is a letter, then letters, digits and '_', but not "
+                f"{_RESERVED}, ratio_4; found {name!r}."
+            )
         if isinstance(self.sites, Site) or isinstance(self.sites, str) and " " in self.sites:
             object.__setattr__(self, "sites", (self.sites,))
         if isinstance(self.sites, str):
@@ -85,7 +87,7 @@ class PluginConfig:
                 f"The plugin's ratio is {self.ratio}; its sites have {ratios}. RATIO is for sites "
                 "without one of their own: set it to one of these, or leave it out of the sites."
             )
-        if min(ratios) == 1 < max(ratios):
+        if self.ratio != 1 and min(ratios) == 1 < max(ratios):
             where = f"{describe_site(sites[ratios.index(1)])!r} merges nothing"
             raise PluginError(f"The site {where}: leave its layers out.")
         object.__setattr__(self, "ratio", 1 if self.ratio == 1 else max(ratios))
@@ -128,7 +130,7 @@ class PluginConfig:
         return (self.given_name or f"{kinds}_x{self.ratio}") if kinds else ""
 
     def __eq__(self, other: object) -> bool:
-        """Whether both do the same, however they are written and called."""
+        """Whether both have the same sites in the same order, whatever they are called."""
         return isinstance(other, PluginConfig) and self._identity == other._identity
 
     def __hash__(self) -> int:
@@ -136,7 +138,7 @@ class PluginConfig:
 
     @property
     def _identity(self) -> tuple[Any, ...]:
-        return self.pool_padding, self.parts
+        return self.pool_padding and bool(self.parts), self.parts
 
     @property
     def description(self) -> str:
@@ -176,6 +178,10 @@ class PluginConfig:
             pattern = fields.pop("pattern") or ENCODER_MLP
             return cls(**fields, **own, sites=pattern)
         return cls(**own, sites=sites) if sites else cls(1)
+
+    def to_run(self) -> dict[str, Any]:
+        """The form in which the records of runs are compared: without the name."""
+        return dataclasses.replace(self, given_name="").to_json()
 
     def _ffn(self) -> Ffn:
         parts, pattern = (self.compression, self.decompression), str(self.sites)

@@ -94,7 +94,8 @@ def check_causal(config: PluginConfig, stack: Stack) -> None:
     Raises:
       PluginError: naming the first such site.
     """
-    for path in (path for site in config.parts for path in site.points(stack)):
+    sites = [(site, layer) for site in config.parts for layer in site.selected(stack)]
+    for path in (site.module(stack, layer) for site, layer in sites):
         if stack.causal or "decoder" in path.split("/"):
             raise PluginError(
                 f"The plugin's site {path!r} is in a causal stack: a merge of neighbours would let "
@@ -309,8 +310,9 @@ def site_output_rms(
 def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVariables:
     """Returns the plugin with its output scales set to the measured ones of its keys."""
     floor = jnp.float32(1e-6)  # modules that add nothing would otherwise divide by zero
-    scales = {key: jnp.maximum(jnp.nan_to_num(rms[key]), floor) for key in plugin.output_scales}
-    return dataclasses.replace(plugin, output_scales=scales)
+    return dataclasses.replace(
+        plugin, output_scales={key: jnp.maximum(rms[key], floor) for key in plugin.output_scales}
+    )
 
 
 def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:
@@ -318,4 +320,4 @@ def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:
     # [batch, length, 1]
     weight = valid[..., None].astype(jnp.float32)
     total = jnp.sum(jnp.square(x.astype(jnp.float32)) * weight)
-    return jnp.sqrt(total / (jnp.sum(weight) * x.shape[-1]))
+    return jnp.sqrt(total / (jnp.maximum(jnp.sum(weight), 1) * x.shape[-1]))

@@ -7,7 +7,6 @@ which folders are read as sets is decided in `formats.load_plugins`.
 
 import collections
 import dataclasses
-import itertools
 import os
 import pathlib
 import re
@@ -52,17 +51,19 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     of them has it, else by their name.
 
     Raises:
-      PluginError: if two have the same ratio and the same name.
+      PluginError: if two have the same name.
     """
     listed = sorted(plugins, key=lambda plugin: (plugin.config.ratio, plugin.config.name))
     ratios = collections.Counter(plugin.config.ratio for plugin in listed)
     keys = [p.config.ratio if ratios[p.config.ratio] == 1 else p.config.name for p in listed]
-    for one, other in itertools.pairwise(listed):
-        if one.config.name == other.config.name:
-            both = f"'{one.config.description}' and '{other.config.description}'"
+    named: dict[str, Plugin] = {}
+    for plugin in listed:
+        name, other = plugin.config.name, named.setdefault(plugin.config.name, plugin)
+        if other is not plugin:
+            both = f"'{other.config.description}' and '{plugin.config.description}'"
             raise PluginError(
-                f"Two plugins are called {one.config.name!r}: {both}. Give one another name: "
-                "PLUGIN_NAME in gin, given_name of PluginConfig."
+                f"Two plugins are called {name!r}: {both}. Give one another name: PLUGIN_NAME in "
+                "gin, given_name of PluginConfig."
             )
     return dict(zip(keys, listed, strict=True))
 

@@ -27,6 +27,7 @@ from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import lock_folder
+from variator_jax.plugin import PluginConfig
 from variator_jax.store import formats, load_plugin, t5x
 from variator_jax.store.description import config_content
 from variator_jax.store.other_plugins import SETTINGS, t5x_plugin
@@ -160,12 +161,15 @@ def check_same_run(
     done = checkpoints.latest_step(folder) or 0
     check_steps(training.get("TRAIN_STEPS", done), done, folder)
     longer = take_longer(before.setdefault("training", {}), training)
+    plugin = PluginConfig.from_json(before["plugin"]).to_run()
+    known = {**before, "plugin": _as_json(plugin)}
+    now = _record(model, training) | {"plugin": model.start.plugin.to_run()}
     differing = [
-        f"{name} {before.get(part, {}).get(name)!r} and not {value!r}"
-        for part, fields in _as_json(_record(model, training)).items()
+        f"{name} {known.get(part, {}).get(name)!r} and not {value!r}"
+        for part, fields in _as_json(now).items()
         for name, value in fields.items()
         # Earlier versions wrote less of how a run trains; what is unknown is not compared.
-        if before.get(part, {}).get(name, value if part == "training" else None) != value
+        if known.get(part, {}).get(name, value if part == "training" else None) != value
     ]
     if differing:
         names = ", ".join(differing)

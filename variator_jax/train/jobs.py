@@ -125,7 +125,7 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
 
     identity = {
         "trained": "plugin",
-        "plugin": plugin.to_json(),
+        "plugin": plugin.to_run(),
         "backbone": backbone.fingerprint,
         "initial_plugin": fingerprint(initial.variables.params) if initial else None,
         "initial_scales": fingerprint(initial.variables.output_scales) if initial else None,
@@ -263,7 +263,7 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
         differ = [
             f"{name} {value!r}, this run asks for {asked[name]!r}"
             for name, value in vars(loaded.config).items()
-            if value != asked[name]
+            if value != asked[name] and name != "given_name"
         ]
         raise CheckpointError(f"The plugin in {folder} was trained with {'; '.join(differ)}.")
     check_shapes(f"The plugin in {folder}", loaded, Backbone(shape, {}, ""))

@@ -145,7 +145,7 @@ def plan(
     dtype = weights_dtype(trained, backbone, backbone_dtype)
     rows, length, key = batch_size // num_microbatches, feature_lengths["inputs"], jax.random.key(0)
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
-    moved = weights = _placed(backbone, mesh)
+    weights = _placed(backbone, mesh)
     parts = [Part.of("backbone", weights, dtype)]
     if trained == "student":
         moved = student_leaves(_placed(student_shape(backbone, length, plugin), mesh))
@@ -153,6 +153,8 @@ def plan(
     elif trained == "lora":
         moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))
         parts.append(Part.of("LoRA", moved))
+    else:
+        moved = weights if trained == "backbone" else {}
     used = [plugin] if plugins is None else plugins
     used = [one for one in used if one.ratio > 1 and trained in ("plugin", "student")]
     for one in used if trained == "plugin" else ():

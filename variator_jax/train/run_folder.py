@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from variator_jax import mesh as meshes
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import is_url, lock_folder, wrap_errors, write_json
+from variator_jax.plugin import PluginConfig
 from variator_jax.train.checks import take_longer
 from variator_jax.train.step import TrainState
 
@@ -94,6 +95,9 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
             write_json(path, identity)
             return ""
         before = json.loads(path.read_text(encoding="utf8"))
+        if "sites" in (before.get("plugin") or ()):  # in the form of this version
+            plugin = PluginConfig.from_json(before["plugin"]).to_run()
+            before["plugin"] = json.loads(json.dumps(plugin))
         longer = take_longer(before, identity)
     except (ValueError, OSError) as error:
         return f"{path} cannot be read as JSON, or written: {error}."

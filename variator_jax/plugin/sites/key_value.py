@@ -92,8 +92,8 @@ class KeyValue(base.Site):
         def biased(_: jax.Array) -> jax.Array:
             if key_bias is None:
                 raise PluginError(
-                    f"{call.path!r} is given a position bias, but {stack.path('bias', 0)!r}, which "
-                    "makes it for kv sites, did not run before it."
+                    f"{call.path!r} is given a position bias, but the module that makes it for kv "
+                    f"sites, {stack.path('bias', 0)!r}, did not run before it."
                 )
             return key_bias
 

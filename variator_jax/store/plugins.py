@@ -56,11 +56,12 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     listed = sorted(plugins, key=lambda plugin: (plugin.config.ratio, plugin.config.name))
     ratios = collections.Counter(plugin.config.ratio for plugin in listed)
     keys = [p.config.ratio if ratios[p.config.ratio] == 1 else p.config.name for p in listed]
-    named: dict[str, Plugin] = {}
-    for plugin in listed:
-        name, other = plugin.config.name, named.setdefault(plugin.config.name, plugin)
-        if other is not plugin:
-            both = f"'{other.config.description}' and '{plugin.config.description}'"
+    named: dict[str, int] = {}
+    for number, plugin in enumerate(listed):
+        name = plugin.config.name
+        other = named.setdefault(name, number)
+        if other != number:
+            both = f"'{listed[other].config.description}' and '{plugin.config.description}'"
             raise PluginError(
                 f"Two plugins are called {name!r}: {both}. Give one another name: PLUGIN_NAME in "
                 "gin, given_name of PluginConfig."

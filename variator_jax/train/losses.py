@@ -64,8 +64,9 @@ def hidden_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Weigh
     """
     mask = mask.astype(jnp.float32)
     # [batch, length, embed]
-    squares = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32))
-    return jnp.sum(squares * mask[..., None]), jnp.sum(mask) * student.shape[-1]
+    difference = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+    difference = difference * jnp.sqrt(mask)[..., None]  # so that its square has the weight once
+    return jnp.sum(jnp.square(difference)), jnp.sum(mask) * student.shape[-1]
 
 
 def relative_mse(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> WeightedSum:

@@ -164,6 +164,7 @@ def test_format_1_is_read_and_absent_fields_take_their_defaults(content, expecte
         ({"sites": [{"ratio": 4}]}, "of kind None.*Known: ffn"),
         ({"sites": [{"kind": "ffn"}]}, "Ffn cannot have the fields {}: .*'ratio'"),
         ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
+        ({"sites": [], "pool_paddings": True}, "Unknown field 'pool_paddings'; a newer version"),
     ],
 )
 def test_unknown_fields_and_kinds_name_the_nearest(content, message):

@@ -14,7 +14,7 @@ from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig
 from variator_jax.train import losses
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Distillation
+from variator_jax.train.objectives import Distillation, TeacherStudent
 
 PARAMS = random_params(TINY)
 TOKENS = np.random.default_rng(0).integers(2, 384, (2, 10))
@@ -126,3 +126,12 @@ def test_the_pooled_loss_of_a_packed_row_is_the_sum_over_its_texts():
     ]
     np.testing.assert_allclose(found, sum(loss for loss, _ in alone), rtol=1e-5)
     assert texts == 2
+
+
+def test_a_loss_that_has_nothing_to_compare_is_refused():
+    alone = T5(dataclasses.replace(TINY, num_decoder_layers=0))
+    with pytest.raises(ConfigError, match="LOGITS_LOSS is 1.0, .* no decoder"):
+        Distillation(alone, PLUGINS["ffn"], LossConfig(logits=1.0))
+    models = SplicedModel(T5(TINY)), SplicedModel(T5(TINY))
+    with pytest.raises(ConfigError, match="RESIDUAL_LOSS is 0.5, .* no plugin"):
+        TeacherStudent(*models, LossConfig(residual=0.5))

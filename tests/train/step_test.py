@@ -102,6 +102,8 @@ def test_losses_ignore_what_is_masked(seed):
     ):
         np.testing.assert_allclose(loss(student + noise), loss(student), rtol=1e-5)
     assert hidden_mse(student, student, mask)[0] == 0
+    whole, half = hidden_mse(student, teacher, mask), hidden_mse(student, teacher, mask / 2)
+    np.testing.assert_allclose(half, np.divide(whole, 2), rtol=1e-5)
     assert abs(float(logits_kl(student, student, mask)[0])) < 1e-5
 
 

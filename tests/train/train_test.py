@@ -75,6 +75,14 @@ def test_a_folder_is_never_continued_as_another_run(backbone_run, plugin_run, tm
     other = {"initial_checkpoint_path": str(backbone_run), "plugin": PluginConfig(2, bottleneck=4)}
     with pytest.raises(CheckpointError, match="holds another run: its plugin is .*'ratio': 4"):
         tiny_runs.run(plugin_run, data=EVALUATED, **other)
+    # Another name is no other run, nor is the paper's site in words as an earlier version wrote it.
+    record = json.loads((plugin_run / "run.json").read_text())
+    record["plugin"]["sites"][0]["pattern"] = None
+    (plugin_run / "run.json").write_text(json.dumps(record | {"backbone": "sha256:0"}))
+    named = dict(other, plugin=PluginConfig(4, bottleneck=4, given_name="fast"))
+    with pytest.raises(CheckpointError, match="another run: its backbone is 'sha256:0'"):
+        tiny_runs.run(plugin_run, data=EVALUATED, **named)
+    (plugin_run / "run.json").write_text(json.dumps(record))
     # As version 0.1 wrote it.
     fields = {"ratio": 2, "bottleneck": 4, "layers": None, "compression": "learned"}
     old = {"trained": "plugin", "ratio": 2, "plugin": fields, "backbone": "sha256:0"}

@@ -81,13 +81,14 @@ def test_plugins_of_ones_own_are_arms_with_their_sites_ratio_seeds_and_rival(tmp
     for step in (adapt, narrow):
         assert {"RATIO": 8, "SITES": span["SITES"]}.items() <= step.macros.items()
     assert adapt.macros["INITIAL_PLUGIN_PATH"] is None
-    mean = {"mean": {**span, "ARM": "mean_weights"}}
+    mean = {"mean": {**span, "ARM": "mean_weights", "INITIAL_PLUGIN_PATH": "before"}}
     (step,) = (
         s
         for s in _plan(tmp_path, arms=(), tasks=("sst2",), seeds=(0,), plugins=mean)
         if s.kind == "adapt"
     )
     assert step.macros["COMPRESSION"] == "mean"  # an arm's own macros stay
+    assert step.macros["INITIAL_PLUGIN_PATH"] == "before"
     scored = [step.cell.arm.name for step in steps if step.cell and step.macros.get("SITES")]
     assert scored == ["span_x8", "narrow", "span_x8"]
 

@@ -311,9 +311,8 @@ def _training(experiment: Experiment, cell: Cell) -> Iterator[Step]:
     if arm.scored == "student":
         yield run("student", adapted, teacher, **ratio, **arm.plugin)
     elif arm.adapted:
-        settings = {**ratio, **arm.plugin, **arm.loss}
-        path = str(plugin) if plugin else None
-        yield run("adapt", adapted, teacher, INITIAL_PLUGIN_PATH=path, **settings)
+        start = {"INITIAL_PLUGIN_PATH": str(plugin) if plugin else None}
+        yield run("adapt", adapted, teacher, **(ratio | start | {**arm.plugin, **arm.loss}))
 
 
 def _files(experiment: Experiment, cell: Cell, kind: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from variator_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from variator_jax.backbones.t5 import T5Config
+    from variator_jax.plugin import PluginConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What libtpu 0.0.42 compiles for; others are left to the libtpu that is installed.
@@ -39,7 +40,7 @@ class BenchSettings:
       backbone: the name of a shape, such as 't5_1_0_base'.
       shapes: encoder inputs, without padding.
       ratios: compression ratios; 1, the backbone itself, is always measured.
-      plugins: further plugins for the encoder, each its sites in words, separated by ';' or ','.
+      plugins: further plugins for the encoder.
       dtype: of weights, activations and the matrix peak. A plugin that is trained is float32.
       rounds: how often each call is timed.
       peer: whether to time Hugging Face's encoder, too.
@@ -52,7 +53,7 @@ class BenchSettings:
     backbone: str = "t5_1_0_base"
     shapes: tuple[Shape, ...] = (Shape(4, 256),)
     ratios: tuple[int, ...] = (1, 2, 4, 8)
-    plugins: tuple[str, ...] = ()
+    plugins: "tuple[PluginConfig, ...]" = ()
     dtype: str = "float32"
     rounds: int = 11
     peer: bool = False
@@ -110,7 +111,7 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     if args.shape and (args.batch or args.length):
         raise ConfigError("--shape already sets --batch and --length; give one or the other.")
     from variator_jax.backbones.t5 import T5
-    from variator_jax.plugin.config import PluginConfig, check_layers
+    from variator_jax.plugin import PluginConfig, plugin_specs
     from variator_jax.plugin.schedule import split_sites
 
     names = {field.name for field in dataclasses.fields(BenchSettings)}
@@ -120,10 +121,11 @@ def settings_of(args: argparse.Namespace) -> BenchSettings:
     if args.remat == "all":
         given["remat"] = True
     shapes = args.shape or [Shape(args.batch or 4, args.length or 256)]
-    settings = BenchSettings(**given, shapes=tuple(shapes), plugins=tuple(args.plugin or ()))
+    plugins = tuple(PluginConfig(sites=split_sites(words)) for words in args.plugin or ())
+    settings = BenchSettings(**given, shapes=tuple(shapes), plugins=plugins)
     stack = T5(settings.config).stack()  # An unknown backbone is refused before any measurement,
-    for words in settings.plugins:  # and so is a site.
-        check_layers(PluginConfig(sites=split_sites(words)), stack)
+    for plugin in plugins:  # and so is a layer.
+        plugin_specs(plugin, stack)
     return settings
 
 

@@ -25,7 +25,6 @@ from variator_jax.bench.results import ENCODER, Measurement, Timing
 from variator_jax.errors import ConfigError
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, flops_allowed_speedup, init_plugin, stack_flops
-from variator_jax.plugin.schedule import split_sites
 
 Params = Any
 Call = Callable[[], object]
@@ -113,7 +112,7 @@ def bench_encoder(
     log(f"encoder of {config.name}, {shape} tokens")
     stack = T5(config).stack()
     plugins: dict[Any, PluginConfig] = {ratio: PluginConfig(ratio) for ratio in settings.ratios}
-    plugins |= {words: PluginConfig(sites=split_sites(words)) for words in settings.plugins}
+    plugins |= {plugin.description: plugin for plugin in settings.plugins}
     tokens = random_tokens(config, shape.batch, shape.length)
     calls: dict[Any, Call] = {**_encoder_calls(config, params, plugins, tokens)}
     baselines: dict[str, Baseline] = {}

@@ -170,7 +170,7 @@ def _identity(
     settings = None
     if plugin:
         arrays = {"params": plugin.variables.params, "scales": plugin.variables.output_scales}
-        settings = plugin.config.to_json() | {"arrays": fingerprint(arrays)}
+        settings = plugin.config.to_run() | {"arrays": fingerprint(arrays)}
     identity = {
         "mode": mode,
         "backbone": backbone.fingerprint,

@@ -14,7 +14,7 @@ from flax import struct, traverse_util
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import ConfigError
-from variator_jax.plugin.config import PluginConfig, check_layers
+from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.sites.base import ArraySpec
 
 
@@ -38,7 +38,6 @@ def plugin_specs(config: PluginConfig, stack: Stack) -> dict[str, dict[str, Arra
     Raises:
       PluginError: if the config names layers that the stack does not have.
     """
-    check_layers(config, stack)
     return {key: specs for site in config.parts for key, specs in site.arrays(stack).items()}
 
 
@@ -96,8 +95,6 @@ def stack_flops(
     for name, value in (("length", length), ("batch", batch)):
         if value < 1:
             raise ConfigError(f"A cost needs a positive {name}; found {value}.")
-    if plugin:
-        check_layers(plugin, stack)
     layers = range(stack.layers)
     flops = sum(stack.flops(layer, length, length, length) for layer in layers)
     changes = (site.flops(stack, length) for site in plugin.parts) if plugin else ()

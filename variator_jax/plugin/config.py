@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from variator_jax.backbones.base import Stack
 from variator_jax.errors import PluginError
 from variator_jax.plugin.schedule import (
     SITE_KINDS,
@@ -20,7 +19,7 @@ from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
 _DEFAULTS = ("ratio", "bottleneck", "rank")  # of sites in words that leave them out
-_RESERVED = ("none", "auto")  # a request's words for the backbone itself and the server's choice
+NONE, AUTO = "none", "auto"  # for a plugin's name: the backbone itself, the server's choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,10 +59,10 @@ class PluginConfig:
         if not isinstance(self.pool_padding, bool):
             raise PluginError(f"pool_padding is True or False; found {self.pool_padding!r}.")
         name, form = self.given_name, r"(?!ratio_\d)([A-Za-z][A-Za-z0-9_]*)?"
-        if name in _RESERVED or not isinstance(name, str) or not re.fullmatch(form, name):
+        if name in (NONE, AUTO) or not isinstance(name, str) or not re.fullmatch(form, name):
             raise PluginError(
                 "A plugin's name is a letter, then letters, digits and '_', but not "
-                f"{_RESERVED}, ratio_4; found {name!r}."
+                f"{NONE!r}, {AUTO!r} or 'ratio_4'; found {name!r}."
             )
         if isinstance(self.sites, Site) or isinstance(self.sites, str) and " " in self.sites:
             object.__setattr__(self, "sites", (self.sites,))
@@ -186,16 +185,6 @@ class PluginConfig:
     def _ffn(self) -> Ffn:
         parts, pattern = (self.compression, self.decompression), str(self.sites)
         return Ffn(self.ratio, self.layers, self.bottleneck, *parts, pattern, self.rank)
-
-
-def check_layers(config: PluginConfig, stack: Stack) -> None:
-    """Refuses sites in layers that a stack does not have.
-
-    Raises:
-      PluginError: with the layers.
-    """
-    for site in config.parts:
-        site.selected(stack)
 
 
 def _check_overlaps(sites: Sequence[Site]) -> None:

@@ -21,8 +21,8 @@ from flax import traverse_util
 
 from variator_jax.backbones.base import FfnStack, Mask, Stack
 from variator_jax.errors import PluginError
-from variator_jax.plugin.arrays import PluginVariables
-from variator_jax.plugin.config import PluginConfig, check_layers
+from variator_jax.plugin.arrays import PluginVariables, plugin_specs
+from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.groups import Groups, key_columns, make_groups, stride_bias
 from variator_jax.plugin.schedule import describe_site
 from variator_jax.plugin.sites.base import Call, Site
@@ -224,7 +224,6 @@ def _points(
     config: PluginConfig, stack: Stack, params: Mapping[str, Any]
 ) -> dict[str, tuple[Site, str]]:
     """Module path -> site and key of its arrays."""
-    check_layers(config, stack)
     points = {
         path: (site, key) for site in config.parts for path, key in site.points(stack).items()
     }
@@ -234,12 +233,11 @@ def _points(
             f"The plugin has no arrays for {missing[0]!r}; it has them for: "
             f"{', '.join(sorted(params)) or 'no site'}."
         )
-    for site in config.parts:
-        for key, specs in site.arrays(stack).items():
-            have = traverse_util.flatten_dict(params[key], sep="/").keys()
-            if differ := sorted(have ^ specs.keys()):
-                reason = "is not in the plugin" if differ[0] in specs else "is not of its settings"
-                raise PluginError(f"{key}: the array {differ[0]!r} {reason}, {config.description}.")
+    for key, specs in plugin_specs(config, stack).items():
+        have = traverse_util.flatten_dict(params[key], sep="/").keys()
+        if differ := sorted(have ^ specs.keys()):
+            reason = "is not in the plugin" if differ[0] in specs else "is not of its settings"
+            raise PluginError(f"{key}: the array {differ[0]!r} {reason}, {config.description}.")
     return points
 
 

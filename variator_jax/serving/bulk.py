@@ -272,7 +272,7 @@ def _identity(
     if plugin is not None:
         variables = plugin.variables
         arrays = {"params": variables.params, "scales": variables.output_scales}
-        found = plugin.config.to_json() | {"arrays": fingerprint(arrays)}
+        found = plugin.config.to_run() | {"arrays": fingerprint(arrays)}
     identity = {
         "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
         "vocabulary": backbone.vocabulary_fingerprint,

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.plugin.config import AUTO, NONE
 from variator_jax.texts import EOS, Tokenizer
 
 KINDS = ("embed", "classify", "rerank", "generate")
-#: The name of ratio 1.
-NONE = "none"
-AUTO = "auto"
 _OWN_IDS = (
     "A client that tokenises by itself, such as LangChain's OpenAIEmbeddings, sends texts with "
     "check_embedding_ctx_length=False."

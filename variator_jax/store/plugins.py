@@ -56,15 +56,12 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     listed = sorted(plugins, key=lambda plugin: (plugin.config.ratio, plugin.config.name))
     ratios = collections.Counter(plugin.config.ratio for plugin in listed)
     keys = [p.config.ratio if ratios[p.config.ratio] == 1 else p.config.name for p in listed]
-    named: dict[str, int] = {}
-    for number, plugin in enumerate(listed):
-        name = plugin.config.name
-        other = named.setdefault(name, number)
-        if other != number:
-            both = f"'{listed[other].config.description}' and '{plugin.config.description}'"
+    for name, count in collections.Counter(plugin.config.name for plugin in listed).items():
+        if count > 1:
+            sites = [p.config.description for p in listed if p.config.name == name]
             raise PluginError(
-                f"Two plugins are called {name!r}: {both}. Give one another name: PLUGIN_NAME in "
-                "gin, given_name of PluginConfig."
+                f"Two plugins are called {name!r}: '{sites[0]}' and '{sites[1]}'. Give one another "
+                "name: PLUGIN_NAME in gin, given_name of PluginConfig."
             )
     return dict(zip(keys, listed, strict=True))
 

@@ -128,8 +128,7 @@ def plan(
         parts.append(Part.of("gradients", [leaf for path, leaf in leaves if is_trained(path)]))
         parts.append(Part.of("optimizer state", shapes.param_states))
     start = model.start
-    plugins = tuple(x for x in (start.plugin,) if x.ratio > 1)
-    return Plan(start.backbone, plugins, tuple(parts), mesh.size, inputs)
+    return Plan(start.backbone, (start.plugin,), tuple(parts), mesh.size, inputs)
 
 
 def axes_leaves(axes: Any) -> list[Any]:

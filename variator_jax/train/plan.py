@@ -62,7 +62,7 @@ class Plan:
 
     Attributes:
       backbone: its shape.
-      plugins: those that are trained or used.
+      plugins: those that are trained or used; ratio 1 is not printed.
       parts: the arrays in each device's memory.
       devices: how many there are.
       length: tokens of an encoder input.
@@ -83,6 +83,7 @@ class Plan:
             f"{flops_saved(stack, self.length, plugin):.1%} saved, so at most "
             f"{flops_allowed_speedup(stack, self.length, plugin):.2f} times as fast"
             for plugin in self.plugins
+            if plugin.parts
         ]
         rows = [f"{p.name:<28}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
         return "\n".join(
@@ -155,8 +156,7 @@ def plan(
         parts.append(Part.of("LoRA", moved))
     else:
         moved = weights if trained == "backbone" else {}
-    used = [plugin] if plugins is None else plugins
-    used = [one for one in used if one.ratio > 1 and trained in ("plugin", "student")]
+    used = (plugin,) if plugins is None else tuple(plugins)
     for one in used if trained == "plugin" else ():
         fresh = jax.eval_shape(functools.partial(init_plugin, one, T5(backbone).stack(), key))
         moved = fresh.params
@@ -165,7 +165,8 @@ def plan(
         state = jax.eval_shape(optimizer.init, moved)
         parts.append(Part.of("gradients", moved))
         parts.append(Part.of("optimizer state", state, None, moment_shardings(state, moved)))
-    return Plan(backbone, tuple(used), tuple(parts), mesh.size, length)
+    compressed = trained in ("plugin", "student")
+    return Plan(backbone, used if compressed else (), tuple(parts), mesh.size, length)
 
 
 def _placed(config: T5Config, mesh: Any) -> dict:

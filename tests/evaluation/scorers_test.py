@@ -12,7 +12,7 @@ from variator_jax.plugin import PluginConfig, init_plugin
 
 CONFIG = get_config("nano", num_encoder_layers=1, num_decoder_layers=1)
 NETWORK = T5(CONFIG)
-LABELS = [7, 40, 12]
+LABELS = (7, 40, 12)
 # Compiled once for all tests.
 BARE = SplicedModel(NETWORK)
 BACKBONE, TARGETS = label_scorer(BARE, LABELS), target_scorer(BARE)
@@ -45,6 +45,12 @@ def test_label_scores_are_the_logits_at_the_position_behind_the_prefix(params):
         scores = scorer(params, None, batch() | {"not_read": 1})
         np.testing.assert_allclose(scores, logits[:, position, LABELS], rtol=1e-4, atol=1e-5)
         assert not np.allclose(scores, logits[:, 1 - position, LABELS])
+
+
+def test_plugins_of_the_same_settings_share_one_compiled_scorer():
+    (one, _), (same, _), (other, _) = plugin(2), plugin(2, seed=1), plugin(4)
+    scorers = [label_scorer(SplicedModel(NETWORK, config), LABELS) for config in (one, same, other)]
+    assert scorers[0] is scorers[1] is not scorers[2]
 
 
 def test_target_scores_are_likelihoods_and_hits(params):

@@ -45,18 +45,22 @@ def test_a_grid_may_grow_by_what_is_new_but_not_change_its_recipe(tmp_path, caps
         drive.drive(other, {}, None, None)
 
 
-def test_a_score_of_other_macros_of_a_plugin_is_refused(tmp_path):
-    def scored(experiment, cell):
-        return {**score(experiment, cell), "macros": dict(cell.arm.plugin)}
-
-    def grid(rank):
-        macros = {"SITES": ("span all",), "ADAPTER_RANK": rank}
+@pytest.mark.parametrize("change", [{"ADAPTER_RANK": 16}, {"ARM": "truncated"}])
+def test_a_plugin_that_was_trained_with_other_macros_is_refused(tmp_path, change):
+    def grid(**changes):
+        macros = {"SITES": ("span all",), "ADAPTER_RANK": 8, **changes}
         return _experiment(tmp_path, arms=(), plugins={"span": macros})
 
-    drive.drive(grid(8), {}, run_training, scored)
-    drive.drive(grid(8), {}, None, None)
-    with pytest.raises(ConfigError, match="span is .*16.*Give the plugin another name"):
-        drive.drive(grid(16), {}, None, None)
+    with pytest.raises(ZeroDivisionError):
+        drive.drive(grid(ADAPTER_RANK=4), {}, lambda *_: 1 / 0, score)  # has made nothing
+    with pytest.raises(ZeroDivisionError):  # trained, and not yet scored
+        drive.drive(grid(), {}, run_training, lambda e, c: 1 / 0 if c.ratio > 1 else score(e, c))
+    if "ARM" not in change:
+        with pytest.raises(ConfigError, match="span is .*Give the plugin another name"):
+            drive.drive(grid(**change), {}, None, None)
+    drive.drive(grid(), {}, run_training, score)
+    with pytest.raises(ConfigError, match="span is .*Give the plugin another name"):
+        drive.drive(grid(**change), {}, None, None)
 
 
 @pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
@@ -129,6 +133,21 @@ def test_a_macro_may_change_until_something_was_made_with_it_and_arms_may_be_add
         _lock(first)
     drive.drive(tasks, drive.preflight(tasks), run_training, score)
     _lock(Experiment(**{**vars(tasks), "arms": ("mean_weights", "loss_task", "variator")}))
+
+
+@pytest.mark.parametrize(
+    "macros, message",
+    [
+        ({"SITES": ("spam all",)}, "spam"),
+        ({"SITES": ("span 0-7",)}, "layer"),
+        ({"RATIO": 1}, "ratio of 2 or more"),
+        ({"SITES": ("kv all",), "NEURONS_LOSS": 1.0}, "NEURONS_LOSS"),
+        ({"ARM": "student", "SITES": ("span all",), "RESIDUAL_LOSS": 1.0}, "RESIDUAL_LOSS"),
+    ],
+)
+def test_sites_and_losses_that_do_not_fit_are_found_before_anything_runs(tmp_path, macros, message):
+    with pytest.raises(ConfigError, match=f"(adapt|student).gin.*{message}"):
+        drive.preflight(_small(tmp_path, PLUGINS={"x": macros}))
 
 
 def test_missing_data_are_found_before_anything_runs(tmp_path):

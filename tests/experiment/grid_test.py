@@ -89,6 +89,8 @@ def test_plugins_of_ones_own_are_arms_with_their_sites_ratio_seeds_and_rival(tmp
     )
     assert step.macros["COMPRESSION"] == "mean"  # an arm's own macros stay
     assert step.macros["INITIAL_PLUGIN_PATH"] == "before"
+    given = {"given": {"ARM": "variator", "INITIAL_PLUGIN_PATH": "before"}}
+    assert "pretrain" not in {step.kind for step in _plan(tmp_path, arms=(), plugins=given)}
     scored = [step.cell.arm.name for step in steps if step.cell and step.macros.get("SITES")]
     assert scored == ["span_x8", "narrow", "span_x8"]
 
@@ -108,6 +110,7 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
         ({"arms": ("variatr",)}, "ARMS names 'variatr'.* Did you mean 'variator'"),
         ({"plugins": {"student": {}}}, "PLUGINS names 'student', which is an arm"),
         ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
+        ({"plugins": {"x": {"SEEDS": 0}}}, "SEEDS of the plugin 'x' is a tuple"),
         ({"ratios": (1, 2)}, "whole number from 2; found 1"),
         ({"tasks": "sst2"}, "TASKS is a tuple"),
         ({"seeds": ()}, "SEEDS is a tuple of different"),

@@ -11,6 +11,7 @@ def _cell(arm, seed, pair, name):
     scores = {"docs_pair": pair, "docs_name": name}
     costs = {"flops_saved": 0.7, "extra_parameters": 1200}
     place = {"backbone": "nano", "task": "docs", "ratio": 1 if arm == "backbone" else 4}
+    place["sites"] = "" if arm == "backbone" else "span all x4"
     return {**place, "arm": arm, "seed": seed, "labelled": ["docs_pair"], "scores": scores, **costs}
 
 
@@ -39,11 +40,24 @@ def test_gaps_are_paired_and_their_errors_are_of_examples_and_seeds():
     np.testing.assert_allclose(one["error"]["docs_pair"], math.sqrt(100**2 * 0.25 / 4))
 
 
+def test_the_tasks_of_an_experiment_are_paired_each_with_its_own_and_averaged():
+    others = [
+        {**cell, "task": "other", "labelled": ["cr"], "scores": {"cr": scores}, "flops_saved": 0.5}
+        for cell, scores in zip(CELLS, [TEACHER, TEACHER, [100.0, 0, 0, 0], [0] * 4], strict=True)
+    ]
+    gaps = paired_gaps([*CELLS, *others]).set_index("measure")
+    assert gaps["gap"]["docs_pair"] == 37.5
+    assert gaps["gap"]["cr"] == 62.5
+    assert gaps["gap"][CHOSEN] == (50.0 + 75.0) / 2 and gaps["gap"][JUDGED] == (25.0 + 50.0) / 2
+    assert set(gaps["seeds"]) == {2}
+    np.testing.assert_allclose(gaps["flops_saved"], 0.6)
+
+
 def test_a_line_of_the_table_has_every_gap_with_its_error_and_the_costs():
     header, _, line = paired_table(paired_gaps(CELLS)).splitlines()
-    assert [cell.strip() for cell in header.split("|")[1:4]] == ["arm", "k", "seeds"]
+    assert [cell.strip() for cell in header.split("|")[1:5]] == ["arm", "sites", "k", "seeds"]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells[:5] == ["span_x4", "4", "2", "+37.5 ± 27.0", "+10.0 ± 11.2"]
+    assert cells[:6] == ["span_x4", "span all x4", "4", "2", "+37.5 ± 27.0", "+10.0 ± 11.2"]
     assert cells[-2:] == ["70.0 %", "1,200"]
 
 
@@ -54,9 +68,10 @@ def test_plugins_of_all_layers_are_costed_on_published_sizes():
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[:3] == ["arm_0", "4", sites[0]]
     assert cells[3] == "73.7 %, 1.91 %" and cells[-1] == "74.7 %, 0.45 %"
-    assert sizes_table(CELLS) == ""
+    assert sizes_table(CELLS[:2]) == ""
 
 
 def test_cells_without_the_scores_of_their_examples_are_left_out():
     old = {name: value for name, value in CELLS[0].items() if name != "scores"}
-    assert paired_gaps([old, *CELLS[2:3]]).empty
+    gaps = paired_gaps([old, *CELLS[2:3]])
+    assert gaps.empty and paired_table(gaps) == ""

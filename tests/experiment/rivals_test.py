@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import random_params
 
 from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.errors import ConfigError
 from variator_jax.experiment import rivals
 from variator_jax.plugin import PluginConfig, intercept_modules, stack_flops
 
@@ -97,8 +98,13 @@ def test_rivals_cost_what_a_plugin_costs_with_no_vector_to_spare(stack, plugin, 
         (groups, lambda n: rivals.similar_tokens_flops(stack, length, length / n)),
         (shorter, lambda n: stack_flops(stack, n)),
     ):
-        assert count == 1 or cost(count) <= most
+        assert cost(count) <= most
         assert count == length or cost(count + 1) > most
+
+
+def test_a_span_costs_less_than_merging_in_ffns_can():
+    with pytest.raises(ConfigError, match="span all x4.* at 32 tokens"):
+        rivals.same_flops_ratio(STACK, 32, PluginConfig(sites=("span all x4",)))
 
 
 def batch(*rows, width=9):

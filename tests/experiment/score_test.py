@@ -11,7 +11,7 @@ from tiny import random_params
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.experiment.score import activated_neurons
-from variator_jax.plugin import PluginConfig, PluginVariables
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
 
 RELU = dataclasses.replace(
     PLAIN, name="by_hand", vocab_size=8, embed_dim=4, num_heads=1, mlp_dim=5, num_encoder_layers=2
@@ -43,11 +43,11 @@ def by_hand(config=RELU):
     return params
 
 
-def count(plugin, *rows, config=RELU, params=None):
+def count(plugin, *rows, config=RELU, params=None, variables=NOTHING_LEARNED):
     """Shares of neurons; each row is a batch."""
     params = by_hand(config) if params is None else params
     batches = [{"encoder_input_tokens": np.array([row], np.int32)} for row in rows]
-    return activated_neurons(T5(config), params, plugin, NOTHING_LEARNED, batches)
+    return activated_neurons(T5(config), params, plugin, variables, batches)
 
 
 def test_a_relu_backbone_whose_neurons_are_known():
@@ -63,6 +63,15 @@ def test_a_layer_that_the_plugin_leaves_alone_counts_its_tokens():
     shares = count(dataclasses.replace(POOL, layers=(1,)), [2, 4, 3, 0])
     assert list(shares.share) == pytest.approx([4 / 15, 1 / 10])
     assert list(shares.union) == pytest.approx([4 / 15, 4 / 10])
+
+
+def test_ffns_inside_a_span_run_on_its_merged_vectors():
+    config = PluginConfig(sites=("span 1 x2",))
+    variables = init_plugin(config, T5(RELU).stack(), jax.random.key(0))
+    shares = count(config, [2, 2, 3, 0], variables=variables)
+    # The groups of the span are {+e0, +e0} and {+e1}.
+    assert list(shares.share) == pytest.approx([5 / 15, 3 / 10])
+    assert list(shares.union) == pytest.approx([5 / 15, 3 / 10])
 
 
 def test_padding_never_counts():

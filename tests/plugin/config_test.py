@@ -28,6 +28,7 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"sites": ("ffn 0 x2",), "layers": (1,)}, r"layers=\(1,\) is for .* 'ffn 0 x2'"),
         ({"sites": (Ffn(2),), "rank": 4}, "rank=4 is for a plugin of the paper's sites"),
         ({"sites": None}, "a tuple of sites; found None"),
+        ({"ratio": 0, "sites": ("span all x1",)}, "'span all x1' merges nothing"),
         ({"sites": ("ffn 0 x1", "ffn 1 x2")}, "'ffn 0 x1' merges nothing: leave its layers out"),
         ({"sites": ("ffn all x2", "span 1 x2")}, "Layer 1 is in two sites, 'ffn all x2' and 'spa"),
         ({"sites": ("span all x2", "ffn all x2")}, "a span shares its layers with nothing"),

@@ -196,7 +196,7 @@ class Runner:
             return evaluator.evaluate_generation(spec, batches, score, vocabulary.decode, answers)
         labels = verbalizer_ids(spec, vocabulary.encode, vocabulary.unk_id)
         position = len(prefix_ids(spec, vocabulary.encode, vocabulary.unk_id))
-        score = bind(scorers.label_scorer(model, labels, position, self._mesh))
+        score = bind(scorers.label_scorer(model, tuple(labels), position, self._mesh))
         return evaluator.evaluate_classification(spec, batches, score, labels, position)
 
 

@@ -1,7 +1,8 @@
 """Compiled functions that score or answer a batch, one for each model and input shape.
 
 Each takes backbone parameters, plugin variables and a batch as arguments, so one compiled function
-serves every plugin with the same settings. What scores mean for a task is decided in `evaluator`.
+serves every plugin with the same settings, and is kept for the next one. What scores mean for a
+task is decided in `evaluator`.
 """
 
 import functools
@@ -21,14 +22,17 @@ from variator_jax.mesh import compile_on
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import intercept_modules
 
+_keep = functools.lru_cache(maxsize=32)
+
 # (backbone parameters, plugin variables or None, batch) -> scores
 Scorer = Callable[[Any, Any, Batch], Any]
 _ENCODER = ("encoder_input_tokens",)
 _TEACHER_FORCED = (*_ENCODER, "decoder_input_tokens", "decoder_target_tokens")
 
 
+@_keep
 def label_scorer(
-    model: SplicedModel, label_ids: Sequence[int], position: int = 0, mesh: Mesh | None = None
+    model: SplicedModel, label_ids: tuple[int, ...], position: int = 0, mesh: Mesh | None = None
 ) -> Scorer:
     """Returns a scorer of verbalizers: logits of `label_ids` at one target position.
 
@@ -54,6 +58,7 @@ def label_scorer(
     return _compiled(score, mesh, _TEACHER_FORCED)
 
 
+@_keep
 def target_scorer(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
     """Returns a scorer of target tokens under teacher forcing; arguments as for `label_scorer`.
 
@@ -75,11 +80,13 @@ def target_scorer(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
     return _compiled(score, mesh, _TEACHER_FORCED)
 
 
+@_keep
 def generator(model: SplicedModel, max_length: int, mesh: Mesh | None = None) -> Scorer:
     """Returns greedy decoding: a function to token ids `[batch, max_length]` int32."""
     return _compiled(functools.partial(model.generate, max_length=max_length), mesh, _ENCODER)
 
 
+@_keep
 def encoder(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
     """Returns the encoder: a function to hidden states `[batch, length, embed]`."""
     return _compiled(model.encode, mesh, _ENCODER)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax import gin_utils
+from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import ConfigError, VariatorError
-from variator_jax.experiment.grid import Cell, Experiment, Step, configure, plan
+from variator_jax.experiment.grid import Cell, Experiment, Step, configure, plan, steps_of
 from variator_jax.files import write_json
+from variator_jax.plugin import PluginConfig
+from variator_jax.train.losses import LossConfig
 
 RunTraining = Callable[[Experiment, Step], None]
 # Returns a cell's record, ready for JSON.
@@ -45,6 +48,19 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
       ConfigError: what the first step of a run would raise, after the names of its files.
     """
     from variator_jax.train import loop, optimizers, settings
+    from variator_jax.train.checks import check_trainable
+    from variator_jax.train.objectives import Distillation
+    from variator_jax.train.student import StudentDistillation
+
+    def check_method(kind: str) -> None:
+        """Refuses sites and losses that do not fit each other, or the backbone."""
+        backbone = T5(gin_utils.configured(get_config)())
+        plugin, loss = gin_utils.configured(PluginConfig)(), gin_utils.configured(LossConfig)()
+        check_trainable(plugin, backbone.stack())
+        if kind == "student":
+            StudentDistillation(backbone, backbone, loss)
+        else:
+            Distillation(backbone, plugin, loss)
 
     # What a run of training is made of, as far as making it costs little.
     parts: list[Callable[..., object]] = [optimizers.optimizer, loop.Schedule]
@@ -52,7 +68,8 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     configs: Configs = {}
     checked = []
     for step in plan(experiment):
-        shared = {name: step.macros[name] for name in step.macros.keys() - _PER_RUN}
+        own = step.macros.keys() - (_PER_RUN - {"RATIO"})
+        shared = {name: step.macros[name] for name in own}
         if (step.files, shared) in checked:
             continue
         checked.append((step.files, shared))
@@ -60,6 +77,8 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
             configure(experiment, step)
             for function in parts if step.cell is None else ():
                 gin_utils.configured(function)()
+            if step.kind in ("pretrain", "adapt", "student"):
+                check_method(step.kind)
         except VariatorError as error:
             reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
             raise ConfigError(f"{step.config}: {reason}") from None
@@ -93,6 +112,13 @@ def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:
     begun = {step.config for step in plan(experiment) if step.begun}
     pairs: dict[str, Any] = {"": (fixed, kept if begun else {})}
     pairs |= {f"{name}: ": (configs[name], made[name]) for name in sorted(begun & made.keys())}
+    arms, arms_made = _arms(experiment), kept.get("arms", {})
+    for name in sorted(_begun_arms(experiment) & arms_made.keys()):
+        if arms[name] != arms_made[name]:
+            raise ConfigError(
+                f"{name} is {arms[name]}; what is in {folder} was made with {arms_made[name]}. "
+                "Give the plugin another name."
+            )
     for place, (now, before) in pairs.items():
         for name in sorted(now.keys() & before.keys()):
             if now[name] != before[name]:
@@ -102,7 +128,24 @@ def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:
                     f"backbone of this one, such as {folder}/{experiment.backbones[0]}/pretrained."
                 )
     kept_names = made.keys() - (configs.keys() - begun)
-    return {**fixed, "configs": configs | {n: configs.get(n, {}) | made[n] for n in kept_names}}
+    configs = configs | {n: configs.get(n, {}) | made[n] for n in kept_names}
+    return {**fixed, "arms": arms_made | arms, "configs": configs}
+
+
+def _arms(experiment: Experiment) -> dict[str, Any]:
+    """What an arm's runs and scores depend on, by name, as JSON keeps it."""
+    names = ("scored", "pretrained", "adapted", "plugin", "loss")
+    arms = {arm.name: {n: getattr(arm, n) for n in names} for arm in experiment.all_arms()}
+    return json.loads(json.dumps(arms))
+
+
+def _begun_arms(experiment: Experiment) -> set[str]:
+    """Names of arms of which something was trained or scored."""
+    return {
+        cell.arm.name
+        for cell in experiment.cells()
+        if any(step.begun for step in steps_of(experiment, cell))
+    }
 
 
 def drive(
@@ -122,9 +165,6 @@ def drive(
     """
     write_json(Path(experiment.model_dir) / "experiment.json", lock(experiment, configs))
     steps, started = plan(experiment), time.monotonic()
-    for step in steps:
-        if step.cell and step.done:
-            _check_macros(step.cell, json.loads(step.result.read_text(encoding="utf-8")), step)
     for number, step in enumerate(steps, start=1):
         if step.done:
             continue
@@ -140,16 +180,6 @@ def drive(
             raise VariatorError(f"{step.name} ended without {step.result}.")
     files = map(experiment.cell_file, experiment.cells())
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
-def _check_macros(cell: Cell, record: dict[str, Any], step: Step) -> None:
-    """Refuses a score that was made with other macros of the same plugin."""
-    now = json.loads(json.dumps(dict(cell.arm.plugin)))
-    if record.get("macros", now) != now:
-        raise ConfigError(
-            f"{cell.arm.name} is {now}; {step.result} was scored with {record['macros']}. Give the "
-            "plugin another name."
-        )
 
 
 def describe(experiment: Experiment) -> str:

@@ -108,8 +108,8 @@ class Experiment:
       arm_ratios: the ratios of all arms but the method itself.
       plugins: name -> macros of a plugin and its training, which make one arm more each, such as
         {'span_x8': {'SITES': ('span all',), 'RATIO': 8, 'ADAPTER_RANK': 16}}. It is adapted without
-        pre-training; with 'ARM' it is another of `ARMS`, such as the student of the same FLOPs, and
-        with 'SEEDS' it has those alone.
+        pre-training, or from an 'INITIAL_PLUGIN_PATH'; with 'ARM' it is another of `ARMS`, such as
+        the student of the same FLOPs, and with 'SEEDS' it has those alone.
       backbone_paths: backbone -> a folder to start from, in place of training one.
       settings: macros for every stage, such as the folders of data.
       latency: (rows, tokens) of the encoder passes that are timed for each backbone, or None.
@@ -140,6 +140,9 @@ class Experiment:
                 raise ConfigError(f"{field.upper()} is a tuple of different values: {values!r}.")
         for name in self.plugins.keys() & ARMS.keys():
             raise ConfigError(f"PLUGINS names {name!r}, which is an arm of every experiment.")
+        for name, own in self.plugins.items():
+            if type(seeds := own.get("SEEDS", ())) not in (tuple, list):
+                raise ConfigError(f"SEEDS of the plugin {name!r} is a tuple: {seeds!r}.")
         for ratio in (*self.ratios, *self.arm_ratios):
             if not isinstance(ratio, int) or ratio < 2:
                 raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")
@@ -165,6 +168,9 @@ class Experiment:
             own: dict[str, Any] = dict(macros)
             like, seeds = ARMS[own.pop("ARM", "no_pretraining")], own.pop("SEEDS", None)
             changes = {"name": name, "ratios": (own.pop("RATIO", 4),), "seeds": seeds}
+            changes["pretrained"] = like.pretrained and not (
+                like.adapted and "INITIAL_PLUGIN_PATH" in own
+            )
             changes["loss"] = {key: own.get(key, value) for key, value in like.loss.items()}
             changes["plugin"] = {**like.plugin, **own}
             arms.append(dataclasses.replace(like, **changes))
@@ -255,6 +261,13 @@ def plan(experiment: Experiment) -> list[Step]:
         for step in (*_training(experiment, cell), scoring(experiment, cell)):
             steps.setdefault(step.result, step)
     return list(steps.values())
+
+
+def steps_of(experiment: Experiment, cell: Cell) -> Iterator[Step]:
+    """The steps of a cell's own arm, without the backbone's and the teacher's."""
+    for step in (*_training(experiment, cell), scoring(experiment, cell)):
+        if step.kind not in ("backbone", "finetune"):
+            yield step
 
 
 def scoring(experiment: Experiment, cell: Cell) -> Step:

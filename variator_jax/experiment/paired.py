@@ -30,8 +30,8 @@ def paired_gaps(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     Returns:
       A row for each backbone, arm, ratio and measure, with `gap` in points, `error`, which is the
-      standard error over examples and over seeds together, `seeds`, and the arm's costs. Measures
-      are the tasks, and the mean of the classification tasks on each half of the examples.
+      standard error over examples and over seeds together, `seeds`, and the arm's sites and costs.
+      Measures are the tasks, and the mean of the classification tasks on each half of the examples.
     """
     cells = [record for record in records if all(record.get("scores", {"": ()}).values())]
     teachers = {_pair(cell): cell for cell in cells if cell["arm"] == TEACHER}
@@ -41,37 +41,41 @@ def paired_gaps(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     keys = [tuple(cell[name] for name in names) for cell in others]
     for key in dict.fromkeys(keys):
         group = [cell for cell, own in zip(others, keys, strict=True) if own == key]
-        costs = {name: group[0][name] for name in ("flops_saved", "extra_parameters")}
-        # Task -> [seeds, examples]
-        lost = {
-            task: np.subtract(
-                [teachers[_pair(cell)]["scores"][task] for cell in group],
-                [cell["scores"][task] for cell in group],
-            )
-            for task in group[0]["scores"]
-        }
+        arm = dict(zip(names, key, strict=True), sites=group[0].get("sites", ""))
+        arm["seeds"] = len({cell["seed"] for cell in group})
+        # The tasks of an experiment may have inputs of different lengths.
+        arm["flops_saved"] = np.mean([cell["flops_saved"] for cell in group])
+        arm["extra_parameters"] = group[0]["extra_parameters"]
+        lost: dict[str, np.ndarray] = {}  # task -> [seeds, examples]
+        for task in dict.fromkeys(task for cell in group for task in cell["scores"]):
+            pairs = [
+                (teachers[_pair(cell)]["scores"][task], cell["scores"][task])
+                for cell in group
+                if task in cell["scores"]
+            ]
+            lost[task] = np.subtract(*np.swapaxes(pairs, 0, 1))
         measures = {task: [points] for task, points in lost.items()}
-        labelled = [lost[task] for task in group[0]["labelled"]]
+        labelled = [lost[t] for t in dict.fromkeys(t for cell in group for t in cell["labelled"])]
         if labelled:
             measures[CHOSEN] = [points[:, : points.shape[1] // 2] for points in labelled]
             measures[JUDGED] = [points[:, points.shape[1] // 2 :] for points in labelled]
         for measure, parts in measures.items():
             gap, error = _mean_and_error(parts)
-            named = dict(zip(names, key, strict=True), measure=measure, seeds=len(group))
-            rows.append({**named, "gap": gap, "error": error, **costs})
+            rows.append({**arm, "measure": measure, "gap": gap, "error": error})
     return pd.DataFrame(rows)
 
 
 def paired_table(gaps: pd.DataFrame) -> str:
-    """A Markdown table of one backbone's `paired_gaps`, a line an arm and ratio."""
+    """A Markdown table of one backbone's `paired_gaps`, a line an arm and ratio, or nothing."""
     lines = []
-    for (arm, ratio), group in gaps.groupby(["arm", "ratio"], sort=False):
+    groups = [] if gaps.empty else gaps.groupby(["arm", "ratio"], sort=False)
+    for (arm, ratio), group in groups:
         first = group.iloc[0]
-        line = {"arm": arm, "k": ratio, "seeds": first["seeds"]}
+        line = {"arm": arm, "sites": first["sites"], "k": ratio, "seeds": first["seeds"]}
         line |= {row.measure: f"{row.gap:+.1f} ± {row.error:.1f}" for row in group.itertuples()}
         line["FLOPs saved"] = f"{100 * first['flops_saved']:.1f} %"
         lines.append(line | {"extra parameters": f"{first['extra_parameters']:,}"})
-    return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github"))
+    return _as_table(lines)
 
 
 def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -94,6 +98,10 @@ def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
             saved = flops_saved(stack, LENGTH, plugin)
             line[f"T5 1.1 {name}"] = f"{100 * saved:.1f} %, {100 * extra:.2f} %"
         lines.append(line)
+    return _as_table(lines)
+
+
+def _as_table(lines: Sequence[Mapping[str, object]]) -> str:
     return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github")) if lines else ""
 
 

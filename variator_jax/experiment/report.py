@@ -124,7 +124,7 @@ def _plots(
     for backbone, part in table.groupby("backbone", sort=False):
         if METHOD in experiment.arms:
             plots[f"ratios_{backbone}"] = partial(figures.ratio_figure, part, metric)
-        for ratio in experiment.arm_ratios:
+        for ratio in experiment.arm_ratios if experiment.arms else ():
             plots[f"arms_{backbone}_k{ratio}"] = partial(figures.arms_figure, part, ratio, metric)
     if METHOD in experiment.arms and len(experiment.backbones) > 1:
         plots["sizes"] = partial(figures.size_figure, table)
@@ -149,7 +149,8 @@ def _markdown(
             sections += ["The plugin's score less that of other arms of its ratio:", compared]
         if experiment.plugins:
             own = [record for record in records if record["backbone"] == backbone]
-            sections += [_PAIRED, paired_table(paired_gaps(own))]
+            if paired := paired_table(paired_gaps(own)):
+                sections += [_PAIRED, paired]
             if published := sizes_table(own):
                 sections += [_PUBLISHED, published]
     if METHOD in experiment.arms:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.backbones.base import Stack
+from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, intercept_modules, stack_flops
 
 Batch = Mapping[str, Any]
@@ -110,7 +111,7 @@ def similar_tokens_flops(stack: Stack, length: int, ratio: float) -> int:
     """FLOPs of one encoder pass over one row: FFNs on merged vectors, and the similarities.
 
     The similarities cost 2 * length * ceil(length / ratio) * embed in each layer. Means are sums of
-    vectors without a product, and are not counted; see `cost`.
+    vectors without a product, and are not counted.
     """
     groups = len(_places(length, ratio))
     layers = sum(stack.flops(i, length, length, groups) for i in range(stack.layers))
@@ -126,13 +127,21 @@ def same_flops_ratio(stack: Stack, length: int, plugin: PluginConfig) -> float:
       plugin: its settings.
 
     Returns:
-      length / n for the most destinations n that cost no more, 1 at least.
+      length / n for the most destinations n that cost no more.
+
+    Raises:
+      ConfigError: if even one destination costs more: attention, which spans shorten, stays whole.
     """
     most, counts = stack_flops(stack, length, plugin), range(1, length + 1)
     fitting = bisect.bisect_right(
         counts, most, key=lambda n: similar_tokens_flops(stack, length, length / n)
     )
-    return length / max(fitting, 1)
+    if not fitting:
+        raise ConfigError(
+            f"Similar tokens that are merged in FFNs alone cannot cost as little as "
+            f"{plugin.description} at {length} tokens; compare them with a plugin of FFN sites."
+        )
+    return length / fitting
 
 
 def _places(length: int, ratio: float) -> np.ndarray:

@@ -46,7 +46,6 @@ from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment
 from variator_jax.files import write_json
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import (
-    Ffn,
     PluginConfig,
     PluginVariables,
     init_plugin,
@@ -307,7 +306,7 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
     """The jitted count of one batch: (layer, kind) -> (sum of shares, number of inputs)."""
     stack = backbone.stack()
     threshold = 0.0 if "relu" in backbone.config.mlp_activations else 1.0
-    sites = [site for site in plugin.parts if isinstance(site, Ffn)]
+    sites = [site for site in plugin.parts if site.kind != "kv"]  # FFNs run on merged vectors
     ratios = {layer: site.ratio for site in sites for layer in site.selected(stack)}
 
     def fires(hidden: jax.Array) -> jax.Array:

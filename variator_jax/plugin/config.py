@@ -86,7 +86,7 @@ class PluginConfig:
                 f"The plugin's ratio is {self.ratio}; its sites have {ratios}. RATIO is for sites "
                 "without one of their own: set it to one of these, or leave it out of the sites."
             )
-        if self.ratio != 1 and min(ratios) == 1 < max(ratios):
+        if self.ratio != 1 and min(ratios) == 1:
             where = f"{describe_site(sites[ratios.index(1)])!r} merges nothing"
             raise PluginError(f"The site {where}: leave its layers out.")
         object.__setattr__(self, "ratio", 1 if self.ratio == 1 else max(ratios))

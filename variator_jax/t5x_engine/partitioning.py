@@ -16,8 +16,6 @@ from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, is_trained
 from variator_jax.train.plan import Part, Plan
 
-PLUGIN_RULES = (("plugin_in", None), ("plugin_ratio", None), ("plugin_hidden", None))
-
 
 class MeshPartitioner(partitioning.PjitPartitioner):
     """A partitioner over a mesh of `(data, model)` devices, in jax's order.
@@ -73,9 +71,8 @@ def partitioner(
       mesh_shape: `(data, model)`, or `(data, 1, model)`, in place of both.
       additional_rules: logical axis rules of your own, before T5X's.
     """
-    rules = partitioning.standard_logical_axis_rules(
-        additional_rules=[*additional_rules, *PLUGIN_RULES]
-    )
+    # The plugin's own axes have no rule, so every device has them whole.
+    rules = partitioning.standard_logical_axis_rules(additional_rules=[*additional_rules])
     if mesh_shape is not None:
         return MeshPartitioner(mesh_shape, logical_axis_rules=rules)
     submesh = tuple(model_parallel_submesh) if model_parallel_submesh else None

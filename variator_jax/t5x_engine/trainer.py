@@ -24,7 +24,7 @@ from variator_jax.backbones.base import Mask
 from variator_jax.data.batches import batches
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import is_url, lock_folder
-from variator_jax.plugin import calibrate, site_output_rms
+from variator_jax.plugin import PluginConfig, calibrate, site_output_rms
 from variator_jax.t5x_engine.checks import record_run
 from variator_jax.t5x_engine.model import DistillationModel
 from variator_jax.t5x_engine.network import PLUGIN, from_tree, to_tree
@@ -176,7 +176,7 @@ def get_dataset(
     *t5x_arguments: Any,
     model_dir: str,
     seed: int = 0,
-    ratio: int = 1,
+    plugin: PluginConfig | None = None,
     pack_multiple: int = 1,
     **t5x_options: Any,
 ) -> "BatchIterator":
@@ -192,8 +192,8 @@ def get_dataset(
       *t5x_arguments: T5X's other arguments, which are ignored.
       model_dir: the folder of the run's checkpoints.
       seed: of the order, and of span corruption.
-      ratio: the plugin's compression ratio.
-      pack_multiple: packed examples start on multiples of it; itself a multiple of the ratio.
+      plugin: the plugin's settings.
+      pack_multiple: packed examples start on multiples of it; itself one of every site's ratio.
       **t5x_options: T5X's other options, which are ignored.
 
     Raises:
@@ -201,7 +201,7 @@ def get_dataset(
       DataError: for an unknown task, or one without examples.
     """
     if cfg.pack:
-        check_packing(pack_multiple, ratio)
+        check_packing(pack_multiple, plugin.period if plugin else 1)
     if cfg.use_cached:
         raise ConfigError(
             "USE_CACHED_TASKS = True is for T5X's own pipeline: set "

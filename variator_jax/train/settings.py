@@ -26,8 +26,8 @@ class DataConfig:
       eval_batches: batches of the validation split in one evaluation, 0 for none.
       seed: of the order of the examples.
       packed: put several short examples into a row.
-      pack_multiple: a packed example starts on a multiple of this many tokens; the compression
-        ratio, so that no merge group spans two examples.
+      pack_multiple: a packed example starts on a multiple of this many tokens; itself a multiple
+        of every site's ratio, so that no merge group spans two examples.
       data_shards: into how many streams the data are cut, each read only by the
         processes that hold its rows. The examples of a step depend on this number, and never on
         how many processes there are: it is a multiple of every number of processes to come.

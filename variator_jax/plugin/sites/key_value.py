@@ -18,7 +18,6 @@ from variator_jax.plugin.compression import (
     compression_flops,
     compression_specs,
     constrain,
-    merge_weights,
 )
 from variator_jax.plugin.groups import Groups, pool_keys
 from variator_jax.plugin.sites import base
@@ -63,10 +62,6 @@ class KeyValue(base.Site):
     def whole(self, stack: Stack, path: str, layers: Sequence[int]) -> bool:
         """Queries, and what the attention returns, are whole."""
         return all(path not in stack.matrices("keys", layer) for layer in layers)
-
-    def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
-        """`[batch, length, embed] -> [batch, groups, k]`."""
-        return merge_weights(arrays["compression"], groups.split(x), groups.members)
 
     def run(
         self,

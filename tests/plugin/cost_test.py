@@ -125,7 +125,6 @@ def test_plugin_parameters_are_counted_and_made(plugin, per_layer):
 @pytest.mark.parametrize(
     "name, plugin, length",
     [
-        ("t5_1_0_base", PluginConfig(1), 256),
         ("t5_1_1_base", PluginConfig(4, layers=(1,)), 128),
         ("t5_1_0_base", PluginConfig(4, compression="mean", decompression="repeat"), 128),
         ("t5_1_0_base", PluginConfig(8), 100),

@@ -66,14 +66,13 @@ if not (before == run()).all() or (before == inside).all() or __debug__:
 """
 
 
-@pytest.mark.parametrize("option", ["-O", "-OO"])
-def test_nothing_stays_behind_after_a_splice_without_assertions_too(option):
+def test_nothing_stays_behind_after_a_splice_without_assertions_too():
     """Flax takes an interceptor away inside an `assert`, which `python -O` leaves out."""
     folder = Path(__file__).parents[2]
-    subprocess.run([sys.executable, option, "-c", OPTIMISED], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-O", "-c", OPTIMISED], cwd=folder, check=True)
 
 
-@pytest.mark.parametrize("kind", [1, 3, 4, 16, *KINDS])
+@pytest.mark.parametrize("kind", [3, 16, *KINDS])
 def test_padding_and_neighbours_change_nothing(kind):
     config, text = KINDS.get(kind) or PluginConfig(kind), tokens_of(1, 13)
     exact = encode(text, config, decode=True)[0]
@@ -88,7 +87,7 @@ def test_padding_and_neighbours_change_nothing(kind):
             np.testing.assert_allclose(encode(text, config, decode=True)[0], exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [1, 3, 8, *KINDS])
+@pytest.mark.parametrize("kind", [3, *KINDS])
 def test_nothing_crosses_from_one_packed_example_into_another(kind):
     config, rng = KINDS.get(kind) or PluginConfig(kind), np.random.default_rng(3)
     for draw in range(8):
@@ -103,7 +102,7 @@ def test_nothing_crosses_from_one_packed_example_into_another(kind):
         assert np.abs(after[changed] - before[changed]).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [1, 2, 4, "spans"])
+@pytest.mark.parametrize("kind", [4, "spans"])
 def test_examples_packed_on_group_boundaries_equal_examples_alone(kind):
     config, packed = KINDS.get(kind) or PluginConfig(kind), tokens_of(1, 14)
     packed[:, 7] = 0  # a gap up to the next group

@@ -32,6 +32,7 @@ STORES = {
     "path outside": functools.partial(t5x_files.beside, outside=True),
     "mixed": lambda *leaf: (t5x_files.held if leaf[2].ndim == 1 else t5x_files.beside)(*leaf),
 }
+FORMS = ("t5", "unscanned", "scanned")
 SAMPLES = Path(__file__).parents[3] / "shared" / "t5x_checkpoints"
 QUERY = "encoder/layers_1/attention/query/kernel"
 NORM = "encoder/encoder_norm/scale"
@@ -60,18 +61,21 @@ def msgpack_array(dtype, data):
 
 
 class TestRead:
-    @pytest.mark.parametrize("family", small_t5.CONFIGS)
-    @pytest.mark.parametrize("form", ["t5", "unscanned", "scanned"])
-    @pytest.mark.parametrize("layout", WRITERS)
-    def test_every_form_in_both_layouts(self, family, form, layout, tmp_path):
+    @pytest.mark.parametrize(
+        ("layout", "form", "family"),
+        [
+            *(("legacy", form, x) for form in FORMS for x in small_t5.CONFIGS),
+            *((layout, "t5", "1.1") for layout in WRITERS if layout != "legacy"),
+        ],
+    )
+    def test_every_form_and_every_layout(self, family, form, layout, tmp_path):
         expected, tree = tree_of(small_t5.CONFIGS[family], form)
         loaded = load_backbone(WRITERS[layout](tmp_path / "checkpoint_5", tree))
         small_t5.assert_same(loaded.params, expected.params)
         assert loaded.fingerprint == expected.fingerprint
         assert loaded.config == dataclasses.replace(expected.config, name=loaded.config.name)
 
-    @pytest.mark.parametrize("version", [3, 0])
-    @pytest.mark.parametrize("store", STORES)
+    @pytest.mark.parametrize(("store", "version"), [*((store, 3) for store in STORES), ("held", 0)])
     def test_every_way_in_which_old_files_keep_a_leaf(self, store, version, tmp_path):
         expected, tree = tree_of(small_t5.PLAIN)
         folder = tmp_path / "checkpoint_5"

@@ -138,6 +138,19 @@ def constrain(x: jax.Array) -> jax.Array:
     return with_sharding_constraint(x, ("batch", "length", "embed"))
 
 
+@jax.custom_vjp
+def stored_gradient(x: jax.Array) -> jax.Array:
+    """The identity, whose gradient is computed once and stored.
+
+    XLA on CPUs fuses the sums of a residual stream's gradient into each of their uses, so that each
+    layer would compute the gradients of all later layers again.
+    """
+    return x
+
+
+stored_gradient.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
+
+
 def _repeat_to(y: jax.Array, receivers: jax.Array | None) -> jax.Array:
     """`[batch, groups, width] -> [batch, groups, k or 1, width]`, 0 where nothing is received."""
     y = y[:, :, None, :]

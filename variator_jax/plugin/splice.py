@@ -158,8 +158,9 @@ def splice(
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
         with biases.inside(site):
-            key_bias, at = biases.of_keys.get(site.ratio), Call(path, call, args, kwargs)
-            return site.call(known, at, arrays, groups[site.ratio], key_bias)
+            key_bias = biases.of_keys.get(site.ratio)
+            at = Call(path, call, args, kwargs, known, arrays, groups[site.ratio], key_bias)
+            return site.call(at)
 
     needed = [*points, *biases.needed]
     with intercept_modules(wanted, handler, also={biases.path}, needed=needed):

@@ -29,6 +29,10 @@ class Call(NamedTuple):
     run: Callable[..., Any]  # the module's own call
     args: tuple
     kwargs: dict
+    stack: Stack  # where the module is
+    arrays: Arrays  # a tree of those of its key, with `output_scale`
+    groups: Groups  # of the stack's input
+    key_bias: jax.Array | None  # [batch, heads, length, groups], the position bias of merged keys
 
 
 class Around(NamedTuple):
@@ -65,15 +69,8 @@ class Site:
         """The arrays of one key but for adapters: name, with '/' between its parts -> array."""
         raise NotImplementedError
 
-    def run(
-        self,
-        stack: Stack,
-        call: Call,
-        arrays: Arrays,
-        groups: Groups,
-        key_bias: jax.Array | None,
-    ) -> Any:
-        """Surrounds one call of a module of the site's role; arguments as for `call`."""
+    def run(self, call: Call) -> Any:
+        """Surrounds one call of a module of the site's role."""
         raise NotImplementedError
 
     def rows(self, length: int, groups: int) -> tuple[int, int, int]:
@@ -139,26 +136,11 @@ class Site:
             points |= dict.fromkeys(self.matrices(stack, layers), key) if self.rank else {}
         return points
 
-    def call(
-        self,
-        stack: Stack,
-        call: Call,
-        arrays: Arrays,
-        groups: Groups,
-        key_bias: jax.Array | None,
-    ) -> Any:
-        """Surrounds one call.
-
-        Args:
-          stack: where the module is.
-          call: of a module at one of the site's points.
-          arrays: a tree of those of its key, with `output_scale`.
-          groups: the merge groups of the stack's input.
-          key_bias: `[batch, heads, length, groups]`, the position bias of merged keys.
-        """
-        if call.path in {self.module(stack, layer) for layer in self.selected(stack)}:
-            return self.run(stack, call, arrays, groups, key_bias)
-        return run_adapted(call, arrays)
+    def call(self, call: Call) -> Any:
+        """Surrounds one call of a module at one of the site's points."""
+        if call.path in {self.module(call.stack, layer) for layer in self.selected(call.stack)}:
+            return self.run(call)
+        return run_adapted(call)
 
     def around(self, stack: Stack) -> dict[str, Around]:
         """Key -> the modules inside."""
@@ -210,12 +192,12 @@ def adapter_specs(matrices: Mapping[str, tuple[int, int]], rank: int) -> dict[st
     return specs
 
 
-def run_adapted(call: Call, arrays: Arrays) -> jax.Array:
+def run_adapted(call: Call) -> jax.Array:
     """The frozen product plus its low-rank delta, for modules that multiply by one matrix.
 
     A Dense contracts its input's last axis, a DenseGeneral may contract several trailing ones.
     """
-    pair = arrays["adapters"]
+    pair = call.arrays["adapters"]
     for part in call.path.split("/"):
         pair = pair[part]
     y = call.run(*call.args, **call.kwargs)
@@ -227,20 +209,17 @@ def run_adapted(call: Call, arrays: Arrays) -> jax.Array:
 
 
 def replace_arguments(
-    names: Mapping[str, str],
-    args: tuple,
-    kwargs: dict,
-    changes: Mapping[str, Callable[[Any], Any]],
+    call: Call, role: str, changes: Mapping[str, Callable[[Any], Any]]
 ) -> tuple[tuple, dict]:
     """The arguments of a call with those of some kinds replaced.
 
     Args:
-      names: parameter -> kind, in the order of the signature, see `Stack.arguments`.
-      args: of the call.
-      kwargs: of the call.
+      call: of a module of `role`.
+      role: whose parameters `Stack.arguments` names.
       changes: kind -> what makes the new value of the old one; None stays None.
     """
-
+    # Parameter -> kind, in the order of the signature.
+    names, args, kwargs = call.stack.arguments(role), call.args, call.kwargs
     values = {**dict(zip(names, args, strict=False)), **kwargs}
     for name, kind in names.items():
         if kind in changes and values.get(name) is not None:

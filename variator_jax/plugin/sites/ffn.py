@@ -121,15 +121,9 @@ class Ffn(base.Site):
             flops += decompression_flops(self.ratio, width, self.bottleneck)
         return flops
 
-    def run(
-        self,
-        stack: Stack,
-        call: Call,
-        arrays: Arrays,
-        groups: Groups,
-        key_bias: jax.Array | None,
-    ) -> jax.Array:
+    def run(self, call: Call) -> jax.Array:
         """Runs the FFN on one vector a group, and expands its output to all members."""
+        stack, arrays, groups = call.stack, call.arrays, call.groups
         # [batch, length, embed]
         stream = stack.stream("ffn", call.args, call.kwargs)
         # [batch, groups, k, embed]

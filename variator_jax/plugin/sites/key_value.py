@@ -19,9 +19,9 @@ from variator_jax.plugin.compression import (
     compression_specs,
     constrain,
 )
-from variator_jax.plugin.groups import Groups, pool_keys
+from variator_jax.plugin.groups import pool_keys
 from variator_jax.plugin.sites import base
-from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call
+from variator_jax.plugin.sites.base import ArraySpec, Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +63,14 @@ class KeyValue(base.Site):
         """Queries, and what the attention returns, are whole."""
         return all(path not in stack.matrices("keys", layer) for layer in layers)
 
-    def run(
-        self,
-        stack: Stack,
-        call: Call,
-        arrays: Arrays,
-        groups: Groups,
-        key_bias: jax.Array | None,
-    ) -> jax.Array:
+    def run(self, call: Call) -> jax.Array:
         """Runs the attention with one key and one value a group."""
+        stack, groups, key_bias = call.stack, call.groups, call.key_bias
 
         def merged(keys: jax.Array) -> jax.Array:
             # [batch, length, embed] -> [batch, groups, embed]
             x = groups.split(keys)
-            return constrain(compress(arrays["compression"], x, groups.members))
+            return constrain(compress(call.arrays["compression"], x, groups.members))
 
         seen: list[jax.Array] = []
 
@@ -93,9 +87,8 @@ class KeyValue(base.Site):
             return key_bias
 
         args, kwargs = base.replace_arguments(
-            stack.arguments("attention"),
-            call.args,
-            call.kwargs,
+            call,
+            "attention",
             {"keys": merged, "mask": pooled, "bias": biased},
         )
         out = call.run(*args, **kwargs)

@@ -31,6 +31,7 @@ from variator_jax.plugin.compression import (
     decompression_specs,
     merge,
     merge_weights,
+    stored_gradient,
 )
 from variator_jax.plugin.groups import Groups, from_groups, pool_mask, stride_bias
 from variator_jax.plugin.sites import base
@@ -121,17 +122,10 @@ class Span(base.Site):
         """Layers give the whole residual stream back."""
         return after - before
 
-    def run(
-        self,
-        stack: Stack,
-        call: Call,
-        arrays: Arrays,
-        groups: Groups,
-        key_bias: jax.Array | None,
-    ) -> jax.Array | Opened:
+    def run(self, call: Call) -> jax.Array | Opened:
         """Opens the span before its first layer, runs a layer, and closes it after the last."""
+        stack, arrays, groups = call.stack, call.arrays, call.groups
         lasts = {around.last for around in self.around(stack).values()}
-        names = stack.arguments("layer")
         stream = next(iter(call.args), None)
         opened = (
             stream
@@ -139,9 +133,8 @@ class Span(base.Site):
             else self._open(stack.stream("layer", call.args, call.kwargs), arrays, groups)
         )
         args, kwargs = base.replace_arguments(
-            names,
-            call.args,
-            call.kwargs,
+            call,
+            "layer",
             {
                 "stream": lambda _: opened.merged,
                 "mask": lambda mask: pool_mask(mask, groups),
@@ -153,6 +146,7 @@ class Span(base.Site):
         return self._close(opened, arrays, groups) if call.path in lasts else opened
 
     def _open(self, stream: jax.Array, arrays: Arrays, groups: Groups) -> Opened:
+        stream = stored_gradient(stream)
         weights = self.weights(arrays, stream, groups)
         # [batch, groups, embed]
         merged = constrain(merge(weights, groups.split(stream)))

@@ -10,6 +10,7 @@ from tiny_model import BACKBONE, PLUGINS, SHAPE, make_plugin
 
 from variator_jax import VariatorError, VariatorModel
 from variator_jax.data.vocabulary import byte_vocabulary, load_vocabulary, train_sentencepiece
+from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import load_tokenizer
 
 TEXTS = ["the lazy dog", "Is it <extra_id_0> or <extra_id_1>?", "a fox", "", "<extra_id_99>"]
@@ -141,3 +142,9 @@ def test_sentinels_lie_behind_the_bytes(byte_model):
     assert byte_model.tokenizer.decode(ids) == "a<extra_id_0> b<extra_id_124>"
     with pytest.raises(VariatorError, match="go from <extra_id_0> to <extra_id_124>"):
         byte_model.encode("<extra_id_125>")
+
+
+def test_spaces_that_the_tokenizer_joins_do_not_count_when_a_text_is_cut(vocabulary_file):
+    tokenizer, words = load_tokenizer(vocabulary_file), "the fox " * 200
+    found = token_ids(TaskConfig("e", "embed"), " " * 9000 + words, tokenizer, Cut(16, True))
+    assert found == [*tokenizer.encode(words)[:15], 1]

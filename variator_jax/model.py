@@ -26,7 +26,14 @@ from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.description import check_belongs
 from variator_jax.store.plugins import Key, Plugin, by_key, check_shapes
-from variator_jax.texts import ByteTokenizer, Tokenizer, check_padding, load_tokenizer, token_array
+from variator_jax.texts import (
+    ByteTokenizer,
+    Tokenizer,
+    check_padding,
+    load_tokenizer,
+    text_ids,
+    token_array,
+)
 
 #: A text, texts, an integer array [batch, length], or lists of ids of unequal length.
 Inputs = Any
@@ -295,7 +302,7 @@ class VariatorModel:
 
     def _tokens(self, inputs: Inputs, what: str = "token_ids") -> np.ndarray:
         texts = _texts(inputs)
-        rows = inputs if texts is None else [self.tokenizer.encode(text) for text in texts]
+        rows = inputs if texts is None else [text_ids(self.tokenizer, text) for text in texts]
         return token_array(what, rows, self.backbone.config.vocab_size)
 
     def _key(self, ratio: int | None, name: str | None) -> Key:

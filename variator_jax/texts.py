@@ -220,6 +220,19 @@ def _load_pieces(path: Path) -> PieceTokenizer:
     return tokenizer
 
 
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text, EOS last.
+
+    Raises:
+      ConfigError: if the tokenizer refuses the text, or reads a token of padding in it, which
+        would be masked.
+    """
+    ids = tokenizer.encode(text)
+    if PAD in ids:
+        raise ConfigError(f"A text holds '<pad>', the token of padding: {text[:60]!r}.")
+    return ids
+
+
 def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
     """Token ids as an array `[batch, length]` int32; rows of unequal length are padded with 0.
 

@@ -65,7 +65,7 @@ def wait_until_ready(url):
 
 
 def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
-    process, url = start(folder, "--name", "tiny", "--slo_ms", "60000", VARIATOR_TOKEN="secret")
+    process, url = start(folder, "--name", "tiny", "--slo_ms", "60000", VARIATOR_TOKEN="secret\n")
     try:
         wait_until_ready(url)
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
@@ -95,6 +95,10 @@ def test_a_taken_port_and_a_missing_result_are_errors_in_words(folder, capsys, m
     (folder / "wrong.json").write_text('[{"name": "x", "kind": "embed", "promt": "{text}"}]')
     assert cli.main(["serve", "--backbone", "backbone", "--tasks", "wrong.json"]) == 2
     assert "Did you mean 'prompt'?" in capsys.readouterr().err
+    monkeypatch.setenv("VARIATOR_TOKEN", " ")
+    assert cli.main(["serve", "--backbone", "backbone"]) == 2
+    assert "VARIATOR_TOKEN is set, but empty" in capsys.readouterr().err
+    monkeypatch.delenv("VARIATOR_TOKEN")
     for name in ("--max_rows", "--max_length"):
         assert cli.main(["serve", "--backbone", "backbone", f"{name}=-1"]) == 2
         assert f"{name} -1: expected 1 or more" in capsys.readouterr().err

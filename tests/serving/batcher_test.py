@@ -82,7 +82,9 @@ def test_all_rows_of_a_request_have_the_plugin_of_its_first(batcher):
     assert {gear for _, gear, _ in collector.done} == {0} and shared == [0]
 
 
-def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(batcher, monkeypatch):
+def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(
+    batcher, monkeypatch, caplog
+):
     collector, fine = Collector(), Collector()
     batcher.put([collector.row("bad", 9, [0], program="labels")])
     assert collector.all_done.wait(30)
@@ -90,6 +92,7 @@ def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(batch
     bad = Collector()
     batcher.put([bad.row("bad", 9, [0])])
     assert bad.all_done.wait(30) and isinstance(bad.done[0][2], BackendError)
+    assert "ZeroDivisionError" in caplog.text and "Zero" not in str(bad.done[0][2])
     monkeypatch.undo()
     batcher.put([fine.row("fine", 9, [0])])
     assert fine.all_done.wait(30) and not isinstance(fine.done[0][2], Exception)

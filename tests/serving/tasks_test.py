@@ -3,6 +3,7 @@
 import pytest
 
 from variator_jax.errors import ConfigError
+from variator_jax.hf_tokenizer import AddedToken
 from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import ByteTokenizer
 
@@ -63,6 +64,12 @@ def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut():
         token_ids(TaskConfig("e", "embed"), "x" * 30, TOKENIZER, Cut(30))
     with pytest.raises(ConfigError, match="481 characters; the longest has 480"):
         token_ids(TaskConfig("e", "embed"), "x" * 481, TOKENIZER, Cut(30))
+
+
+def test_a_text_with_the_token_of_padding_is_refused():
+    tokenizer = ByteTokenizer(384, [AddedToken("<pad>", 0, {})])
+    with pytest.raises(ConfigError, match="holds '<pad>'"):
+        token_ids(TaskConfig("e", "embed"), "a <pad> b", tokenizer, Cut(30))
 
 
 def test_token_ids_are_taken_if_they_can_be_this_backbones():

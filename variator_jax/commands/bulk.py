@@ -79,7 +79,7 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
     if args.ratio == 1 and args.plugin is None:
         return None
     if args.plugins is None:
-        if args.plugin or args.ratio:
+        if args.plugin is not None or args.ratio is not None:
             raise PluginError("--plugin and --ratio choose among --plugins DIR, which is missing.")
         return None
     plugins = load_plugins(args.plugins, backbone).values()

@@ -89,6 +89,7 @@ def _serve(args: argparse.Namespace) -> None:
 
     from variator_jax import mesh as meshes
 
+    token = _token(args.token_file)  # before the weights are loaded
     (backbone, dense, longest), plugins, tasks = load(args)
     engine.keep_compiled(os.path.expanduser(args.cache))
     length, rows = (longest or 512, 64) if args.backbone else (64, 8)
@@ -102,7 +103,7 @@ def _serve(args: argparse.Namespace) -> None:
     loaded = engine.Engine(backbone, plugins, tasks, limits, dense, mesh)
     served = service.Service(loaded, args.slo_ms)
     name = args.name or backbone.config.name
-    http.serve(http.create_app(served, name, _token(args.token_file)), args.host, args.port)
+    http.serve(http.create_app(served, name, token), args.host, args.port)
 
 
 def load(args: argparse.Namespace) -> "tuple[Encoder, list[Plugin], list[TaskConfig]]":
@@ -178,7 +179,10 @@ def _check_names(path: str, task: "TaskConfig") -> None:
 def _token(path: str | None) -> str | None:
     """The bearer token, which is not an argument, because those are seen by every user."""
     if path is None:
-        return os.environ.get(TOKEN) or None
+        given = os.environ.get(TOKEN)
+        if given is not None and not given.strip():
+            raise ConfigError(f"{TOKEN} is set, but empty: unset it for a server without a token.")
+        return given and given.strip()
     try:
         token = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
     except OSError as error:

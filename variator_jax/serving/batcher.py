@@ -9,6 +9,7 @@ waits for the host; a second thread hands out the answers of a batch as soon as 
 import collections
 import concurrent.futures
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from variator_jax.serving.policy import (
 )
 from variator_jax.serving.tasks import NONE
 
+_LOG = logging.getLogger("uvicorn.error")
 _AHEAD = 0.8  # of a batch's expected time, after which the next one is made
 
 
@@ -368,8 +370,8 @@ def _backend_error(error: Exception) -> VariatorError:
     """An error as those see it who asked; what they can mend stays as it is."""
     if isinstance(error, VariatorError):
         return error
-    message = f"The server could not run a batch: {type(error).__name__}: {error}"
-    failure = BackendError(message)
+    _LOG.error("a batch failed", exc_info=error)
+    failure = BackendError("The server could not run a batch; its log has the reason.")
     failure.__cause__ = error
     return failure
 

@@ -182,8 +182,11 @@ class Engine:
                 name = self.model.backbone.config.name
                 raise ConfigError(f"Task {task.name!r} needs a decoder; {name!r} has none.")
             if task.plugin not in (AUTO, *self.ratios):
-                near = did_you_mean(task.plugin, self.ratios)
-                raise ConfigError(f"Task {task.name!r} is pinned to {task.plugin!r}.{near}")
+                known = (AUTO, *self.ratios)
+                raise ConfigError(
+                    f"Task {task.name!r} is pinned to {task.plugin!r}."
+                    f"{did_you_mean(task.plugin, known)} Expected: {', '.join(known)}."
+                )
 
     @property
     def programs(self) -> tuple[str, ...]:

@@ -126,7 +126,9 @@ def bodies(load: Load) -> Iterator[dict[str, Any]]:
             raise DataError(f"{load.texts} has no texts.")
 
     def text() -> str:
-        return str(rng.choice(known)) if known else " ".join(rng.choice(_WORDS, load.words))
+        return (
+            known[rng.integers(len(known))] if known else " ".join(rng.choice(_WORDS, load.words))
+        )
 
     choice = {} if load.plugin is None else {"plugin": load.plugin}
     while True:

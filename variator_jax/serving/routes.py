@@ -161,7 +161,7 @@ async def tokenize(body: schemas.TokenizeRequest, call: Asked) -> Response:
     def write() -> bytes:
         rows = call.tokenize(texts)
         return to_json(
-            [[x for x in row if body.add_special_tokens or not x.special] for row in rows]
+            [row if body.add_special_tokens else row[:-1] for row in rows]  # the last is EOS
         )
 
     return await call.respond(write)

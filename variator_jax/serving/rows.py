@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -68,7 +69,7 @@ def read_windows(path: Path, size: int) -> Iterator[Window]:
         with path.open("rb") as raw:
             file = gzip.open(raw) if path.suffix == ".gz" else raw
             yield from _windows(file, raw, size)  # type: ignore[arg-type]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 

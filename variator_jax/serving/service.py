@@ -84,7 +84,7 @@ class Service:
           slo_ms: milliseconds within which 99 of 100 requests are to be answered.
           limits: of the queue.
         """
-        if slo_ms <= 0:
+        if not 0 < slo_ms < math.inf:
             raise ConfigError(f"The target is a positive number of milliseconds; found {slo_ms}.")
         self.engine, self.slo_ms, self.limits = engine, slo_ms, limits
         self._started, self.progress = False, (0, 0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from variator_jax.errors import ConfigError, did_you_mean
 from variator_jax.plugin.config import AUTO, NONE
-from variator_jax.texts import EOS, Tokenizer
+from variator_jax.texts import EOS, Tokenizer, text_ids
 
 KINDS = ("embed", "classify", "rerank", "generate")
 _OWN_IDS = (
@@ -140,9 +140,11 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         )
     fields = dict(zip(task.fields, map(str, texts), strict=True))
     if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
-        most = 16 * cut.longest
-        long = {k: v for k, v in fields.items() if len(" ".join(v.split())) > most}
-        fields |= {k: v[-most:] if cut.keep_end else v[:most] for k, v in long.items()}
+        for key, text in fields.items():
+            surplus = len(" ".join(text.split())) - 16 * cut.longest  # runs of spaces are one
+            if surplus > 0:
+                kept = len(text) - surplus
+                fields[key] = text[surplus:] if cut.keep_end else text[:kept]
     filled = task.prompt.format_map(fields)
     if not cut.allowed and len(filled) > 16 * cut.longest:  # before work is done for it
         characters = len(" ".join(filled.split()))
@@ -151,7 +153,7 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
                 f"An input of task {task.name!r} has {characters:,} characters; the longest has "
                 f"{16 * cut.longest:,}, which is 16 a token. Set truncate to have it cut."
             )
-    ids = tokenizer.encode(filled)
+    ids = text_ids(tokenizer, filled)
     if len(ids) > cut.longest and not cut.allowed:
         raise ConfigError(
             f"An input of task {task.name!r} has {len(ids):,} tokens; the longest has "
@@ -168,7 +170,7 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         keep = int(len(fields[name]) * max(0.0, 1 - excess / len(ids))) - 1
         text, keep = fields[name], max(keep, 0)
         fields[name] = text[len(text) - keep :] if cut.keep_end else text[:keep]
-        ids = tokenizer.encode(task.prompt.format_map(fields))
+        ids = text_ids(tokenizer, task.prompt.format_map(fields))
     return ids
 
 

@@ -202,6 +202,9 @@ def test_tasks_and_rates_that_do_not_fit_are_refused():
     ):
         with pytest.raises(DataError, match=message):
             mixture(tasks, rates)
+    for name in ("docs_topic", "docs_labels"):
+        with pytest.raises(DataError, match=f"{name!r} is a task or a mixture already"):
+            mixture(("docs_topic", "docs_name"), (1, 1), name)
 
 
 def test_packed_examples_start_on_group_borders_with_padding_between():

@@ -28,7 +28,7 @@ def _rows(count=60):
     return [{"text": f"the array number {i}", "label": i % 2} for i in range(count)]
 
 
-def test_a_tenth_of_the_rows_is_held_out_and_equal_rows_stay_together(tmp_path):
+def test_a_tenth_of_the_rows_is_held_out_and_rows_of_one_input_stay_together(tmp_path):
     rows = [{"text": f"array {i % 30}", "label": i % 2} for i in range(300)]
     name = file_task(_write(tmp_path / "mine.jsonl", rows), TEMPLATE, labels=LABELS)
     assert get_spec(name).kind == "classification" and get_spec(name).labels == LABELS
@@ -36,6 +36,12 @@ def test_a_tenth_of_the_rows_is_held_out_and_equal_rows_stay_together(tmp_path):
     expected = {(f"Sentence: array {i} Is this positive?", LABELS[i % 2]) for i in range(30)}
     assert set(train) | set(validation) == expected
     assert not set(train) & set(validation) and len(train + validation) == 300
+    texts_of = [{"text": f"array {i % 30}", "out": f"answer {i}"} for i in range(300)]
+    several = file_task(_write(tmp_path / "many.jsonl", texts_of), "{text}", target="{out}")
+    ours, theirs = (
+        {text for text, _ in texts(several, split)} for split in ("train", "validation")
+    )
+    assert len(ours | theirs) == 30 and theirs and not ours & theirs
     assert 1 <= len(set(validation)) <= 8
     take(1, name)
 
@@ -154,7 +160,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
 def test_files_that_cannot_be_used_are_refused(tmp_path):
     for name, content, message in (
         ("mine.jsonl", b"\n \n", "has no rows"),
-        ("mine.jsonl", b'{"text": "x", "label": 0}\n', "one distinct row"),
+        ("mine.jsonl", b'{"text": "x", "label": 0}\n', "one distinct input"),
         ("mine.tsv", b"text\ttext\nx\ty\n", "twice"),
         ("mine.tsv", b"text\tlabel\none\t1\tmore\n", "mine.tsv:2: 3 columns, expected 2"),
         ("mine.csv", b"text,label\n", r"mine.csv: expected .jsonl, .tsv"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from variator_jax.data.spec import TaskSpec
-from variator_jax.errors import DataError
+from variator_jax.errors import DataError, TrainingError
 from variator_jax.evaluation.evaluator import (
     evaluate_classification,
     evaluate_generation,
@@ -53,6 +53,16 @@ def test_rows_that_fill_a_batch_up_do_not_count():
     one = pair(label_batch([11, 12], [0, 0]))
     filled = label_batch([11, 12], [0, 0], padded_rows=3), label_batch([], [], padded_rows=5)
     assert pair(*filled) == one and one.examples == 2
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(TrainingError, match="not finite"):
+        evaluate_classification(
+            PAIR,
+            [label_batch([11, 12], [0, 1])],
+            lambda batch: np.full((2, 2), np.nan),
+            [11, 12],
+        )
 
 
 def test_a_verbalizer_behind_a_prefix_is_read_there():

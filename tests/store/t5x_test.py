@@ -14,7 +14,7 @@ import t5x_files
 from t5x_files import save_t5x
 
 from variator_jax.errors import CheckpointError
-from variator_jax.store import load_backbone
+from variator_jax.store import formats, load_backbone
 from variator_jax.store.arrays import unflatten
 from variator_jax.store.backbone import collect
 from variator_jax.store.t5x import open_t5x
@@ -88,6 +88,7 @@ class TestRead:
         new = t5x_files.write_orbax(tmp_path / "run" / "checkpoint_10", tree)
         for path in (f"file://{old}", f"file://{new}/", new / "state", tmp_path / "run"):
             assert load_backbone(path).fingerprint == expected.fingerprint
+        assert formats.backbone_folder(f"file://{old}") == f"file://{old}"
         (new / "state" / "manifest.ocdbt").unlink()  # the run's latest is 10, not 9
         with pytest.raises(CheckpointError, match="checkpoint_10"):
             load_backbone(tmp_path / "run")

@@ -41,6 +41,14 @@ def test_a_relative_step_is_the_learning_rate_times_the_size_of_the_array():
     np.testing.assert_allclose(updates["kernel"], -0.001, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "numbers", [{"learning_rate": -1e-3}, {"clip_norm": 0}, {"weight_decay": -0.1}]
+)
+def test_numbers_that_train_nothing_or_uphill_are_refused(numbers):
+    with pytest.raises(ConfigError, match=next(iter(numbers)).upper()):
+        optimizer("adamw", schedule_name="constant", **numbers)
+
+
 def test_unknown_names_name_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'adamw'"):
         optimizer("adam_w", schedule_name="constant")

@@ -57,6 +57,9 @@ def mixture(tasks: Sequence[str], rates: Sequence[float], name: str | None = Non
     if len(set(vocabularies.values())) > 1:
         raise DataError(f"the tasks of a mixture share one vocabulary; found {vocabularies}")
     name = name or f"mixture_{hash_of([tasks, rates])}"
+    others = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - _registered.keys()
+    if name in others:
+        raise DataError(f"{name!r} is a task or a mixture already; choose another name")
     if _registered.setdefault(name, (tasks, rates)) != (tasks, rates):
         raise DataError(f"a mixture named {name!r} is already registered: {_registered[name]}")
     if name not in seqio.MixtureRegistry.names():

@@ -6,7 +6,6 @@ before anything is trained.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError
 
 _SPLITS = ("train", "validation")
+_SPLIT_VERSION = 2  # which rows are held out: part of a task's name
 _HELD_OUT = 0.1
 
 
@@ -117,7 +117,7 @@ def _register(
     paths = [Path(tasks.absolute(given)) for given in (path, validation_path) if given is not None]
     contents = [[file.name, hashlib.sha256(rows.content_of(file)).hexdigest()] for file in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
-    digits = tasks.hash_of([rendering.arguments, contents, tokens, tolerated])
+    digits = tasks.hash_of([rendering.arguments, contents, tokens, tolerated, _SPLIT_VERSION])
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
     if tasks.is_registered(name):
         return name
@@ -161,12 +161,17 @@ def _load(
 
 
 def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
-    """Puts a tenth of the rows, at least one, into validation; equal rows stay together."""
-    whole = ({name: "".join(parts) for name, parts in example.items()} for example in examples)
-    digests = [hashlib.sha256(json.dumps(texts).encode()).digest() for texts in whole]
+    """Puts a tenth of the rows, at least one, into validation; rows of one input stay together.
+
+    In span corruption the text is the input.
+    """
+    inputs = (
+        "".join(example["inputs" if "inputs" in example else "targets"]) for example in examples
+    )
+    digests = [hashlib.sha256(text.encode()).digest() for text in inputs]
     hashes = [int.from_bytes(digest[:8], "big") for digest in digests]
     if len(set(hashes)) < 2:
-        raise DataError(f"{path}: one distinct row cannot be split into train and validation")
+        raise DataError(f"{path}: one distinct input cannot be split into train and validation")
     limit = max(int(_HELD_OUT * 2**64), min(hashes) + 1)
     splits: dict[str, Examples] = {"train": [], "validation": []}
     for example, number in zip(examples, hashes, strict=True):

@@ -22,7 +22,7 @@ from variator_jax.data.spec import (
     majority_score,
     token_f1,
 )
-from variator_jax.errors import DataError
+from variator_jax.errors import DataError, TrainingError
 from variator_jax.evaluation.data import Batch
 
 PAD, EOS = 0, 1
@@ -67,10 +67,13 @@ def evaluate_classification(
 
     Raises:
       DataError: if there is nothing to score, or a target is none of the verbalizers.
+      TrainingError: for scores that are not finite; the highest of them would be the first label.
     """
     predictions: list[int] = []
     references: list[int] = []
     for targets, _, scores in _scored(batches, score_batch):
+        if not np.isfinite(scores).all():
+            raise TrainingError(f"Scores of labels of task {spec.name!r} are not finite.")
         references += [_label(spec, label_ids, row, label_position) for row in targets]
         predictions += scores.argmax(axis=-1).tolist()
     score = accuracy(predictions, references)

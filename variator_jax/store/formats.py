@@ -88,12 +88,14 @@ def run_part(path: str | os.PathLike, part: str) -> pathlib.Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def backbone_folder(path: str) -> pathlib.Path:
-    """The folder that `path` names, or the backbone in it where it is a run folder.
+def backbone_folder(path: str) -> pathlib.Path | str:
+    """The folder that `path` names, or the backbone in it where it is a run folder; URLs as given.
 
     Raises:
       CheckpointError: if there is nothing, with how to get a backbone.
     """
+    if is_url(path):
+        return path
     folder = run_part(path, "backbone")
     if not folder.is_dir() or not any(folder.iterdir()):
         raise CheckpointError(

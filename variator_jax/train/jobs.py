@@ -86,7 +86,10 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
         return export_backbone(config, shape, params)
 
-    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
+    settings = {k: v for k, v in dataclasses.asdict(shape).items() if k != "remat"}
+    identity: dict[str, Any] = {"trained": "backbone"}
+    identity |= {"backbone": initial.fingerprint if initial else shape.name}
+    identity |= {} if initial else {"shape": settings}
     return Job(TaskTraining(T5(shape)), identity, start, export)
 
 

@@ -1,5 +1,6 @@
 """Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -20,10 +21,16 @@ def schedule(
     """Learning rate by step: 'constant', or 'linear' decay to 0; after a linear warm-up from 0.
 
     Raises:
-      ConfigError: for an unknown name, or a decay that ends before the warm-up does.
+      ConfigError: for an unknown name, a rate that is not above 0, or a decay that ends before the
+        warm-up does.
     """
     ends = {"constant": learning_rate, "linear": 0.0}
     _check_known("schedule", name, ends)
+    if not 0 < learning_rate < math.inf or warmup_steps < 0:
+        raise ConfigError(
+            f"LEARNING_RATE is above 0 and WARMUP_STEPS not below; found {learning_rate!r} and "
+            f"{warmup_steps!r}."
+        )
     if name == "linear" and train_steps <= warmup_steps:
         raise ConfigError(
             f"A linear decay over {train_steps} steps ends within {warmup_steps} steps of warm-up; "
@@ -59,13 +66,18 @@ def optimizer(
       clip_norm: largest global norm of a gradient, None for no limit.
 
     Raises:
-      ConfigError: for an unknown name.
+      ConfigError: for an unknown name, or numbers that would train nothing, or uphill.
     """
     settings = {("OPTIMIZER" if k == "name" else k.upper()): v for k, v in locals().items()}
     settings["SCHEDULE"] = settings.pop("SCHEDULE_NAME")
     if schedule_name == "constant":
         del settings["TRAIN_STEPS"]  # A longer run has the same steps.
     rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
+    if (clip_norm is not None and not clip_norm > 0) or weight_decay < 0:
+        raise ConfigError(
+            f"CLIP_NORM is above 0, or None for no clipping, and WEIGHT_DECAY not below 0; found "
+            f"{clip_norm!r} and {weight_decay!r}."
+        )
     adam = optax.scale_by_adam()
     decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
     # optax's Adafactor flips the sign itself, and its own decay is not scaled by the learning rate.

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.util
 import json
 import os
@@ -48,6 +49,15 @@ class Checkpoints:
                 difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+        if bytes(meshes.from_first(np.frombuffer(digest, np.uint8))) != digest:
+            text = (
+                text
+                or (
+                    f"Process {jax.process_index()} has other settings, weights or data than process "
+                    "0: all of them need the same files and gin bindings."
+                ).encode()
+            )
         if text:
             self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))

@@ -155,8 +155,11 @@ class TrainConfig:
 
         The settings of an optimizer that `optimizers.optimizer` has not made are not known.
         """
+        from variator_jax.data.vocabulary import fingerprint
+
         kept = dataclasses.asdict(self.data) | getattr(self.optimizer, "settings", {})
         del kept["eval_batches"]
+        kept["VOCABULARY"] = fingerprint(self.data.vocabulary())
         kept |= {"INIT_SEED": self.seed, "BACKBONE_DTYPE": self.backbone_dtype}
         kept |= {name.upper(): getattr(self.backbone, name) for name in ("dtype", "dropout_rate")}
         losses = {} if self.trained in ("backbone", "lora") else dataclasses.asdict(self.loss)

@@ -128,13 +128,14 @@ def _evaluation(
     if not data.eval_batches:
         return None
     eval_step = jax.jit(make_eval_step(job.objective))
+    validation = functools.cache(data.validation)  # the same batches each time
 
     def evaluate(state: TrainState) -> dict[str, float]:
         # A whole batch may not fit where its microbatches do.
         with meshes.activations(mesh):
             totals = [
                 eval_step(state.params, frozen, part)
-                for batch in data.validation()
+                for batch in validation()
                 for part in meshes.global_microbatches(batch, mesh, num_microbatches)
             ]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)

@@ -42,6 +42,22 @@ def test_greedy_tokens_are_the_argmax_of_a_forward_pass_and_one_beam_is_greedy(v
         np.testing.assert_array_equal(generated[:length], forward[row].argmax(-1)[:length])
 
 
+def test_empty_rows_fill_a_batch_up_and_change_nothing():
+    golden_config, params = backbone(load("t5_t5_1_1_plain"), "1_1")
+    module = Transformer(golden_config)
+    filled = jnp.concatenate([TOKENS, jnp.zeros_like(TOKENS)])
+    for search in (greedy_decode, beam_decode):
+        alone, among = (
+            search(
+                *(module, params, module.apply({"params": params}, t, method="encode")),
+                *(t, 6),
+            )
+            for t in (TOKENS, filled)
+        )
+        np.testing.assert_array_equal(among[: len(TOKENS)], alone)
+        assert search is beam_decode or not among[len(TOKENS) :].any()
+
+
 def test_enough_beams_find_the_best_sequence_of_all():
     tiny, length = config("1_1", vocab_size=5, num_encoder_layers=1, num_decoder_layers=1), 3
     module, tokens = Transformer(tiny), jnp.asarray([[2, 3, 4, 1]])

@@ -45,7 +45,7 @@ def greedy_decode(
         jnp.int32(0),
         jnp.full((batch,), START_TOKEN, jnp.int32),
         jnp.zeros((batch, max_length), jnp.int32),
-        jnp.zeros((batch,), bool),
+        jnp.all(inputs == 0, axis=1),  # what fills a batch up is not waited for
         cache,
     )
     state = jax.lax.while_loop(lambda s: (s[0] < max_length) & ~jnp.all(s[3]), body, state)
@@ -66,7 +66,7 @@ def beam_decode(
     Scores are log-probabilities over ((5 + length) / 6) ^ `length_penalty` (Wu et al., 2016), as in
     T5X. Arguments as in `greedy_decode`.
     """
-    batch = encoded.shape[0]
+    batch, empty = encoded.shape[0], jnp.all(inputs == 0, axis=1)
     # [batch * beams, ...]
     encoded = jnp.repeat(encoded, num_beams, axis=0)
     inputs = jnp.repeat(inputs, num_beams, axis=0)
@@ -104,7 +104,8 @@ def beam_decode(
     def unfinished(state: _Beams) -> jax.Array:
         # Log-probabilities only fall, so a beam can at best keep its sum and be as long as allowed.
         reachable = normalise(jnp.max(state.scores, axis=1), max_length)
-        return (state.i < max_length) & jnp.any(reachable > jnp.min(state.finished, axis=1))
+        better = (reachable > jnp.min(state.finished, axis=1)) & ~empty
+        return (state.i < max_length) & jnp.any(better)
 
     state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
     has_finished = state.finished[:, :1] > _NEVER

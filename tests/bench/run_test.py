@@ -96,7 +96,7 @@ REFUSED = {
     "--ratios 1,four": "expected a positive number, found 'four'",
     "--ratios 1 --train": "2 or more among --ratios",
     "--remat": "--remat belongs to the distillation step: add --train",
-    "--backbone nano --ratios 2 --train --batch 2 --microbatches 3": "does not divide into 3",
+    "--train --shape 4x256 --shape 1x256 --microbatches 2": "batch of 1 does not divide into 2",
 }
 
 

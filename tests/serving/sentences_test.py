@@ -118,6 +118,22 @@ async def test_vectors_are_those_of_sentence_transformers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "file, setting",
+    [
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+    ],
+)
+def test_settings_that_change_each_text_are_refused(tmp_path, file, setting):
+    write(tmp_path)
+    (tmp_path / file).write_text(json.dumps(dict.fromkeys(setting)))
+    load_encoder(tmp_path)
+    (tmp_path / file).write_text(json.dumps(setting))
+    with pytest.raises(CheckpointError, match=next(iter(setting))):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
     "options, words",
     [({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token")],
 )

@@ -67,6 +67,10 @@ class BenchSettings:
         object.__setattr__(self, "ratios", tuple(sorted({1, *self.ratios})))
         if self.train and self.ratios == (1,):
             raise ConfigError("--train needs a compression ratio of 2 or more among --ratios.")
+        for shape in self.shapes if self.train else ():
+            if shape.batch % self.microbatches:
+                parts = f"does not divide into {self.microbatches} microbatches"
+                raise ConfigError(f"A batch of {shape.batch} {parts}.")
 
     @property
     def config(self) -> "T5Config":

@@ -50,6 +50,8 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
     if any(not part.resolve().is_relative_to(folder.resolve()) for _, part in parts):
         raise CheckpointError(f"{file} names a folder outside of its own.")
     _check_pooling(parts[1][1] / "config.json")
+    _check_texts(folder / "config_sentence_transformers.json", "default_prompt_name")
+    _check_texts(parts[0][1] / "sentence_bert_config.json", "do_lower_case")
     dense = tuple(_read_dense(part) for kind, part in parts if kind == "Dense")
     return Encoder(load_backbone(parts[0][1]), dense, _max_length(parts[0][1]))
 
@@ -60,6 +62,15 @@ def _max_length(folder: Path) -> int | None:
     if found is not None and (type(found) is not int or found < 1):
         raise CheckpointError(f"{file} has the max_seq_length {found!r}; expected 1 or more.")
     return found
+
+
+def _check_texts(file: Path, setting: str) -> None:
+    """Refuses a setting that would change each text before it is tokenised."""
+    if file.is_file() and (found := read_json(file).get(setting)):
+        raise CheckpointError(
+            f"{file} has {setting} {found!r}, which changes each text; change the texts "
+            "themselves, or write it into the task's prompt, and set it to null."
+        )
 
 
 def arrays_of(layer: Dense) -> dict[str, np.ndarray]:

@@ -54,8 +54,8 @@ class Checkpoints:
             text = (
                 text
                 or (
-                    f"Process {jax.process_index()} has other settings, weights or data than process "
-                    "0: all of them need the same files and gin bindings."
+                    f"Process {jax.process_index()} has other settings, weights or data than "
+                    "process 0: all of them need the same files and gin bindings."
                 ).encode()
             )
         if text:

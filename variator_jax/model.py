@@ -286,14 +286,11 @@ class VariatorModel:
         file, config = self.backbone.vocabulary_file, self.backbone.config
         if file is None and not config.name.startswith("byt5"):
             raise ConfigError(f"Backbone {config.name!r} has no vocabulary; it takes ids only.")
-        tokenizer = (
-            load_tokenizer(file, config.vocab_size) if file else ByteTokenizer(config.vocab_size)
-        )
-        if tokenizer.size > config.vocab_size:
-            raise ConfigError(
-                f"{file or 'The vocabulary of bytes'} has {tokenizer.size} ids; backbone "
-                f"{config.name!r} has only {config.vocab_size} embeddings."
-            )
+        size = config.vocab_size
+        tokenizer = load_tokenizer(file, size) if file else ByteTokenizer(size)
+        if tokenizer.size > size:
+            ids = f"{file or 'The vocabulary of bytes'} has {tokenizer.size} ids"
+            raise ConfigError(f"{ids}; backbone {config.name!r} has only {size} embeddings.")
         return tokenizer
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -383,8 +380,7 @@ def _texts(inputs: Inputs) -> list[str] | None:
     if isinstance(inputs, str):
         return [inputs]
     if isinstance(inputs, (list, tuple)) and any(isinstance(item, str) for item in inputs):
-        others = [type(item).__name__ for item in inputs if not isinstance(item, str)]
-        if others:
+        if others := [type(item).__name__ for item in inputs if not isinstance(item, str)]:
             raise ConfigError(f"Texts are mixed with a {others[0]}.")
         return list(inputs)
     return None

@@ -2,8 +2,7 @@
 
 `targets_missed` checks the figures that the quickstart promises.
 
-Qualities are on a scale of 0 to 100, shares are fractions of 1, times are in the unit that the
-field is named after.
+Qualities are on a scale of 0 to 100, shares are fractions of 1, times in their fields' units.
 """
 
 import dataclasses

@@ -51,13 +51,8 @@ class Checkpoints:
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
         if bytes(meshes.from_first(np.frombuffer(digest, np.uint8))) != digest:
-            text = (
-                text
-                or (
-                    f"Process {jax.process_index()} has other settings, weights or data than "
-                    "process 0: all of them need the same files and gin bindings."
-                ).encode()
-            )
+            found = f"Process {jax.process_index()} has other settings, weights or data"
+            text = text or f"{found} than process 0; all need the same files.".encode()
         if text:
             self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))

@@ -171,8 +171,7 @@ def student_shape(config: T5Config, length: int, plugin: PluginConfig) -> T5Conf
 def student_leaves(params: dict[str, Any]) -> dict[str, Any]:
     """What a student trains, of a backbone's tree of anything: its encoder without the norms.
 
-    Decoder, embeddings and norms stay the teacher's, so that a student differs from a plugin in
-    its capacity alone and has less to keep.
+    Decoder, embeddings and norms stay the teacher's: it differs from a plugin in capacity alone.
 
     Returns:
       A flat dict, names joined by '/'.

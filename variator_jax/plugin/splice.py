@@ -158,9 +158,8 @@ def splice(
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
         with biases.inside(site):
-            key_bias = biases.of_keys.get(site.ratio)
-            at = Call(path, call, args, kwargs, known, arrays, groups[site.ratio], key_bias)
-            return site.call(at)
+            merged = groups[site.ratio], biases.of_keys.get(site.ratio)
+            return site.call(Call(path, call, args, kwargs, known, arrays, *merged))
 
     needed = [*points, *biases.needed]
     with intercept_modules(wanted, handler, also={biases.path}, needed=needed):

@@ -103,8 +103,7 @@ def preflight(
     if model_dir is not None:
         check_same_run(model_dir, model, training or {})
     if results_dir is not None:
-        sites = model.start.plugin.description
-        _check_results(results_dir, {**(results_of or {}), "sites": sites})
+        _check_results(results_dir, {**(results_of or {}), "sites": model.start.plugin.description})
     return model
 
 

@@ -17,6 +17,8 @@ from tiny import TINY, random_params
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.data.tasks import text_to_text_task
+from variator_jax.data.vocabulary import byte_vocabulary
 from variator_jax.errors import CheckpointError, ConfigError, PluginError
 from variator_jax.files import lock_folder
 from variator_jax.plugin import Ffn, PluginConfig
@@ -117,9 +119,10 @@ def test_a_run_is_continued_with_its_own_settings_alone(
 
 
 def test_a_run_is_known_by_the_content_of_its_vocabulary_and_of_each_process(tmp_path, monkeypatch):
+    text_to_text_task("of_more_bytes", lambda split: [], ("train",), byte_vocabulary(5))
     ours, other = (
         tiny_runs.config(data=dataclasses.replace(EVALUATED, task=task)).identity()
-        for task in (tiny_runs.TASK, "docs_topic")
+        for task in (tiny_runs.TASK, "of_more_bytes")
     )
     assert ours["VOCABULARY"] != other["VOCABULARY"]
     # What process 0 sends where this one's settings are not its own.

@@ -21,15 +21,15 @@ def schedule(
     """Learning rate by step: 'constant', or 'linear' decay to 0; after a linear warm-up from 0.
 
     Raises:
-      ConfigError: for an unknown name, a rate that is not above 0, or a decay that ends before the
-        warm-up does.
+      ConfigError: for an unknown name, a rate below 0, or a decay that ends before the warm-up
+        does.
     """
     ends = {"constant": learning_rate, "linear": 0.0}
     _check_known("schedule", name, ends)
-    if not 0 < learning_rate < math.inf or warmup_steps < 0:
+    if not 0 <= learning_rate < math.inf or warmup_steps < 0:
         raise ConfigError(
-            f"LEARNING_RATE is above 0 and WARMUP_STEPS not below; found {learning_rate!r} and "
-            f"{warmup_steps!r}."
+            "LEARNING_RATE and WARMUP_STEPS are 0 or more; found "
+            f"{learning_rate!r} and {warmup_steps!r}."
         )
     if name == "linear" and train_steps <= warmup_steps:
         raise ConfigError(

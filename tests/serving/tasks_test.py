@@ -28,6 +28,7 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
         (("t", "embedd"), "embed"),
         (("t", "classify", "{text}", ("one",)), "two or more"),
         (("t", "rerank", "{text}", ("true", "false")), "query"),
+        (("t", "rerank", "Query: {query} Text: {text}"), "without labels .* one field"),
         (("t", "embed", "no field"), "0 fields"),
         (("t", "embed", "{open"), "no prompt"),
     ],

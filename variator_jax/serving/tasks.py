@@ -73,6 +73,11 @@ class TaskConfig:
                 f"The prompt of task {self.name!r} has {len(self.fields)} fields; expected one, "
                 f"such as {{text}}, or two; found {self.prompt!r}."
             )
+        if self.kind == "rerank" and self.embeds and len(self.fields) != 1:
+            raise ConfigError(
+                f"Task {self.name!r} without labels compares embeddings of texts: its prompt has "
+                f"one field, such as {{text}}; found {self.prompt!r}."
+            )
         if min(self.max_length, self.num_beams) < 1:
             raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
         if not self.plugin:

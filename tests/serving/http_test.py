@@ -124,6 +124,9 @@ def test_what_clients_send_and_expect_beside_the_letter_of_their_api(client):
     ranked = client.post("/v1/rerank", json=documents).json()["results"]
     assert set(ranked[0]) == {"index", "relevance_score"} and len(ranked) == 2
     assert client.post("/tokenize", json={"inputs": "x"}).json()[0][-1]["text"] == "</s>"
+    bare = {"inputs": "<extra_id_0> x", "add_special_tokens": False}
+    texts = [token["text"] for token in client.post("/tokenize", json=bare).json()[0]]
+    assert texts[0] == "<extra_id_0>" and "</s>" not in texts
     for answer in (client.get("/info"), client.post("/nowhere")):
         assert answer.headers["x-variator-plugin"] == "none"
 

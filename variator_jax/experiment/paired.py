@@ -4,7 +4,7 @@ Schedules of sites are chosen by the first half of the held-out examples and jud
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def paired_table(gaps: pd.DataFrame) -> str:
         line |= {row.measure: f"{row.gap:+.1f} ± {row.error:.1f}" for row in group.itertuples()}
         line["FLOPs saved"] = f"{100 * first['flops_saved']:.1f} %"
         lines.append(line | {"extra parameters": f"{first['extra_parameters']:,}"})
-    return _as_table(lines)
+    return as_table(lines)
 
 
 def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -98,11 +98,13 @@ def sizes_table(records: Sequence[Mapping[str, Any]]) -> str:
             saved = flops_saved(stack, LENGTH, plugin)
             line[f"T5 1.1 {name}"] = f"{100 * saved:.1f} %, {100 * extra:.2f} %"
         lines.append(line)
-    return _as_table(lines)
+    return as_table(lines)
 
 
-def _as_table(lines: Sequence[Mapping[str, object]]) -> str:
-    return str(pd.DataFrame(lines).to_markdown(index=False, tablefmt="github")) if lines else ""
+def as_table(lines: Iterable[Mapping[str, object]]) -> str:
+    """A Markdown table of lines, each column -> text; empty without lines."""
+    frame = pd.DataFrame(lines).fillna("")
+    return str(frame.to_markdown(index=False, tablefmt="github", disable_numparse=True))
 
 
 def _pair(cell: Mapping[str, Any]) -> tuple[Any, ...]:

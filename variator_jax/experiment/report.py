@@ -16,7 +16,13 @@ import pandas as pd
 from variator_jax.bench.output import hardware
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
-from variator_jax.experiment.paired import LENGTH, paired_gaps, paired_table, sizes_table
+from variator_jax.experiment.paired import (
+    LENGTH,
+    as_table,
+    paired_gaps,
+    paired_table,
+    sizes_table,
+)
 from variator_jax.experiment.score import Rows
 from variator_jax.files import write_json
 
@@ -190,7 +196,7 @@ def quality_table(rows: pd.DataFrame) -> str:
         lines.append(line)
     majority = rows.groupby("task")["majority"].first()
     lines.append({"arm": "majority class"} | {task: _plain(x) for task, x in majority.items()})
-    return _as_table(lines)
+    return as_table(lines)
 
 
 def size_table(table: pd.DataFrame) -> str:
@@ -208,13 +214,13 @@ def size_table(table: pd.DataFrame) -> str:
         }
         for _, row in figures.overall_rows(table).iterrows()
     ]
-    return _as_table(lines)
+    return as_table(lines)
 
 
 def neuron_table(neurons: Sequence[Mapping[str, Any]]) -> str:
     """Mean shares over layers, one line a backbone and ratio; see `score.neurons`."""
     kinds = {"token": "one token", "share": "merged vector", "union": "a group's tokens together"}
-    return _as_table(
+    return as_table(
         {"backbone": row["backbone"], "k": str(row["ratio"])}
         | {name: _percent(row[kind]) for kind, name in kinds.items()}
         for row in neurons
@@ -237,7 +243,7 @@ def rivals_table(rows: pd.DataFrame) -> str:
             deviation = f" ± {gains.std():.1f}" if len(gains) > 1 else ""
             line[row.task] = f"{gains.mean():+.1f}{deviation}"
         lines.append(line)
-    return _as_table(lines)
+    return as_table(lines)
 
 
 def standard_errors(rows: pd.DataFrame) -> str:
@@ -254,12 +260,6 @@ def standard_errors(rows: pd.DataFrame) -> str:
 
 
 # Cells.
-
-
-def _as_table(lines: Iterable[Mapping[str, str]]) -> str:
-    """A table of lines, each column -> text."""
-    frame = pd.DataFrame(lines).fillna("")
-    return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True)
 
 
 def _names(arm: str, ratio: int) -> dict[str, str]:

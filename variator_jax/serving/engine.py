@@ -181,8 +181,7 @@ class Engine:
             if task.program != "embed" and not self.model.backbone.config.has_decoder:
                 name = self.model.backbone.config.name
                 raise ConfigError(f"Task {task.name!r} needs a decoder; {name!r} has none.")
-            if task.plugin not in (AUTO, *self.ratios):
-                known = (AUTO, *self.ratios)
+            if task.plugin not in (known := (AUTO, *self.ratios)):
                 raise ConfigError(
                     f"Task {task.name!r} is pinned to {task.plugin!r}."
                     f"{did_you_mean(task.plugin, known)} Expected: {', '.join(known)}."

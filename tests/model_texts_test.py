@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -148,3 +149,7 @@ def test_spaces_that_the_tokenizer_joins_do_not_count_when_a_text_is_cut(vocabul
     tokenizer, words = load_tokenizer(vocabulary_file), "the fox " * 200
     found = token_ids(TaskConfig("e", "embed"), " " * 9000 + words, tokenizer, Cut(16, True))
     assert found == [*tokenizer.encode(words)[:15], 1]
+    given = []
+    spy = types.SimpleNamespace(encode=lambda text: given.append(text) or tokenizer.encode(text))
+    assert token_ids(TaskConfig("e", "embed"), words + " " * 9000, spy, Cut(16, True)) == found
+    assert len("".join(given[0].split())) <= 256  # no more than could stay

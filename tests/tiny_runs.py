@@ -131,6 +131,15 @@ def _train(model_dir, happening=None, **settings):
     return {"step": result.step, "interrupted": result.interrupted}
 
 
+def _refused(learning_rates, **settings):
+    """The error of a run whose processes have learning rates of their own."""
+    try:
+        run(learning_rate=learning_rates[jax.process_index()], **settings)
+    except VariatorError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 def _placement(backbone, mesh_shape):
     """For each weight of a folder: its shape, and those of its parts and of its moments' parts."""
     mesh = meshes.make_mesh(TINY, DATA.batch_size, mesh_shape)
@@ -172,7 +181,7 @@ def _model(backbone, mesh_shape):
 
 def _main():
     place, cases = json.loads(sys.argv[1])
-    kinds = {"train": _train, "placement": _placement, "model": _model}
+    kinds = {"train": _train, "refused": _refused, "placement": _placement, "model": _model}
     if place:
         distributed.initialize(*place)
     try:

@@ -174,6 +174,14 @@ def from_first(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
+def differing(array: np.ndarray) -> list[int]:
+    """The processes whose array is not process 0's; the same list in every process."""
+    if jax.process_count() == 1:
+        return []
+    rows = np.asarray(multihost_utils.process_allgather(array))
+    return np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
+
+
 @contextlib.contextmanager
 def activations(mesh: Mesh) -> Iterator[None]:
     """While active, traced networks and splices pin their activations to the mesh."""

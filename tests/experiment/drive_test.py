@@ -63,6 +63,16 @@ def test_a_plugin_that_was_trained_with_other_macros_is_refused(tmp_path, change
         drive.drive(grid(**change), {}, None, None)
 
 
+def test_a_plugins_macros_stay_those_of_other_grids_in_its_folder(tmp_path):
+    def grid(backbone, rank):
+        plugins = {"span": {"SITES": ("span all",), "ADAPTER_RANK": rank}}
+        return _experiment(tmp_path, arms=(), plugins=plugins, backbones=(backbone,))
+
+    drive.drive(grid("nano", 8), {}, run_training, score)
+    with pytest.raises(ConfigError, match="span is .*Give the plugin another name"):
+        drive.drive(grid("micro", 16), {}, None, None)
+
+
 @pytest.mark.parametrize("error", [SystemExit(143), VariatorError("a reason"), None])
 def test_a_step_that_fails_or_writes_nothing_ends_the_experiment(tmp_path, error):
     run = mock.Mock(side_effect=error)
@@ -143,10 +153,11 @@ def test_a_macro_may_change_until_something_was_made_with_it_and_arms_may_be_add
         ({"RATIO": 1}, "ratio of 2 or more"),
         ({"SITES": ("kv all",), "NEURONS_LOSS": 1.0}, "NEURONS_LOSS"),
         ({"ARM": "student", "SITES": ("span all",), "RESIDUAL_LOSS": 1.0}, "RESIDUAL_LOSS"),
+        ({"ARM": "similar_tokens", "SITES": ("span all",)}, "cannot cost as little"),
     ],
 )
 def test_sites_and_losses_that_do_not_fit_are_found_before_anything_runs(tmp_path, macros, message):
-    with pytest.raises(ConfigError, match=f"(adapt|student).gin.*{message}"):
+    with pytest.raises(ConfigError, match=f"(adapt|student|score).gin.*{message}"):
         drive.preflight(_small(tmp_path, PLUGINS={"x": macros}))
 
 

@@ -51,6 +51,9 @@ def test_the_tasks_of_an_experiment_are_paired_each_with_its_own_and_averaged():
     assert gaps["gap"][CHOSEN] == (50.0 + 75.0) / 2 and gaps["gap"][JUDGED] == (25.0 + 50.0) / 2
     assert set(gaps["seeds"]) == {2}
     np.testing.assert_allclose(gaps["flops_saved"], 0.6)
+    alone = [{**cell, "task": "docs_pair", "scores": {"docs_pair": TEACHER}} for cell in CELLS]
+    shared = paired_gaps([*CELLS, *alone]).set_index("measure")["gap"]  # a task and a mixture of it
+    assert shared["docs_pair"] == 37.5 and shared["docs_pair docs_pair"] == 0
 
 
 def test_a_line_of_the_table_has_every_gap_with_its_error_and_the_costs():

@@ -155,6 +155,19 @@ def test_averaging_and_repeating_is_the_mean_of_a_group():
     np.testing.assert_array_equal(out[0, 4], out[0, 5])
 
 
+def test_the_gradient_at_each_span_is_stored():
+    """On CPUs XLA would compute it again for each layer before it; the first needs none."""
+    config = SPANS
+    batch = {"encoder_input_tokens": jnp.asarray(tokens_of(1, 6))}
+
+    def loss(params):
+        plugin = plugin_of(config).replace(params=params)
+        return jnp.sum(SplicedModel(NETWORK, config).encode(BACKBONE, plugin, batch))
+
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(plugin_of(config).params))
+    assert jaxpr.count("optimization_barrier") == STACK.layers - 1
+
+
 @pytest.mark.parametrize("config", [PluginConfig(4), *KINDS.values()], ids=[4, *KINDS])
 def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_finite(config):
     tokens = jnp.asarray(np.pad(tokens_of(2, 6), ((0, 1), (0, 6))))  # the last row is all padding

@@ -63,6 +63,8 @@ def killed(work):
 def second(work, killed):
     """The results and the lines of each process of a second pair."""
     cases = [case(work, "killed", checkpoint_period=SAVED), case(work, "whole")]
+    _, settings = case(work, "refused", learning_rates=[1e-2, 2e-2])
+    cases += [["refused", settings]]
     # The last one, because a process keeps a signal to stop for good.
     # It has far to go, for the steps are short and the signal takes its time to come round.
     happening = ["SIGTERM", STOPPED, 1]
@@ -82,6 +84,11 @@ def test_a_killed_process_ends_the_other_with_a_message(killed):
     assert killed["seconds"] < 60
     assert LOST in killed["printed"]
     assert killed["saved"] == [str(SAVED)]
+
+
+def test_processes_of_other_settings_are_refused_in_all_of_them(second):
+    for results, _ in second:
+        assert "Processes [1] have other settings" in results[2]["error"]
 
 
 def test_two_processes_train_what_one_does(second, work):

@@ -1,7 +1,6 @@
 """The commands beside the server: bulk encoding, export for JAX, and the load test."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,13 +134,14 @@ def _loadtest(args: argparse.Namespace) -> None:
     """
     import dataclasses
 
+    from variator_jax.commands.serving import bearer_token
     from variator_jax.serving import loadreport
     from variator_jax.serving.loadtest import Load, run
 
     names = {field.name for field in dataclasses.fields(Load)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     # As for `serve`: other users of the machine see arguments.
-    load = Load(token=os.environ.get("VARIATOR_TOKEN") or None, **given)
+    load = Load(token=bearer_token(), **given)
     if args.against and not args.search:
         raise ConfigError("--against goes with --search.")
     if args.search:

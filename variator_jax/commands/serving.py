@@ -89,7 +89,7 @@ def _serve(args: argparse.Namespace) -> None:
 
     from variator_jax import mesh as meshes
 
-    token = _token(args.token_file)  # before the weights are loaded
+    token = bearer_token(args.token_file)  # before the weights are loaded
     (backbone, dense, longest), plugins, tasks = load(args)
     engine.keep_compiled(os.path.expanduser(args.cache))
     length, rows = (longest or 512, 64) if args.backbone else (64, 8)
@@ -176,7 +176,7 @@ def _check_names(path: str, task: "TaskConfig") -> None:
         raise ConfigError(f"{found} has a field twice; expected two names that differ.")
 
 
-def _token(path: str | None) -> str | None:
+def bearer_token(path: str | None = None) -> str | None:
     """The bearer token, which is not an argument, because those are seen by every user."""
     if path is None:
         given = os.environ.get(TOKEN)

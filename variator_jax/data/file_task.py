@@ -57,7 +57,7 @@ def file_task(
         have indices, or all have truth values) or a dict from a row's label to its verbalizer.
       label_field: the field with a row's label.
       validation_path: the validation rows; without it, a tenth of `path` is held out, by the hash
-        of the row, so that equal rows are never in both splits.
+        of the input, so that rows of one input are in one split.
       vocabulary: a seqio vocabulary or the path of a SentencePiece model; that of the documentation
         corpus if not given.
       tolerate_bad_rows: how many bad rows of both files together are skipped with a warning.
@@ -117,7 +117,8 @@ def _register(
     paths = [Path(tasks.absolute(given)) for given in (path, validation_path) if given is not None]
     contents = [[file.name, hashlib.sha256(rows.content_of(file)).hexdigest()] for file in paths]
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
-    digits = tasks.hash_of([rendering.arguments, contents, tokens, tolerated, _SPLIT_VERSION])
+    split = [_SPLIT_VERSION] if validation_path is None else []
+    digits = tasks.hash_of([rendering.arguments, contents, tokens, tolerated, *split])
     name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
     if tasks.is_registered(name):
         return name

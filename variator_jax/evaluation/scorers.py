@@ -22,12 +22,21 @@ from variator_jax.mesh import compile_on
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import intercept_modules
 
-_keep = functools.lru_cache(maxsize=32)
-
 # (backbone parameters, plugin variables or None, batch) -> scores
 Scorer = Callable[[Any, Any, Batch], Any]
 _ENCODER = ("encoder_input_tokens",)
 _TEACHER_FORCED = (*_ENCODER, "decoder_input_tokens", "decoder_target_tokens")
+
+
+def _keep(make: Callable[..., Scorer]) -> Callable[..., Scorer]:
+    """`make`, whose scorers are kept for equal arguments; interventions are never equal."""
+    kept = functools.lru_cache(maxsize=32)(make)
+
+    @functools.wraps(make)
+    def scorer(model: SplicedModel, *args: Any, **kwargs: Any) -> Scorer:
+        return (make if model.intervention else kept)(model, *args, **kwargs)
+
+    return scorer
 
 
 @_keep

@@ -9,14 +9,15 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from variator_jax import gin_utils
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import ConfigError, VariatorError
-from variator_jax.experiment.grid import Cell, Experiment, Step, configure, plan, steps_of
+from variator_jax.experiment import rivals
+from variator_jax.experiment.grid import Cell, Experiment, Step, configure, plan
 from variator_jax.files import write_json
 from variator_jax.plugin import PluginConfig
 from variator_jax.train.losses import LossConfig
@@ -50,17 +51,21 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     from variator_jax.train import loop, optimizers, settings
     from variator_jax.train.checks import check_trainable
     from variator_jax.train.objectives import Distillation
-    from variator_jax.train.student import StudentDistillation
+    from variator_jax.train.student import StudentDistillation, student_shape
 
-    def check_method(kind: str) -> None:
-        """Refuses sites and losses that do not fit each other, or the backbone."""
+    def check_method(step: Step) -> None:
+        """Refuses sites, losses and rivals that do not fit each other, or the backbone."""
         backbone = T5(gin_utils.configured(get_config)())
         plugin, loss = gin_utils.configured(PluginConfig)(), gin_utils.configured(LossConfig)()
-        check_trainable(plugin, backbone.stack())
-        if kind == "student":
-            StudentDistillation(backbone, backbone, loss)
+        length = gin_utils.macro("TASK_FEATURE_LENGTHS")["inputs"]
+        if step.cell:
+            plugin = gin_utils.configured(PluginConfig)(ratio=step.cell.ratio)
+            rivals.same_flops_ratio(backbone.stack(), length, plugin)
+        elif step.kind == "student":
+            student = T5(student_shape(backbone.config, length, plugin))
+            StudentDistillation(backbone, student, loss)
         else:
-            Distillation(backbone, plugin, loss)
+            Distillation(backbone, check_trainable(plugin, backbone.stack()), loss)
 
     # What a run of training is made of, as far as making it costs little.
     parts: list[Callable[..., object]] = [optimizers.optimizer, loop.Schedule]
@@ -70,15 +75,16 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     for step in plan(experiment):
         own = step.macros.keys() - (_PER_RUN - {"RATIO"})
         shared = {name: step.macros[name] for name in own}
-        if (step.files, shared) in checked:
+        rival = step.cell and step.cell.arm.scored == "similar_tokens" and step.cell.ratio
+        if (step.files, shared, rival) in checked:
             continue
-        checked.append((step.files, shared))
+        checked.append((step.files, shared, rival))
         try:
             configure(experiment, step)
             for function in parts if step.cell is None else ():
                 gin_utils.configured(function)()
-            if step.kind in ("pretrain", "adapt", "student"):
-                check_method(step.kind)
+            if rival or step.kind in ("pretrain", "adapt", "student"):
+                check_method(step)
         except VariatorError as error:
             reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
             raise ConfigError(f"{step.config}: {reason}") from None
@@ -113,7 +119,7 @@ def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:
     pairs: dict[str, Any] = {"": (fixed, kept if begun else {})}
     pairs |= {f"{name}: ": (configs[name], made[name]) for name in sorted(begun & made.keys())}
     arms, arms_made = _arms(experiment), kept.get("arms", {})
-    for name in sorted(_begun_arms(experiment) & arms_made.keys()):
+    for name in sorted(_begun_arms(folder, arms.keys() & arms_made.keys())):
         if arms[name] != arms_made[name]:
             raise ConfigError(
                 f"{name} is {arms[name]}; what is in {folder} was made with {arms_made[name]}. "
@@ -139,13 +145,10 @@ def _arms(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(arms))
 
 
-def _begun_arms(experiment: Experiment) -> set[str]:
-    """Names of arms of which something was trained or scored."""
-    return {
-        cell.arm.name
-        for cell in experiment.cells()
-        if any(step.begun for step in steps_of(experiment, cell))
-    }
+def _begun_arms(folder: Path, names: Iterable[str]) -> set[str]:
+    """Those of the arms of which a folder holds something, whatever the grid is now."""
+    places = ("cells/*.{}.k[0-9]*.json", "*/*/seed_*/{}_k[0-9]*/*/*", "*/plugins/{}_k[0-9]*/*/*")
+    return {n for n in names if any(any(folder.glob(p.format(n))) for p in places)}
 
 
 def drive(

@@ -263,13 +263,6 @@ def plan(experiment: Experiment) -> list[Step]:
     return list(steps.values())
 
 
-def steps_of(experiment: Experiment, cell: Cell) -> Iterator[Step]:
-    """The steps of a cell's own arm, without the backbone's and the teacher's."""
-    for step in (*_training(experiment, cell), scoring(experiment, cell)):
-        if step.kind not in ("backbone", "finetune"):
-            yield step
-
-
 def scoring(experiment: Experiment, cell: Cell) -> Step:
     """The step that scores a cell."""
     files, settings = _files(experiment, cell, "score"), {**experiment.settings, **cell.arm.plugin}

@@ -46,16 +46,16 @@ def paired_gaps(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         # The tasks of an experiment may have inputs of different lengths.
         arm["flops_saved"] = np.mean([cell["flops_saved"] for cell in group])
         arm["extra_parameters"] = group[0]["extra_parameters"]
-        lost: dict[str, np.ndarray] = {}  # task -> [seeds, examples]
-        for task in dict.fromkeys(task for cell in group for task in cell["scores"]):
-            pairs = [
-                (teachers[_pair(cell)]["scores"][task], cell["scores"][task])
-                for cell in group
-                if task in cell["scores"]
-            ]
-            lost[task] = np.subtract(*np.swapaxes(pairs, 0, 1))
+        lost: dict[str, np.ndarray] = {}  # measure -> [seeds, examples]
+        labelled: list[np.ndarray] = []
+        for place, task in dict.fromkeys((c["task"], t) for c in group for t in c["scores"]):
+            own = [cell for cell in group if cell["task"] == place]
+            pairs = [(teachers[_pair(c)]["scores"][task], c["scores"][task]) for c in own]
+            points = np.subtract(*np.swapaxes(pairs, 0, 1))
+            # Mixtures may share a task with another task of the experiment.
+            lost[f"{place} {task}" if task in lost else task] = points
+            labelled += [points] if task in own[0]["labelled"] else []
         measures = {task: [points] for task, points in lost.items()}
-        labelled = [lost[t] for t in dict.fromkeys(t for cell in group for t in cell["labelled"])]
         if labelled:
             measures[CHOSEN] = [points[:, : points.shape[1] // 2] for points in labelled]
             measures[JUDGED] = [points[:, points.shape[1] // 2 :] for points in labelled]

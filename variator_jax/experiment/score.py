@@ -108,7 +108,6 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     return {
         **vars(cell),
         "arm": cell.arm.name,
-        "macros": dict(cell.arm.plugin),
         "sites": arm.plugin.description if arm.plugin else "",
         **_summary(results),
         "encoder_length": length,
@@ -306,7 +305,7 @@ def _counter(backbone: T5, plugin: PluginConfig) -> Callable[..., dict]:
     """The jitted count of one batch: (layer, kind) -> (sum of shares, number of inputs)."""
     stack = backbone.stack()
     threshold = 0.0 if "relu" in backbone.config.mlp_activations else 1.0
-    sites = [site for site in plugin.parts if site.kind != "kv"]  # FFNs run on merged vectors
+    sites = [site for site in plugin.parts if site.merges(stack)]
     ratios = {layer: site.ratio for site in sites for layer in site.selected(stack)}
 
     def fires(hidden: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ A row of tokens goes through one of a few programs, which all tasks share: `embe
 """
 
 import dataclasses
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -145,11 +146,10 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         )
     fields = dict(zip(task.fields, map(str, texts), strict=True))
     if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
-        for key, text in fields.items():
-            surplus = len(" ".join(text.split())) - 16 * cut.longest  # runs of spaces are one
-            if surplus > 0:
-                kept = len(text) - surplus
-                fields[key] = text[surplus:] if cut.keep_end else text[:kept]
+        most, step = 16 * cut.longest, -1 if cut.keep_end else 1  # runs of spaces are one
+        long = {k: v[::step] for k, v in fields.items() if len(" ".join(v.split())) > most}
+        kept = {k: re.match(rf"(\s*\S){{0,{most}}}", text) for k, text in long.items()}
+        fields |= {k: match[0][::step] for k, match in kept.items() if match}
     filled = task.prompt.format_map(fields)
     if not cut.allowed and len(filled) > 16 * cut.longest:  # before work is done for it
         characters = len(" ".join(filled.split()))

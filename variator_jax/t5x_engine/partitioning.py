@@ -1,4 +1,4 @@
-"""T5X's partitioner with rules for the plugin's axes and a mesh of a given shape; and the budget.
+"""T5X's partitioner with a mesh of a given shape; and the budget.
 
 The plugin is small, so each device has all of it.
 """
@@ -72,7 +72,7 @@ def partitioner(
       additional_rules: logical axis rules of your own, before T5X's.
     """
     # The plugin's own axes have no rule, so every device has them whole.
-    rules = partitioning.standard_logical_axis_rules(additional_rules=[*additional_rules])
+    rules = partitioning.standard_logical_axis_rules(additional_rules=additional_rules)
     if mesh_shape is not None:
         return MeshPartitioner(mesh_shape, logical_axis_rules=rules)
     submesh = tuple(model_parallel_submesh) if model_parallel_submesh else None

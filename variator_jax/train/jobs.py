@@ -36,6 +36,7 @@ from variator_jax.store import (
     save_plugin,
 )
 from variator_jax.store.arrays import fingerprint
+from variator_jax.store.description import config_content
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part
 from variator_jax.store.lora import load_on_mesh
 from variator_jax.store.plugins import check_shapes
@@ -86,10 +87,11 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
         return export_backbone(config, shape, params)
 
-    settings = {k: v for k, v in dataclasses.asdict(shape).items() if k != "remat"}
-    identity: dict[str, Any] = {"trained": "backbone"}
-    identity |= {"backbone": initial.fingerprint if initial else shape.name}
-    identity |= {} if initial else {"shape": settings}
+    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
+    if initial is None:
+        known = config_content(shape)
+        for name in known.keys() - {"name", "remat", "dtype", "dropout_rate"}:
+            identity[f"shape_{name}"] = known[name]
     return Job(TaskTraining(T5(shape)), identity, start, export)
 
 

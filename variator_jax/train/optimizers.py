@@ -66,7 +66,8 @@ def optimizer(
       clip_norm: largest global norm of a gradient, None for no limit.
 
     Raises:
-      ConfigError: for an unknown name, or numbers that would train nothing, or uphill.
+      ConfigError: for an unknown name, a CLIP_NORM that lets nothing through, or a negative rate or
+        decay.
     """
     settings = {("OPTIMIZER" if k == "name" else k.upper()): v for k, v in locals().items()}
     settings["SCHEDULE"] = settings.pop("SCHEDULE_NAME")

@@ -39,6 +39,12 @@ class Checkpoints:
                 f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
             )
         self._folder = pathlib.Path(model_dir).absolute()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+        if others := meshes.differing(np.frombuffer(digest, np.uint8)):
+            raise CheckpointError(
+                f"Processes {others} have other settings or weights than process 0; all need the "
+                "same gin files and folders."
+            )
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
         self._lock, difference = contextlib.ExitStack(), ""
         if jax.process_index() == 0:
@@ -49,10 +55,6 @@ class Checkpoints:
                 difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
         text = bytes(meshes.from_first(np.frombuffer(text, np.uint8))).rstrip(b"\0")
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-        if bytes(meshes.from_first(np.frombuffer(digest, np.uint8))) != digest:
-            found = f"Process {jax.process_index()} has other settings, weights or data"
-            text = text or f"{found} than process 0; all need the same files.".encode()
         if text:
             self._lock.close()
             raise CheckpointError(text.decode(errors="ignore"))

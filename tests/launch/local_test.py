@@ -6,7 +6,7 @@ import pytest
 from launching import LOST, ROOT, launch
 
 # One process of a run: each adds up over all, until an event.
-PROGRAM = """
+PROGRAM = r"""
 import os, signal, sys, time
 from variator_jax import distributed, errors
 
@@ -19,7 +19,8 @@ def work():
     import jax, numpy as np
     from jax.experimental.multihost_utils import process_allgather
     add = lambda: int(process_allgather(np.array([int(INDEX) + 1])).sum())
-    print("sum", add(), "of", jax.device_count(), "devices", flush=True)
+    # One write for the whole line: Gloo, in the same process, writes lines of its own.
+    sys.stdout.write(f"sum {add()} of {jax.device_count()} devices\n")
     if EVENT in ("error", f"error{INDEX}"):
         raise errors.DataError(f"disk {INDEX} is full")
     if EVENT == f"killed{INDEX}":
@@ -33,7 +34,7 @@ try:
     with distributed.fail_fast():
         work()
 except errors.VariatorError as error:
-    print("error:", error, file=sys.stderr)
+    sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
 """
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -80,8 +80,10 @@ def test_a_failure_to_join_names_the_coordinator(joined, monkeypatch):
 
 
 def test_a_process_that_waits_soon_prints_for_whom(joined, monkeypatch, capsys):
+    printed, report = threading.Event(), distributed._report_waiting
     monkeypatch.setattr(distributed, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: time.sleep(0.2))
+    monkeypatch.setattr(distributed, "_report_waiting", lambda p: (report(p), printed.set()))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: printed.wait(60))
     distributed.initialize("h:1", 2, 0)
     expected = "process 0 of 2, with process 0 at h:1: waits up to 300 seconds for process 1 to"
     assert expected in capsys.readouterr().err
@@ -132,12 +134,13 @@ def test_the_relay_adds_a_line_about_losses_only(text, added):
 
 
 NEVER_JOINED = """
-distributed.JOIN_SECONDS = 1
+distributed.JOIN_SECONDS = 4
 distributed.initialize('127.0.0.1:9', 2, 1)
 """
 # In a container, the end of the first process would kill a relay that still copies.
 SLOW_RELAY = """
 distributed.RELAY = "import time; time.sleep(1)" + distributed.RELAY
+distributed.RELAY_SECONDS = 60
 distributed._relay_stderr()
 print("the last line", file=sys.stderr)
 distributed._end(2)

@@ -28,7 +28,7 @@ def running(service, token=None, limits=None, ready=True):
     thread.start()
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     try:
-        while ready and httpx.get(f"{url}/health").status_code != 200:
+        while ready and httpx.get(f"{url}/health", timeout=60).status_code != 200:
             time.sleep(0.05)
         yield url
     finally:

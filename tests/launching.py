@@ -30,7 +30,7 @@ trap 'sleep 0.3; echo saved; exit 143' TERM
 touch "$HERE/up"
 while :; do sleep 0.05; done
 """
-OUTLIVED = '(trap "" TERM; sleep 0.4; echo the last lines) & exit 75'
+OUTLIVED = '(trap "" TERM; sleep 0.1; echo the last lines) & exit 75'
 
 
 def terminated(command, environment):
@@ -41,5 +41,8 @@ def terminated(command, environment):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate()
+    try:
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process.returncode, out

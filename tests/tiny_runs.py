@@ -98,6 +98,7 @@ def start(cases, devices, place=None):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "",  # whole lines: Gloo writes lines of its own
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     program = [sys.executable, __file__, json.dumps([place, cases])]
@@ -114,12 +115,14 @@ def finish(process, code=0):
 
 def _train(model_dir, happening=None, **settings):
     """A run; `[signal's name, step, process]` happens when that process fetches that batch."""
-    real = DataConfig.train
+    real, period = DataConfig.train, settings.get("checkpoint_period", 100)
 
     def stream(self, first, rows=None):
         for number, batch in enumerate(real(self, first, rows), start=first):
             if happening and happening[1:] == [number, jax.process_index()]:
-                time.sleep(2)  # until earlier checkpoints are on disk
+                saved = Path(model_dir, "checkpoints", str(number // period * period))
+                while number >= period and not saved.is_dir():  # or an earlier step is the newest
+                    time.sleep(0.05)
                 os.kill(os.getpid(), getattr(signal, happening[0]))
             yield batch
 

@@ -60,7 +60,7 @@ def start(folder, *more, **environment):
 
 
 def wait_until_ready(url):
-    while httpx.get(f"{url}/health").status_code != 200:
+    while httpx.get(f"{url}/health", timeout=60).status_code != 200:
         time.sleep(0.1)
 
 
@@ -70,16 +70,16 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
         wait_until_ready(url)
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
         assert client.get("/info").json()["model_id"] == "tiny"
-        assert httpx.get(f"{url}/info").status_code == 401
-        body = {"inputs": [f"text {i}" for i in range(1000)]}
+        assert httpx.get(f"{url}/info", timeout=60).status_code == 401
+        body = {"inputs": [f"text {i}" for i in range(2000)]}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             waiting = [pool.submit(client.post, "/embed", json=body) for _ in range(8)]
-            while client.get("/stats").json()["requests"] < 8:
+            while client.get("/stats").json()["requests"] < 8 and not waiting[0].done():
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             assert not all(one.done() for one in waiting)
             assert [one.result().status_code for one in waiting] == [200] * 8
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
 

@@ -9,7 +9,7 @@ import pytest
 
 from variator_jax.serving.http import HttpLimits
 
-SECONDS = 0.5
+SECONDS = 1
 HEAD = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 RAW = {
     "nothing": (b"", b""),
@@ -41,6 +41,15 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def url():
+    limits = HttpLimits(body_bytes=100_000)
+    with http_server.running(http_server.service(), limits=limits) as url:
+        yield url
+        assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def strict_url():
+    """As above, for which half a request lasts a second."""
     limits = HttpLimits(body_bytes=100_000, seconds=SECONDS)
     with http_server.running(http_server.service(), limits=limits) as url:
         yield url
@@ -48,8 +57,8 @@ def url():
 
 
 @pytest.mark.parametrize("sent, status", RAW.values(), ids=RAW)
-def test_broken_http_ends_the_connection_in_time(url, sent, status):
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+def test_broken_http_ends_the_connection_in_time(strict_url, sent, status):
+    with socket.create_connection(("127.0.0.1", int(strict_url.rpartition(":")[2])), 60) as client:
         client.sendall(sent)
         found = b""
         try:

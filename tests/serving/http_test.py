@@ -25,8 +25,11 @@ TEXTS = ["one text", "another one that is longer"]
 
 @pytest.fixture(scope="module")
 def client():
-    with http_server.running(http_server.service()) as url, httpx.Client(base_url=url) as client:
-        yield client
+    with http_server.running(http_server.service()) as url:
+        # Shorter than the server keeps one: it could close it as the next request comes.
+        limits = httpx.Limits(keepalive_expiry=1)
+        with httpx.Client(base_url=url, timeout=60, limits=limits) as client:
+            yield client
 
 
 def pooled(texts, ratio=1):
@@ -308,10 +311,11 @@ def test_metrics_count_requests_and_their_plugins(client):
 def test_a_full_queue_is_429_with_seconds_in_each_form():
     slow = http_server.service(Limits(requests=1))
     with http_server.running(slow) as url:
-        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        threads = concurrent.futures.ThreadPoolExecutor(32)
+        with threads as pool, httpx.Client(base_url=url, timeout=60) as client:
             body = {"inputs": "x", "input": "x", "query": "x", "documents": ["x"]}
             paths = ("/embed", "/v1/embeddings", "/v1/rerank") * 40
-            answers = list(pool.map(lambda path: httpx.post(url + path, json=body), paths))
+            answers = list(pool.map(lambda path: client.post(path, json=body), paths))
     refused = {a.url.path: a for a in answers if a.status_code == 429}
     assert {a.status_code for a in answers} == {200, 429}
     assert all(int(a.headers["retry-after"]) >= 1 for a in refused.values())

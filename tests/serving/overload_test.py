@@ -44,10 +44,9 @@ def test_a_minute_of_three_times_the_load_is_answered_in_time_or_refused(tmp_pat
     total = loadreport.whole(result, load, SLO_MS)
     assert not total.failed and 0 < total.refused < total.requests
     # [answered], milliseconds
-    answered = np.array([1e3 * s.seconds for s in result.samples if s.status == 200])
+    answered = np.array([1e3 * (s.seconds - s.behind) for s in result.samples if s.status == 200])
     assert np.percentile(answered, 99) < 2 * SLO_MS and total.ratio > 2
-    assert (
-        total.goodput > 0.2 / fastest
-    )  # other tests may have come to the cores since it was timed
+    # Other tests may have come to the cores since it was timed.
+    assert total.goodput > 0.2 / (fastest * max(1.0, state["slowdown"]))
     memory = [row["memory"] for row in result.metrics if "memory" in row]
     assert memory[-1] < 1.05 * memory[len(memory) // 5]

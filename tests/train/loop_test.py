@@ -117,8 +117,9 @@ def test_a_run_that_is_stopped_has_few_steps_left_to_carry_out(tmp_path):
         if len(handed_out) == 5:
             _terminate()
         ahead.append(sum(not metrics.is_ready() for metrics in handed_out))
-        handed_out.append(w[0, 0])
-        metrics = {"loss": w[0, 0], "grad_norm": jnp.float32(1.0)}
+        loss = w[0, 0]
+        handed_out.append(loss)
+        metrics = {"loss": loss, "grad_norm": jnp.float32(1.0)}
         return state.replace(step=state.step + 1, params={"w": w}), metrics
 
     state, stopped = _fit(tmp_path, step, schedule=Schedule(50, 50, 0, 50), size=400)

@@ -44,6 +44,10 @@ def test_a_tenth_of_the_rows_is_held_out_and_rows_of_one_input_stay_together(tmp
     assert len(ours | theirs) == 30 and theirs and not ours & theirs
     assert 1 <= len(set(validation)) <= 8
     take(1, name)
+    # The same rows under another prompt, from a file with a name that no task may have.
+    path = shutil.copy(tmp_path / "mine.jsonl", tmp_path / "my own (1).jsonl")
+    other = texts(file_task(path, "{text}", labels=LABELS), "validation")
+    assert [text for text, _ in other] == [text[10:-18] for text, _ in validation]
 
 
 def test_a_copy_of_the_file_has_the_same_name_in_another_process(tmp_path):

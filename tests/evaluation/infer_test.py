@@ -13,6 +13,7 @@ from tiny_runs import TINY
 
 from variator_jax import gin_utils
 from variator_jax.backbones.t5 import T5
+from variator_jax.data import published
 from variator_jax.data.file_task import span_corruption_task_from_text
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import ConfigError, DataError, TrainingError, VariatorError
@@ -210,6 +211,20 @@ def test_the_results_of_another_run_are_neither_taken_nor_lost(models, tmp_path,
     with pytest.raises(ConfigError, match="another run, with mode None and not .predict."):
         _infer(models, tmp_path)
     assert path.read_bytes() == before
+
+
+def test_the_results_of_other_rows_under_the_same_path_are_refused(models, tmp_path, stand_in):
+    def task(rows):
+        (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
+        seqio.TaskRegistry._REGISTRY.pop(name, None)  # as in another process
+        return published.glue_task("sst2", WORDS, str(tmp_path), sentinel=False)
+
+    name = None
+    name = task(["a film\t1", "a number\t0"])
+    _infer(models, tmp_path / "out", name)
+    task(["a film\t1", "a letter\t0"])
+    with pytest.raises(ConfigError, match="another run, with data"):
+        _infer(models, tmp_path / "out", name)
 
 
 @pytest.mark.parametrize("torn, ratio, starts", [

@@ -16,7 +16,7 @@ def _records(task, seed=0, details=(), **scores):
         record = {
             "backbone": "nano", "task": task, "arm": arm, "ratio": ratio, "seed": seed,
             "score": score, "details": dict(details), "examples": 400, "majority": 50.0,
-            "parameters": 10_000,
+            "parameters": 10_000, "scores": {task: [100.0] * 320 + [0.0] * 80},
         }  # fmt: skip
         costs = ("flops_saved", 0.4), ("extra_parameters", 100), ("extra_parameters_share", 0.01)
         records.append(record | {name: value * (ratio > 1) for name, value in costs})
@@ -81,4 +81,12 @@ def test_the_method_is_compared_with_the_arms_of_its_ratio_seed_by_seed():
         ["smaller student, distilled", "4", "+0.2 ± 1.1"]
     ]
     assert report.rivals_table(report.rows(RECORDS)) == ""
-    assert "2.0 on sst2 (400 examples)" in report.standard_errors(table)
+
+
+def test_the_standard_error_of_a_mixture_is_that_of_the_mean_of_its_tasks():
+    assert "2.0 on sst2 (400 examples);" in report.standard_errors(RECORDS[:4])
+    (mixture,) = _records("both", backbone=80.0)
+    mixture["scores"] = {"many": [0.0, 100.0] * 5_000, "few": [0.0, 100.0] * 50}
+    # sqrt(50² / 10,000 + 50² / 100) / 2
+    assert "2.5 on both" in report.standard_errors([mixture])
+    assert report.standard_errors([mixture | {"scores": {}}]) == ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,18 +133,23 @@ def test_other_settings_another_input_and_foreign_folders_are_refused(
 ):
     before = contents(whole)
 
-    def refused(reason, path=texts, folder=whole, plugin=backbone[2], settings=SETTINGS):
+    def refused(
+        reason, path=texts, folder=whole, owner=backbone[1], plugin=backbone[2], settings=SETTINGS
+    ):
         with pytest.raises(VariatorError, match=reason):
-            encode_file(path, folder, backbone[1], plugin, settings)
+            encode_file(path, folder, owner, plugin, settings)
 
     refused("another run, with plugin", plugin=None)
     refused("another run, with dtype", settings=dataclasses.replace(SETTINGS, dtype="bfloat16"))
+    half = dataclasses.replace(backbone[1].config, dtype="bfloat16")
+    refused("another run, with compute", owner=dataclasses.replace(backbone[1], config=half))
+    refused("another run, with format", path=shutil.copy(texts, tmp_path / "texts.txt"))
     longer = tmp_path / "texts.jsonl"
     longer.write_text(texts.read_text() + '\n"one more"')
     refused("lines 25 to 27 are not those", path=longer)
     longer.write_text("\n".join(texts.read_text().splitlines()[:8]))
     refused("The input has no lines for", path=longer)
-    refused("texts.jsonl, and no encode.json", folder=tmp_path)
+    refused("texts.*, and no encode.json", folder=tmp_path)
     assert contents(whole) == before
 
 

@@ -65,6 +65,12 @@ def test_a_folder_of_plugins_or_of_runs_is_a_set_without_an_index(tmp_path):
     _assert_equal(load_plugins(tmp_path / "some", BACKBONE))
 
 
+def test_a_member_of_a_set_may_be_called_plugin(tmp_path):
+    _save(tmp_path / "plugin", 2)
+    _save(tmp_path / "four", 4)
+    _assert_equal(load_plugins(tmp_path), (2, 4))
+
+
 def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
     _save(tmp_path / "run" / "plugin", 4)
     _assert_equal(load_plugins(tmp_path / "run"), (4,))

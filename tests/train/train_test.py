@@ -60,11 +60,12 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     whole, cut = {"plugin": plugin_run, "backbone": backbone_run}[trained], tmp_path / "cut"
     path = str(backbone_run) if trained == "plugin" else None
     shutil.copytree(whole, cut)
-    for later in (trained, "checkpoints/6"):
-        shutil.rmtree(cut / later)
+    shutil.rmtree(cut / "checkpoints/6")
     result = tiny_runs.run(cut, trained=trained, initial_checkpoint_path=path, data=EVALUATED)
     assert (result.step, result.exported) == (6, cut / trained)
     assert [row["step"] for row in tiny_runs.rows(cut)] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    # What was exported before it went on would pass for its result.
+    assert (cut / f"{trained}_of_step_3").is_dir()
     if trained == "plugin":
         before, after = (load_plugin(run / trained).variables for run in (whole, cut))
         assert_same(before.params, after.params)
@@ -195,6 +196,11 @@ PACKED = dataclasses.replace(EVALUATED, packed=True, pack_multiple=3)
         ({"plugin": MEAN}, ConfigError, "nothing to train"),
         ({"plugin": PluginConfig(2, layers=(7,))}, PluginError, r"layers \[7\]"),
         ({"plugin": CAUSAL}, PluginError, "decoder/layers_0/mlp.* in a causal stack"),
+        (
+            {"backbone": dataclasses.replace(TINY, num_decoder_layers=0)} | WHOLE,
+            ConfigError,
+            "no decoder, so there is no task loss",
+        ),
         ({"data": PACKED}, ConfigError, "multiples of the ratio 4: set PACK_MULTIPLE"),
     ],
 )
@@ -228,3 +234,8 @@ def test_held_out_loss_is_that_of_the_whole_batch_without_dropout():
     assert rows == [8, 2]
     assert cut == pytest.approx(once, rel=1e-5)
     assert train._evaluation(job, None, tiny_runs.DATA, mesh, 1) is None  # no EVAL_BATCHES
+
+
+def test_a_negative_number_of_held_out_batches_is_refused():
+    with pytest.raises(ConfigError, match="EVAL_BATCHES is -1"):
+        dataclasses.replace(EVALUATED, eval_batches=-1)

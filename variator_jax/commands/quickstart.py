@@ -33,7 +33,7 @@ PLUGINS: dict[str, dict[str, Any]] = {
 _NOTE = (
     "A figure may be missed by chance: a minute of training and 2,000 examples a task leave about "
     "half a point, and other work on the machine distorts the latencies. Longer adaptation "
-    "(TRAIN_STEPS in quickstart/adapt.gin) and a quiet machine help."
+    "(TRAIN_STEPS in quickstart/adapt.gin, into another folder) and a quiet machine help."
 )
 _NEXT = """\
 Table, figures and plot: {folder}/report.md, report.json, report.png

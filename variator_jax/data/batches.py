@@ -5,6 +5,7 @@ than its feature is cut, with EOS kept. `order` decides which example comes when
 several examples, each of which starts on the border of a merge group.
 """
 
+import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from variator_jax.data import docs_tasks  # noqa: F401  (registers the documenta
 from variator_jax.data._tf import seqio, tf
 from variator_jax.data.order import Order, Row, examples
 from variator_jax.data.spec import get_spec, has_spec, split_answers
-from variator_jax.data.tasks import hash_of
+from variator_jax.data.tasks import LazySource, hash_of
 from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
 
@@ -75,7 +76,7 @@ def accepted_answers(task_name: str, split: str) -> list[list[str]]:
     """
     task, spec = task_or_mixture(task_name), get_spec(task_name)
     name = "answers" if spec.many_answers else "targets"
-    dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1)
+    dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, seed=0)  # as `batches`
     if not spec.many_answers and "targets_pretokenized" in dataset.element_spec:
         name = "targets_pretokenized"
     answers = dataset.map(lambda example: example[name]).as_numpy_iterator()
@@ -167,6 +168,18 @@ def _batches(
         for stream in range(streams):
             rows += [*parts.get(stream, ()), *[zeros] * share][:share]
         yield _lay_out({name: np.stack([row[name] for row in rows]) for name in zeros})
+
+
+def digest(task_name: str, split: str) -> str:
+    """Identifies the examples that the tasks of a task or mixture read from files of the user.
+
+    Those of TFDS and of folders of texts, which are streamed, do not count.
+    """
+    hashed = hashlib.sha256()
+    for task in tasks_of(task_or_mixture(task_name), split):
+        for example in task.source.make(split) if isinstance(task.source, LazySource) else ():
+            hashed.update(repr(sorted(example.items())).encode())
+    return hashed.hexdigest()
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:

@@ -6,6 +6,7 @@ before anything is trained.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError
 
 _SPLITS = ("train", "validation")
-_SPLIT_VERSION = 2  # which rows are held out: part of a task's name
+_SPLIT_VERSION = 3  # which rows are held out: part of a task's name
 _HELD_OUT = 0.1
 
 
@@ -119,7 +120,7 @@ def _register(
     tokens = [vocabularies.fingerprint(vocabulary), vocabulary.vocab_size]  # sentinels count too
     split = [_SPLIT_VERSION] if validation_path is None else []
     digits = tasks.hash_of([rendering.arguments, contents, tokens, tolerated, *split])
-    name = f"file_{paths[0].name.split('.')[0]}_{digits}".replace("-", "_")
+    name = re.sub(r"\W", "_", f"file_{paths[0].name.split('.')[0]}_{digits}", flags=re.ASCII)
     if tasks.is_registered(name):
         return name
     reading = _reading(paths, rendering)
@@ -164,10 +165,12 @@ def _load(
 def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     """Puts a tenth of the rows, at least one, into validation; rows of one input stay together.
 
-    In span corruption the text is the input.
+    The fields of a row decide, not the words of the prompt around them: a plugin is often adapted
+    under another prompt than its backbone. In span corruption the text is the input.
     """
+    # A template's parts are literals and fields in turn.
     inputs = (
-        "".join(example["inputs" if "inputs" in example else "targets"]) for example in examples
+        "\0".join(example.get("inputs", ["", example["targets"]])[1::2]) for example in examples
     )
     digests = [hashlib.sha256(text.encode()).digest() for text in inputs]
     hashes = [int.from_bytes(digest[:8], "big") for digest in digests]

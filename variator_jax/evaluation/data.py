@@ -80,8 +80,8 @@ class EvalData:
         from variator_jax.data.batches import task_or_mixture
 
         dataset = task_or_mixture(task).get_dataset(
-            dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1
-        )
+            dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1, seed=0
+        )  # the seed of `batches`: random preprocessors draw alike
         texts = (
             {name: _plain(x) for name, x in example.items() if name.endswith("_pretokenized")}
             for example in dataset.skip(start * self.batch_size).as_numpy_iterator()

@@ -57,7 +57,7 @@ def evaluate(
       VariatorError: if a plugin belongs to another backbone, or two have the same name.
     """
     started = time.monotonic()
-    shapes = [_latency_shape(fields) for fields in latency_shapes]
+    shapes = [_latency_shape(fields) for fields in latency_shapes or ()]
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     notes = data.describe()
     config, length = backbone.config, data.feature_lengths["inputs"]
@@ -206,7 +206,8 @@ def _scores(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
 
 def _settings(paths: Sequence[str] | str, backbone: Backbone) -> dict[Key, Settings]:
     """Ratio or name -> plugin, in rising order of ratio; the backbone itself first."""
-    folders = [run_part(path, "plugin") for path in ([paths] if isinstance(paths, str) else paths)]
+    paths = [paths] if isinstance(paths, str) else paths or ()
+    folders = [run_part(path, "plugin") for path in paths]
     plugins = by_key(load_plugin(folder, backbone) for folder in folders)
     settings: dict[Key, Settings] = {1: (PluginConfig(ratio=1), None)}
     return settings | {key: (p.config, p.variables) for key, p in plugins.items()}

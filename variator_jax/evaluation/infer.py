@@ -80,6 +80,8 @@ def infer(
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
+    from variator_jax.data.batches import digest
+
     data.describe()
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
@@ -87,7 +89,8 @@ def infer(
     files = {}
     for task in data.tasks():
         path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
-        files[task] = ResultFile(path, identity | {"task": task}, data.batch_size)
+        own = {"task": task, "data": digest(task, data.split)}
+        files[task] = ResultFile(path, identity | own, data.batch_size)
     with lock_folder(Path(output_dir)):
         for task in [task for task, file in files.items() if not file.finished()]:
             try:

@@ -141,8 +141,12 @@ class Experiment:
         for name in self.plugins.keys() & ARMS.keys():
             raise ConfigError(f"PLUGINS names {name!r}, which is an arm of every experiment.")
         for name, own in self.plugins.items():
-            if type(seeds := own.get("SEEDS", ())) not in (tuple, list):
-                raise ConfigError(f"SEEDS of the plugin {name!r} is a tuple: {seeds!r}.")
+            seeds: Any = own.get("SEEDS", self.seeds)
+            if type(seeds) not in (tuple, list) or not set(seeds) & set(self.seeds):
+                raise ConfigError(
+                    f"SEEDS of the plugin {name!r} is a tuple of some of {tuple(self.seeds)}, the "
+                    f"experiment's SEEDS; found {seeds!r}."
+                )
         for ratio in (*self.ratios, *self.arm_ratios):
             if not isinstance(ratio, int) or ratio < 2:
                 raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")

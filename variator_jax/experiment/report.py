@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from variator_jax.bench.output import hardware
@@ -150,11 +151,11 @@ def _markdown(
         f"{_HOW_TO_READ}{_ONE_TEACHER if one_teacher else ''}",
     ]
     for backbone, part in table.groupby("backbone", sort=False):
-        sections += [f"## {backbone}", quality_table(part), standard_errors(part)]
+        own = [record for record in records if record["backbone"] == backbone]
+        sections += [f"## {backbone}", quality_table(part), standard_errors(own)]
         if compared := rivals_table(part):
             sections += ["The plugin's score less that of other arms of its ratio:", compared]
         if experiment.plugins:
-            own = [record for record in records if record["backbone"] == backbone]
             if paired := paired_table(paired_gaps(own)):
                 sections += [_PAIRED, paired]
             if published := sizes_table(own):
@@ -162,10 +163,13 @@ def _markdown(
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:
+        passes = (
+            "{backbone}: {batch} x {length} tokens in {dtype} on {hardware}".format(**x)
+            for x in latency
+        )
         sections.append(
-            "Encoder passes of {batch} x {length} tokens in {dtype} on {hardware}, medians of "
-            "interleaved rounds; the last column is the measured speed-up over the one that the "
-            "saved FLOPs allow.".format(**latency[0])
+            f"Encoder passes ({'; '.join(dict.fromkeys(passes))}), medians of interleaved rounds; "
+            "the last column is the measured speed-up over the one that the saved FLOPs allow."
         )
     if neurons:
         sections += ["## Activated neurons", neuron_table(neurons)]
@@ -246,16 +250,24 @@ def rivals_table(rows: pd.DataFrame) -> str:
     return as_table(lines)
 
 
-def standard_errors(rows: pd.DataFrame) -> str:
-    """A sentence on what each task's number of examples leaves uncertain."""
-    errors = [
-        f"{math.sqrt(row.mean * (100 - row.mean) / row.examples):.1f} on {row.task} "
-        f"({row.examples:,} examples)"
-        for row in rows[(rows["arm"] == TEACHER) & (rows["task"] != MEAN)].itertuples()
-    ]
+def standard_errors(records: Rows) -> str:
+    """A sentence on what each task's number of examples leaves uncertain; empty without scores.
+
+    Args:
+      records: of the cells of one backbone; the teachers' scores of each example count.
+    """
+    errors: dict[str, str] = {}
+    for record in [record for record in records if record["arm"] == TEACHER]:
+        parts = [np.asarray(scores) for scores in record.get("scores", {}).values()]
+        if parts and all(map(len, parts)):  # of a mixture, the score is the mean over its tasks
+            error = math.sqrt(sum(part.var() / len(part) for part in parts)) / len(parts)
+            place = f"{record['task']} ({record['examples']:,} examples)"
+            errors.setdefault(place, f"{error:.1f} on {place}")
+    if not errors:
+        return ""
     return (
-        f"Whatever the deviation over seeds, a score has a standard error of {', '.join(errors)}; "
-        "a difference between two arms has up to 1.4 times as much."
+        "Whatever the deviation over seeds, a score has a standard error of "
+        f"{', '.join(errors.values())}; a difference between two arms has up to 1.4 times as much."
     )
 
 

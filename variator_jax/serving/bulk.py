@@ -128,14 +128,15 @@ def encode_file(
       VariatorError: for a file that cannot be read, a folder of another run, or an input that has
         changed since a part of it was encoded.
     """
-    suffix_of(path)
+    identity = {"format": suffix_of(path)}
     check_rows_apart(plugin)
     # The model is not kept: it checks that the plugin is the backbone's, and loads the vocabulary.
     tokenizer = VariatorModel(backbone, plugin, mesh).tokenizer
     total, files, progress = Counts(), 0, _Progress(path)
     try:
         with lock_folder(folder):
-            output = EncodedFolder(folder, _identity(backbone, plugin, settings, mesh, dense))
+            identity |= _identity(backbone, plugin, settings, mesh, dense)
+            output = EncodedFolder(folder, identity)
             encode = _encoder(backbone, plugin, settings, mesh, dense)
             pooled = settings.pooling == "mean"
             width = dense[-1].kernel.shape[1] if pooled and dense else backbone.config.embed_dim
@@ -276,6 +277,7 @@ def _identity(
     identity = {
         "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
         "vocabulary": backbone.vocabulary_fingerprint,
+        "compute": backbone.config.dtype,
         "plugin": found,
         "dense": [fingerprint(arrays_of(layer)) + " tanh" * layer.tanh for layer in dense],
         "jax": jax.__version__,

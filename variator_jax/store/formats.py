@@ -191,7 +191,9 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
         plugin = other_plugins.load_t5x_plugin(folder, backbone)
         return {plugin.config.ratio: plugin}
     members = plugin_folders(folder)
-    if kind in (PLUGIN, RUN):
+    # One of several plugins may be called 'plugin', as the only one of a run is.
+    of_run = kind == RUN and ((folder / "run.json").exists() or len(members) < 2)
+    if kind == PLUGIN or of_run:
         members = [run_part(folder, "plugin")]
     elif os.path.lexists(folder / INDEX):
         indexed = indexed_members(folder)

@@ -70,6 +70,7 @@ class Job:
 
 def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
+    _check_decoder(config.shape)
     check_vocabulary(config.data.task, config.data.vocabulary(), config.shape)
     shape, initial = config.shape, None
     if config.initial_checkpoint_path is not None:
@@ -208,10 +209,7 @@ def _kept_scales(file: pathlib.Path, names: Collection[str]) -> dict[str, Any] |
 
 def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains a fresh LoRA of a frozen backbone on the task's own loss."""
-    if not config.backbone.has_decoder:
-        raise ConfigError(
-            f"Backbone {config.backbone.name!r} has no decoder, so a LoRA has no task loss."
-        )
+    _check_decoder(config.shape)
     lora, backbone = config.lora, load_initial_backbone(config, mesh, config.backbone_dtype)
     lora_weights(lora, backbone.params)  # refuses now a site that matches nothing
 
@@ -228,6 +226,11 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
     settings = dataclasses.asdict(lora)
     identity = {"trained": "lora", "lora": settings, "backbone": backbone.fingerprint}
     return Job(LoraTraining(T5(backbone.config), lora), identity, start, export)
+
+
+def _check_decoder(shape: T5Config) -> None:
+    if not shape.has_decoder:
+        raise ConfigError(f"Backbone {shape.name!r} has no decoder, so there is no task loss.")
 
 
 def load_initial_backbone(config: TrainConfig, mesh: Mesh, dtype: str | None) -> Backbone:

@@ -23,6 +23,7 @@ from variator_jax.plugin import (
     init_plugin,
     plugin_parameters,
 )
+from variator_jax.store.arrays import parse_dtype
 from variator_jax.train.step import moment_shardings
 from variator_jax.train.student import student_leaves, student_shape
 
@@ -108,7 +109,7 @@ def _readable(count: int) -> str:
 def weights_dtype(trained: str, backbone: T5Config, backbone_dtype: str | None) -> np.dtype:
     """What a run keeps its backbone in: `backbone_dtype` is for a frozen one."""
     frozen = trained in ("plugin", "lora")
-    return np.dtype(jax.numpy.dtype(frozen and backbone_dtype or backbone.param_dtype))
+    return np.dtype(parse_dtype(frozen and backbone_dtype or backbone.param_dtype))
 
 
 def plan(

@@ -44,6 +44,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
+        if self.eval_batches < 0:
+            raise ConfigError(f"EVAL_BATCHES is {self.eval_batches}; it is 0, for none, or more.")
 
     def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
         """The endless training batches from batch `start` on; the same ones in every run.
@@ -155,11 +157,13 @@ class TrainConfig:
 
         The settings of an optimizer that `optimizers.optimizer` has not made are not known.
         """
+        from variator_jax.data.batches import digest
         from variator_jax.data.vocabulary import fingerprint
 
         kept = dataclasses.asdict(self.data) | getattr(self.optimizer, "settings", {})
         del kept["eval_batches"]
         kept["VOCABULARY"] = fingerprint(self.data.vocabulary())
+        kept["DATA"] = digest(self.data.task, "train")
         kept |= {"INIT_SEED": self.seed, "BACKBONE_DTYPE": self.backbone_dtype}
         kept |= {name.upper(): getattr(self.backbone, name) for name in ("dtype", "dropout_rate")}
         losses = {} if self.trained in ("backbone", "lora") else dataclasses.asdict(self.loss)

@@ -101,6 +101,8 @@ def _run(
         state = checkpoints.restore(state)
         left = config.schedule.train_steps - int(state.step)
         log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
+        if left and jax.process_index() == 0:
+            _set_aside(config, int(state.step))
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 
@@ -120,6 +122,14 @@ def _run(
     meshes.wait_for_all("exported")
     log.print(f"  wrote {exported}")
     return TrainResult(last, False, exported)
+
+
+def _set_aside(config: TrainConfig, step: int) -> None:
+    """Renames what a shorter run has exported, which would pass for the result of this one."""
+    part = "backbone" if config.trained == "student" else config.trained
+    exported = pathlib.Path(config.model_dir, part)
+    if exported.is_dir():
+        exported.rename(exported.with_name(f"{part}_of_step_{step}"))
 
 
 def _evaluation(

@@ -15,11 +15,10 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
+from variator_jax.files import atomic_folder, check_folder, read_json, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store import arrays
 from variator_jax.store.backbone import (
-    Leaf,
     Source,
     Stream,
     copy_vocabulary,
@@ -27,7 +26,7 @@ from variator_jax.store.backbone import (
     make_source,
     stored_config,
 )
-from variator_jax.store.description import parse, read_json
+from variator_jax.store.description import parse
 from variator_jax.store.pickles import open_state_dict
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -264,10 +263,10 @@ def open_hf(path: str | os.PathLike) -> Source:
             raise CheckpointError(f"{folder}: {name} differs from the embedding; {hint}.")
     shapes = leaf_shapes(folder, config, len(weights) + 1)
     paths = {name_of(path): path for path in shapes}
-    leaves = [
-        _leaf(folder, paths.get(name, name), stored)
-        for name, stored in {EMBEDDING: table, **weights}.items()
-    ]
+    leaves = {}
+    for name, stored in {EMBEDDING: table, **weights}.items():
+        path = paths.get(name, name)
+        leaves[path] = _leaf(folder, path, stored)
     vocabulary = find_vocabulary(folder)
     if vocabulary is not None:
         arrays.check_downloaded(vocabulary)
@@ -305,7 +304,8 @@ def _check_prefix(folder: pathlib.Path, weights: Mapping[str, arrays.Stored]) ->
             )
 
 
-def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
+def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stored:
+    """One of our leaves, which reads the array that transformers keeps."""
     transposed = is_transposed(path)
     # transformers casts these, too.
     dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
@@ -318,7 +318,7 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
             arrays.check_finite(f"{folder}: {path} as {dtype}", array)
         return np.asarray(array.T if transposed else array, order="C")
 
-    return Leaf(path, stored.shape[::-1] if transposed else stored.shape, dtype, read)
+    return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
 def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:

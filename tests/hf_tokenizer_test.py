@@ -148,7 +148,7 @@ def _list_other_id(content):
         ("t5", {"tokenizer_config.json": {"extra_special_tokens": ["<word>"]}}, "adds the token"),
         ("t5", {"tokenizer_config.json": {"added_tokens_decoder": {"7": 1}}}, "cannot be read"),
         ("t5", {"tokenizer.json": {"model": {"type": "BPE"}}}, "is not a tokenizer of a T5"),
-        ("t5", {"tokenizer_config.json": []}, "is a list; expected a JSON object"),
+        ("t5", {"tokenizer_config.json": []}, "is not a JSON object"),
         ("byt5", {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "are missing"),
         (
             "byt5",

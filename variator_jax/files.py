@@ -12,12 +12,10 @@ import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from variator_jax.errors import CheckpointError
 
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
-_LONGEST = 10_000_000  # bytes of JSON
 _HOME = re.compile(r"""(?:^|(?<=[=,'"]))~\w*(?=/|['"]?$)""")
 
 
@@ -100,27 +98,6 @@ def write_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes `content` as JSON, as `write_file` does."""
     write_file(path, f"{json.dumps(content, indent=2)}\n".encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of moderate size.
-
-    Raises:
-      CheckpointError: naming the file and the reason.
-    """
-    with wrap_errors(f"{path} cannot be read"), path.open("rb") as file:
-        return parse_json(path, file.read(_LONGEST + 1))
-
-
-def parse_json(path: str | Path, data: bytes, longest: float = _LONGEST) -> dict[str, Any]:
-    """The JSON object in a file's bytes, which are at most `longest`; errors as `read_json`."""
-    with wrap_errors(f"{path} is not readable JSON"):
-        if len(data) > longest:
-            raise ValueError(f"it is longer than {longest:,} bytes")
-        content = json.loads(data)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is a {type(content).__name__}; expected a JSON object.")
-    return content
 
 
 @contextlib.contextmanager

@@ -5,14 +5,12 @@ Ids are those of transformers' AutoTokenizer; only `tokenizers` is needed.
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import parse_json, wrap_errors
 
 JSON, PIECES, SETTINGS = "tokenizer.json", "spiece.model", "tokenizer_config.json"
 _ADDED, _SPECIAL = "added_tokens.json", "special_tokens_map.json"
@@ -231,7 +229,13 @@ def _check_ids(path: Path, tokenizer: Any, tokens: Sequence[AddedToken]) -> None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of any length; empty if there is no such file."""
-    with wrap_errors(f"{path} cannot be read"):
-        data = path.read_bytes() if path.exists() else b"{}"
-    return parse_json(path, data, longest=math.inf)
+    """A JSON object; empty if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return content

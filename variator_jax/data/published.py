@@ -204,7 +204,13 @@ def _tokenize_passages(
     dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
 ) -> Any:
     """Tokenizes {'targets'} to [1, tokens]; parts of equal size where one row does not fit."""
-    texts, chunk = span_corruption.tokenize(dataset, sequence_length, output_features)
+    vocabulary = output_features["targets"].vocabulary
+    chunk = span_corruption.chunk_for(
+        sequence_length or span_corruption.DEFAULT_LENGTHS, vocabulary.extra_ids
+    )
+
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
 
     def split(tokens: Any) -> Any:
         size = tf.size(tokens, out_type=tf.int64)
@@ -213,7 +219,8 @@ def _tokenize_passages(
         cut = lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count]  # noqa: E731
         return parts.map(cut)
 
-    return span_corruption.without_stubs(texts.flat_map(split))
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return span_corruption.without_stubs(dataset.flat_map(split))
 
 
 def _register(

@@ -34,32 +34,21 @@ def tokenize_and_chunk(
       A dataset of {'targets': int32 [rows, chunk]}: all chunks of some hundred texts, and after
       them one shorter row.
     """
-    texts, chunk = tokenize(dataset, sequence_length, output_features)
+    vocabulary = output_features["targets"].vocabulary
+    chunk = chunk_for(sequence_length or DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def tokenize(example: Mapping[str, Any]) -> Any:
+        # One text at a time: seqio's bytes of several would have to be of one length.
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
 
     def cut(tokens: Any) -> Any:
         full = tf.size(tokens) // chunk * chunk
         rows = tf.data.Dataset.from_tensors(tf.reshape(tokens[:full], [-1, chunk]))
         return rows.concatenate(tf.data.Dataset.from_tensors(tokens[tf.newaxis, full:]))
 
-    joined = texts.ragged_batch(_TEXTS_JOINED).map(lambda rows: rows.flat_values)
-    return without_stubs(joined.flat_map(cut))
-
-
-def tokenize(
-    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
-) -> tuple[Any, int]:
-    """Returns the tokens of each text, int32 [tokens], and how many of them fill the inputs.
-
-    The arguments are those of `tokenize_and_chunk`.
-    """
-    vocabulary = output_features["targets"].vocabulary
-
-    def encode(example: Mapping[str, Any]) -> Any:
-        # One text at a time: seqio's bytes of several would have to be of one length.
-        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
-
-    chunk = chunk_for(sequence_length or DEFAULT_LENGTHS, vocabulary.extra_ids)
-    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE), chunk
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.ragged_batch(_TEXTS_JOINED).map(lambda texts: texts.flat_values)
+    return without_stubs(dataset.flat_map(cut))
 
 
 def without_stubs(rows: Any) -> Any:

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from variator_jax.errors import CheckpointError, did_you_mean
-from variator_jax.files import atomic_folder, read_json, wrap_errors
+from variator_jax.files import atomic_folder, wrap_errors
 from variator_jax.store import arrays
 
 LARGEST = 1 << 24  # no setting of a T5 or a plugin comes near it; a damaged number does
+_LONGEST = 10_000_000  # bytes
 _BLANK = "0" * 64
 T = TypeVar("T")
 
@@ -168,6 +169,25 @@ def check_file(path: pathlib.Path, expected: str | None) -> None:
     if actual != expected:
         reason = f"its checksum is {actual}; expected {expected}"
         raise CheckpointError(f"{path} was changed or damaged: {reason}.")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object of moderate size.
+
+    Raises:
+      CheckpointError: naming the file and the reason.
+    """
+    with wrap_errors(f"{path} cannot be read"), path.open("rb") as file:
+        return parse_json(path, file.read(_LONGEST + 1))
+
+
+def parse_json(path: str | pathlib.Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file's bytes; errors as `read_json`."""
+    with wrap_errors(f"{path} is not readable JSON"):
+        if len(data) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST:,} bytes")
+        content = json.loads(data)
+    return _typed(dict, content, str(path))
 
 
 def config_content(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, check_folder, read_json, wrap_errors, write_json
+from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store import arrays
 from variator_jax.store.backbone import (
@@ -26,7 +26,7 @@ from variator_jax.store.backbone import (
     make_source,
     stored_config,
 )
-from variator_jax.store.description import parse
+from variator_jax.store.description import parse, read_json
 from variator_jax.store.pickles import open_state_dict
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

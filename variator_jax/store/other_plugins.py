@@ -18,11 +18,11 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
-from variator_jax.files import is_url, parse_json, wrap_errors
+from variator_jax.files import is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import arrays, plugins, t5x
 from variator_jax.store.backbone import Backbone, Source, identify
-from variator_jax.store.description import parse
+from variator_jax.store.description import parse, parse_json
 from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.plugins import Plugin
 

@@ -6,8 +6,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from tiny import flat
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import get_config
@@ -15,10 +15,7 @@ from variator_jax.errors import ConfigError
 
 XXL = get_config("t5_1_1_xxl")  # 11.1 B parameters, 64 heads
 GIB = 2**30
-TINY = get_config(
-    "nano", vocab_size=384, embed_dim=16, num_heads=4, head_dim=8, mlp_dim=32,
-    num_encoder_layers=2, num_decoder_layers=1,
-)  # fmt: skip
+TINY = dataclasses.replace(tiny.TINY, num_heads=4)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +141,7 @@ SPECS = {
 
 
 def test_weights_are_cut_by_their_logical_axes():
-    shardings = flat(meshes.parameter_shardings(TINY, AbstractMesh((2, 2, 2), meshes.AXES)))
+    shardings = tiny.flat(meshes.parameter_shardings(TINY, AbstractMesh((2, 2, 2), meshes.AXES)))
     assert {path: tuple(shardings[path].spec) for path in SPECS} == SPECS
 
 

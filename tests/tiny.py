@@ -2,21 +2,16 @@
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.plugin import init_plugin
+from variator_jax.store.arrays import flatten as flat  # noqa: F401  (for tests)
 
 #: The backbone of all tests that train, and of most others.
 TINY = get_config(
     "nano", vocab_size=384, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
     num_encoder_layers=2, num_decoder_layers=1,
 )  # fmt: skip
-
-
-def flat(tree):
-    """Path -> leaf."""
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def random_params(config, seed=0):

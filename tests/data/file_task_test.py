@@ -43,7 +43,6 @@ def test_a_tenth_of_the_rows_is_held_out_and_rows_of_one_input_stay_together(tmp
     )
     assert len(ours | theirs) == 30 and theirs and not ours & theirs
     assert 1 <= len(set(validation)) <= 8
-    take(1, name)
     # The same rows under another prompt, from a file with a name that no task may have.
     path = shutil.copy(tmp_path / "mine.jsonl", tmp_path / "my own (1).jsonl")
     other = texts(file_task(path, "{text}", labels=LABELS), "validation")
@@ -81,7 +80,6 @@ def test_what_makes_another_task_gives_another_name(tmp_path):
 TSV = ["text\tlabel", 'a "quoted, text\t1', "other text\t0", "third one\t0", "x y\t1"]
 NLI = [{"text": f"text {gold}", "gold": gold} for gold in ("entailment", "neutral", "other")]
 GOLD = {"entailment": "yes", "neutral": "no", "other": "no"}
-TRUTH = [{"text": "one", "label": True}, {"text": "two", "label": False}]
 NAMED = ["text\t2\tthe end", "some array\ttwo\tnear", "an axis\t2nd\tfar"]
 
 
@@ -90,7 +88,6 @@ NAMED = ["text\t2\tthe end", "some array\ttwo\tnear", "an axis\t2nd\tfar"]
     [
         (TSV, {"labels": LABELS}, ["yes", "no", "no", "yes"]),
         (NLI, {"labels": GOLD, "label_field": "gold"}, ["yes", "no", "no"]),
-        (TRUTH, {"labels": LABELS}, ["yes", "no"]),
         (NAMED, {"target": "2"}, ["two", "2nd"]),
         (NAMED, {"target": "the end"}, ["near", "far"]),
         (NAMED, {"target": "the {text}"}, ["the some array", "the an axis"]),

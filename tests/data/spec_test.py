@@ -32,17 +32,11 @@ def test_a_spec_may_be_registered_twice_and_no_other_under_its_name():
     "kind, fields, message",
     [
         ("classificaton", {}, "Did you mean 'classification'"),
-        *(
-            ("classification", {"labels": x}, "cannot have labels")
-            for x in (("a",), ("a", "b", "a"))
-        ),
+        ("classification", {"labels": ("a",)}, "cannot have labels"),
+        ("classification", {"labels": ("a", "b", "a")}, "cannot have labels"),
         ("generation", {"labels": ("yes", "no")}, "cannot have labels"),
         ("span_corruption", {"prefix": "<s>"}, "cannot have prefix"),
-        (
-            "classification",
-            {"labels": ("a", "b"), "many_answers": True},
-            "cannot have many_answers",
-        ),
+        ("span_corruption", {"many_answers": True}, "cannot have many_answers"),
     ],
 )
 def test_a_spec_that_cannot_be_scored_is_refused(kind, fields, message):

@@ -90,9 +90,9 @@ def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
             held.append(sum(one() is not None for one in arrays))
             return array
 
-        return dataclasses.replace(leaf, read=read)
+        return leaf._replace(read=read)
 
-    leaves = tuple(map(tracked, source.leaves))
+    leaves = {path: tracked(leaf) for path, leaf in source.leaves.items()}
     stream = Stream(dataclasses.replace(source, leaves=leaves))
     hugging_face.write(sources / "out", stream, shard_size=4000)
     assert len(list((sources / "out").glob("*.safetensors"))) > 8 and max(held) < len(leaves) / 2

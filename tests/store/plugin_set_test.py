@@ -7,30 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_t5
-from golden_vectors import config
-from tiny import random_params, random_plugin
+from tiny import random_plugin
+from tiny_model import BACKBONE, make_plugin
 
 from variator_jax import VariatorModel, load_plugins, save_plugin, save_plugins
 from variator_jax.errors import CheckpointError, PluginError
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import Backbone, Plugin
-from variator_jax.store.arrays import fingerprint
+from variator_jax.store import Plugin
 from variator_jax.store.plugins import by_key
 
-SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=0)
-PARAMS = random_params(SHAPE)
-BACKBONE = Backbone(SHAPE, PARAMS, fingerprint(PARAMS))
 FORMAT_1 = Path(__file__).parent / "format_1"
 STRANGER = dataclasses.replace(BACKBONE, fingerprint="f" * 64)
-
-
-def _plugin(ratio, **description):
-    settings = PluginConfig(ratio, bottleneck=4)
-    variables = random_plugin(settings, SHAPE, seed=ratio)
-    return Plugin(settings, variables, description)
-
-
-PLUGINS = {ratio: _plugin(ratio, training={"steps": ratio}) for ratio in (2, 4, 16)}
+PLUGINS = {
+    ratio: dataclasses.replace(make_plugin(ratio), description={"training": {"steps": ratio}})
+    for ratio in (2, 4, 16)
+}
 
 
 def _save(path, ratio, backbone=BACKBONE):

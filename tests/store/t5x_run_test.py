@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_t5
@@ -30,7 +29,6 @@ SHAPE = small_t5.GATED
 BACKBONE = small_t5.backbone(SHAPE)
 SCORES = "plugin/encoder/layers_1/mlp/compression/kernel"
 SCALE = "plugin/encoder/layers_2/mlp/output_scale"
-BIAS = "plugin/encoder/layers_0/mlp/decompression/input_bias"
 QUERY = "encoder/layers_1/attention/query/kernel"
 
 
@@ -131,19 +129,11 @@ class TestOwner:
         refused(tmp_path, "mlp_activations .'gelu', 'linear'.*silu", backbone=other)
 
 
-NAN = np.array(GOOD[SCORES])
-NAN[5, 1] = np.nan
-
-
 class TestDamage:
     @pytest.mark.parametrize(
         ("leaves", "words"),
         [
-            ({SCORES: None}, f"is missing {SCORES}"),
             ({SCALE: None}, f"is missing {SCALE}"),
-            ({BIAS: np.zeros(4, np.float32)}, rf"{BIAS} has shape \(4,\)"),
-            ({SCORES: NAN}, f"{SCORES} holds numbers that are NaN or infinite"),
-            ({SCORES: GOOD[SCORES].astype(jnp.bfloat16)}, f"{SCORES} .* of bfloat16"),
             ({"plugin/more": np.ones(2, np.float32)}, "has unexpected plugin/more"),
             ({QUERY: None}, f"is missing {QUERY}"),
             (dict.fromkeys(GOOD), "holds no compression plugin"),
@@ -158,11 +148,8 @@ class TestDamage:
         ("change", "words"),
         [
             (lambda x: x["plugin"]["sites"][0].update(ratio=2), r"expected \(32, 2\)"),
-            (lambda x: x["plugin"]["sites"][0].update(layers=[0, 7]), r"layers \[7\]"),
             (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), "No site is of kind 'new'"),
             (lambda x: x["backbone"].update(num_encoder_layers=4), "is missing encoder/layers_3"),
-            (lambda x: x["backbone"].update(vocab_size=10**9), "backbone.vocab_size is 1000"),
-            (lambda x: x.pop("training"), "missing .*'training'"),
         ],
     )
     def test_settings(self, change, words, tmp_path):
@@ -199,6 +186,6 @@ def test_inspect_describes_backbone_and_plugin(tmp_path):
         assert fact in text
     assert "t5_1_1_tiny" in text.splitlines()[0] and backbone.fingerprint not in text
     assert backbone.fingerprint in describe(tmp_path / "run", verify=True)
-    write_run(tmp_path / "bad", **{SCORES: NAN})
-    with pytest.raises(CheckpointError, match=SCORES):
+    write_run(tmp_path / "bad", **{SCORES: GOOD[SCORES] * np.nan})
+    with pytest.raises(CheckpointError, match=f"{SCORES} holds numbers that are NaN"):
         describe(tmp_path / "bad")

@@ -16,8 +16,6 @@ from t5x_files import save_t5x
 from variator_jax.errors import CheckpointError
 from variator_jax.store import formats, load_backbone
 from variator_jax.store.arrays import unflatten
-from variator_jax.store.backbone import collect
-from variator_jax.store.t5x import open_t5x
 
 WRITERS = {
     "legacy": t5x_files.write_legacy,
@@ -93,13 +91,6 @@ class TestRead:
         with pytest.raises(CheckpointError, match="checkpoint_10"):
             load_backbone(tmp_path / "run")
 
-    def test_a_config_of_the_users_own(self, tree, tmp_path):
-        folder = t5x_files.write_legacy(tmp_path / "checkpoint_5", tree)
-        silu = dataclasses.replace(small_t5.GATED, mlp_activations=("silu", "linear"))
-        assert collect(open_t5x(folder, silu)).config == silu
-        with pytest.raises(CheckpointError, match="has shape"):
-            open_t5x(folder, dataclasses.replace(small_t5.GATED, embed_dim=32))
-
     def test_biases_that_differ_between_layers_are_refused_by_layer(self, tmp_path):
         _, tree = tree_of(small_t5.GATED, "scanned")
         tree["decoder/decoder/relpos_bias/rel_embedding"][:, 1] += 1
@@ -158,9 +149,6 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({QUERY: None}, f"is missing {QUERY}"),
-            ({QUERY: np.ones((3, 3), np.float32)}, r"shape \(3, 3\)"),
-            ({QUERY: np.ones((16, 12), np.int32)}, "of int32"),
             ({QUERY: np.full((16, 12), np.nan, jnp.bfloat16)}, f"{QUERY}.*NaN"),
             ({"encoder/layers_1/more": np.ones(3)}, "unexpected encoder/layers_1/more"),
             ({"token_embedder/embedding": None}, "not a T5.*token_embedder/embedding"),
@@ -179,7 +167,6 @@ class TestDamage:
             ({"kvstore": {"driver": "file", "path": "../etc/"}}, "outside"),
             ({"kvstore": {"driver": "file", "path": "/etc/"}}, "outside"),
             ({"driver": "json"}, "outside"),
-            ({"kvstore": [1]}, "damaged"),
             ({"metadata": {"shape": [17]}}, f"{NORM} is described as"),
             ({"dtype": "bfloat16"}, f"{NORM} is described as"),
             (3, "damaged"),

@@ -11,7 +11,6 @@ import safetensors.numpy
 import small_t5
 from hf_files import state_dict, write
 
-from variator_jax import cli
 from variator_jax.backbones.t5 import Transformer
 from variator_jax.errors import CheckpointError
 from variator_jax.store import hugging_face, load_backbone
@@ -200,17 +199,10 @@ ALIASED = {name: TABLE for name in hugging_face.ALIASES}
         (ENCODER, {"encoder.embed_tokens.weight": 0}, {}, dict(architectures=["T5EncoderModel"])),
     ],
 )
-def test_shards_and_an_index_of_other_aliases(
-    state, more_named, more_held, changes, tmp_path, capsys
-):
+def test_shards_and_an_index_of_other_aliases(state, more_named, more_held, changes, tmp_path):
     folder = folder_of(tmp_path / "hf", state, changes)
     shards(folder, state, [*state, *more_named], {**state, **more_held})
     assert_equal(folder)
-    out = tmp_path / "out"
-    assert cli.main(["inspect", str(folder)]) == 0
-    assert cli.main(["convert", "--from", "hf", "--to", "variator", str(folder), str(out)]) == 0
-    assert load_backbone(out).fingerprint == load_backbone(folder).fingerprint
-    capsys.readouterr()
 
 
 def test_expanded_and_integer_tensors_of_a_pickle(tmp_path):
@@ -245,7 +237,6 @@ def prefixed(prefix):
         (GATED | {"shared.weight": np.array(1, np.float32)}, {}, r"has shape \(\); expected two"),
         (GATED | {"shared.weight": TABLE[0].copy()}, {}, r"has shape \(16,\); expected two axes"),
         (norm("float64") | {NORM: np.full(16, 1e300)}, {}, "encoder_norm/scale as float32 holds"),
-        (norm("int8"), {}, f"{NORM} is I8. Quantised"),
         (norm("bool"), {}, f"{NORM} is BOOL"),
         (GATED, dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
         (GATED, dict(tie_word_embeddings=True), "lm_head.weight differs from the embedding"),
@@ -264,7 +255,7 @@ def prefixed(prefix):
             dict(num_layers=LEFT_OUT, num_decoder_layers=LEFT_OUT, num_hidden_layers=3),
             "is missing decoder/layers_",
         ),
-        *((PLAIN, TIED | dict(feed_forward_proj=x), x) for x in ("gelu", "tanh", "linear")),
+        *((PLAIN, TIED | dict(feed_forward_proj=x), x) for x in ("tanh", "linear")),
     ],
 )
 def test_the_rest_is_refused_by_name(state, changes, words, tmp_path):
@@ -275,7 +266,7 @@ def test_the_rest_is_refused_by_name(state, changes, words, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "spiece.model"])
-def test_a_git_lfs_pointer_is_named(name, tmp_path, capsys):
+def test_a_git_lfs_pointer_is_named(name, tmp_path):
     folder = folder_of(tmp_path / "hf", GATED, {})
     if name == "pytorch_model.bin":
         (folder / "model.safetensors").unlink()
@@ -284,8 +275,3 @@ def test_a_git_lfs_pointer_is_named(name, tmp_path, capsys):
     (folder / name).write_text(pointer)
     with pytest.raises(CheckpointError, match=rf"{name} is a git-lfs pointer.*git lfs pull"):
         load_backbone(folder)
-    command = ["convert", "--from", "hf", "--to", "variator", str(folder), str(tmp_path / "out")]
-    for arguments in (["inspect", str(folder)], command):
-        assert cli.main(arguments) != 0
-        assert "git-lfs pointer" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -65,7 +65,7 @@ def _values(values: Mapping[str, Any]) -> str:
 
 
 def _backbone(what: str, path: str | os.PathLike, source: backbone.Source, verify: bool) -> str:
-    config, leaves = source.config, source.leaves
+    config, leaves = source.config, source.leaves.values()
     fingerprint = backbone.identify(source).fingerprint if verify else source.fingerprint
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
@@ -91,9 +91,9 @@ def _t5x(path: str | os.PathLike, verify: bool) -> str:
     checkpoint = t5x.open_checkpoint(path)
     if not checkpoint.plugin:
         return _backbone("T5X backbone", path, t5x.backbone_source(checkpoint), verify)
-    run = other_plugins.open_run(checkpoint)
-    described = _backbone("T5X backbone beside a plugin:", path, run.source, verify)
-    return f"{described}\n{_titled('compression plugin beside it', _plugin(run.plugin))}"
+    source, plugin = other_plugins.open_run(checkpoint)
+    described = _backbone("T5X backbone beside a plugin:", path, source, verify)
+    return f"{described}\n{_titled('compression plugin beside it', _plugin(plugin))}"
 
 
 def _plugin(plugin: Plugin) -> dict[str, Any]:

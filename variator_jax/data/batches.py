@@ -202,16 +202,6 @@ def check_request(
     if split not in provider.splits:
         nearest = did_you_mean(split, provider.splits)
         raise DataError(f"{provider.name!r} has no split {split!r}.{nearest}")
-    check_room(provider, lengths)
-    return {name: int(length) for name, length in lengths.items()}
-
-
-def check_room(provider: Any, lengths: Mapping[str, int]) -> None:
-    """Refuses lengths of a task or mixture that leave nothing but EOS, and a prefix, of a text.
-
-    Raises:
-      DataError: with the shortest lengths.
-    """
     for task in getattr(provider, "tasks", [provider]):
         if has_spec(task.name):
             spec = get_spec(task.name)
@@ -221,6 +211,7 @@ def check_room(provider: Any, lengths: Mapping[str, int]) -> None:
                 what = f"task {spec.name!r} ({spec.kind}) has TASK_FEATURE_LENGTHS {dict(lengths)}"
                 need = f"{kept}one token of each text and the end of sequence need {least} or more"
                 raise DataError(f"{what}; {need}")
+    return {name: int(length) for name, length in lengths.items()}
 
 
 def _lay_out(rows: Batch) -> Batch:

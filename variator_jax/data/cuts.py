@@ -4,11 +4,13 @@ Both engines and `variator infer` print it before they start. Span corruption fi
 inputs; what counts are targets that are longer than theirs.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from variator_jax.data._tf import tf
 from variator_jax.data.batches import check_request, task_or_mixture, tasks_of
 from variator_jax.data.docs_corpus import is_built
 from variator_jax.data.spec import get_spec, has_spec
@@ -19,39 +21,10 @@ from variator_jax.files import is_url
 SAMPLE = 2_000  # examples of a task that are counted before a training run
 
 
-@dataclasses.dataclass(frozen=True)
-class Cuts:
-    """How many of the examples counted are cut.
-
-    Attributes:
-      task: its name.
-      split: of it.
-      examples: how many were counted.
-      sampled: whether these are the first of more.
-      cut: feature -> how many of its texts are longer than its length, EOS included.
-      lengths: feature -> its length.
-    """
-
-    task: str
-    split: str
-    examples: int
-    sampled: bool
-    cut: Mapping[str, int]
-    lengths: Mapping[str, int]
-
-    def __str__(self) -> str:
-        first = "the first " if self.sampled else ""
-        counts = " and ".join(
-            f"{count:,} {name} ({count / max(self.examples, 1):.1%}) to {self.lengths[name]} tokens"
-            for name, count in self.cut.items()
-        )
-        return f"{self.task}, {self.split}: of {first}{self.examples:,} examples, cut are {counts}"
-
-
 def count_cuts(
     name: str, split: str, lengths: Mapping[str, int], most: int | None = None
-) -> list[Cuts]:
-    """Counts the texts that are cut, in each task of a task or mixture.
+) -> list[str]:
+    """Counts the texts that are cut; returns a line for each task of a task or mixture.
 
     Args:
       name: a registered task or mixture.
@@ -64,7 +37,7 @@ def count_cuts(
     """
     provider = task_or_mixture(name)
     lengths = check_request(provider, split, lengths, 1)
-    counted = []
+    lines = []
     for task in tasks_of(provider, split):
         corrupts = has_spec(task.name) and get_spec(task.name).kind == "span_corruption"
         # Corruption fills the inputs, whatever length the targets then have.
@@ -72,18 +45,17 @@ def count_cuts(
             {"inputs": lengths["inputs"], "targets": 2 * lengths["inputs"]} if corrupts else None
         )
         rows = task.get_dataset(given, split, shuffle=False, num_epochs=1)
-        rows = rows.map(lambda row: {feature: row[feature] for feature in lengths})
-        cut, examples = dict.fromkeys(lengths, 0), 0
-        for row in rows.take(-1 if most is None else most + 1).as_numpy_iterator():
-            if examples == most:
-                counted.append(Cuts(task.name, split, examples, True, cut, lengths))
-                break
-            examples += 1
-            for feature, length in lengths.items():
-                cut[feature] += len(row[feature]) > length
-        else:
-            counted.append(Cuts(task.name, split, examples, False, cut, lengths))
-    return counted
+        rows = rows.map(lambda row: tf.stack([tf.size(row[x]) > lengths[x] for x in lengths]))
+        rows = rows.take(-1 if most is None else most + 1).as_numpy_iterator()
+        cut = np.fromiter(rows, np.dtype((bool, len(lengths))))  # [examples, features]
+        first = "the first " if most is not None and len(cut) > most else ""
+        cut = cut[:most]
+        counts = " and ".join(
+            f"{count:,} {feature} ({count / max(len(cut), 1):.1%}) to {lengths[feature]} tokens"
+            for feature, count in zip(lengths, cut.sum(axis=0), strict=True)
+        )
+        lines.append(f"{task.name}, {split}: of {first}{len(cut):,} examples, cut are {counts}")
+    return lines
 
 
 def describe_data(
@@ -97,7 +69,7 @@ def describe_data(
     tasks = [task.name for task in tasks_of(task_or_mixture(name), split)]
     notes = [f"{task}: {get_spec(task).note}" for task in tasks if has_spec(task)]
     notes = [note for note in notes if not note.endswith(": ")]
-    return [*notes, *map(str, count_cuts(name, split, lengths, most))]
+    return [*notes, *count_cuts(name, split, lengths, most)]
 
 
 def describe_local(name: str, splits: Sequence[str], lengths: Mapping[str, int]) -> list[str]:
@@ -118,13 +90,13 @@ def describe_local(name: str, splits: Sequence[str], lengths: Mapping[str, int])
 
 def _at_hand(provider: Any) -> bool:
     """Returns whether a task's texts and vocabulary are on this machine, nothing to be built."""
-    for task in getattr(provider, "tasks", [provider]):
+
+    def is_here(task: Any) -> bool:
         vocabulary = task.output_features["inputs"].vocabulary
         if not isinstance(task.source, LazySource):
             return False
         if isinstance(vocabulary, DocsVocabulary):
-            if not is_built():
-                return False
-        elif is_url(getattr(vocabulary, "sentencepiece_model_file", "")):
-            return False
-    return True
+            return is_built()
+        return not is_url(getattr(vocabulary, "sentencepiece_model_file", ""))
+
+    return all(map(is_here, getattr(provider, "tasks", [provider])))

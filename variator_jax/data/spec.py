@@ -105,9 +105,7 @@ class TaskSpec:
         Classification: accuracy, and with two labels the F1 of the second, by comparison with the
         verbalizer. Generation: exact match and token F1, over all accepted answers.
         """
-        if self.kind == "span_corruption":
-            return []
-        return [self._scores]
+        return [] if self.kind == "span_corruption" else [self._scores]
 
     def _scores(self, targets: Sequence[Any], predictions: Sequence[str]) -> Scores:
         if self.kind == "generation":

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,25 +41,16 @@ class Backbone:
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One array of a backbone in our tree, not read yet."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
 class Source:
     """A backbone in a file: complete, of the right shapes, in the order of the paths.
 
+    `leaves` are its arrays by their paths in our tree, not read yet.
     `fingerprint` is set where the format keeps it; otherwise it is known when all was read.
     """
 
     origin: str
     config: T5Config
-    leaves: Sequence[Leaf]
+    leaves: Mapping[str, arrays.Stored]
     vocabulary_file: pathlib.Path | None = None
     fingerprint: str | None = None
 
@@ -67,7 +58,7 @@ class Source:
 def make_source(
     origin: str | os.PathLike,
     config: T5Config,
-    leaves: Iterable[Leaf],
+    leaves: Mapping[str, arrays.Stored],
     vocabulary_file: pathlib.Path | None = None,
 ) -> Source:
     """A source, after comparing the leaves of a file with those that its config needs.
@@ -75,16 +66,15 @@ def make_source(
     Args:
       origin: the file or folder, for messages.
       config: the shape of the backbone.
-      leaves: what the file has, in any order.
+      leaves: what the file has by path, in any order.
       vocabulary_file: the vocabulary in the folder.
 
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
-    by_path = {leaf.path: leaf for leaf in sorted(leaves, key=lambda leaf: leaf.path)}
-    shapes = leaf_shapes(origin, config, len(by_path))
-    arrays.check_arrays(origin, by_path, shapes, arrays.WEIGHTS)
-    return Source(str(origin), config, tuple(by_path.values()), vocabulary_file)
+    shapes = leaf_shapes(origin, config, len(leaves))
+    arrays.check_arrays(origin, leaves, shapes, arrays.WEIGHTS)
+    return Source(str(origin), config, dict(sorted(leaves.items())), vocabulary_file)
 
 
 def leaf_shapes(origin: str | os.PathLike, config: T5Config, count: int) -> dict[str, Any]:
@@ -108,17 +98,17 @@ def _shapes(config: T5Config) -> dict[str, Any]:
 
 def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
-    leaves = [
-        Leaf(path, tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
+    leaves = {
+        path: arrays.Stored(tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
         for path, array in arrays.flatten(backbone.params).items()
-    ]
+    }
     return make_source(origin, backbone.config, leaves, vocabulary_file=backbone.vocabulary_file)
 
 
-def stored_config(config: T5Config, leaves: Iterable[Leaf]) -> T5Config:
+def stored_config(config: T5Config, leaves: Mapping[str, arrays.Stored]) -> T5Config:
     """The config of a backbone whose file keeps no dtype: that of its embedding."""
-    dtypes = {leaf.path: leaf.dtype for leaf in leaves}
-    return _cast_config(config, dtypes.get("token_embedder/embedding"))
+    embedding = leaves.get("token_embedder/embedding")
+    return _cast_config(config, embedding and embedding.dtype)
 
 
 def _cast_config(config: T5Config, dtype: np.dtype | None) -> T5Config:
@@ -135,14 +125,14 @@ class Stream:
     Args:
       source: where the leaves come from.
       dtype: what they are cast to; None keeps each one's.
-      progress: iterates over the leaves in place of `iter`, to show how far it is.
+      progress: iterates over the paths in place of `iter`, to show how far it is.
     """
 
     def __init__(
         self,
         source: Source,
         dtype: Any = None,
-        progress: Callable[[Sequence[Leaf]], Iterable[Leaf]] = iter,
+        progress: Callable[[Collection[str]], Iterable[str]] = iter,
     ) -> None:
         self.source, self.dtype, self._progress = source, arrays.parse_dtype(dtype), progress
         self.config = _cast_config(source.config, self.dtype)
@@ -154,12 +144,12 @@ class Stream:
         Raises:
           CheckpointError: if a leaf cannot be read, or holds a NaN or an infinite number.
         """
-        for leaf in self._progress(self.source.leaves):
-            array = read_leaf(self.source, leaf, self.dtype)
+        for path in self._progress(self.source.leaves):
+            array = read_leaf(self.source, path, self.dtype)
             self.bytes += array.nbytes
             if self.source.fingerprint is None or self.dtype is not None:
-                self._digest.add(leaf.path, array)
-            yield leaf.path, array
+                self._digest.add(path, array)
+            yield path, array
 
     @property
     def fingerprint(self) -> str:
@@ -188,15 +178,15 @@ def copy_vocabulary(file: pathlib.Path | None, folder: pathlib.Path) -> None:
         shutil.copyfile(source, folder / name)
 
 
-def read_leaf(source: Source, leaf: Leaf, dtype: np.dtype | None = None) -> np.ndarray:
+def read_leaf(source: Source, path: str, dtype: np.dtype | None = None) -> np.ndarray:
     """Reads one leaf, cast to `dtype`; errors as `Stream`."""
-    array = leaf.read()
-    arrays.check_finite(f"{source.origin}: {leaf.path}", array)
+    array = source.leaves[path].read()
+    arrays.check_finite(f"{source.origin}: {path}", array)
     if dtype is None or array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    arrays.check_finite(f"{source.origin}: {leaf.path} as {dtype}", array)
+    arrays.check_finite(f"{source.origin}: {path} as {dtype}", array)
     return array
 
 
@@ -219,7 +209,7 @@ def collect(
     return stream.backbone(arrays.unflatten(leaves))
 
 
-def identify(source: Source, progress: Callable[..., Iterable[Leaf]] = iter) -> Backbone:
+def identify(source: Source, progress: Callable[..., Iterable[str]] = iter) -> Backbone:
     """What `collect` returns, without the parameters: each leaf is read, and none is kept.
 
     Raises:
@@ -283,13 +273,12 @@ def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
     record, _ = description.read_description(file, "backbone", _Description)
     names = [name for name in FILES[:3] if name in record.file_checksums]
     vocabulary = folder / names[0] if names else None
-    leaves: list[Leaf] = []
+    leaves: dict[str, arrays.Stored] = {}
     for name, checksum in sorted(record.file_checksums.items()):
         if not re.fullmatch(_HOLDS, name):
             raise CheckpointError(f"{file} has a checksum of {name[:80]!r}, which is not its own.")
         if name not in FILES:
-            stored = arrays.open_arrays(folder / name)
-            leaves += [Leaf(path, *array) for path, array in stored.items()]
+            leaves |= arrays.open_arrays(folder / name)
         if verify or name in FILES:
             description.check_file(folder / name, checksum)
     source = make_source(folder, record.config, leaves, vocabulary_file=vocabulary)

@@ -5,14 +5,14 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store import backbone as backbones
 from variator_jax.store import hugging_face, other_plugins, t5x
-from variator_jax.store.backbone import Backbone, Leaf, Source, Stream
+from variator_jax.store.backbone import Backbone, Source, Stream
 from variator_jax.store.lora import Lora, collect_with_lora
 from variator_jax.store.plugins import (
     INDEX,
@@ -305,11 +305,11 @@ def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
     return folder
 
 
-def show_progress(leaves: Sequence[Leaf]) -> Iterator[Leaf]:
-    """Iterates over leaves, and prints a line to stderr every few seconds."""
+def show_progress(leaves: Collection[str]) -> Iterator[str]:
+    """Iterates over the paths of leaves, and prints a line to stderr every few seconds."""
     last = time.monotonic()
-    for done, leaf in enumerate(leaves, start=1):
-        yield leaf
+    for done, path in enumerate(leaves, start=1):
+        yield path
         if done == len(leaves) or time.monotonic() - last > _EVERY:
             last = time.monotonic()
-            print(f"{done} of {len(leaves)} leaves, {leaf.path}", file=sys.stderr)
+            print(f"{done} of {len(leaves)} leaves, {path}", file=sys.stderr)

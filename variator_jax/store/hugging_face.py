@@ -19,7 +19,6 @@ from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_j
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store import arrays
 from variator_jax.store.backbone import (
-    Leaf,
     Source,
     Stream,
     copy_vocabulary,
@@ -259,15 +258,15 @@ def open_hf(path: str | os.PathLike) -> Source:
     elif config.has_decoder and not config.logits_via_embedding and is_tied(content):
         weights.setdefault(HEAD, table)
     for name, other in tables.items():
-        if not _equal(table, other):
+        if other is not table and not np.array_equal(table.read(), other.read()):
             hint = "a T5 1.1 has tie_word_embeddings false in its config.json"
             raise CheckpointError(f"{folder}: {name} differs from the embedding; {hint}.")
     shapes = leaf_shapes(folder, config, len(weights) + 1)
     paths = {name_of(path): path for path in shapes}
-    leaves = [
-        _leaf(folder, paths.get(name, name), stored)
-        for name, stored in {EMBEDDING: table, **weights}.items()
-    ]
+    leaves = {}
+    for name, stored in {EMBEDDING: table, **weights}.items():
+        path = paths.get(name, name)
+        leaves[path] = _leaf(folder, path, stored)
     vocabulary = find_vocabulary(folder)
     if vocabulary is not None:
         arrays.check_downloaded(vocabulary)
@@ -305,7 +304,8 @@ def _check_prefix(folder: pathlib.Path, weights: Mapping[str, arrays.Stored]) ->
             )
 
 
-def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
+def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stored:
+    """One of our leaves, which reads the array that transformers keeps."""
     transposed = is_transposed(path)
     # transformers casts these, too.
     dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
@@ -318,11 +318,7 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> Leaf:
             arrays.check_finite(f"{folder}: {path} as {dtype}", array)
         return np.asarray(array.T if transposed else array, order="C")
 
-    return Leaf(path, stored.shape[::-1] if transposed else stored.shape, dtype, read)
-
-
-def _equal(one: arrays.Stored, other: arrays.Stored) -> bool:
-    return one is other or np.array_equal(one.read(), other.read())
+    return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
 def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:

@@ -5,6 +5,7 @@ that were trained on it.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
 from variator_jax.files import wrap_errors
 from variator_jax.store import arrays, description
-from variator_jax.store.backbone import Backbone, Leaf, Source, collect, read_leaf
+from variator_jax.store.backbone import Backbone, Source, collect, read_leaf
 from variator_jax.store.description import Owner, check_belongs
 
 
@@ -170,20 +171,18 @@ def collect_with_lora(
     if lora is None:
         return collect(source, dtype, place)
     lora = lora if isinstance(lora, Lora) else load_lora(lora)
-    _check_fits(lora, {leaf.path: leaf for leaf in source.leaves})
+    _check_fits(lora, source.leaves)
     changes, config, digest = dict(pairs(lora.params)), lora.config, arrays.Fingerprint()
 
-    def merged(leaf: Leaf) -> Leaf:
-        def read() -> np.ndarray:
-            array = read_leaf(source, leaf)
-            digest.add(leaf.path, array)  # in the order of the paths, as fingerprints want it
-            if leaf.path not in changes:
-                return array
-            return merge_weight(array, *changes[leaf.path], config)
+    def read(path: str) -> np.ndarray:
+        array = read_leaf(source, path)
+        digest.add(path, array)  # in the order of the paths, as fingerprints want it
+        return merge_weight(array, *changes[path], config) if path in changes else array
 
-        return dataclasses.replace(leaf, read=read)
-
-    leaves = [merged(leaf) for leaf in source.leaves]
+    leaves = {
+        path: leaf._replace(read=functools.partial(read, path))
+        for path, leaf in source.leaves.items()
+    }
     backbone = collect(dataclasses.replace(source, leaves=leaves, fingerprint=None), dtype, place)
     bare = dataclasses.replace(backbone, params={}, fingerprint=digest.hexdigest())
     check_belongs("The LoRA", lora.description, bare)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from variator_jax.errors import CheckpointError
 from variator_jax.files import is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import arrays, plugins, t5x
-from variator_jax.store.backbone import Backbone, Leaf, Source, identify
+from variator_jax.store.backbone import Backbone, Source, identify
 from variator_jax.store.description import parse, parse_json
 from variator_jax.store.pickles import open_state_dict
 from variator_jax.store.plugins import Plugin
@@ -131,24 +131,10 @@ class _Settings:
     initial_plugin_path: Any = None
 
 
-class T5XRun(NamedTuple):
-    """A checkpoint with a plugin: complete and of the right shapes.
-
-    Attributes:
-      origin: `checkpoint_<step>`, or its URL, with the settings' file, for messages.
-      source: the backbone's leaves, not read yet.
-      plugin: the plugin, whose description is its training alone.
-    """
-
-    origin: str
-    source: Source
-    plugin: Plugin
-
-
 def load_t5x_plugin(
     path: str | os.PathLike,
     backbone: Backbone | None = None,
-    progress: Callable[..., Iterable[Leaf]] = iter,
+    progress: Callable[..., Iterable[str]] = iter,
 ) -> Plugin:
     """Reads the plugin that a T5X run trained, and which backbone it belongs to.
 
@@ -164,17 +150,18 @@ def load_t5x_plugin(
     Raises:
       CheckpointError: if anything is missing, damaged or does not fit, or `backbone` is another.
     """
-    run = open_run(t5x.open_checkpoint(path))
-    trained_on = identify(run.source, progress)
+    source, plugin = open_run(t5x.open_checkpoint(path))
+    trained_on = identify(source, progress)
     if backbone is not None:
-        _check_owner(run, trained_on, backbone)
-    training = run.plugin.description["training"]
-    description = plugins.describe_plugin(backbone or trained_on, training)
-    return dataclasses.replace(run.plugin, description=description)
+        _check_owner(source.origin, trained_on, backbone)
+    description = plugins.describe_plugin(backbone or trained_on, plugin.description["training"])
+    return dataclasses.replace(plugin, description=description)
 
 
-def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
-    """A checkpoint with a plugin as a run.
+def open_run(checkpoint: t5x.Checkpoint) -> tuple[Source, Plugin]:
+    """The backbone of a checkpoint with a plugin, not read yet, and the plugin.
+
+    Both are complete and of the right shapes; the plugin's description is its training alone.
 
     Raises:
       CheckpointError: if there is no plugin in it, or it is not complete.
@@ -196,7 +183,7 @@ def open_run(checkpoint: t5x.Checkpoint) -> T5XRun:
     variables = plugins.to_variables(config, stack, {x: leaves[_name(x)] for x in expected})
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
     training["initial_checkpoint_path"] = settings.initial_checkpoint_path
-    return T5XRun(origin, source, Plugin(config, variables, {"training": training}))
+    return source, Plugin(config, variables, {"training": training})
 
 
 def t5x_plugin(folder: str) -> PluginConfig:
@@ -226,7 +213,7 @@ def _read_settings(folder: str) -> tuple[str, _Settings]:
     raise CheckpointError(f"There is no {SETTINGS} in {here} or around it, with a run's settings.")
 
 
-def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
+def _check_owner(origin: str, trained_on: Backbone, backbone: Backbone) -> None:
     """Compares the backbone in a checkpoint with the one that its plugin shall belong to."""
     names = ("fingerprint", "mlp_activations", "layer_norm_epsilon")  # weights show the first only
     trained, given = (
@@ -236,6 +223,6 @@ def _check_owner(run: T5XRun, trained_on: Backbone, backbone: Backbone) -> None:
     for name, expected, found in zip(names, trained, given, strict=True):
         if found != expected:
             raise CheckpointError(
-                f"The plugin in {run.origin} was trained on a backbone with {name} {expected}; "
+                f"The plugin in {origin} was trained on a backbone with {name} {expected}; "
                 f"the given one has {name} {found}. Float16 changes the fingerprint, too."
             )

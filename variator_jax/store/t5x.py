@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store.arrays import Stored, unflatten
-from variator_jax.store.backbone import Leaf, Source, Stream, make_source, stored_config
+from variator_jax.store.backbone import Source, Stream, make_source, stored_config
 
 PLUGIN = "plugin/"  # where a run of our T5X engine keeps its plugin
 _LEGACY, _METADATA, _MANIFEST = "checkpoint", "_METADATA", "manifest.ocdbt"
@@ -48,21 +48,23 @@ class Checkpoint(NamedTuple):
     plugin: dict[str, Stored]
 
 
-def open_t5x(path: str | os.PathLike, config: T5Config | None = None) -> Source:
+def open_t5x(path: str | os.PathLike) -> Source:
     """The leaves of a checkpoint of T5X, scanned or not; a plugin in it is ignored.
 
     Args:
       path: as for `open_checkpoint`.
-      config: the shape, for unusual settings such as other activations; by default deduced.
 
     Raises:
       CheckpointError: if anything is missing, damaged or not a T5 of this network.
     """
-    return backbone_source(open_checkpoint(path), config)
+    return backbone_source(open_checkpoint(path))
 
 
 def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> Source:
-    """The leaves of a checkpoint's backbone, with or without a plugin beside it."""
+    """The leaves of a checkpoint's backbone, with or without a plugin beside it.
+
+    `config` is the shape, where settings of the run are known; by default it is deduced.
+    """
     leaves = _to_leaves(checkpoint.origin, checkpoint.backbone)
     config = config or _deduce_config(checkpoint.origin, leaves)
     return make_source(checkpoint.origin, stored_config(config, leaves), leaves)
@@ -193,37 +195,38 @@ def _open_legacy(folder: str, content: bytes) -> dict[str, Stored]:
         return {path: opened(path, leaf) for path, leaf in leaves.items()}
 
 
-def _to_leaves(origin: str, target: Mapping[str, Stored]) -> list[Leaf]:
-    """Our leaves of a tree in any of the forms.
+def _to_leaves(origin: str, target: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Our leaves, by path, of a tree in any of the forms.
 
     Raises:
       CheckpointError: if position biases differ between layers, or the arrays have odd shapes.
     """
-    leaves = [leaf for name, array in target.items() for leaf in _unscanned(origin, name, array)]
+    leaves: dict[str, Stored] = {}
+    for name, array in target.items():
+        leaves.update(_unscanned(origin, name, array))
     for stack in ("encoder", "decoder"):
         own = re.compile(f"{stack}/layers_\\d+/{_BIAS}")
-        tables = [leaf for leaf in leaves if own.fullmatch(leaf.path)]
+        tables = {path: leaves.pop(path) for path in list(leaves) if own.fullmatch(path)}
         if tables:
-            leaves = [leaf for leaf in leaves if leaf not in tables]
-            leaves.append(_shared_bias(origin, f"{stack}/{_BIAS}", tables))
+            leaves[f"{stack}/{_BIAS}"] = _shared_bias(origin, tables)
     return leaves
 
 
-def _unscanned(origin: str, name: str, array: Stored) -> Iterator[Leaf]:
-    """The leaves in an array: one for each layer where layers are scanned."""
+def _unscanned(origin: str, name: str, array: Stored) -> Iterator[tuple[str, Stored]]:
+    """The leaves in an array, by path: one for each layer where layers are scanned."""
     match = _SCANNED.fullmatch(name)
     if match is None:
-        yield _leaf(name, array.shape, array, ())
+        yield name, _leaf(name, array.shape, array, ())
         return
     if len(array.shape) <= _AXIS:
         raise CheckpointError(f"{origin}: {name} has shape {array.shape} and no axis of layers.")
     shape = array.shape[:_AXIS] + array.shape[_AXIS + 1 :]
     for i in range(array.shape[_AXIS]):
         path = f"{match[1]}/layers_{i}/{match[2]}"
-        yield _leaf(path, shape, array, (slice(None), i))
+        yield path, _leaf(path, shape, array, (slice(None), i))
 
 
-def _leaf(path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Leaf:
+def _leaf(path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Stored:
     if len(shape) == 3 and path.endswith(("query/kernel", "key/kernel", "value/kernel")):
         shape = (shape[0], shape[1] * shape[2])  # [embed, heads, kv]
     elif len(shape) == 3 and path.endswith("out/kernel"):
@@ -232,20 +235,20 @@ def _leaf(path: str, shape: tuple[int, ...], array: Stored, index: Any) -> Leaf:
     def read() -> np.ndarray:
         return np.asarray(array.read(index), order="C").reshape(shape)
 
-    return Leaf(path, shape, array.dtype, read)
+    return Stored(shape, array.dtype, read)
 
 
-def _shared_bias(origin: str, path: str, leaves: list[Leaf]) -> Leaf:
+def _shared_bias(origin: str, leaves: Mapping[str, Stored]) -> Stored:
     first, *others = leaves
-    table = first.read()
+    table = leaves[first].read()
     for other in others:
-        if not np.array_equal(other.read(), table):
-            problem = f"{other.path} differs from {first.path}; a T5 has one for all layers"
+        if not np.array_equal(leaves[other].read(), table):
+            problem = f"{other} differs from {first}; a T5 has one for all layers"
             raise CheckpointError(f"{origin}: the position bias {problem}.")
-    return Leaf(path, table.shape, table.dtype, lambda: table)
+    return Stored(table.shape, table.dtype, lambda: table)
 
 
-def _deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
+def _deduce_config(origin: str, leaves: Mapping[str, Stored]) -> T5Config:
     """The shape of a backbone by its leaves, whose files hold no settings.
 
     One feed-forward input is T5 1.0's relu, two are T5 1.1's gated gelu.
@@ -253,7 +256,7 @@ def _deduce_config(origin: str, leaves: Iterable[Leaf]) -> T5Config:
     Raises:
       CheckpointError: if a leaf that the shape depends on is missing or odd.
     """
-    shapes = {leaf.path: leaf.shape for leaf in leaves}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     with wrap_errors(f"{origin} is not a T5"):
         vocab, embed = shapes["token_embedder/embedding"]

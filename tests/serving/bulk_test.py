@@ -171,7 +171,7 @@ def test_settings_that_no_run_has_are_refused():
         ({"pooling": "max"}, "expected mean or none"),
         ({"dtype": "int8"}, "expected float32 or bfloat16"),
         ({"window": 0}, "1 or more"),
-        ({"texts": Texts(prompt="query")}, "has 0 fields"),
+        ({"texts": Texts(prompt="query")}, "found 0"),
         ({"texts": Texts(prompt="{query}")}, "no {text}"),
     ):
         with pytest.raises(VariatorError, match=reason):

@@ -97,8 +97,8 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
     for wrong, reason in {
         ("--task=rank",): "expected one of encode, embed",
         ("--platforms=gpu",): "expected one of cpu, cuda",
-        ("--batches=1,x",): "expected whole numbers",
-        ("--batches=0",): "1 or more",
+        ("--batches=1,x",): "expected a positive number",
+        ("--batches=0",): "expected a positive number",
         ("--gin_file=nano_docs.gin",): "takes no gin files",
     }.items():
         assert cli.main([*command, *wrong]) == 2

@@ -57,16 +57,15 @@ def _encode(args: argparse.Namespace) -> None:
     from variator_jax.serving.rows import Texts
     from variator_jax.serving.sentences import load_encoder
 
-    backbone, dense, longest = load_encoder(args.backbone)
-    longest = (longest or 512) if args.max_length is None else args.max_length
+    encoder = load_encoder(args.backbone)
+    longest = (encoder.max_length or 512) if args.max_length is None else args.max_length
     texts = Texts(args.field, args.prompt, longest, args.truncate)
     dtype = {"bf16": "bfloat16", "f32": "float32"}.get(args.dtype, args.dtype)
     shape = (not args.no_normalize, dtype, args.window, args.batch_tokens)
     settings = BulkSettings(texts, args.pooling, *shape)
-    plugin = _choose(args, backbone)
-    mesh = meshes.mesh_or_none(backbone.config, jax.device_count(), None)
-    where = Path(args.input), Path(args.output)
-    total = encode_file(*where, backbone, plugin, settings, mesh, dense)
+    plugin = _choose(args, encoder.backbone)
+    mesh = meshes.mesh_or_none(encoder.backbone.config, jax.device_count(), None)
+    total = encode_file(Path(args.input), Path(args.output), encoder, plugin, settings, mesh)
     print(
         f"{args.output}: {total.rows:,} rows, {total.tokens:,} tokens, {total.bad:,} bad rows, "
         f"{total.cut:,} cut texts"
@@ -196,16 +195,16 @@ def export_jax(args: argparse.Namespace) -> bool:
     from variator_jax.serving.sentences import load_encoder
     from variator_jax.store import load_plugins
 
-    backbone, dense, longest = load_encoder(given["backbone"])
-    plugins = load_plugins(given["plugins"], backbone) if "plugins" in given else {}
-    defaults = ExportSettings()
-    lengths = tuple({min(length, longest or length): None for length in defaults.lengths})
+    encoder, defaults = load_encoder(given["backbone"]), ExportSettings()
+    plugins = load_plugins(given["plugins"], encoder.backbone) if "plugins" in given else {}
+    longest = encoder.max_length or max(defaults.lengths)
+    lengths = tuple({min(length, longest): None for length in defaults.lengths})
     settings = ExportSettings(
         given.get("task", defaults.task),
         given.get("batches", defaults.batches),
         given.get("lengths", lengths),
         tuple(filter(None, given.get("platforms", "").split(","))),
     )
-    written = export_programs(given["output"], backbone, plugins.values(), settings, dense)
+    written = export_programs(given["output"], encoder, plugins.values(), settings)
     print(f"{given['output']}: {len(written)} programs")
     return True

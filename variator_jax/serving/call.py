@@ -131,7 +131,8 @@ class Call:
 
     def info(self) -> dict[str, Any]:
         """TEI's description of the model, with its tasks and plugins."""
-        limits, tasks = self.engine.limits, self.engine.tasks.values()
+        limits, ratios = self.engine.limits, self.engine.ratios
+        tasks = self.engine.tasks.values()
         backbone, of_service = self.engine.model.backbone, self.service.limits
         return {
             "model_id": self.model,
@@ -146,10 +147,8 @@ class Call:
             "max_batch_requests": limits.most_rows,
             "max_client_batch_size": MOST_TEXTS,
             "auto_truncate": False,
-            "plugins": [
-                {"name": name, "ratio": ratio} for name, ratio in self.engine.ratios.items()
-            ],
-            "ratios": sorted({*self.engine.ratios.values()}),
+            "plugins": [{"name": name, "ratio": ratio} for name, ratio in ratios.items()],
+            "ratios": sorted({*ratios.values()}),
             "tasks": [
                 {"name": task.name, "kind": task.kind, "pairs": task.takes_pairs} for task in tasks
             ],

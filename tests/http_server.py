@@ -13,9 +13,7 @@ from variator_jax.serving.service import Limits, Service
 
 def service(limits=None, slo_ms=served.SLO_MS):
     """A service that is not started; its programs are compiled by the first test of a process."""
-    found = Service(served.warm(), slo_ms, limits or Limits())
-    found.engine.warm_up = lambda *_: None  # it has been
-    return found
+    return Service(served.warm(), slo_ms, limits or Limits())
 
 
 @contextlib.contextmanager

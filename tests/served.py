@@ -35,6 +35,7 @@ def warm():
     """The engine, all of whose programs are compiled."""
     engine = Engine(BACKBONE, [PLUGIN], TASKS, EngineLimits(BUCKETS, 32, 4))
     engine.warm_up()
+    engine.warm_up = lambda *_: None  # it has been
     return engine
 
 
@@ -45,15 +46,13 @@ def model():
 
 
 @contextlib.asynccontextmanager
-async def started(limits=None, slo_ms=SLO_MS):
+async def started(limits=None, slo_ms=SLO_MS, engine=None):
     """A service that is ready; its programs are compiled by the first test of a process."""
-    service = Service(warm(), slo_ms, limits or Limits())
-    warm_up, service.engine.warm_up = service.engine.warm_up, lambda *_: None
+    service = Service(engine or warm(), slo_ms, limits or Limits())
     try:
         await service.start()
         yield service
     finally:
-        service.engine.warm_up = warm_up
         await service.drain()
 
 

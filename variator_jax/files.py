@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from variator_jax.errors import CheckpointError
+from variator_jax.errors import CheckpointError, VariatorError
 
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
 _HOME = re.compile(r"""(?:^|(?<=[=,'"]))~\w*(?=/|['"]?$)""")
@@ -164,11 +164,11 @@ def _check_replaceable(target: Path, replaces: Collection[str], holds: str) -> N
 
 
 @contextlib.contextmanager
-def wrap_errors(what: str) -> Iterator[None]:
-    """Turns an error of a library, the system or a setting into CheckpointError: "WHAT: reason"."""
+def wrap_errors(what: str, kind: type[VariatorError] = CheckpointError) -> Iterator[None]:
+    """Turns an error of a library, the system or a setting into one of `kind`: "WHAT: reason"."""
     try:
         yield
-    except CheckpointError:
+    except kind:
         raise
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
@@ -177,4 +177,4 @@ def wrap_errors(what: str) -> Iterator[None]:
         text = re.sub(r".*: (.+?) \[os_error_code=.*", r"\1", text)  # TensorStore's, at any length
         reason = text.splitlines()[0].partition(" [source locations")[0][:500]
         end = "" if reason.endswith((".", "?")) else "."
-        raise CheckpointError(f"{what}: {reason}{end}") from error
+        raise kind(f"{what}: {reason}{end}") from error

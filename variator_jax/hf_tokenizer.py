@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import wrap_errors
 
 JSON, PIECES, SETTINGS = "tokenizer.json", "spiece.model", "tokenizer_config.json"
 _ADDED, _SPECIAL = "added_tokens.json", "special_tokens_map.json"
@@ -30,11 +31,8 @@ _T5: dict[str, Any] = {
     "decoder": _METASPACE,
     "post_processor": {
         "type": "TemplateProcessing",
-        "single": [
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": "</s>", "type_id": 0}},
-        ],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "single": [_FIRST, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [_FIRST, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
     },
 }
@@ -87,19 +85,16 @@ def added_tokens(folder: Path, listed: Sequence[Mapping[str, Any]] = ()) -> list
     extras = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     extras = list(extras.values() if isinstance(extras, dict) else extras)
     extras += [settings[key] for key in settings if key.endswith("_token") and settings[key]]
-    try:
+    with wrap_errors(f"{folder}: the added tokens cannot be read"):
         special = [_token(value, None, True) for value in extras]
         contents = {token.content for token in special} | set(NAMED)
-        numbered = {
-            i: _token(text, i, text in contents) for text, i in _read(folder / _ADDED).items()
-        }
+        numbers = _read(folder / _ADDED).items()
+        numbered = {i: _token(text, i, text in contents) for text, i in numbers}
         numbered |= {token["id"]: _token(token, token["id"], False) for token in listed}
         if "added_tokens_decoder" in settings:
             decoder = settings["added_tokens_decoder"]
             numbered = {int(i): _token(value, int(i), False) for i, value in decoder.items()}
         tokens = [numbered[i] for i in sorted(numbered)] + special
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the added tokens cannot be read: {error!r}.") from error
     first = {token.content: token for token in reversed(tokens)}
     return [first[text] for text in dict.fromkeys(token.content for token in tokens)]
 
@@ -196,11 +191,9 @@ def load_json(path: Path) -> JsonTokenizer:
         more += [f"<extra_id_{i}>" for i in range(settings.get("extra_ids", 100))]
     if kind == "T5Tokenizer":
         tokens += [_token(text, None, True) for text in more if text not in names]
-    try:
+    with wrap_errors(f"{path} is not a tokenizer of a T5"):
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_model(content, kind)))
         tokenizer.add_tokens([tokenizers.AddedToken(t.content, **t.flags) for t in tokens])
-    except Exception as error:  # the library raises no other class
-        raise CheckpointError(f"{path} is not a tokenizer of a T5: {error}.") from error
     _check_ids(path, tokenizer, tokens)
     own = [t.content for t in tokens if t.content not in more and not SENTINEL.search(t.content)]
     return JsonTokenizer(tokenizer, own)
@@ -230,12 +223,10 @@ def _check_ids(path: Path, tokenizer: Any, tokens: Sequence[AddedToken]) -> None
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    with wrap_errors(f"{path} cannot be read"):
+        content = json.loads(path.read_text(encoding="utf8"))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return content

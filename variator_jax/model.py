@@ -24,8 +24,7 @@ from variator_jax.backbones.t5.decoding import START_TOKEN
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
-from variator_jax.store.description import check_belongs
-from variator_jax.store.plugins import Key, Plugin, by_key, check_shapes
+from variator_jax.store.plugins import Key, Plugin, by_key, check_plugin
 from variator_jax.texts import (
     ByteTokenizer,
     Tokenizer,
@@ -158,10 +157,7 @@ class VariatorModel:
         self.backbone, self.plugins = backbone, _by_key(plugins)
         self._buckets, self._mesh = sorted(buckets or ()), mesh
         for plugin in self.plugins.values():
-            what = f"The plugin {plugin.config.name}"
-            if "backbone" in plugin.description:
-                check_belongs(what, plugin.description, backbone)
-            check_shapes(what, plugin, backbone)
+            check_plugin(plugin, backbone)
         self._params = meshes.place_parameters(backbone.params, backbone.config, mesh)
         self._variables: dict[Key, PluginVariables | None] = {1: None}
         settings: dict[Key, PluginConfig] = {1: PluginConfig(ratio=1)}

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.files import wrap_errors
 from variator_jax.hf_tokenizer import (
     JSON,
     NAMED,
@@ -197,7 +198,6 @@ def _load_pieces(path: Path) -> PieceTokenizer:
     """Models without sentinels of their own (all but mT5's) get T5's."""
     try:
         import sentencepiece
-        from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2 as model_pb2
     except ImportError as error:
         raise ConfigError(
@@ -205,7 +205,7 @@ def _load_pieces(path: Path) -> PieceTokenizer:
             "or 'variator_jax[train]' with all that training needs. Token ids need neither."
         ) from error
     message: Any = model_pb2.ModelProto  # type: ignore[attr-defined]  # made at run time
-    try:
+    with wrap_errors(f"{path} is not a SentencePiece model"):
         proto = message.FromString(path.read_bytes())
         if not any(SENTINEL.search(piece.piece) for piece in proto.pieces):
             for i in reversed(range(SENTINELS)):
@@ -213,8 +213,6 @@ def _load_pieces(path: Path) -> PieceTokenizer:
                 piece.piece, piece.score = f"\u2581<extra_id_{i}>", 0.0
         processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
-    except (OSError, DecodeError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
     tokenizer = PieceTokenizer(processor)
     check_none_added(path, tokenizer.sentinels)
     return tokenizer

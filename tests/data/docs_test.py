@@ -201,9 +201,7 @@ def test_held_out_drops_a_pair_of_which_one_sentence_is_known():
 
 
 def test_the_quickstarts_tasks_are_those_its_backbone_was_tuned_on():
-    topic, pair, name, _ = serving.QUICKSTART_TASKS
-    assert topic["prompt"] == docs_tasks.TOPIC_PROMPT and topic["labels"] == tuple(
-        docs_tasks.TOPICS
-    )
-    assert pair["prompt"] == docs_tasks.PAIR_PROMPT and pair["labels"] == ("no", "yes")
-    assert name["prompt"] == docs_tasks.NAME_PROMPT
+    topic, pair, name, _ = serving.quickstart_tasks()
+    assert (topic.prompt, topic.labels) == (docs_tasks.TOPIC_PROMPT, tuple(docs_tasks.TOPICS))
+    assert (pair.prompt, pair.labels) == (docs_tasks.PAIR_PROMPT, ("no", "yes"))
+    assert name.prompt == docs_tasks.NAME_PROMPT

@@ -1,5 +1,6 @@
 """Which rows share a batch, on the real engine of a tiny model whose latencies are set."""
 
+import itertools
 import threading
 import time
 
@@ -37,40 +38,24 @@ class Collector:
 @pytest.fixture
 def batcher(monkeypatch):
     engine = served.warm()
-    starts = []
-    monkeypatch.setattr(
-        engine,
-        "dispatch",
-        lambda *args, real=engine.dispatch: starts.append(args) or real(*args),
-    )
-    made = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0)
-    made.starts = starts
+    made, real = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0), engine.dispatch
+    made.starts = []
+    monkeypatch.setattr(engine, "dispatch", lambda *args: made.starts.append(args) or real(*args))
     yield made
     made.end()
 
 
 def test_a_batch_has_one_program_one_plugin_and_lengths_of_the_oldest_or_below(batcher):
     collector = Collector()
-    kinds = [
-        (length, [gear], program)
-        for length in (9, 30)
-        for gear in (0, 1)
-        for program in ("embed", "labels")
-    ]
-    rows = [
-        collector.row((length, gears[0], program), length, list(gears), program, of=24)
-        for _ in range(3)
-        for length, gears, program in kinds
-    ]
-    batcher.put(rows)
+    kinds = [*itertools.product((9, 30), (0, 1), ("embed", "labels"))]
+    batcher.put([collector.row(kind, kind[0], [kind[1]], kind[2], of=24) for kind in 3 * kinds])
     assert collector.all_done.wait(30)
     assert all(name[1] == gear for name, gear, _ in collector.done)
     for program, _, ids, _ in batcher.starts:
         assert program in ("embed", "labels")
         assert len(ids) <= batcher._engine.limits.rows(32 if max(map(len, ids)) > 16 else 16)
-    assert {(program, plugin) for program, plugin, *_ in batcher.starts} == {
-        (program, plugin) for program in ("embed", "labels") for plugin in batcher.gears
-    }
+    ran = {(program, plugin) for program, plugin, *_ in batcher.starts}
+    assert ran == {*itertools.product(("embed", "labels"), batcher.gears)}
     assert sum(len(ids) for _, _, ids, _ in batcher.starts) == 24
     assert batcher.state()["queued"] == 0 and batcher.state()["queued_seconds"] == 0
 

@@ -19,6 +19,7 @@ from variator_jax.errors import VariatorError
 from variator_jax.serving import bulk
 from variator_jax.serving.bulk import BulkSettings, encode_file
 from variator_jax.serving.rows import Texts
+from variator_jax.serving.sentences import Encoder
 from variator_jax.store import load_backbone
 
 TEXTS = [f"{'the lazy dog ' * (i % 5)}{i}" for i in range(23)]
@@ -79,7 +80,7 @@ def arrays(folder, name):
 def whole(backbone, texts, tmp_path_factory):
     """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
-    encode_file(texts, folder, backbone[1], backbone[2], SETTINGS)
+    encode_file(texts, folder, Encoder(backbone[1]), backbone[2], SETTINGS)
     return folder
 
 
@@ -101,7 +102,7 @@ def test_bad_rows_and_counts_are_listed(whole):
 
 def test_without_pooling_each_token_has_a_vector_in_the_asked_dtype(backbone, texts, tmp_path):
     settings = dataclasses.replace(SETTINGS, pooling="none", dtype="bfloat16", window=64)
-    encode_file(texts, tmp_path / "out", backbone[1], None, settings)
+    encode_file(texts, tmp_path / "out", Encoder(backbone[1]), None, settings)
     (file,) = (tmp_path / "out").glob("*.safetensors")
     found, model = load_file(file), VariatorModel(backbone[1])
     assert found["embeddings"].dtype == ml_dtypes.bfloat16
@@ -137,7 +138,7 @@ def test_other_settings_another_input_and_foreign_folders_are_refused(
         reason, path=texts, folder=whole, owner=backbone[1], plugin=backbone[2], settings=SETTINGS
     ):
         with pytest.raises(VariatorError, match=reason):
-            encode_file(path, folder, owner, plugin, settings)
+            encode_file(path, folder, Encoder(owner), plugin, settings)
 
     refused("another run, with plugin", plugin=None)
     refused("another run, with dtype", settings=dataclasses.replace(SETTINGS, dtype="bfloat16"))
@@ -161,13 +162,13 @@ def test_vectors_that_are_not_finite_make_bad_rows(backbone, tmp_path):
     changed = dataclasses.replace(
         backbone[1], params={**params, "token_embedder": {"embedding": broken}}
     )
-    total = encode_file(tmp_path / "texts.txt", tmp_path / "out", changed)
+    total = encode_file(tmp_path / "texts.txt", tmp_path / "out", Encoder(changed))
     assert (total.rows, total.bad) == (1, 1) and list(arrays(tmp_path / "out", "lines")) == [1]
 
 
 def test_a_file_without_a_good_row_has_arrays_of_no_rows(backbone, tmp_path):
     (tmp_path / "texts.jsonl").write_text("{\n[]\n")
-    encode_file(tmp_path / "texts.jsonl", tmp_path / "out", backbone[1])
+    encode_file(tmp_path / "texts.jsonl", tmp_path / "out", Encoder(backbone[1]))
     assert arrays(tmp_path / "out", "embeddings").shape == (0, SHAPE.embed_dim)
     assert len((tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()) == 2
 
@@ -177,7 +178,7 @@ def test_settings_that_no_run_has_are_refused():
         ({"pooling": "max"}, "expected mean or none"),
         ({"dtype": "int8"}, "expected float32 or bfloat16"),
         ({"window": 0}, "1 or more"),
-        ({"texts": Texts(prompt="query")}, "has 0 fields"),
+        ({"texts": Texts(prompt="query")}, "found 0"),
         ({"texts": Texts(prompt="{query}")}, "no {text}"),
     ):
         with pytest.raises(VariatorError, match=reason):

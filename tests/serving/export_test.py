@@ -15,6 +15,7 @@ from tiny_model import BACKBONE, PLUGINS, SHAPE, TOKENS, make_plugin
 from variator_jax import VariatorModel, cli, save_backbone
 from variator_jax.errors import VariatorError
 from variator_jax.serving.export import ExportSettings, export_programs
+from variator_jax.serving.sentences import Encoder
 from variator_jax.store import Backbone
 
 # As the module's docstring has it, where this package cannot be imported.
@@ -43,7 +44,7 @@ SETTINGS = ExportSettings("encode", batches=(2, 4), lengths=(16,))
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "exported"
-    export_programs(folder, BACKBONE, PLUGINS.values(), SETTINGS)
+    export_programs(folder, Encoder(BACKBONE), PLUGINS.values(), SETTINGS)
     return folder
 
 
@@ -84,10 +85,8 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
     (file,) = out.glob("*.jaxexport")
     program = jax.export.deserialize(file.read_bytes())
     assert program.platforms == ("cpu", "tpu")
-    index, stored = (
-        json.loads((out / "export.json").read_text()),
-        load_file(out / "weights.safetensors"),
-    )
+    index = json.loads((out / "export.json").read_text())
+    stored = load_file(out / "weights.safetensors")
     used = {name: stored[name] for name in index["weights"]["none"]}
     vectors = program.call(used, np.pad(TOKENS, ((0, 0), (0, 10))))
     states = np.asarray(VariatorModel(BACKBONE).encode(TOKENS))
@@ -97,8 +96,8 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
     for wrong, reason in {
         ("--task=rank",): "expected one of encode, embed",
         ("--platforms=gpu",): "expected one of cpu, cuda",
-        ("--batches=1,x",): "expected whole numbers",
-        ("--batches=0",): "1 or more",
+        ("--batches=1,x",): "expected a positive number",
+        ("--batches=0",): "expected a positive number",
         ("--gin_file=nano_docs.gin",): "takes no gin files",
     }.items():
         assert cli.main([*command, *wrong]) == 2
@@ -107,12 +106,19 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
     assert "--backbone goes with --format jax" in capsys.readouterr().err
 
 
+def test_a_plugin_that_was_never_saved_is_exported(tmp_path):
+    fresh = dataclasses.replace(PLUGINS[2], description={})
+    settings = ExportSettings("encode", batches=(2,), lengths=(16,))
+    files = export_programs(tmp_path / "exported", Encoder(BACKBONE), [fresh], settings)
+    assert files == ["none_2x16.jaxexport", "ffn_x2_2x16.jaxexport"]
+
+
 def test_a_plugin_of_another_backbone_is_refused(tmp_path):
     other = make_plugin(2, Backbone(SHAPE, BACKBONE.params, "f" * 64))
     with pytest.raises(VariatorError, match="f{8}"):
-        export_programs(tmp_path / "exported", BACKBONE, [other], SETTINGS)
+        export_programs(tmp_path / "exported", Encoder(BACKBONE), [other], SETTINGS)
     config = dataclasses.replace(PLUGINS[2].config, pool_padding=True)
     merging = dataclasses.replace(PLUGINS[2], config=config)
     with pytest.raises(VariatorError, match="merges padding"):
-        export_programs(tmp_path / "exported", BACKBONE, [merging], SETTINGS)
+        export_programs(tmp_path / "exported", Encoder(BACKBONE), [merging], SETTINGS)
     assert not (tmp_path / "exported").exists()

@@ -355,14 +355,14 @@ def test_a_token_guards_all_but_health_and_the_page():
         assert httpx.get(f"{url}/").status_code == httpx.get(f"{url}/live").status_code == 200
 
 
-def test_until_every_program_is_compiled_health_is_503():
+def test_until_every_program_is_compiled_health_is_503(monkeypatch):
     cold, compiled = http_server.service(), threading.Event()
 
     def warm_up(progress, *_):
         progress(1, 2)
         compiled.wait()
 
-    cold.engine.warm_up = warm_up
+    monkeypatch.setattr(cold.engine, "warm_up", warm_up)
     with http_server.running(cold, ready=False) as url:
         while (health := httpx.get(f"{url}/health")).json()["programs"] == 0:
             time.sleep(0.01)
@@ -378,12 +378,12 @@ def test_until_every_program_is_compiled_health_is_503():
         assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
 
 
-def test_a_server_ends_if_its_programs_cannot_be_compiled():
+def test_a_server_ends_if_its_programs_cannot_be_compiled(monkeypatch):
     broken = http_server.service()
 
     def warm_up(*_):
         raise ConfigError("no memory")
 
-    broken.engine.warm_up = warm_up
+    monkeypatch.setattr(broken.engine, "warm_up", warm_up)
     with pytest.raises(ConfigError, match="no memory"):
         serve(create_app(broken), port=0)

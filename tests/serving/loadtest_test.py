@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import threading
 import time
@@ -14,8 +15,6 @@ from variator_jax import cli
 from variator_jax.errors import VariatorError
 from variator_jax.serving import loadreport, loadtest
 from variator_jax.serving.loadtest import Load, Run, Sample, arrivals, bodies, run
-
-pytest.importorskip("httpx")
 
 
 @contextlib.contextmanager
@@ -168,6 +167,13 @@ def test_the_command_prints_and_plots(tmp_path, capsys, monkeypatch):
     assert sum(part["requests"] for part in written["over_time"]) == len(
         arrivals(Load(rate=30, seconds=1))
     )
+
+
+def test_without_matplotlib_the_numbers_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    loadreport.write(Run([], []), Load(), 55, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"loadtest.json", "loadtest.md"}
+    assert "no plot: matplotlib is not installed" in capsys.readouterr().err
 
 
 def test_the_command_compares_a_plugin_with_the_servers_choice(capsys, monkeypatch):

@@ -36,7 +36,7 @@ def test_a_minute_of_three_times_the_load_is_answered_in_time_or_refused(tmp_pat
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"{i} ".ljust(LENGTH - 1, "x") for i in range(50)))
     with http_server.running(service) as url:
-        fastest = min(service.engine.row_seconds("embed", p, LENGTH) for p in service.ratios)
+        fastest = min(service.engine.row_seconds("embed", p, LENGTH) for p in service.engine.ratios)
         load = Load(url, rate=3 / fastest, seconds=SECONDS, texts=str(texts))
         result = run(load)
         state = service.snapshot()

@@ -47,9 +47,7 @@ def test_a_load_above_ratio_1_shifts_and_returns_step_by_step_when_it_ends():
     assert max(gear for now, gear in gears if now < 5) == 2
     assert gears[-1][1] == 0
     falling = [gear for now, gear in gears if now > 5]
-    assert all(
-        0 <= before - after <= 1 for before, after in zip(falling, falling[1:], strict=False)
-    )
+    assert all(0 <= before - after <= 1 for before, after in itertools.pairwise(falling))
 
 
 def test_a_steady_load_between_two_gears_settles():
@@ -71,12 +69,8 @@ states = st.builds(State, st.integers(0, 2), st.one_of(st.just(math.inf), st.flo
 @settings(max_examples=200, deadline=None)
 @given(states, loads, st.floats(1, 5))
 def test_more_load_never_means_a_slower_gear(state, load, factor):
-    more = Load(
-        load.now,
-        load.waited * factor,
-        [x * factor for x in load.queued],
-        [x * factor for x in load.arriving],
-    )
+    queued, arriving = ([x * factor for x in work] for work in (load.queued, load.arriving))
+    more = Load(load.now, load.waited * factor, queued, arriving)
     assert next_state(CONFIG, state, more).gear >= next_state(CONFIG, state, load).gear
 
 

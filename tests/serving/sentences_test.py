@@ -16,7 +16,6 @@ from variator_jax.data.vocabulary import train_sentencepiece
 from variator_jax.errors import CheckpointError
 from variator_jax.serving.engine import Engine, EngineLimits
 from variator_jax.serving.sentences import load_encoder
-from variator_jax.serving.service import Service
 from variator_jax.serving.tasks import TaskConfig
 from variator_jax.store import load_backbone
 
@@ -59,11 +58,8 @@ async def vectors(folder, **options):
     backbone, dense, _ = load_encoder(folder)
     task = TaskConfig("embed", "embed")
     engine = Engine(backbone, (), [task], EngineLimits((32,), 64, 2), dense)
-    service = Service(engine, slo_ms=10_000)
-    await service.start()
-    answer = await service.submit("embed", TEXTS, **options)
-    await service.drain()
-    return np.array(answer.values)
+    async with served.started(slo_ms=10_000, engine=engine) as service:
+        return np.array((await service.submit("embed", TEXTS, **options)).values)
 
 
 @served.run

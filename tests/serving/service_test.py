@@ -17,7 +17,7 @@ from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig
 from variator_jax.serving import engine, latencies
 from variator_jax.serving.batcher import Overloaded
-from variator_jax.serving.service import Limits, Service
+from variator_jax.serving.service import Limits
 from variator_jax.serving.tasks import TaskConfig
 from variator_jax.store import Plugin, load_backbone
 
@@ -168,10 +168,8 @@ async def test_monot5_scores_are_those_of_transformers(tmp_path):
     (tmp_path / "spiece.model").write_bytes(train_sentencepiece(words * 30, 130, task.labels))
     pairs = [("who is quick", "the fox jumps"), ("the fox", "who jumps who"), ("is", "quick")]
     loaded = engine.Engine(load_backbone(tmp_path), (), [task], engine.EngineLimits((64,), 256))
-    service = Service(loaded, slo_ms=10_000)
-    await service.start()
-    scores = (await service.submit("monot5", pairs)).values
-    await service.drain()
+    async with served.started(slo_ms=10_000, engine=loaded) as service:
+        scores = (await service.submit("monot5", pairs)).values
     network = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     # As monoT5 scores: the log of the share of "true" among the two, at the first position.
@@ -195,14 +193,12 @@ async def test_a_ratio_that_several_plugins_have_shifts_among_them_but_names_non
     loaded = engine.Engine(served.BACKBONE, plugins, tasks, engine.EngineLimits((16,), 16))
     names = set(loaded.ratios) - {"none"}
     assert len(names) == 2
-    service = Service(loaded, served.SLO_MS)
-    await service.start()
-    assert (await service.submit("embed_auto", ["x"], ratio=4)).plugin in names
-    for name in names:
-        assert (await service.submit("embed", ["x"], plugin=name, ratio=4)).plugin == name
-    with pytest.raises(PluginError, match="several plugins.*name one of"):
-        await service.submit("embed", ["x"], ratio=4)
-    await service.drain()
+    async with served.started(engine=loaded) as service:
+        assert (await service.submit("embed_auto", ["x"], ratio=4)).plugin in names
+        for name in names:
+            assert (await service.submit("embed", ["x"], plugin=name, ratio=4)).plugin == name
+        with pytest.raises(PluginError, match="several plugins.*name one of"):
+            await service.submit("embed", ["x"], ratio=4)
 
 
 @served.run

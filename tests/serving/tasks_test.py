@@ -28,8 +28,10 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
         (("t", "embedd"), "embed"),
         (("t", "classify", "{text}", ("one",)), "two or more"),
         (("t", "rerank", "{text}", ("true", "false")), "query"),
-        (("t", "rerank", "Query: {query} Text: {text}"), "without labels .* one field"),
-        (("t", "embed", "no field"), "0 fields"),
+        (("t", "rerank", "Text: {text}", ("true", "false")), "query and the text, .* found 1"),
+        (("t", "rerank", "Query: {query} Text: {text}"), "one field, .* no labels; found 2"),
+        (("t", "embed", "no field"), "found 0"),
+        (("t", "embed", "{text} {text}"), "a field twice"),
         (("t", "embed", "{open"), "no prompt"),
     ],
 )

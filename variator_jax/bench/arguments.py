@@ -88,19 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of `variator bench`; what is left out is as in `BenchSettings`."""
     add = parser.add_argument
     add("--backbone", help=f"a named shape (default: {BenchSettings.backbone})")
-    add("--batch", type=_positive, help="rows of the encoder's input (default: 4)")
-    add("--length", type=_positive, help="tokens of a row, without padding (default: 256)")
+    add("--batch", type=positive, help="rows of the encoder's input (default: 4)")
+    add("--length", type=positive, help="tokens of a row, without padding (default: 256)")
     instead = "rows x tokens instead of --batch and --length; repeatable"
     add("--shape", action="append", type=_shape, metavar="4x256", help=instead)
-    add("--ratios", type=_ratios, metavar="1,2,4,8", help="compression ratios")
+    add("--ratios", type=positives, metavar="1,2,4,8", help="compression ratios")
     words = "also time the encoder with these sites, such as 'ffn 0 x4; span 1-11 x4'; repeatable"
     add("--plugin", action="append", metavar="SITES", help=words)
     add("--dtype", choices=DTYPES, help=f"(default: {BenchSettings.dtype})")
-    add("--rounds", type=_positive, help=f"how often each is timed ({BenchSettings.rounds})")
+    add("--rounds", type=positive, help=f"how often each is timed ({BenchSettings.rounds})")
     add("--peer", action="store_true", help="also time Hugging Face's encoder in torch")
     add("--train", action="store_true", help="also time the distillation step")
-    add("--targets", type=_positive, help="with --train: tokens of a target (default: 48)")
-    add("--microbatches", type=_positive, help="with --train: parts of a batch (default: 1)")
+    add("--targets", type=positive, help="with --train: tokens of a target (default: 48)")
+    add("--microbatches", type=positive, help="with --train: parts of a batch (default: 1)")
     remat = "with --train: recompute activations in the backward pass; dots keeps matrix products"
     add("--remat", nargs="?", const="all", choices=("all", "dots"), help=remat)
     add("--output", metavar="DIR", help="write bench.json, bench.md and bench.png there")
@@ -145,18 +145,20 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Reads a number of 1 or more, for argparse."""
     if not re.fullmatch(r"\s*[1-9]\d{0,8}\s*", text):
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
     return int(text)
 
 
-def _ratios(text: str) -> tuple[int, ...]:
-    return tuple(map(_positive, text.split(",")))
+def positives(text: str) -> tuple[int, ...]:
+    """Reads numbers of 1 or more, such as '1,8', for argparse."""
+    return tuple(map(positive, text.split(",")))
 
 
 def _shape(text: str) -> Shape:
     batch, times, length = text.partition("x")
     if not times:
         raise argparse.ArgumentTypeError(f"expected rows x tokens, such as 4x256, found {text!r}")
-    return Shape(_positive(batch), _positive(length))
+    return Shape(positive(batch), positive(length))

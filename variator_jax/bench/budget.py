@@ -143,9 +143,7 @@ class Step:
         """Shapes, dtypes and places of its arguments: state, (weights, output scales), batch."""
 
         def placed(tree: Any, sharding: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-            )
+            return jax.tree.map(lambda x: x.update(sharding=sharding), tree)
 
         weights = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, self.weight_dtype, sharding=place),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.backbones.t5 import T5, T5Config
+from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.bench.arguments import BenchSettings, Shape
 from variator_jax.bench.output import log, usable_cores
 from variator_jax.bench.results import ENCODER, Measurement, Timing
@@ -198,9 +198,7 @@ def random_params(config: T5Config, shapes: Params | None = None) -> Params:
 
 def encoder_shapes(config: T5Config) -> Params:
     """Shapes and dtypes of the parameters that `encode` reads, without allocating anything."""
-    module, tokens = T5(config).module, jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    init = lambda rng, tokens: module.init(rng, tokens, method="encode")  # noqa: E731
-    return jax.eval_shape(init, jax.random.key(0), tokens)["params"]
+    return shape_params(dataclasses.replace(config, num_decoder_layers=0))
 
 
 def bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

@@ -1,9 +1,11 @@
 """The commands beside the server: bulk encoding, export for JAX, and the load test."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from variator_jax.bench.arguments import positives
 from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
 
@@ -55,16 +57,15 @@ def _encode(args: argparse.Namespace) -> None:
     from variator_jax.serving.rows import Texts
     from variator_jax.serving.sentences import load_encoder
 
-    backbone, dense, longest = load_encoder(args.backbone)
-    longest = (longest or 512) if args.max_length is None else args.max_length
+    encoder = load_encoder(args.backbone)
+    longest = (encoder.max_length or 512) if args.max_length is None else args.max_length
     texts = Texts(args.field, args.prompt, longest, args.truncate)
     dtype = {"bf16": "bfloat16", "f32": "float32"}.get(args.dtype, args.dtype)
     shape = (not args.no_normalize, dtype, args.window, args.batch_tokens)
     settings = BulkSettings(texts, args.pooling, *shape)
-    plugin = _choose(args, backbone)
-    mesh = meshes.mesh_or_none(backbone.config, jax.device_count(), None)
-    where = Path(args.input), Path(args.output)
-    total = encode_file(*where, backbone, plugin, settings, mesh, dense)
+    plugin = _choose(args, encoder.backbone)
+    mesh = meshes.mesh_or_none(encoder.backbone.config, jax.device_count(), None)
+    total = encode_file(Path(args.input), Path(args.output), encoder, plugin, settings, mesh)
     print(
         f"{args.output}: {total.rows:,} rows, {total.tokens:,} tokens, {total.bad:,} bad rows, "
         f"{total.cut:,} cut texts"
@@ -101,9 +102,7 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", help="the server (default: http://127.0.0.1:8080); its token is VARIATOR_TOKEN")
     add("--route", metavar="NAME", help="embed (the default), rerank or predict")
-    shapes = (
-        "steady (the default), burst (--peak in the middle third), ramp (from --rate to --peak)"
-    )
+    shapes = "steady (default), burst (--peak in the middle third), ramp (from --rate to --peak)"
     add("--shape", metavar="NAME", help=shapes)
     add("--rate", type=float, metavar="R", help="requests a second (default: 10)")
     add("--peak", type=float, metavar="R", help="of burst and ramp (default: 3 x --rate)")
@@ -135,8 +134,12 @@ def _loadtest(args: argparse.Namespace) -> None:
     import dataclasses
 
     from variator_jax.commands.serving import bearer_token
-    from variator_jax.serving import loadreport
-    from variator_jax.serving.loadtest import Load, run
+
+    try:
+        from variator_jax.serving import loadreport
+        from variator_jax.serving.loadtest import Load, run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}: pip install 'variator_jax[serve]'.") from error
 
     names = {field.name for field in dataclasses.fields(Load)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
@@ -153,14 +156,14 @@ def _loadtest(args: argparse.Namespace) -> None:
         loadreport.write(result, load, args.target_ms, Path(args.output))
 
 
-_JAX_EXPORT = {
-    "backbone": ("DIR", _BACKBONE),
-    "plugins": ("DIR", "its plugins; 'none', the backbone itself, is always exported"),
-    "output": ("DIR", "the folder to write"),
-    "task": ("TASK", "encode (a vector a token) or embed (their mean, of length 1; the default)"),
-    "batches": ("1,8", "rows of a batch"),
-    "lengths": ("64,256", "tokens of a row"),
-    "platforms": ("cpu,tpu", "by default that of this machine; also cuda, rocm"),
+_JAX_EXPORT: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "backbone": ("DIR", str, _BACKBONE),
+    "plugins": ("DIR", str, "its plugins; 'none', the backbone itself, is always exported"),
+    "output": ("DIR", str, "the folder to write"),
+    "task": ("TASK", str, "encode (a vector a token) or embed (their mean, of length 1; default)"),
+    "batches": ("1,8", positives, "rows of a batch"),
+    "lengths": ("64,256", positives, "tokens of a row"),
+    "platforms": ("cpu,tpu", str, "by default that of this machine; also cuda, rocm"),
 }
 
 
@@ -169,8 +172,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "jax: programs that run without this package (default: savedmodel, with T5X)"
     parser.add_argument("--format", choices=("savedmodel", "jax"), help=formats)
     group = parser.add_argument_group("with --format jax")
-    for name, (metavar, text) in _JAX_EXPORT.items():
-        group.add_argument(f"--{name}", metavar=metavar, help=text)
+    for name, (metavar, kind, text) in _JAX_EXPORT.items():
+        group.add_argument(f"--{name}", metavar=metavar, type=kind, help=text)
 
 
 def export_jax(args: argparse.Namespace) -> bool:
@@ -192,23 +195,16 @@ def export_jax(args: argparse.Namespace) -> bool:
     from variator_jax.serving.sentences import load_encoder
     from variator_jax.store import load_plugins
 
-    backbone, dense, longest = load_encoder(given["backbone"])
-    plugins = load_plugins(given["plugins"], backbone) if "plugins" in given else {}
-    defaults = ExportSettings()
-    lengths = tuple({min(length, longest or length): None for length in defaults.lengths})
+    encoder, defaults = load_encoder(given["backbone"]), ExportSettings()
+    plugins = load_plugins(given["plugins"], encoder.backbone) if "plugins" in given else {}
+    longest = encoder.max_length or max(defaults.lengths)
+    lengths = tuple({min(length, longest): None for length in defaults.lengths})
     settings = ExportSettings(
         given.get("task", defaults.task),
-        _numbers("batches", given.get("batches")) or defaults.batches,
-        _numbers("lengths", given.get("lengths")) or lengths,
+        given.get("batches", defaults.batches),
+        given.get("lengths", lengths),
         tuple(filter(None, given.get("platforms", "").split(","))),
     )
-    written = export_programs(given["output"], backbone, plugins.values(), settings, dense)
+    written = export_programs(given["output"], encoder, plugins.values(), settings)
     print(f"{given['output']}: {len(written)} programs")
     return True
-
-
-def _numbers(name: str, text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, text.split(","))) if text else ()
-    except ValueError as error:
-        raise ConfigError(f"--{name} {text}: expected whole numbers, such as 1,8.") from error

@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from variator_jax.bench.arguments import positive, positives
 from variator_jax.commands.registry import command
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.files import wrap_errors
 
 if TYPE_CHECKING:
     from variator_jax.serving.sentences import Encoder
@@ -17,23 +18,6 @@ if TYPE_CHECKING:
     from variator_jax.store import Plugin
 
 TOKEN = "VARIATOR_TOKEN"
-# Of the quickstart: the tasks that its backbone was fine-tuned on.
-QUICKSTART_TASKS: tuple[Mapping[str, Any], ...] = (
-    {
-        "name": "docs_topic",
-        "kind": "classify",
-        "prompt": "Library? {text}",
-        "labels": ("standard", "numpy", "tensorflow", "jax", "matplotlib"),
-    },
-    {
-        "name": "docs_pair",
-        "kind": "classify",
-        "prompt": "First: {first} Second: {second}",
-        "labels": ("no", "yes"),
-    },
-    {"name": "docs_name", "kind": "generate", "prompt": "Name: {text}", "max_length": 8},
-    {"name": "embed", "kind": "embed"},
-)
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +32,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     target = "the p99 of latency to hold, in milliseconds (%(default)s)"
     add("--slo_ms", type=float, default=100.0, metavar="MS", help=target)
     longest = "tokens of the longest input (512, or the folder's; of the quickstart 64)"
-    add("--max_length", type=int, metavar="N", help=longest)
+    add("--max_length", type=positive, metavar="N", help=longest)
     rows = "inputs of the largest batch (64; of the quickstart 8). Fewer start sooner"
-    add("--max_rows", type=int, metavar="N", help=rows)
+    add("--max_rows", type=positive, metavar="N", help=rows)
     mesh = "of several devices, as 1,1,4, which cuts the weights in four; by default one device"
-    add("--mesh_shape", type=_mesh_shape, metavar="DATA,FSDP,MODEL", help=mesh)
+    add("--mesh_shape", type=positives, metavar="DATA,FSDP,MODEL", help=mesh)
     cache = "where compiled programs are kept for the next start (%(default)s)"
     kept = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/variator_jax/programs")
     add("--cache", metavar="DIR", default=kept, help=cache)
@@ -63,14 +47,6 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--token_file", metavar="FILE", help=token)
 
 
-def _mesh_shape(text: str) -> tuple[int, ...]:
-    """Reads '1,1,4'."""
-    return tuple(int(number) for number in text.split(","))
-
-
-_mesh_shape.__name__ = "mesh shape"  # as argparse names what it cannot read
-
-
 @command("serve", _serve_arguments)
 def _serve(args: argparse.Namespace) -> None:
     """Serve a backbone over HTTP; the ratio follows the load. By default the quickstart's result.
@@ -78,9 +54,6 @@ def _serve(args: argparse.Namespace) -> None:
     variator serve --slo_ms 100
     variator serve --backbone monot5 --plugins plugins --tasks tasks.json --slo_ms 100
     """
-    for name in ("max_length", "max_rows"):
-        if (given := getattr(args, name)) is not None and given < 1:
-            raise ConfigError(f"--{name} {given}: expected 1 or more.")
     try:
         from variator_jax.serving import engine, http, service
     except ModuleNotFoundError as error:
@@ -122,15 +95,28 @@ def load(args: argparse.Namespace) -> "tuple[Encoder, list[Plugin], list[TaskCon
         quickstart = Path(args.model_dir)
         path = quickstart / "finetuned"
         if not path.is_dir():
-            raise ConfigError(
-                f"{path} does not exist: run launch/quickstart.sh, or give --backbone."
-            )
+            run = "run launch/quickstart.sh, or give --backbone"
+            raise ConfigError(f"{path} does not exist: {run}.")
         folders = folders or sorted(map(str, quickstart.glob("adapted_*")))
-        tasks = tasks or [TaskConfig(**task) for task in QUICKSTART_TASKS]
+        tasks = tasks or quickstart_tasks()
     encoder = load_encoder(path)
     plugins = [p for folder in folders for p in load_plugins(folder, encoder.backbone).values()]
     kinds = ["embed", *(["generate"] if encoder.backbone.config.has_decoder else [])]
     return encoder, plugins, tasks or [TaskConfig(kind, kind) for kind in kinds]
+
+
+def quickstart_tasks() -> "list[TaskConfig]":
+    """The tasks that the quickstart's backbone was fine-tuned on, and `embed`."""
+    from variator_jax.serving.tasks import TaskConfig
+
+    topics = ("standard", "numpy", "tensorflow", "jax", "matplotlib")
+    pair = "First: {first} Second: {second}"
+    return [
+        TaskConfig("docs_topic", "classify", "Library? {text}", topics),
+        TaskConfig("docs_pair", "classify", pair, ("no", "yes")),
+        TaskConfig("docs_name", "generate", "Name: {text}", max_length=8),
+        TaskConfig("embed", "embed"),
+    ]
 
 
 def read_tasks(path: str) -> "list[TaskConfig]":
@@ -144,15 +130,16 @@ def read_tasks(path: str) -> "list[TaskConfig]":
     from variator_jax.serving.tasks import TaskConfig
 
     fields = TaskConfig.__dataclass_fields__
-    try:
+    with wrap_errors(f"{path} cannot be read", ConfigError):
         text = Path(path).read_text(encoding="utf-8")
+    try:
         found = TypeAdapter(list[dict[str, Any]]).validate_json(text, strict=True)
-        for name in {name: None for task in found for name in task if name not in fields}:
-            reason = f"has no setting {name!r}; those are {', '.join(fields)}"
-            raise ConfigError(f"{path}: a task {reason}.{did_you_mean(name, fields)}")
+        if unknown := [name for task in found for name in task if name not in fields]:
+            reason = f"has no setting {unknown[0]!r}; those are {', '.join(fields)}"
+            raise ConfigError(f"A task {reason}.{did_you_mean(unknown[0], fields)}")
         tasks = TypeAdapter(list[TaskConfig]).validate_json(text, strict=True)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         one = error.errors()[0]
         place, expected = ".".join(map(str, one["loc"])) or "the file", one["msg"]
@@ -160,20 +147,7 @@ def read_tasks(path: str) -> "list[TaskConfig]":
         raise ConfigError(f"{path} is no list of tasks: {reason}.") from error
     if not tasks:
         raise ConfigError(f"{path} has no tasks.")
-    for task in tasks:
-        _check_names(path, task)
     return tasks
-
-
-def _check_names(path: str, task: "TaskConfig") -> None:
-    """Refuses a task without a name, and prompts whose fields cannot be filled."""
-    if not task.name.strip():
-        raise ConfigError(f"{path}: a task of kind {task.kind!r} has an empty name.")
-    names, found = set(task.fields), f"{path}: the prompt {task.prompt!r} of task {task.name!r}"
-    if not all(name.isidentifier() for name in names):
-        raise ConfigError(f"{found} has fields that are no names; expected such as {{text}}.")
-    if len(names) < len(task.fields):
-        raise ConfigError(f"{found} has a field twice; expected two names that differ.")
 
 
 def bearer_token(path: str | None = None) -> str | None:
@@ -183,10 +157,8 @@ def bearer_token(path: str | None = None) -> str | None:
         if given is not None and not given.strip():
             raise ConfigError(f"{TOKEN} is set, but empty: unset it for a server without a token.")
         return given and given.strip()
-    try:
+    with wrap_errors(f"{path} cannot be read", ConfigError):
         token = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
     if not token:
         raise ConfigError(f"{path} holds no token in its first line.")
     return token

@@ -213,9 +213,8 @@ def _print_data(command_name: str, missing: Sequence[str]) -> None:
         is_url(value) for value in named.values() if isinstance(value, str)
     ):
         return
-    splits = (
-        ["train", "validation"] if command_name == "train" else [named["SPLIT"] or "validation"]
-    )
+    split = named["SPLIT"] or "validation"
+    splits = ["train", "validation"] if command_name == "train" else [split]
     # Copying a reference is how gin evaluates one that is called.
     task = copy.deepcopy(gin_utils.macro("MIXTURE_OR_TASK_NAME"))
     for line in describe_local(task, splits, gin_utils.macro("TASK_FEATURE_LENGTHS")):
@@ -356,10 +355,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="a folder or file on disk, or a URL such as gs://... of T5X")
     add("target", metavar="DST", help="a folder that does not exist yet")
-    source = (
-        "what SRC is: hf (a Hugging Face folder on disk; nothing is downloaded), t5x or variator "
-        "(backbones), official or t5x-run (plugins)"
-    )
+    source = "what SRC is: hf (a Hugging Face folder on disk; nothing is downloaded), t5x or "
+    source += "variator (backbones), official or t5x-run (plugins)"
     add("--from", dest="source_format", metavar="FORMAT", required=True, help=source)
     target = "what DST becomes: hf, t5x or variator; a plugin from t5x-run always becomes variator"
     add("--to", dest="target_format", metavar="FORMAT", help=target)

@@ -311,7 +311,9 @@ class Batcher:
         try:
             results = self._engine.dispatch(program, plugin, [row.ids for row in rows], asked)
         except Exception as error:  # it belongs to those who wait
-            results = _raises(error)
+            failed = concurrent.futures.Future[list[Any]]()
+            failed.set_exception(error)
+            results = failed.result
         batch = _Batch(rows, gear, began, self._engine.latency[bucket], results)
         with self._changed:
             self._running.append(batch)
@@ -374,10 +376,3 @@ def _backend_error(error: Exception) -> VariatorError:
     failure = BackendError("The server could not run a batch; its log has the reason.")
     failure.__cause__ = error
     return failure
-
-
-def _raises(error: Exception) -> Callable[[], list[Any]]:
-    def wait() -> list[Any]:
-        raise error
-
-    return wait

@@ -37,10 +37,11 @@ from variator_jax.serving.rows import (
     suffix_of,
     task_of,
 )
-from variator_jax.serving.sentences import arrays_of
-from variator_jax.serving.tasks import Dense, mean_pool, normalized, through_dense
-from variator_jax.store import Backbone, Plugin
+from variator_jax.serving.sentences import Encoder, arrays_of
+from variator_jax.serving.tasks import mean_pool, normalized, through_dense
+from variator_jax.store import Plugin
 from variator_jax.store.arrays import fingerprint
+from variator_jax.store.description import owner_content
 from variator_jax.texts import Tokenizer
 
 POOLINGS = ("mean", "none")
@@ -75,9 +76,8 @@ class BulkSettings:
                 raise ConfigError(f"{found}: expected {' or '.join(known)}.")
         numbers = (self.texts.max_length, self.window, self.batch_tokens)
         if min(numbers) < 1:
-            raise ConfigError(
-                f"max_length, window and batch_tokens are 1 or more; found {numbers}."
-            )
+            reason = "max_length, window and batch_tokens are 1 or more"
+            raise ConfigError(f"{reason}; found {numbers}.")
         if task_of(self.texts.prompt).fields != ("text",):
             raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}, or other fields.")
 
@@ -104,22 +104,20 @@ class _Prepared(NamedTuple):
 def encode_file(
     path: Path,
     folder: Path,
-    backbone: Backbone,
+    encoder: Encoder,
     plugin: Plugin | None = None,
     settings: BulkSettings = BulkSettings(),
     mesh: Mesh | None = None,
-    dense: Sequence[Dense] = (),
 ) -> Counts:
     """Encodes every text of a file; the same call resumes a run that was stopped.
 
     Args:
       path: a .jsonl file of objects or texts, or a .txt file with a text a line; also with .gz.
       folder: where `encoded-*.safetensors`, `encode.json` and `bad_rows.jsonl` are written.
-      backbone: the backbone, with its vocabulary.
+      encoder: the backbone, with its vocabulary, and layers behind pooling.
       plugin: the compression plugin; None for the backbone itself.
       settings: pooling, dtype, lengths, batches.
       mesh: the devices; None for the first one.
-      dense: layers behind the pooling, of a folder of sentence-transformers.
 
     Returns:
       Rows, tokens, bad rows and cut texts of the whole file.
@@ -131,15 +129,15 @@ def encode_file(
     identity = {"format": suffix_of(path)}
     check_rows_apart(plugin)
     # The model is not kept: it checks that the plugin is the backbone's, and loads the vocabulary.
-    tokenizer = VariatorModel(backbone, plugin, mesh).tokenizer
+    tokenizer = VariatorModel(encoder.backbone, plugin, mesh).tokenizer
     total, files, progress = Counts(), 0, _Progress(path)
     try:
         with lock_folder(folder):
-            identity |= _identity(backbone, plugin, settings, mesh, dense)
+            identity |= _identity(encoder, plugin, settings, mesh)
             output = EncodedFolder(folder, identity)
-            encode = _encoder(backbone, plugin, settings, mesh, dense)
-            pooled = settings.pooling == "mean"
-            width = dense[-1].kernel.shape[1] if pooled and dense else backbone.config.embed_dim
+            encode = _compiled(encoder, plugin, settings, mesh)
+            dense = encoder.dense if settings.pooling == "mean" else ()
+            width = dense[-1].kernel.shape[1] if dense else encoder.backbone.config.embed_dim
             for prepared in _ahead(_prepared(path, output, tokenizer, settings)):
                 counts, files = prepared.counts, files + 1
                 if not prepared.written:
@@ -184,14 +182,11 @@ def _ahead(windows: Iterator[_Prepared]) -> Iterator[_Prepared]:
 Encode = Callable[[np.ndarray], jax.Array]
 
 
-def _encoder(
-    backbone: Backbone,
-    plugin: Plugin | None,
-    settings: BulkSettings,
-    mesh: Mesh | None,
-    dense: Sequence[Dense],
+def _compiled(
+    encoder: Encoder, plugin: Plugin | None, settings: BulkSettings, mesh: Mesh | None
 ) -> Encode:
     """Tokens `[batch, length]` to `[batch, out]`, or `[batch, length, embed]` without pooling."""
+    backbone, dense, _ = encoder
     model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
 
     def run(params: dict, variables: Any, batch: Batch) -> jax.Array:
@@ -234,9 +229,8 @@ def _write(
     output: EncodedFolder, prepared: _Prepared, encode: Encode, settings: BulkSettings, width: int
 ) -> Counts:
     """Encodes a window and writes its file; a row whose numbers are not finite is a bad one."""
-    vectors = dict(
-        zip(prepared.ids, _encoded([*prepared.ids.values()], encode, settings), strict=True)
-    )
+    encoded = _encoded([*prepared.ids.values()], encode, settings)
+    vectors = dict(zip(prepared.ids, encoded, strict=True))
     infinite = [line for line, x in vectors.items() if not np.isfinite(x.astype(np.float32)).all()]
     reason = f"the encoding is not finite in {settings.dtype}"
     bad = [*prepared.bad, *({"line": line, "error": reason} for line in infinite)]
@@ -262,11 +256,7 @@ def _arrays(
 
 
 def _identity(
-    backbone: Backbone,
-    plugin: Plugin | None,
-    settings: BulkSettings,
-    mesh: Mesh | None,
-    dense: Sequence[Dense],
+    encoder: Encoder, plugin: Plugin | None, settings: BulkSettings, mesh: Mesh | None
 ) -> dict[str, Any]:
     """What decides the numbers, in JSON's types."""
     found = None
@@ -275,11 +265,11 @@ def _identity(
         arrays = {"params": variables.params, "scales": variables.output_scales}
         found = plugin.config.to_run() | {"arrays": fingerprint(arrays)}
     identity = {
-        "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
-        "vocabulary": backbone.vocabulary_fingerprint,
-        "compute": backbone.config.dtype,
+        "backbone": owner_content(encoder.backbone),
+        "vocabulary": encoder.backbone.vocabulary_fingerprint,
+        "compute": encoder.backbone.config.dtype,
         "plugin": found,
-        "dense": [fingerprint(arrays_of(layer)) + " tanh" * layer.tanh for layer in dense],
+        "dense": [fingerprint(arrays_of(layer)) + " tanh" * layer.tanh for layer in encoder.dense],
         "jax": jax.__version__,
         "platform": jax.default_backend(),
         "devices": mesh.size if mesh else 1,

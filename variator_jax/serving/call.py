@@ -1,18 +1,17 @@
 """One request on its way to the service: its task, its limits, its answer, a client that leaves."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 
 from variator_jax import __version__
-from variator_jax.errors import VariatorError, did_you_mean
-from variator_jax.serving.batcher import BackendError, Overloaded
+from variator_jax.errors import did_you_mean
 from variator_jax.serving.errors import ApiError
 from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token, TokensRequest
 from variator_jax.serving.service import Answer
-from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
+from variator_jax.serving.tasks import TaskConfig, token_ids
 from variator_jax.texts import EOS, PAD
 
 #: Numbers that an answer of /embed_all may hold: 20 bytes each in JSON, 80 MB together.
@@ -28,6 +27,7 @@ class Call:
         self._request, self._response = request, response
         state = request.app.state
         self.service, self.model, self.started = state.service, state.model, state.started
+        self.engine = self.service.engine
         self._metrics = state.metrics
 
     async def run(
@@ -36,7 +36,8 @@ class Call:
         """The service's answer to a request; its plugin goes into the headers.
 
         Raises:
-          ApiError: for what the client can mend, or if the queue is full.
+          VariatorError: as `Service.submit`.
+          ApiError: if the client leaves.
         """
         submitted = self.service.submit(
             task.name,
@@ -44,65 +45,52 @@ class Call:
             plugin=choice.plugin,
             ratio=choice.ratio,
             max_ratio=choice.max_ratio,
-            truncate=getattr(choice, "truncate", None),
-            keep_end=_keeps_end(choice),
+            cut=choice.cut(self.engine.limits.max_length),
             **options,
         )
         answer = await self._until_client_leaves(submitted)
         self._metrics.texts.labels(answer.plugin).inc(len(inputs))
         self._metrics.tokens.labels(answer.plugin).inc(sum(answer.tokens))
         self._response.headers["x-variator-plugin"] = answer.plugin
-        self._response.headers["x-variator-ratio"] = str(self.service.ratios[answer.plugin])
+        self._response.headers["x-variator-ratio"] = str(self.engine.ratios[answer.plugin])
         return answer
 
     async def respond(self, write: Callable[[], bytes]) -> Response:
         """A large answer, which a thread writes as JSON: it would hold up all other requests."""
-        content = await asyncio.to_thread(write)
-        return Response(
-            content, media_type="application/json", headers=dict(self._response.headers)
-        )
+        content, headers = await asyncio.to_thread(write), dict(self._response.headers)
+        return Response(content, media_type="application/json", headers=headers)
 
     async def check_numbers(
         self, task: TaskConfig, inputs: Sequence[Any], body: TokensRequest
     ) -> None:
         """Refuses vectors of more tokens than an answer holds, before they are computed."""
-        engine = self.service.engine
-        longest, width = engine.limits.max_length, engine.model.backbone.config.embed_dim
-        cut = Cut(longest, bool(body.truncate), _keeps_end(body))
+        model, longest = self.engine.model, self.engine.limits.max_length
+        width, cut = model.backbone.config.embed_dim, body.cut(longest)
 
-        def fits() -> bool:
-            numbers = 0
-            for one in inputs:
-                numbers += width * len(token_ids(task, one, engine.model.tokenizer, cut))
-                if numbers > MOST_NUMBERS:
-                    return False
-            return True
+        def tokens() -> int:
+            return sum(len(token_ids(task, one, model.tokenizer, cut)) for one in inputs)
 
-        try:
-            if len(inputs) * longest * width <= MOST_NUMBERS or await asyncio.to_thread(fits):
-                return
-        except VariatorError as error:
-            raise ApiError("invalid", str(error)) from error
+        most = MOST_NUMBERS // width
+        if len(inputs) * longest <= most or await asyncio.to_thread(tokens) <= most:
+            return
         reason = f"inputs: an answer holds at most {MOST_NUMBERS:,} numbers, {width} for each token"
         raise ApiError("too_large", f"{reason}; send fewer texts, or use variator encode.")
 
     def task(self, kind: str, name: str | None, pairs: bool = False) -> TaskConfig:
         """The task of that name, or the first of that kind; if there is one, that takes pairs."""
-        tasks = self.service.tasks
+        tasks = self.engine.tasks.values()
         fitting = {task.name: task for task in tasks if task.kind == kind}
         if not fitting:
             have = ", ".join(f"{task.name} ({task.kind})" for task in tasks)
-            raise ApiError(
-                "no_such_task", f"This server has no task of kind {kind!r}, only {have}."
-            )
+            reason = f"This server has no task of kind {kind!r}, only {have}."
+            raise ApiError("no_such_task", reason)
         if name is not None and name not in fitting:
             reason = f"{name!r} is not a task of kind {kind!r}: those are {', '.join(fitting)}"
             raise ApiError("invalid", f"task: {reason}.{did_you_mean(name, fitting)}", "task")
         if name is not None:
             return fitting[name]
-        return max(
-            fitting.values(), key=lambda task: task.takes_pairs == pairs
-        )  # the first of them
+        # The first of them.
+        return max(fitting.values(), key=lambda task: task.takes_pairs == pairs)
 
     async def _until_client_leaves(self, submitted: Any) -> Answer:
         """Cancels what was submitted when the client closes the connection."""
@@ -113,12 +101,6 @@ class Call:
             if not work.done():
                 raise ApiError("left", "The client left.")
             return work.result()
-        except Overloaded as error:
-            raise ApiError("overloaded", str(error), retry_after=error.retry_after_s) from error
-        except BackendError as error:
-            raise ApiError("backend", str(error)) from error
-        except VariatorError as error:
-            raise ApiError("invalid", str(error)) from error
         finally:
             work.cancel()
             left.cancel()
@@ -137,32 +119,27 @@ class Call:
         """For each text its ids, with the text of each and whether it is a special one.
 
         Raises:
-          ApiError: for a text that the tokenizer refuses.
+          ConfigError: for a text that the tokenizer refuses.
         """
-        tokenizer = self.service.engine.model.tokenizer
+        tokenizer = self.engine.model.tokenizer
         special = {PAD: "<pad>", EOS: "</s>"} | {i: name for name, i in tokenizer.sentinels.items()}
-        try:
-            rows = self.service.tokenize(texts)
-        except VariatorError as error:
-            raise ApiError("invalid", str(error)) from error
-        return [
-            [
-                Token(id=i, text=special.get(i) or tokenizer.decode([i]), special=i in special)
-                for i in row
-            ]
-            for row in rows
-        ]
+
+        def token(i: int) -> Token:
+            return Token(id=i, text=special.get(i) or tokenizer.decode([i]), special=i in special)
+
+        return [[token(i) for i in tokenizer.encode(text)] for text in texts]
 
     def info(self) -> dict[str, Any]:
         """TEI's description of the model, with its tasks and plugins."""
-        limits, ratios = self.service.engine.limits, self.service.ratios
-        backbone, of_service = self.service.engine.model.backbone, self.service.limits
+        limits, ratios = self.engine.limits, self.engine.ratios
+        tasks = self.engine.tasks.values()
+        backbone, of_service = self.engine.model.backbone, self.service.limits
         return {
             "model_id": self.model,
             "served_model_name": self.model,
             "model_sha": backbone.fingerprint,
             "model_dtype": backbone.config.dtype,
-            "model_type": _model_type(self.service.tasks),
+            "model_type": _model_type(tasks),
             "max_concurrent_requests": of_service.requests,
             "tokenization_workers": of_service.tokenizers,
             "max_input_length": limits.max_length,
@@ -173,18 +150,13 @@ class Call:
             "plugins": [{"name": name, "ratio": ratio} for name, ratio in ratios.items()],
             "ratios": sorted({*ratios.values()}),
             "tasks": [
-                {"name": task.name, "kind": task.kind, "pairs": task.takes_pairs}
-                for task in self.service.tasks
+                {"name": task.name, "kind": task.kind, "pairs": task.takes_pairs} for task in tasks
             ],
             "version": __version__,
         }
 
 
-def _keeps_end(choice: Choice) -> bool:
-    return getattr(choice, "truncation_direction", "Right").lower() == "left"
-
-
-def _model_type(tasks: Sequence[TaskConfig]) -> dict[str, Any]:
+def _model_type(tasks: Iterable[TaskConfig]) -> dict[str, Any]:
     """TEI's name for what the first task does that it has one for; empty for texts alone."""
     for task in tasks:
         labels = {str(i): label for i, label in enumerate(task.labels)}

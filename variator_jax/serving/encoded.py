@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from variator_jax.errors import ConfigError
 from variator_jax.files import wrap_errors, write_file, write_json
 from variator_jax.serving.rows import Window
+from variator_jax.store.description import read_json
 
 INDEX, BAD_ROWS = "encode.json", "bad_rows.jsonl"
 _KEY = "variator"  # of the one entry in a file's header; the library does not sort several
@@ -52,7 +53,7 @@ class EncodedFolder:
             if others:
                 raise ConfigError(f"{path} holds {others[0]}, and no {INDEX}: name a new --output.")
             write_json(self._index, {**identity, "finished": False})
-        known = self._content()
+        known = read_json(self._index)
         differs = [
             f"{name} {known.get(name)!r:.60} and not {value!r:.60}"
             for name, value in identity.items()
@@ -104,14 +105,10 @@ class EncodedFolder:
         rows = [json.dumps(row) + "\n" for header in headers for row in header["bad"]]
         write_file(self._path / BAD_ROWS, "".join(rows).encode())
         done = {"finished": True, "files": files, **total._asdict()}
-        write_json(self._index, self._content() | done)
+        write_json(self._index, read_json(self._index) | done)
 
     def _file(self, number: int) -> Path:
         return self._path / f"encoded-{number:06d}.safetensors"
-
-    def _content(self) -> dict[str, Any]:
-        with wrap_errors(f"{self._index} cannot be read"):
-            return dict(json.loads(self._index.read_text(encoding="utf8")))
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -128,7 +128,8 @@ class Engine:
 
     Attributes:
       model: the backbone and its plugins on the device.
-      tasks: by name.
+      tasks: by name, the first of a kind being its default.
+      labels: the name of each task with labels -> the first tokens of its words.
       limits: the shapes that are compiled.
       ratios: the name of each plugin -> its compression ratio; 'none' is 1.
       latency: bucket -> seconds of a batch, measured by `warm_up`.
@@ -165,11 +166,11 @@ class Engine:
         for plugin in loaded:
             check_rows_apart(plugin)
         self._check_tasks(tasks)
-        ids = (label_ids(t, self.model.tokenizer) for t in tasks if t.labels)
-        self._labels = sorted({*itertools.chain.from_iterable(ids)})
+        self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
+        self._label_ids = sorted({*itertools.chain(*self.labels.values())})
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
         # [batch, 1, vocab] -> [batch, labels]: no other logits leave the device.
-        self._select = jax.jit(lambda logits: logits[:, 0, np.array(self._labels)])
+        self._select = jax.jit(lambda logits: logits[:, 0, np.array(self._label_ids)])
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
 
@@ -371,7 +372,7 @@ class Engine:
 
     def _label_logits(self, logits: jax.Array, rows: int) -> list[Mapping[int, float]]:
         columns = np.asarray(logits)[:rows]
-        return [dict(zip(self._labels, map(float, row), strict=True)) for row in columns]
+        return [dict(zip(self._label_ids, map(float, row), strict=True)) for row in columns]
 
 
 def _named(plugin: str) -> dict[str, Any]:

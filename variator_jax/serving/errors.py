@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from variator_jax.errors import VariatorError
+from variator_jax.serving.batcher import BackendError, Overloaded
 from variator_jax.serving.schemas import (
     MOST_TEXTS,
     CohereError,
@@ -19,28 +21,31 @@ from variator_jax.serving.schemas import (
 
 
 class _Kind(NamedTuple):
-    """Status and name of an error in OpenAI's, TEI's and Cohere's API (which has no names)."""
+    """Status and name of an error in OpenAI's and TEI's API; Cohere's has OpenAI's statuses."""
 
     openai: tuple[int, str]
     tei: tuple[int, str]
-    cohere: int
+
+    def of(self, family: str) -> tuple[int, str]:
+        """Those of one API."""
+        return self.tei if family == "tei" else self.openai
 
 
 _REQUEST = "invalid_request_error"
 KINDS: Mapping[str, _Kind] = {
-    "malformed": _Kind((400, _REQUEST), (400, "Validation"), 400),
-    "empty": _Kind((400, _REQUEST), (400, "Empty"), 400),
-    "unauthorized": _Kind((401, _REQUEST), (401, "Unauthorized"), 401),
-    "not_found": _Kind((404, _REQUEST), (404, "Validation"), 404),
-    "method": _Kind((405, _REQUEST), (405, "Validation"), 405),
-    "slow": _Kind((408, "timeout_error"), (408, "Validation"), 408),
-    "too_large": _Kind((413, _REQUEST), (413, "Validation"), 413),
-    "left": _Kind((499, _REQUEST), (499, "Validation"), 499),  # nobody reads it, metrics count it
-    "invalid": _Kind((400, _REQUEST), (422, "Validation"), 400),
-    "no_such_task": _Kind((404, _REQUEST), (424, "Backend"), 404),
-    "overloaded": _Kind((429, "rate_limit_error"), (429, "Overloaded"), 429),
-    "backend": _Kind((500, "server_error"), (424, "Backend"), 500),
-    "unhealthy": _Kind((503, "server_error"), (503, "Unhealthy"), 503),
+    "malformed": _Kind((400, _REQUEST), (400, "Validation")),
+    "empty": _Kind((400, _REQUEST), (400, "Empty")),
+    "unauthorized": _Kind((401, _REQUEST), (401, "Unauthorized")),
+    "not_found": _Kind((404, _REQUEST), (404, "Validation")),
+    "method": _Kind((405, _REQUEST), (405, "Validation")),
+    "slow": _Kind((408, "timeout_error"), (408, "Validation")),
+    "too_large": _Kind((413, _REQUEST), (413, "Validation")),
+    "left": _Kind((499, _REQUEST), (499, "Validation")),  # nobody reads it, metrics count it
+    "invalid": _Kind((400, _REQUEST), (422, "Validation")),
+    "no_such_task": _Kind((404, _REQUEST), (424, "Backend")),
+    "overloaded": _Kind((429, "rate_limit_error"), (429, "Overloaded")),
+    "backend": _Kind((500, "server_error"), (424, "Backend")),
+    "unhealthy": _Kind((503, "server_error"), (503, "Unhealthy")),
 }
 _CODES = {
     "unauthorized": "invalid_api_key",
@@ -79,8 +84,7 @@ def family(path: str) -> str:
 def documented(of: str) -> dict[int | str, dict[str, Any]]:
     """The errors of an API's routes, for its OpenAPI description."""
     model = {"openai": OpenAiError, "tei": TeiError, "cohere": CohereError}[of]
-    kinds = (getattr(kind, of) for kind in KINDS.values())
-    statuses = {kind if of == "cohere" else kind[0] for kind in kinds} - {404, 405, 499}
+    statuses = {kind.of(of)[0] for kind in KINDS.values()} - {404, 405, 499}
     statuses |= {404} if of != "tei" else set()
     return {status: {"model": model} for status in sorted(statuses)}
 
@@ -88,8 +92,7 @@ def documented(of: str) -> dict[int | str, dict[str, Any]]:
 def error_response(path: str, error: ApiError) -> JSONResponse:
     """The error in the form of the API that the path belongs to."""
     of, message = family(path), str(error)
-    found = getattr(KINDS[error.kind], of)
-    status, name = (found, "") if of == "cohere" else found
+    status, name = KINDS[error.kind].of(of)
     if of == "openai":
         code = _CODES.get(error.kind)
         body = OpenAiErrorBody(message=message, type=name, param=error.param, code=code)
@@ -107,6 +110,16 @@ def error_response(path: str, error: ApiError) -> JSONResponse:
 async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
     """Answers an `ApiError`."""
     return error_response(request.url.path, error)
+
+
+async def on_variator_error(request: Request, error: VariatorError) -> JSONResponse:
+    """Answers a full queue, a failed batch, or what the client can mend."""
+    if isinstance(error, Overloaded):
+        refused = ApiError("overloaded", str(error), retry_after=error.retry_after_s)
+    else:
+        kind = "backend" if isinstance(error, BackendError) else "invalid"
+        refused = ApiError(kind, str(error))
+    return error_response(request.url.path, refused)
 
 
 async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -14,7 +14,7 @@ dict of the names that `export.json` has for its plugin. JAX and safetensors alo
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
 from variator_jax.serving.engine import check_rows_apart
-from variator_jax.serving.sentences import arrays_of
-from variator_jax.serving.tasks import NONE, Dense, mean_pool, normalized, through_dense
-from variator_jax.store import Backbone, Plugin
+from variator_jax.serving.sentences import Encoder, arrays_of
+from variator_jax.serving.tasks import NONE, mean_pool, normalized, through_dense
+from variator_jax.store import Plugin
 from variator_jax.store.backbone import copy_vocabulary
-from variator_jax.store.description import check_belongs
-from variator_jax.store.plugins import check_shapes
+from variator_jax.store.description import owner_content
+from variator_jax.store.plugins import check_plugin
 
 INDEX, WEIGHTS = "export.json", "weights.safetensors"
 TASKS = ("encode", "embed")
@@ -73,37 +73,40 @@ class ExportSettings:
 
 def export_programs(
     path: str | os.PathLike,
-    backbone: Backbone,
+    encoder: Encoder,
     plugins: Iterable[Plugin] = (),
     settings: ExportSettings = ExportSettings(),
-    dense: Sequence[Dense] = (),
 ) -> list[str]:
     """Writes the folder atomically, and returns the names of its programs.
 
     Args:
       path: the folder; an earlier export is replaced.
-      backbone: the backbone, which is exported as the plugin 'none'.
+      encoder: the backbone, which is exported as the plugin 'none', and layers behind pooling.
       plugins: its plugins.
       settings: task, shapes and platforms.
-      dense: layers behind the pooling, of a folder of sentence-transformers.
 
     Raises:
       VariatorError: for a plugin of another backbone, one that merges padding, or a folder that
         holds something else.
     """
-    named: dict[str, Plugin | None] = {NONE: None}
+    backbone, named = encoder.backbone, dict[str, Plugin | None]({NONE: None})
     for given in plugins:
-        what = f"The plugin {given.config.name}"
-        check_belongs(what, given.description, backbone)
-        check_shapes(what, given, backbone)
+        check_plugin(given, backbone)
         check_rows_apart(given)
         named[given.config.name] = given
     holds = "|".join([r".*\.jaxexport", WEIGHTS, *FILES])
     with atomic_folder(path, replaces=(INDEX,), holds=holds) as draft:
         weights: dict[str, np.ndarray] = {}
-        index = _describe(backbone, settings)
+        index: dict[str, Any] = {
+            "task": settings.task,
+            "backbone": owner_content(backbone),
+            "jax": jax.__version__,
+            "platforms": list(settings.platforms or (export.default_export_platform(),)),
+            "programs": [],
+            "weights": {},
+        }
         for name, plugin in named.items():
-            programs, used = _write_programs(draft, name, backbone, plugin, settings, dense)
+            programs, used = _write_programs(draft, name, encoder, plugin, settings)
             weights |= used
             index["programs"] += programs
             index["weights"][name] = sorted(used)
@@ -113,43 +116,26 @@ def export_programs(
     return [program["file"] for program in index["programs"]]
 
 
-def _describe(backbone: Backbone, settings: ExportSettings) -> dict[str, Any]:
-    return {
-        "task": settings.task,
-        "backbone": {"name": backbone.config.name, "fingerprint": backbone.fingerprint},
-        "jax": jax.__version__,
-        "platforms": list(settings.platforms or (export.default_export_platform(),)),
-        "programs": [],
-        "weights": {},
-    }
-
-
 def _write_programs(
-    folder: Path,
-    name: str,
-    backbone: Backbone,
-    plugin: Plugin | None,
-    settings: ExportSettings,
-    dense: Sequence[Dense],
+    folder: Path, name: str, encoder: Encoder, plugin: Plugin | None, settings: ExportSettings
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Writes the programs of one plugin; returns their entries and the weights that they use."""
     tree = {
-        "backbone": backbone.params,
+        "backbone": encoder.backbone.params,
         f"plugins/{name}": plugin.variables if plugin else None,
-        "dense": [arrays_of(layer) for layer in dense],
+        "dense": [arrays_of(layer) for layer in encoder.dense],
     }
     weights = {_name(path): np.asarray(x) for path, x in tree_leaves_with_path(tree)}
-    function = jax.jit(_program(name, backbone, plugin, settings, dense, tree))
+    function = jax.jit(_program(name, encoder, plugin, settings, tree))
     shapes = [(batch, length) for batch in settings.batches for length in settings.lengths]
     # The first trace finds out which weights the task reads.
     traced = export.export(function)(weights, _tokens(*shapes[0]))
     names = sorted(weights)  # the order in which JAX flattens a dict
     weights = {names[i]: weights[names[i]] for i in traced.module_kept_var_idx if i < len(names)}
     entries = []
+    exporter = export.export(function, platforms=settings.platforms or None)
     for batch, length in shapes:
-        exported = export.export(function, platforms=settings.platforms or None)(
-            weights, _tokens(batch, length)
-        )
+        exported = exporter(weights, _tokens(batch, length))
         file = f"{name}_{batch}x{length}.jaxexport"
         (folder / file).write_bytes(exported.serialize())
         log(f"  {file}")
@@ -160,15 +146,10 @@ def _write_programs(
 
 
 def _program(
-    name: str,
-    backbone: Backbone,
-    plugin: Plugin | None,
-    settings: ExportSettings,
-    dense: Sequence[Dense],
-    tree: Any,
+    name: str, encoder: Encoder, plugin: Plugin | None, settings: ExportSettings, tree: Any
 ) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
     """The task as a function of weights by name and tokens `[batch, length]`."""
-    model = SplicedModel(T5(backbone.config), plugin.config if plugin else None)
+    model = SplicedModel(T5(encoder.backbone.config), plugin.config if plugin else None)
 
     def run(weights: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
         # What is not among the weights is not read either.
@@ -178,7 +159,7 @@ def _program(
         states = model.encode(found["backbone"], found[f"plugins/{name}"], batch)
         if settings.task == "encode":
             return states
-        given = zip(dense, found["dense"], strict=True)
+        given = zip(encoder.dense, found["dense"], strict=True)
         layers = [dataclasses.replace(layer, **arrays) for layer, arrays in given]
         # [batch, out]
         return normalized(through_dense(mean_pool(states, tokens), layers))

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from importlib import resources
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,7 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from variator_jax import __version__
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, VariatorError
+from variator_jax.files import wrap_errors
 from variator_jax.serving import errors
 from variator_jax.serving.metrics import Metrics
 from variator_jax.serving.routes import routes
@@ -76,10 +77,15 @@ def create_app(
       limits: of requests.
     """
 
+    def stop_after_failure(starting: asyncio.Future) -> None:
+        """Ends a server whose programs cannot be compiled; `serve` then raises why."""
+        if not starting.cancelled() and starting.exception() is not None:
+            app.state.server.should_exit = True
+
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         app.state.starting = starting = asyncio.ensure_future(service.start())
-        starting.add_done_callback(_stop_after_failure(app))
+        starting.add_done_callback(stop_after_failure)
         yield
         if service.ready:
             await service.drain()
@@ -94,22 +100,13 @@ def create_app(
     app.state.service, app.state.limits, app.state.model = service, limits, model
     app.state.metrics, app.state.started = Metrics(service.snapshot), int(time.time())
     app.exception_handler(errors.ApiError)(errors.on_api_error)
+    app.exception_handler(VariatorError)(errors.on_variator_error)
     app.exception_handler(RequestValidationError)(errors.on_validation_error)
     app.exception_handler(AnyHttpException)(errors.on_http_error)
     app.include_router(routes)
     _add_state_routes(app)
     app.add_middleware(_Guard, state=app.state, token=token)
     return app
-
-
-def _stop_after_failure(app: FastAPI) -> Callable[[asyncio.Future], None]:
-    """Ends a server whose programs cannot be compiled; `serve` then raises why."""
-
-    def stop(starting: asyncio.Future) -> None:
-        if not starting.cancelled() and starting.exception() is not None:
-            app.state.server.should_exit = True
-
-    return stop
 
 
 def _add_state_routes(app: FastAPI) -> None:
@@ -292,14 +289,10 @@ def bind(host: str, port: int, seconds: float = 30.0) -> socket.socket:
       ConfigError: if the address is taken or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    with wrap_errors(f"{host}:{port} cannot be bound", ConfigError):
+        # Who comes before the loop runs waits for it.
+        bound = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     if sys.platform == "linux":  # What is sent and not acknowledged is given up.
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * seconds))
-    try:
-        bound.bind((host, port))
-        bound.listen(2048)  # who comes before the loop runs waits for it
-    except (OSError, OverflowError) as error:
-        bound.close()
-        raise ConfigError(f"{host}:{port} cannot be bound: {error}.") from error
     return bound

@@ -1,6 +1,7 @@
 """What a load test found: tables, a plot, and the highest load that holds a target."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +116,7 @@ def _server(run: Run) -> list[str]:
 
 
 def write(run: Run, load: Load, target_ms: float, folder: Path) -> None:
-    """Writes `loadtest.json`, `loadtest.md` and `loadtest.png`."""
+    """Writes `loadtest.json`, `loadtest.md` and, where there is matplotlib, `loadtest.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = intervals(run, load, target_ms, _BINS)
     # The token is a secret, and a NaN is no JSON.
@@ -124,6 +125,9 @@ def write(run: Run, load: Load, target_ms: float, folder: Path) -> None:
     content = {"load": settings, "over_time": over_time, "metrics": run.metrics}
     write_json(folder / "loadtest.json", content)
     (folder / "loadtest.md").write_text(markdown(run, load, target_ms) + "\n", "utf8")
+    if importlib.util.find_spec("matplotlib") is None:
+        log("no plot: matplotlib is not installed")
+        return
     plot(parts, target_ms, folder / "loadtest.png")
 
 

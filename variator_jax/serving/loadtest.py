@@ -6,13 +6,15 @@ at which its request was to leave, so a client that is behind does not flatter t
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 
 from variator_jax.errors import ConfigError, DataError, did_you_mean
+from variator_jax.files import wrap_errors
 
 SHAPES = ("steady", "burst", "ramp")
 ROUTES = ("embed", "rerank", "predict")
@@ -118,17 +120,15 @@ def bodies(load: Load) -> Iterator[dict[str, Any]]:
     """
     rng, known = np.random.default_rng(load.seed + 1), list[str]()
     if load.texts is not None:
-        try:
+        with wrap_errors(f"{load.texts} cannot be read", DataError):
             known = [line for line in Path(load.texts).read_text("utf8").splitlines() if line]
-        except (OSError, UnicodeError) as error:
-            raise DataError(f"{load.texts} cannot be read: {error}.") from error
         if not known:
             raise DataError(f"{load.texts} has no texts.")
 
     def text() -> str:
-        return (
-            known[rng.integers(len(known))] if known else " ".join(rng.choice(_WORDS, load.words))
-        )
+        if known:
+            return known[rng.integers(len(known))]
+        return " ".join(rng.choice(_WORDS, load.words))
 
     choice = {} if load.plugin is None else {"plugin": load.plugin}
     while True:
@@ -139,38 +139,26 @@ def bodies(load: Load) -> Iterator[dict[str, Any]]:
             yield {"inputs": text(), **choice}
 
 
-def run(load: Load, progress: Callable[[float, int], None] = lambda *_: None) -> Run:
+def run(load: Load) -> Run:
     """Sends the load and waits for every answer.
-
-    Args:
-      load: what is sent.
-      progress: is called with the seconds since the start and the requests on their way.
 
     Raises:
       ConfigError: if there is no server, it is not ready, or refuses the first request as wrong.
     """
-    try:
-        import httpx
-    except ImportError as error:
-        raise ConfigError(
-            "The load test needs httpx: pip install 'variator_jax[serve]'."
-        ) from error
-    with_token = {"Authorization": f"Bearer {load.token}"} if load.token else {}
+    token = {"Authorization": f"Bearer {load.token}"} if load.token else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 
     async def drive() -> Run:
-        options: Any = {"headers": with_token, "timeout": load.timeout, "limits": limits}
+        options: Any = {"headers": token, "timeout": load.timeout, "limits": limits}
         async with httpx.AsyncClient(base_url=load.url, **options) as client:
             await _check(client, load)
-            return await _drive(client, load, progress)
+            return await _drive(client, load)
 
     return asyncio.run(drive())
 
 
-async def _check(client: Any, load: Load) -> None:
+async def _check(client: httpx.AsyncClient, load: Load) -> None:
     """Sends one request before the test: its errors are the user's."""
-    import httpx
-
     try:
         answer = await client.post(f"/{load.route}", json=next(bodies(load)))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -181,7 +169,7 @@ async def _check(client: Any, load: Load) -> None:
         raise ConfigError(f"{found}: {answer.text[:300]}")
 
 
-async def _drive(client: Any, load: Load, progress: Callable[[float, int], None]) -> Run:
+async def _drive(client: httpx.AsyncClient, load: Load) -> Run:
     clock = asyncio.get_running_loop().time
     begin, samples, metrics = clock(), list[Sample](), list[dict[str, float]]()
     running: set[asyncio.Task] = set()
@@ -193,7 +181,6 @@ async def _drive(client: Any, load: Load, progress: Callable[[float, int], None]
 
     async def watch() -> None:
         while True:
-            progress(clock() - begin, len(running))
             metrics.append({"time": clock() - begin, **await _metrics(client)})
             await asyncio.sleep(_SAMPLED_EVERY)
 
@@ -208,10 +195,8 @@ async def _drive(client: Any, load: Load, progress: Callable[[float, int], None]
     return Run(sorted(samples), metrics)
 
 
-async def _request(client: Any, route: str, body: Mapping[str, Any]) -> tuple[int, int]:
+async def _request(client: httpx.AsyncClient, route: str, body: Any) -> tuple[int, int]:
     """The status and the ratio of an answer."""
-    import httpx
-
     try:
         answer = await client.post(f"/{route}", json=body)
     except httpx.HTTPError:
@@ -221,10 +206,8 @@ async def _request(client: Any, route: str, body: Mapping[str, Any]) -> tuple[in
     return 200, int(answer.headers.get("x-variator-ratio", 1))
 
 
-async def _metrics(client: Any) -> dict[str, float]:
+async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
     """Of the server's Prometheus metrics those of `_METRICS`; nothing from one without them."""
-    import httpx
-
     try:
         answer = await client.get("/metrics")
     except httpx.HTTPError:

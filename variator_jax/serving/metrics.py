@@ -1,12 +1,10 @@
 """Prometheus metrics: requests as HTTP saw them, and the service's own state."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # The service's state -> help.
@@ -36,36 +34,20 @@ class Metrics:
     """
 
     def __init__(self, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        self.registry = registry = CollectorRegistry()
-        counter = functools.partial(Counter, namespace="variator", registry=registry)
-        self.requests = counter("requests", "Requests", ["path", "status"])
-        self.texts = counter("texts", "Inputs that were answered", ["plugin"])
-        self.tokens = counter("tokens", "Their tokens, without padding", ["plugin"])
-        self.seconds = Histogram(
-            "variator_request_seconds",
-            "From the headers to the answer",
-            ["path"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        registry.register(_State(snapshot))
-        ProcessCollector(registry=registry)
-
-
-class _State(Collector):
-    """The numbers of a snapshot."""
-
-    def __init__(self, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        self._snapshot = snapshot
+        self.registry, self._snapshot = CollectorRegistry(), snapshot
+        own: dict[str, Any] = {"namespace": "variator", "registry": self.registry}
+        self.requests = Counter("requests", "Requests", ["path", "status"], **own)
+        self.texts = Counter("texts", "Inputs that were answered", ["plugin"], **own)
+        self.tokens = Counter("tokens", "Their tokens, without padding", ["plugin"], **own)
+        headers = "From the headers to the answer"
+        self.seconds = Histogram("request_seconds", headers, ["path"], buckets=_SECONDS, **own)
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """A gauge or a counter for each number that there is."""
+        """Of the service's state a gauge or a counter for each number that there is."""
         found = self._snapshot()
         for name in _GAUGES.keys() & found.keys():
             yield GaugeMetricFamily(f"variator_{name}", _GAUGES[name], value=float(found[name]))
         for name in _COUNTERS.keys() & found.keys():
             yield CounterMetricFamily(f"variator_{name}", _COUNTERS[name], value=found[name])
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: a snapshot needs no look before it is asked for."""
-        return iter(())

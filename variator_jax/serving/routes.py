@@ -38,9 +38,8 @@ async def openai_embeddings(body: schemas.EmbeddingsRequest, call: Asked) -> Res
 
     def write() -> bytes:
         vectors = (encode(_resized(vector, body.dimensions)) for vector in answer.values)
-        data = b",".join(
-            b'{"object":"embedding","index":%d,"embedding":%b}' % one for one in enumerate(vectors)
-        )
+        row = b'{"object":"embedding","index":%d,"embedding":%b}'
+        data = b",".join(row % one for one in enumerate(vectors))
         rest = to_json({"model": call.model, "usage": _usage(answer.tokens)})
         return b'{"object":"list","data":[%b],%b' % (data, rest[1:])
 
@@ -158,13 +157,8 @@ async def tokenize(body: schemas.TokenizeRequest, call: Asked) -> Response:
     texts = _listed(body.inputs)
     call.check_bytes(texts)
 
-    def write() -> bytes:
-        rows = call.tokenize(texts)
-        return to_json(
-            [row if body.add_special_tokens else row[:-1] for row in rows]  # the last is EOS
-        )
-
-    return await call.respond(write)
+    kept = None if body.add_special_tokens else -1  # the last is EOS
+    return await call.respond(lambda: to_json([row[:kept] for row in call.tokenize(texts)]))
 
 
 @routes.get("/info", **_TEI)

@@ -8,15 +8,16 @@ import codecs
 import functools
 import gzip
 import hashlib
+import itertools
 import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from variator_jax.errors import ConfigError, DataError, did_you_mean
+from variator_jax.files import wrap_errors
 from variator_jax.serving.engine import EngineLimits
 from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import Tokenizer
@@ -65,25 +66,18 @@ def read_windows(path: Path, size: int) -> Iterator[Window]:
     Raises:
       DataError: if the file cannot be read to its end.
     """
-    try:
-        with path.open("rb") as raw:
-            file = gzip.open(raw) if path.suffix == ".gz" else raw
-            yield from _windows(file, raw, size)  # type: ignore[arg-type]
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+    with wrap_errors(f"{path} cannot be read", DataError), path.open("rb") as raw:
+        filled = _filled(gzip.open(raw) if path.suffix == ".gz" else raw)
+        while lines := list(itertools.islice(filled, size)):
+            yield Window(lines, _digest(lines), raw.tell())
 
 
-def _windows(file: BinaryIO, raw: BinaryIO, size: int) -> Iterator[Window]:
-    lines: list[tuple[int, bytes]] = []
+def _filled(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
     for number, line in enumerate(file, 1):
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if stripped := line.strip():
-            lines.append((number, stripped))
-        if len(lines) == size:
-            yield Window(lines, _digest(lines), raw.tell())
-            lines = []
-    if lines:
-        yield Window(lines, _digest(lines), raw.tell())
+            yield number, stripped
 
 
 def _digest(lines: Sequence[tuple[int, bytes]]) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from variator_jax.serving.tasks import Cut
+
 #: Inputs of one request, whether in a list or a query's documents.
 MOST_TEXTS = 2048
 #: Token ids of one input, which is then cut or refused.
@@ -43,30 +45,33 @@ class _Strict(BaseModel):
 class Choice(_Strict):
     """Which task and which plugin answer; by default the first task of the kind, and the policy.
 
+    And what happens to a text that is too long.
+
     Attributes:
       task: a configured task's name.
       plugin: a plugin's name, 'none' for ratio 1.
       ratio: in place of a name, the ratio of a plugin; 1 for none.
       max_ratio: the policy chooses no ratio above this one.
+      truncate: whether a text above the longest length is cut; else it is refused.
+      truncation_direction: the side on which a cut text loses tokens.
     """
 
     task: str | None = None
     plugin: str | None = None
     ratio: Annotated[int, Field(ge=1)] | None = None
     max_ratio: Annotated[int, Field(ge=1)] | None = None
-
-
-class _Cut(Choice):
-    """What happens to a text above the longest length: cut, or refused (the server's default)."""
-
     truncate: bool | None = None
     truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
+
+    def cut(self, longest: int) -> Cut:
+        """What becomes of inputs of more tokens than `longest`."""
+        return Cut(longest, bool(self.truncate), self.truncation_direction.lower() == "left")
 
 
 # OpenAI.
 
 
-class EmbeddingsRequest(_Cut):
+class EmbeddingsRequest(Choice):
     """POST /v1/embeddings. `model` is not checked: one server has one backbone."""
 
     input: Text | Texts | Ids | Inputs[Ids]
@@ -134,7 +139,7 @@ class OpenAiError(BaseModel):
 # Text Embeddings Inference.
 
 
-class TokensRequest(_Cut):
+class TokensRequest(Choice):
     """POST /embed_all: a vector for each token. TEI's `prompt_name` is the name of a task."""
 
     inputs: Text | Ids | Inputs[Text | Ids]
@@ -148,7 +153,7 @@ class EmbedRequest(TokensRequest):
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 
-class RerankRequest(_Cut):
+class RerankRequest(Choice):
     """POST /rerank, in TEI's form."""
 
     query: Text
@@ -165,7 +170,7 @@ class Rank(BaseModel):
     text: str | None = None
 
 
-class PredictRequest(_Cut):
+class PredictRequest(Choice):
     """POST /predict: a text, a pair of texts, or a list whose members are lists of those."""
 
     inputs: Text | OneOrTwo | Inputs[OneOrTwo]
@@ -212,7 +217,7 @@ class Document(_Strict):
     text: AnyText
 
 
-class DocumentsRequest(_Cut):
+class DocumentsRequest(Choice):
     """POST /v1/rerank and /v2/rerank. Documents that are too long are cut, as Cohere does."""
 
     query: Text
@@ -255,7 +260,7 @@ class GenerateParameters(_Strict):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class GenerateRequest(_Cut):
+class GenerateRequest(Choice):
     """POST /generate."""
 
     inputs: Text | Texts

@@ -23,7 +23,6 @@ from variator_jax.serving.tasks import (
     Cut,
     Input,
     TaskConfig,
-    label_ids,
     normalized,
     probabilities,
     token_ids,
@@ -94,8 +93,6 @@ class Service:
         self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
         self._counts = collections.Counter[str]()
         self._compiled, self._open = 0, 0
-        tokenizer = engine.model.tokenizer
-        self._labels = {t.name: label_ids(t, tokenizer) for t in self.tasks if t.labels}
 
     @property
     def ready(self) -> bool:
@@ -106,16 +103,6 @@ class Service:
     def broken(self) -> bool:
         """Whether batches have ended by an error."""
         return self._started and not self._running.alive
-
-    @property
-    def tasks(self) -> list[TaskConfig]:
-        """The tasks, the first of a kind being its default."""
-        return list(self.engine.tasks.values())
-
-    @property
-    def ratios(self) -> Mapping[str, int]:
-        """The plugins' names and compression ratios; 'none' is ratio 1."""
-        return self.engine.ratios
 
     async def start(self) -> None:
         """Compiles every program; `ready` is true behind it."""
@@ -134,9 +121,8 @@ class Service:
             cancelled = True
             raise
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
-        self._batcher = Batcher(
-            self.engine, self._policy, self.limits.wait_share * self._policy.target
-        )
+        most_wait = self.limits.wait_share * self._policy.target
+        self._batcher = Batcher(self.engine, self._policy, most_wait)
         self._started = True
 
     async def drain(self) -> None:
@@ -155,8 +141,7 @@ class Service:
         plugin: str | None = None,
         ratio: int | None = None,
         max_ratio: int | None = None,
-        truncate: bool | None = None,
-        keep_end: bool = False,
+        cut: Cut | None = None,
         normalize: bool = True,
         per_token: bool = False,
         raw_scores: bool = False,
@@ -170,8 +155,7 @@ class Service:
           plugin: the plugin to use, 'none' for ratio 1; by default the task's.
           ratio: in place of a name, the compression ratio of one plugin.
           max_ratio: the policy chooses no higher one.
-          truncate: whether an input that is too long is cut; else it is refused.
-          keep_end: whether a cut text loses its beginning.
+          cut: what becomes of an input that is too long; by default it is refused.
           normalize: whether a pooled vector has length 1.
           per_token: a vector a token in place of a pooled one.
           raw_scores: of 'classify', logits in place of probabilities.
@@ -191,11 +175,10 @@ class Service:
             raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
-        cut = Cut(self.engine.limits.max_length, bool(truncate), keep_end)
+        given = config, inputs, cut or Cut(self.engine.limits.max_length)
         with self._admitted():
-            ids = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._tokenize, config, inputs, cut
-            )
+            loop = asyncio.get_running_loop()
+            ids = await loop.run_in_executor(self._threads, self._tokenize, *given)
             results, gear = await self._run(config.program, gears, ids, per_token)
         if not all(map(_is_finite, results)):
             raise BackendError("The encoding is not finite.")
@@ -204,7 +187,9 @@ class Service:
         self._counts["answered"] += len(inputs)
         options = {"normalize": normalize, "per_token": per_token, "raw_scores": raw_scores}
         values = self._values(config, results, max_new_tokens, **options)
-        return Answer(values, self._running.gears[gear], _tokens(ids, len(inputs)))
+        # [inputs, rows]: a pair of texts may be two rows.
+        lengths: np.ndarray = np.reshape([len(row) for row in ids], (len(inputs), -1))
+        return Answer(values, self._running.gears[gear], lengths.sum(axis=1).tolist())
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -223,22 +208,16 @@ class Service:
             self._counts["refused"] += 1
             raise
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts without a prompt, EOS last."""
-        return [self.engine.model.tokenizer.encode(text) for text in texts]
-
     def snapshot(self) -> dict[str, Any]:
         """Load, gear, latencies of the last requests and counters."""
         since = time.monotonic() - _RECENT_S
-        recent = sorted(seconds for at, seconds in self._latencies if at > since) or [0.0]
-        at = {
-            share: recent[min(len(recent) - 1, int(share * len(recent)))] for share in (0.5, 0.99)
-        }
+        recent = [1000 * seconds for at, seconds in self._latencies if at > since] or [0.0]
+        p50, p99 = map(float, np.percentile(recent, (50, 99)))
         return {
             "ready": self.ready,
             "slo_ms": self.slo_ms,
-            "p50_ms": 1000 * at[0.5],
-            "p99_ms": 1000 * at[0.99],
+            "p50_ms": p50,
+            "p99_ms": p99,
             "compilations": self._compiled,
             **{name: self._counts[name] for name in ("requests", "answered", "refused")},
             **(self._batcher.state() if self._batcher else {}),
@@ -305,9 +284,8 @@ class Service:
         tokens = sum(limits.length(len(row.ids)) for row in rows)
         most = self.limits.full_batches * limits.batch_tokens
         if tokens > most:
-            raise ConfigError(
-                f"The request has {tokens:,} tokens, padding included; the most is {most:,}."
-            )
+            found = f"{tokens:,} tokens, padding included"
+            raise ConfigError(f"The request has {found}; the most is {most:,}.")
         self._running.put(rows)
         try:
             done = dict(zip(futures, await asyncio.gather(*futures.values()), strict=True))
@@ -336,7 +314,7 @@ class Service:
         if not task.labels:
             vectors = [normalized(result.pooled) for result in results]
             return [float(a @ b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        ids = self._labels[task.name]
+        ids = self.engine.labels[task.name]
         # [labels]
         logits = [np.array([result[token] for token in ids]) for result in results]
         if task.kind == "rerank":
@@ -368,10 +346,3 @@ def _is_finite(result: Any) -> bool:
     if isinstance(result, Embedded):
         return bool(np.isfinite(result.pooled).all())  # a mean, which every token is in
     return not isinstance(result, Mapping) or all(map(math.isfinite, result.values()))
-
-
-def _tokens(ids: Sequence[Sequence[int]], inputs: int) -> list[int]:
-    """The tokens of each input, of whose rows there may be two."""
-    each = len(ids) // inputs if inputs else 1
-    lengths = [len(row) for row in ids]
-    return [sum(lengths[i * each : (i + 1) * each]) for i in range(inputs)]

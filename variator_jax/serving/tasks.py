@@ -55,34 +55,39 @@ class TaskConfig:
     num_beams: int = 1
 
     def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ConfigError(f"A task of kind {self.kind!r} has an empty name.")
         if self.kind not in KINDS:
             reason = f"kind {self.kind!r}.{did_you_mean(str(self.kind), KINDS)}"
             raise ConfigError(f"Task {self.name!r} is of {reason} Expected: {', '.join(KINDS)}.")
-        if self.kind == "rerank" and self.labels and self.prompt == "{text}":
-            raise ConfigError(
-                f"Task {self.name!r} needs a prompt with the query and the text, such as "
-                "'Query: {query} Document: {text} Relevant:'."
-            )
         fewest = {"classify": 2, "rerank": 2 if self.labels else 0}.get(self.kind, 0)
         if len(self.labels) < fewest or (self.kind == "rerank" and len(self.labels) > 2):
             raise ConfigError(
                 f"Task {self.name!r} has {len(self.labels)} labels; expected "
                 f"{'two' if self.kind == 'rerank' else 'two or more'}."
             )
-        if not 1 <= len(self.fields) <= 2:
-            raise ConfigError(
-                f"The prompt of task {self.name!r} has {len(self.fields)} fields; expected one, "
-                f"such as {{text}}, or two; found {self.prompt!r}."
-            )
-        if self.kind == "rerank" and self.embeds and len(self.fields) != 1:
-            raise ConfigError(
-                f"Task {self.name!r} without labels compares embeddings of texts: its prompt has "
-                f"one field, such as {{text}}; found {self.prompt!r}."
-            )
+        self._check_fields()
         if min(self.max_length, self.num_beams) < 1:
             raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
         if not self.plugin:
             object.__setattr__(self, "plugin", NONE if self.embeds else AUTO)
+
+    def _check_fields(self) -> None:
+        """Refuses a prompt whose fields the inputs of its kind cannot fill."""
+        if self.kind != "rerank":
+            counts, expected = {1, 2}, "one field, such as {text}, or two"
+        elif self.labels:
+            prompt = "'Query: {query} Document: {text} Relevant:'"
+            counts, expected = {2}, f"fields for the query and the text, such as {prompt}"
+        else:
+            counts, expected = {1}, "one field, such as {text}, as the task has no labels"
+        fields, found = self.fields, f"The prompt {self.prompt!r} of task {self.name!r}"
+        if len(fields) not in counts:
+            raise ConfigError(f"{found}: expected {expected}; found {len(fields)}.")
+        if not all(map(str.isidentifier, fields)):
+            raise ConfigError(f"{found} has fields that are no names; expected such as {{text}}.")
+        if len({*fields}) < len(fields):
+            raise ConfigError(f"{found} has a field twice; expected two names that differ.")
 
     @property
     def embeds(self) -> bool:

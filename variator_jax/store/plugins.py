@@ -217,6 +217,19 @@ def to_variables(
     )
 
 
+def check_plugin(plugin: Plugin, backbone: Backbone) -> None:
+    """Refuses a plugin that does not run on a backbone.
+
+    Raises:
+      CheckpointError: if its description, which a new plugin has not, names another backbone, with
+        both fingerprints; or for an array that does not fit.
+    """
+    what = f"The plugin {plugin.config.name}"
+    if "backbone" in plugin.description:
+        check_belongs(what, plugin.description, backbone)
+    check_shapes(what, plugin, backbone)
+
+
 def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     """Compares a plugin's arrays with what its settings need on a backbone.
 

@@ -185,6 +185,19 @@ async def test_monot5_scores_are_those_of_transformers(tmp_path):
 
 
 @served.run
+async def test_a_prefix_is_given_to_the_decoder_before_a_label():
+    prompt, prefix = "{text} <extra_id_0>", "<extra_id_0>"
+    task = TaskConfig("sst2", "classify", prompt, ("no", "yes"), prefix=prefix)
+    loaded = engine.Engine(served.BACKBONE, (), [task], engine.EngineLimits((16,), 16))
+    async with served.started(engine=loaded) as service:
+        (found,) = (await service.submit("sst2", ["x"], raw_scores=True)).values
+    sentinel = served.model().tokenizer.sentinels[prefix]
+    logits = served.model().logits(rows([prompt.format(text="x")]), np.array([[0, sentinel]]))
+    expected = [logits[0, 1, served.model().tokenize(word)[0, 0]] for word in task.labels]
+    np.testing.assert_allclose([found["no"], found["yes"]], expected, atol=1e-5)
+
+
+@served.run
 async def test_a_ratio_that_several_plugins_have_shifts_among_them_but_names_none_for_vectors():
     sites = PluginConfig(sites=("kv all x4",))
     others = tiny.random_plugin(sites, served.BACKBONE.config)

@@ -168,9 +168,14 @@ class Engine:
         self._check_tasks(tasks)
         self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
         self._label_ids = sorted({*itertools.chain(*self.labels.values())})
+        prefixes = {
+            t.program: self.model.tokenizer.encode(t.prefix)[:-1] for t in tasks if t.labels
+        }
+        # Of a program that scores labels, what the decoder is given: [1, tokens].
+        self._starts = {p: np.array([[START_TOKEN, *ids]], np.int32) for p, ids in prefixes.items()}
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
-        # [batch, 1, vocab] -> [batch, labels]: no other logits leave the device.
-        self._select = jax.jit(lambda logits: logits[:, 0, np.array(self._label_ids)])
+        # [batch, tokens, vocab] -> [batch, labels]: no other logits leave the device.
+        self._select = jax.jit(lambda logits: logits[:, -1, np.array(self._label_ids)])
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
 
@@ -261,8 +266,9 @@ class Engine:
             out = self.model.compile("encode", {"encoder_input_tokens": tokens}, **name)
             # [batch, length, embed]; the pooling is cheap enough to run.
             self._pool(jnp.zeros(out.shape, out.dtype), tokens)
-        elif program == "labels":
-            batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens[:, :1]}
+        elif program in self._starts:
+            starts = self._starts[program].repeat(rows, axis=0)
+            batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": starts}
             out = self.model.compile("logits", batch, **name)
             self._select(jnp.zeros(out.shape, out.dtype))
         else:
@@ -331,9 +337,9 @@ class Engine:
         name = _named(plugin)
         if program == "embed":
             return self._embed(tokens, [len(row) for row in rows], per_token, name)
-        if program == "labels":
-            starts: np.ndarray = np.full((len(tokens), 1), START_TOKEN, np.int32)
-            # [batch, 1, vocab]
+        if program in self._starts:
+            starts = self._starts[program].repeat(len(tokens), axis=0)
+            # [batch, tokens, vocab]
             logits = self.model.logits(tokens, starts, **name)
             return functools.partial(self._label_logits, self._select(logits), len(rows))
         generate = functools.partial(self.model.generate, tokens, **_generation(program), **name)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.hf_tokenizer import SENTINEL
 from variator_jax.plugin.config import AUTO, NONE
 from variator_jax.texts import EOS, Tokenizer, text_ids
 
@@ -39,6 +40,8 @@ class TaskConfig:
       labels: words of which the decoder's first token decides: the classes; or, for 'rerank', the
         word for relevant and the other one (monoT5). A 'rerank' without is the cosine of the
         embeddings of query and text.
+      prefix: what the decoder is given before a label, such as '<extra_id_0>' for a backbone that
+        was fine-tuned on the tasks of GLUE here, whose targets begin with it.
       plugin: which one answers where a request names none: a plugin's name, 'none' for ratio 1,
         or 'auto', which follows the load. By default what gives embeddings is pinned to 'none',
         because vectors of different plugins in one index corrupt it; all else is 'auto'.
@@ -53,6 +56,7 @@ class TaskConfig:
     plugin: str = ""
     max_length: int = 32
     num_beams: int = 1
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -67,6 +71,12 @@ class TaskConfig:
                 f"{'two' if self.kind == 'rerank' else 'two or more'}."
             )
         self._check_fields()
+        sentinel = SENTINEL.search(self.prompt)
+        if sentinel and self.labels and not self.prefix:
+            raise ConfigError(
+                f"The prompt of task {self.name!r} has {sentinel[0]}, with which a T5 then begins "
+                f"its answer: give the task the prefix {sentinel[0]!r}."
+            )
         if min(self.max_length, self.num_beams) < 1:
             raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
         if not self.plugin:
@@ -110,7 +120,7 @@ class TaskConfig:
         """The program that its rows go through."""
         if self.kind == "generate":
             return f"generate {self.max_length} {self.num_beams}"
-        return "embed" if self.embeds else "labels"
+        return "embed" if self.embeds else f"labels {self.prefix}"
 
     @property
     def takes_pairs(self) -> bool:

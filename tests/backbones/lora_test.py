@@ -105,7 +105,7 @@ def test_it_changes_query_and_value_of_self_attention_alone():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"rank": 0}, "rank is a positive integer; found 0"),
+        ({"rank": 0}, "rank is 0; expected a whole number of at least 1"),
         ({"alpha": float("nan")}, "found nan"),
         ({"sites": ()}, "sites is empty"),
         ({"sites": ("(",)}, "not a regular expression"),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_whole
 
 SELF_ATTENTION = (
     r"(encoder/layers_\d+/attention|decoder/layers_\d+/self_attention)/(query|value)/kernel"
@@ -38,8 +38,7 @@ class LoraConfig:
     sites: Sequence[str] = (SELF_ATTENTION,)
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise ConfigError(f"A LoRA's rank is a positive integer; found {self.rank!r}.")
+        check_whole("A LoRA's rank", self.rank)
         alpha = self.alpha
         if type(alpha) not in (int, float) or not 0 < alpha <= 1e9:
             raise ConfigError(f"A LoRA's alpha is a positive number; found {str(alpha)[:40]}.")

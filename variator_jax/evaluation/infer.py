@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError, TrainingError, did_you_mean
+from variator_jax.errors import ConfigError, TrainingError, check_known
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.files import lock_folder, write_json
@@ -72,9 +72,7 @@ def infer(
     """
     if not isinstance(output_dir, str | os.PathLike) or "://" in str(output_dir):
         raise ConfigError(f"INFER_OUTPUT_DIR is {output_dir!r}; expected a path of a local folder.")
-    if mode not in MODES:
-        near = did_you_mean(str(mode), MODES)
-        raise ConfigError(f"INFER_MODE is {mode!r}; it is 'predict' or 'score'.{near}")
+    check_known("INFER_MODE is", mode, MODES)
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct, traverse_util
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import ConfigError
+from variator_jax.errors import check_whole
 from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.sites.base import ArraySpec
 
@@ -92,9 +92,8 @@ def stack_flops(
       ConfigError: for a size below 1.
       PluginError: for a plugin of layers that the stack does not have.
     """
-    for name, value in (("length", length), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"A cost needs a positive {name}; found {value}.")
+    check_whole("The length of a row", length)
+    check_whole("The number of rows", batch)
     layers = range(stack.layers)
     flops = sum(stack.flops(layer, length, length, length) for layer in layers)
     changes = (site.flops(stack, length) for site in plugin.parts) if plugin else ()

@@ -307,15 +307,12 @@ def test_a_mask_of_another_length_is_refused(length):
         _spliced(config, plugin_of(config), mask, jnp.ones((1, 8), jnp.int32))
 
 
-def test_token_ids_are_a_mask_and_segments_beside_a_whole_mask_are_refused():
+def test_token_ids_are_a_mask():
     config, tokens = PluginConfig(4), jnp.asarray([[5, 6, 7, 0]])
     masks = (tokens, tokens > 0, Mask(tokens))
     by_ids, by_mask, whole = (_spliced(config, plugin_of(config), mask, tokens) for mask in masks)
     np.testing.assert_array_equal(by_ids, by_mask)
     np.testing.assert_array_equal(whole, by_mask)
-    with pytest.raises(PluginError, match="has its own segments"):
-        with splice(config, plugin_of(config), Mask(tokens > 0), tokens, STACK):
-            pass
 
 
 @pytest.mark.parametrize("config, given, message", [

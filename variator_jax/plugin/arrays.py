@@ -47,9 +47,7 @@ def plugin_parameters(config: PluginConfig, stack: Stack) -> int:
     return sum(math.prod(spec.shape) for arrays in specs for spec in arrays.values())
 
 
-def init_plugin(
-    config: PluginConfig, stack: Stack, rng: jax.Array, output_scale: float = 1.0
-) -> PluginVariables:
+def init_plugin(config: PluginConfig, stack: Stack, rng: jax.Array) -> PluginVariables:
     """Fresh arrays of a plugin on a stack.
 
     Raises:
@@ -62,7 +60,7 @@ def init_plugin(
             key: init_arrays(specs[key], jax.random.fold_in(rng, i)) for i, key in enumerate(specs)
         }
 
-    scales = {key: jnp.full((), output_scale, jnp.float32) for key in specs}
+    scales = {key: jnp.ones((), jnp.float32) for key in specs}
     return PluginVariables(params=jax.jit(init)(rng), output_scales=scales)
 
 

@@ -73,6 +73,8 @@ class EvalData:
     def examples(self, task: str, start: int = 0) -> Iterator[tuple[list[dict[str, Any]], Batch]]:
         """`batches` from number `start` on, each behind its examples' fields before tokenising.
 
+        The fields are as seqio has them: bytes and arrays.
+
         Raises:
           DataError: if the task cannot be read.
         """
@@ -83,7 +85,7 @@ class EvalData:
             dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1
         )
         texts = (
-            {name: _plain(x) for name, x in example.items() if name.endswith("_pretokenized")}
+            {name: x for name, x in example.items() if name.endswith("_pretokenized")}
             for example in dataset.skip(start * self.batch_size).as_numpy_iterator()
         )
         try:
@@ -92,17 +94,6 @@ class EvalData:
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0]
             raise DataError(f"task {task!r} cannot be read: {reason}") from error
-
-
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf8", errors="replace")
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def load_for(

@@ -181,6 +181,11 @@ def _identity(
     return json.loads(json.dumps(identity))
 
 
+def _plain(value: Any) -> Any:
+    """Bytes or an array for JSON."""
+    return value.decode("utf8", errors="replace") if isinstance(value, bytes) else value.tolist()
+
+
 class ResultFile:
     """A task's results: a complete file with its mark, or a draft in `tmp-NAME`."""
 
@@ -236,7 +241,7 @@ class ResultFile:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes a batch of results, each as one line."""
         with self._draft.open("a", encoding="utf8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.writelines(json.dumps(record, default=_plain) + "\n" for record in records)
 
     def publish(self) -> None:
         """Moves the file to its place."""

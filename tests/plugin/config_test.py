@@ -31,6 +31,7 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"ratio": 0, "sites": ("span all x1",)}, "'span all x1' merges nothing"),
         ({"sites": ("ffn 0 x1", "ffn 1 x2")}, "'ffn 0 x1' merges nothing: leave its layers out"),
         ({"sites": ("ffn all x2", "span 1 x2")}, "Layer 1 is in two sites, 'ffn all x2' and 'spa"),
+        ({"sites": (KeyValue(2), KeyValue(2, (0,)))}, "Layer 0 is in two sites"),
         ({"sites": ("span all x2", "ffn all x2")}, "a span shares its layers with nothing"),
         ({"sites": (Ffn(2, (0,)), Span(8, (1,)))}, r"ratio is 2; its sites have \[2, 8\]"),
         ({"layers": ()}, "at least one layer; found none"),

@@ -76,7 +76,7 @@ def test_layers_and_sites_add_up():
     assert 3 * (none - two) == 2 * (none - all_three)
     sites = PluginConfig(sites=(Ffn(4, layers=(0,)), Ffn(4, layers=(2,))))
     assert stack_flops(TINY_STACK, 64, sites) == two
-    with pytest.raises(PluginError, match=r"layers \[3\]"):
+    with pytest.raises(PluginError, match=r"layers \[3\]; the backbone has layers 0 to 2"):
         stack_flops(TINY_STACK, 64, PluginConfig(4, layers=(3,)))
 
 

@@ -191,19 +191,6 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         assert max(relative_error(gradient, plain) for gradient in again) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "sites, message",
-    [
-        ((Span(4, layers=(1,)), Ffn(2)), "Layer 1 is in two sites"),
-        ((KeyValue(4), KeyValue(2, layers=(0,))), "Layer 0 is in two sites"),
-        ((Span(4, layers=(1, 2)),), r"layers \[2\]; the backbone has layers 0 to 1"),
-    ],
-)
-def test_sites_that_want_the_same_layer_are_refused(sites, message):
-    with pytest.raises(PluginError, match=message):
-        init_plugin(PluginConfig(sites=sites), STACK, jax.random.key(0))
-
-
 def test_bfloat16_is_near_float32():
     tokens = jnp.asarray(tokens_of(2, 12))
     network = T5(dataclasses.replace(TINY, dtype="bfloat16"))

@@ -251,7 +251,7 @@ class TestGenerate:
 
     def test_lengths_and_beams_are_positive_whole_numbers(self, model):
         for wrong in ({"max_length": 0}, {"num_beams": 1.5}, {"max_length": "9"}):
-            with pytest.raises(VariatorError, match="is a positive whole number"):
+            with pytest.raises(VariatorError, match="expected a whole number of at least 1"):
                 model.generate(TOKENS, **wrong)
 
     def test_an_encoder_alone_encodes_and_refuses_the_rest(self):

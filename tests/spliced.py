@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import TINY
 
+from variator_jax.backbones.base import Mask
 from variator_jax.backbones.t5 import T5, init_params
 from variator_jax.plugin import init_plugin, splice
 
@@ -37,7 +38,7 @@ def _compiled(config, decode=False):
             batch["encoder_segment_ids"] = segments
         if decode:
             batch["decoder_input_tokens"] = jnp.full((len(tokens), 3), 7).at[:, 0].set(0)
-        with splice(config, plugin, tokens > 0, segments, STACK):
+        with splice(config, plugin, Mask(tokens > 0, segments), STACK):
             outputs = NETWORK.apply(BACKBONE, batch) if decode else None
             return outputs.logits if decode else NETWORK.encode(BACKBONE, tokens, segments)
 

@@ -132,14 +132,6 @@ def folder_leaves(folder):
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def same_bits(one, other):
-    """Two trees of arrays are equal to the last bit, names and dtypes included."""
-    assert one.keys() == other.keys()
-    for name, leaf in one.items():
-        assert leaf.dtype == other[name].dtype, name
-        assert leaf.tobytes() == other[name].tobytes(), name
-
-
 def farthest(one, other):
     """The largest difference of two trees' leaves, relative to each leaf's largest number."""
     assert one.keys() == other.keys()

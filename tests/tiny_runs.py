@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import seqio
-from tiny import TINY, random_plugin
+from tiny import TINY
 
 from variator_jax import distributed
 from variator_jax import mesh as meshes
@@ -23,9 +23,8 @@ from variator_jax.backbones.t5 import init_params
 from variator_jax.data.spec import TaskSpec, register_spec
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.errors import VariatorError
-from variator_jax.model import VariatorModel
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import Plugin, formats, load_backbone, save_backbone
+from variator_jax.store import formats, load_backbone, save_backbone
 from variator_jax.train import jobs, optimizers, train
 from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
@@ -89,10 +88,11 @@ def save_tiny_backbone(folder):
 # In other processes.
 
 
-def start(cases, devices, place=None):
+def start(cases, devices, place=None, script=__file__):
     """Starts a process with so many devices that carries out `cases`: `[kind, arguments]`.
 
-    `place` is its place in a run of several: `(address, count, index)`.
+    `place` is its place in a run of several: `(address, count, index)`. Another `script` has cases
+    of its own.
     """
     paths = [str(ROOT), *(path for path in sys.path if path)]
     environment = {
@@ -101,7 +101,7 @@ def start(cases, devices, place=None):
         "PYTHONUNBUFFERED": "",  # whole lines: Gloo writes lines of its own
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
-    program = [sys.executable, __file__, json.dumps([place, cases])]
+    program = [sys.executable, script, json.dumps([place, cases])]
     pipe = subprocess.PIPE
     return subprocess.Popen(program, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -169,22 +169,9 @@ def _parts(tree):
     }
 
 
-def _model(backbone, mesh_shape):
-    """Encodings, logits and answers of `VariatorModel`, on a mesh or on one device."""
-    loaded, settings = load_backbone(formats.backbone_folder(str(backbone))), PluginConfig(4)
-    mesh = meshes.make_mesh(TINY, 4, mesh_shape) if mesh_shape else None
-    model = VariatorModel(loaded, Plugin(settings, random_plugin(settings, TINY)), mesh)
-    tokens = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0], [9, 1, 0, 0, 0, 0]], np.int32)
-    return {
-        "encoded": [np.asarray(model.encode(tokens, ratio)).tolist() for ratio in (1, 4)],
-        "logits": np.asarray(model.logits(tokens, tokens, ratio=4)).tolist(),
-        "generated": np.asarray(model.generate(tokens, ratio=4, max_length=4)).tolist(),
-    }
-
-
 def _main():
     place, cases = json.loads(sys.argv[1])
-    kinds = {"train": _train, "refused": _refused, "placement": _placement, "model": _model}
+    kinds = {"train": _train, "refused": _refused, "placement": _placement}
     if place:
         distributed.initialize(*place)
     try:

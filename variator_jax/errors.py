@@ -36,3 +36,36 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns " Did you mean 'x' or 'y'?" for the choices nearest to `name`, '' if none is."""
     near = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def check_known(
+    what: str, name: object, known: Iterable[object], error: type[VariatorError] = ConfigError
+) -> None:
+    """Refuses a name that is not known, with the nearest and all known ones.
+
+    Args:
+      what: the message up to the name, such as 'No optimizer is named'.
+      name: what the user wrote.
+      known: the names that there are.
+      error: the kind of error.
+
+    Raises:
+      VariatorError: of that kind, for any other name.
+    """
+    known = list(known)
+    if name not in known:
+        names = [str(choice) for choice in known]
+        near = did_you_mean(str(name), names)
+        raise error(f"{what} {name!r}.{near} Known: {', '.join(names)}.")
+
+
+def check_whole(
+    what: str, value: object, least: int = 1, error: type[VariatorError] = ConfigError
+) -> None:
+    """Refuses anything but a whole number of at least `least`.
+
+    Raises:
+      VariatorError: of the kind `error`, with what was found.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise error(f"{what} is {value!r}; expected a whole number of at least {least}.")

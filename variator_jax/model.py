@@ -21,7 +21,7 @@ from variator_jax.backbones.base import Backbone as Network
 from variator_jax.backbones.base import Batch, Outputs
 from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.errors import ConfigError, PluginError, check_whole, did_you_mean
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.plugins import Key, Plugin, by_key, check_plugin
@@ -260,8 +260,7 @@ class VariatorModel:
         """
         lengths = {"max_length": max_length, "num_beams": num_beams}
         for name, value in lengths.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is a positive whole number; found {value!r}.")
+            check_whole(name, value)
         tokens = self._tokens(token_ids)
         # [batch bucket, max_length]
         batch, key = {"encoder_input_tokens": tokens}, self._key(ratio, plugin)

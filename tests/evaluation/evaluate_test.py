@@ -33,6 +33,19 @@ def trained(tmp_path_factory):
     return str(path), str(folder / "backbone")
 
 
+@pytest.fixture
+def references(monkeypatch):
+    """The references of each task that is scored as generation, one after the other."""
+    given = []
+
+    def noted(*args):
+        given.append(args[-1])
+        return evaluate_generation(*args)
+
+    monkeypatch.setattr(evaluator, "evaluate_generation", noted)
+    return given
+
+
 def _evaluated(task, backbone, folder, targets, plugins=()):
     data = EvalData(task, {"inputs": 64, "targets": targets}, batch_size=4)
     places = {
@@ -73,21 +86,14 @@ def test_a_task_with_a_prefix_is_scored_at_the_verbalizer(tmp_path, trained):
     assert "similarity_spearman" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_squad_is_scored_against_all_its_answers(tmp_path, trained, monkeypatch):
-    given = []
-
-    def noted(*args):
-        given.append(args[-1])
-        return evaluate_generation(*args)
-
-    monkeypatch.setattr(evaluator, "evaluate_generation", noted)
+def test_squad_is_scored_against_all_its_answers(tmp_path, trained, references):
     rows = [{"question": f"Who {n}?", "context": "c", "answers": ["number", "film"]} for n in "ab"]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = published.squad_task(trained[0], str(tmp_path))
     report, details = _evaluated(task, trained[1], tmp_path / "report", targets=8)
     assert set(details) == {"exact_match", "token_f1"} and task not in report.majority
     assert report.at(1).quality[task] == details["token_f1"]
-    assert given == [[["number", "film"]] * 2] * 2  # the backbone's, and the control's
+    assert references == [[["number", "film"]] * 2] * 2  # the backbone's, and the control's
 
 
 @pytest.mark.parametrize(
@@ -100,19 +106,15 @@ def test_a_latency_shape_that_cannot_be_timed_is_refused_first(shape, message):
 
 
 def test_generation_is_scored_against_whole_references_and_cuts_are_noted(
-    tmp_path, trained, monkeypatch
+    tmp_path, trained, references
 ):
-    given = []
-    monkeypatch.setattr(
-        evaluator, "evaluate_generation", lambda *a: given.append(a[-1]) or evaluate_generation(*a)
-    )
     targets = [f"{'film ' * 40}{n}" for n in range(2)]
     rows = [{"text": f"Who {n}?", "target": target} for n, target in enumerate(targets)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = str(tmp_path / "rows.jsonl")
     task = file_task(path, "{text}", target="target", validation_path=path, vocabulary=trained[0])
     report, details = _evaluated(task, trained[1], tmp_path / "report", targets=8)
-    assert given[0] == [[target] for target in targets] and details["exact_match"] == 0.0
+    assert references[0] == [[target] for target in targets] and details["exact_match"] == 0.0
     assert "2 targets (100.0%) to 8 tokens." in report.notes[0]
     assert report.notes[0] in (tmp_path / "report" / "report.md").read_text()
 

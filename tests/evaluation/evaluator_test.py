@@ -77,7 +77,7 @@ def test_a_verbalizer_behind_a_prefix_is_read_there():
 
 def test_generation_drops_the_prefix_and_takes_the_best_of_all_answers():
     targets = np.array([[9, 5, 1], [9, 6, 1], [0, 0, 0]], np.int32)
-    texts = {9: "<extra_id_0>", 5: "five", 6: "six", 8: "<extra_id_1>"}
+    texts = {9: "<extra_id_0>", 5: "five", 6: "six", 8: "<extra_id_1>", 1: "", 0: ""}
     outputs = np.array([[9, 6, 8, 5], [6, 1, 0, 0], [5, 5, 5, 5]], np.int32)
     batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
     decode = lambda ids: " ".join(texts[token] for token in ids)  # noqa: E731

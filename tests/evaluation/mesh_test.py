@@ -1,8 +1,6 @@
 """What trains on a mesh also evaluates, infers and serves. As a script this file is the child."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -69,16 +67,9 @@ def folder(tmp_path_factory):
 
 
 def test_scores_on_a_mesh_are_those_of_one_device(folder):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    paths = os.pathsep.join([str(tiny_runs.ROOT), *filter(None, sys.path)])
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    program = [sys.executable, __file__, str(folder)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(program, env=environment, text=True, **pipes) as child:
-        one = results(folder)
-        out, err = child.communicate()
-    assert child.returncode == 0, err[-3000:]
-    mesh = json.loads(out.splitlines()[-1])
+    child = tiny_runs.start(str(folder), devices=4, script=__file__)
+    one = results(folder)
+    [mesh], _ = tiny_runs.finish(child)
     assert len(one["scores"]) == 64 and np.std(one["scores"]) > 0.1
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-5)
     np.testing.assert_allclose(mesh["quality"], one["quality"], rtol=1e-5)
@@ -91,7 +82,7 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
 
 
 if __name__ == "__main__":
-    run_folder = Path(sys.argv[1])
+    run_folder = Path(json.loads(sys.argv[1])[1])
     backbone, _ = load_for(DATA, str(run_folder), None, MESH)
     kernel = backbone.params["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     shard = kernel.addressable_shards[0].data.shape

@@ -13,12 +13,12 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"ratio": 0}, "positive integer; found 0"),
-        ({"ratio": 2.0}, r"positive integer; found 2\.0"),
-        ({"ratio": True}, "positive integer; found True"),
+        ({"ratio": 0}, "ratio is 0; expected a whole number of at least 1"),
+        ({"ratio": 2.0}, r"ratio is 2\.0; expected a whole number"),
+        ({"ratio": True}, "ratio is True; expected a whole number"),
         ({"layers": 2}, "layers are a tuple"),
         ({"layers": ("0",)}, "layers are a tuple"),
-        ({"bottleneck": 6.5}, "bottleneck is a positive integer"),
+        ({"bottleneck": 6.5}, r"bottleneck is 6\.5; expected a whole number"),
         ({"compression": "max"}, "compression is 'max'"),
         ({"decompression": ""}, "decompression is ''"),
         ({"pool_padding": 1}, "pool_padding is True or False"),
@@ -31,6 +31,7 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
         ({"ratio": 0, "sites": ("span all x1",)}, "'span all x1' merges nothing"),
         ({"sites": ("ffn 0 x1", "ffn 1 x2")}, "'ffn 0 x1' merges nothing: leave its layers out"),
         ({"sites": ("ffn all x2", "span 1 x2")}, "Layer 1 is in two sites, 'ffn all x2' and 'spa"),
+        ({"sites": (KeyValue(2), KeyValue(2, (0,)))}, "Layer 0 is in two sites"),
         ({"sites": ("span all x2", "ffn all x2")}, "a span shares its layers with nothing"),
         ({"sites": (Ffn(2, (0,)), Span(8, (1,)))}, r"ratio is 2; its sites have \[2, 8\]"),
         ({"layers": ()}, "at least one layer; found none"),
@@ -52,8 +53,8 @@ def test_settings_that_cannot_be_used_are_refused(fields, message):
     "kind, fields, message",
     [
         (Span, {"layers": (0, 2)}, "layers follow one another"),
-        (Span, {"size": -1}, "size of a span is 0 or a positive integer"),
-        (KeyValue, {"rank": 1.5}, "rank of the adapters is 0 or a positive integer"),
+        (Span, {"size": -1}, "size of a span is -1; expected a whole number of at least 0"),
+        (KeyValue, {"rank": 1.5}, r"rank of the adapters is 1\.5; expected a whole number"),
     ],
 )
 def test_settings_of_a_site_that_cannot_be_used_are_refused(kind, fields, message):
@@ -124,9 +125,9 @@ def test_sites_are_read_and_written_in_words(text, site):
         ("span 1-2", "has no ratio: write one, such as .span 1-2 x4."),
         ("spam 1-2 x4", "of kind 'spam'. Did you mean 'span'"),
         ("span 1-2 x4 ranks=2", "Span has no field 'ranks'. Did you mean 'rank'"),
-        ("span 1-2 x4 rank=two", "rank of the adapters is 0 or a positive integer; found 'two'"),
+        ("span 1-2 x4 rank=two", "rank of the adapters is 'two'; expected a whole number"),
         ("ffn 5-2 x4", "layers '5-2' are none"),
-        ("ffn 1 x0", "positive integer; found 0"),
+        ("ffn 1 x0", "ratio is 0; expected a whole number"),
     ],
 )
 def test_sites_in_other_words_are_refused(text, message):

@@ -191,19 +191,6 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
         assert max(relative_error(gradient, plain) for gradient in again) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "sites, message",
-    [
-        ((Span(4, layers=(1,)), Ffn(2)), "Layer 1 is in two sites"),
-        ((KeyValue(4), KeyValue(2, layers=(0,))), "Layer 0 is in two sites"),
-        ((Span(4, layers=(1, 2)),), r"layers \[2\]; the backbone has layers 0 to 1"),
-    ],
-)
-def test_sites_that_want_the_same_layer_are_refused(sites, message):
-    with pytest.raises(PluginError, match=message):
-        init_plugin(PluginConfig(sites=sites), STACK, jax.random.key(0))
-
-
 def test_bfloat16_is_near_float32():
     tokens = jnp.asarray(tokens_of(2, 12))
     network = T5(dataclasses.replace(TINY, dtype="bfloat16"))
@@ -307,15 +294,12 @@ def test_a_mask_of_another_length_is_refused(length):
         _spliced(config, plugin_of(config), mask, jnp.ones((1, 8), jnp.int32))
 
 
-def test_token_ids_are_a_mask_and_segments_beside_a_whole_mask_are_refused():
+def test_token_ids_are_a_mask():
     config, tokens = PluginConfig(4), jnp.asarray([[5, 6, 7, 0]])
     masks = (tokens, tokens > 0, Mask(tokens))
     by_ids, by_mask, whole = (_spliced(config, plugin_of(config), mask, tokens) for mask in masks)
     np.testing.assert_array_equal(by_ids, by_mask)
     np.testing.assert_array_equal(whole, by_mask)
-    with pytest.raises(PluginError, match="has its own segments"):
-        with splice(config, plugin_of(config), Mask(tokens > 0), tokens, STACK):
-            pass
 
 
 @pytest.mark.parametrize("config, given, message", [

@@ -169,7 +169,7 @@ class TestDamage:
             (lambda x: x.pop("quality"), "missing 1 required .*'quality'"),
             (lambda x: x["backbone"].update(embed_dim=10**12), "embed_dim is 1000000000000"),
             (lambda x: x["backbone"].update(num_encoder_layers=10**5), "100000 encoder layers"),
-            (lambda x: x["config"].update(sites=[{**SITE, "ratio": 0}]), "positive"),
+            (lambda x: x["config"].update(sites=[{**SITE, "ratio": 0}]), "ratio is 0"),
             (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 7]}]), r"layers \[7\]"),
             (lambda x: x["config"].update(sites=[{**SITE, "bottleneck": 16}]), "has shape"),
             (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 1, 2]}]), "is missing"),

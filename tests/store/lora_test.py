@@ -127,12 +127,15 @@ def test_another_backbone_or_vocabulary_is_refused(owner, other, folder, merged,
         with_lora(merged, folder)
 
 
-def test_another_shape_is_refused_before_a_weight_is_read(folder):
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"embed_dim": 20}, r"has \(20, 12\)"), ({"num_encoder_layers": 1}, "has none")],
+)
+def test_another_shape_is_refused_before_a_weight_is_read(folder, changes, found):
     read = []
-    wide = dataclasses.replace(GATED, embed_dim=20, name="wide")
-    source = memory_source("memory", backbone(wide))
+    source = memory_source("memory", backbone(dataclasses.replace(GATED, **changes, name="other")))
     leaves = {k: x._replace(read=lambda: read.append(1)) for k, x in source.leaves.items()}
-    with pytest.raises(CheckpointError, match=r"belongs to backbone 't5_1_1_custom'.*\(20, 12\)"):
+    with pytest.raises(CheckpointError, match=f"belongs to backbone 't5_1_1_custom'.*{found}"):
         collect_with_lora(dataclasses.replace(source, leaves=leaves), load_lora(folder))
     assert not read
 

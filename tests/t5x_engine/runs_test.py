@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import t5x_runs
+from small_t5 import assert_same
 
 from variator_jax import cli, gin_utils
 from variator_jax.commands import engines
@@ -35,7 +36,7 @@ def agree(run, builtin, original, steps):
     latest = run / f"checkpoint_{steps}"
     folder = t5x_runs.folder_leaves(builtin / "plugin")
     assert t5x_runs.farthest(t5x_runs.plugin_leaves(latest), folder) < 1e-3
-    t5x_runs.same_bits(t5x_runs.backbone_leaves(latest), original)
+    assert_same(t5x_runs.backbone_leaves(latest), original)
 
 
 def test_losses_and_plugins_agree_and_the_backbone_is_untouched(trained, builtin, original):
@@ -104,7 +105,7 @@ def test_the_losses_of_one_device_on_meshes_of_four(work, trained, original):
     t5x_runs.call_together(commands, work, devices=4)
     for run in runs.values():
         assert t5x_runs.losses(run) == pytest.approx(t5x_runs.losses(trained), rel=1e-5)
-        t5x_runs.same_bits(t5x_runs.backbone_leaves(run / "checkpoint_20"), original)
+        assert_same(t5x_runs.backbone_leaves(run / "checkpoint_20"), original)
 
 
 def test_a_killed_run_from_a_legacy_checkpoint_continues_as_if_undisturbed(work, trained, original):
@@ -128,8 +129,8 @@ def test_a_killed_run_from_a_legacy_checkpoint_continues_as_if_undisturbed(work,
     undisturbed = t5x_runs.losses(trained)
     assert resumed == {step: undisturbed[step] for step in range(11, 21)}
     at_the_end = t5x_runs.plugin_leaves(run / "checkpoint_20")
-    t5x_runs.same_bits(at_the_end, t5x_runs.plugin_leaves(trained / "checkpoint_20"))
-    t5x_runs.same_bits(t5x_runs.backbone_leaves(run / "checkpoint_20"), original)
+    assert_same(at_the_end, t5x_runs.plugin_leaves(trained / "checkpoint_20"))
+    assert_same(t5x_runs.backbone_leaves(run / "checkpoint_20"), original)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,9 @@ def seeded(work, plugin):
 
 def test_plugin_folders_go_from_t5x_to_t5x(plugin, trained, backbone, seeded):
     folder = t5x_runs.folder_leaves(plugin)
-    t5x_runs.same_bits(folder, t5x_runs.plugin_leaves(trained / "checkpoint_20"))
+    assert_same(folder, t5x_runs.plugin_leaves(trained / "checkpoint_20"))
     assert load_plugin(plugin, backbone).description["training"]["engine"] == "t5x"
-    t5x_runs.same_bits(t5x_runs.plugin_leaves(seeded / "checkpoint_0"), folder)
+    assert_same(t5x_runs.plugin_leaves(seeded / "checkpoint_0"), folder)
     assert t5x_runs.farthest(t5x_runs.plugin_leaves(seeded / "checkpoint_2"), folder) > 0
     logs = [list(t5x_runs.file_losses(file)) for file in t5x_runs.event_files(seeded)]
     assert logs == [[1, 2], [3, 4]]
@@ -165,7 +166,7 @@ def test_the_builtin_engine_adapts_a_plugin_of_t5x(work, plugin, trained, seeded
 def test_bfloat16_under_a_float32_plugin_after_resuming_too(step, seeded, original):
     checkpoint = seeded / f"checkpoint_{step}"
     cast = {name: leaf.astype(jnp.bfloat16) for name, leaf in original.items()}
-    t5x_runs.same_bits(t5x_runs.backbone_leaves(checkpoint), cast)
+    assert_same(t5x_runs.backbone_leaves(checkpoint), cast)
     assert {x.dtype for x in t5x.open_checkpoint(checkpoint).plugin.values()} == {np.dtype("f4")}
     tree = ocp.PyTreeCheckpointer().metadata(checkpoint / "state").item_metadata.tree
     assert tree["state"]["step"].dtype == np.int32

@@ -11,6 +11,7 @@ import time
 import pytest
 import t5x_runs
 import tiny_runs
+from small_t5 import assert_same
 
 from variator_jax.distributed import LOST
 
@@ -105,9 +106,7 @@ def test_two_processes_train_what_one_does(second, work):
 
 def test_a_restart_ends_with_the_plugin_of_an_undisturbed_run(second, work):
     assert f"resuming at step {SAVED}, " in second[0][1]
-    t5x_runs.same_bits(
-        *(t5x_runs.folder_leaves(work / run / "plugin") for run in ("killed", "whole"))
-    )
+    assert_same(*(t5x_runs.folder_leaves(work / run / "plugin") for run in ("killed", "whole")))
 
 
 def test_sigterm_of_one_process_stops_both_at_the_same_step(second, work):

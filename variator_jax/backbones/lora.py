@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_whole
 
 SELF_ATTENTION = (
     r"(encoder/layers_\d+/attention|decoder/layers_\d+/self_attention)/(query|value)/kernel"
@@ -38,8 +38,7 @@ class LoraConfig:
     sites: Sequence[str] = (SELF_ATTENTION,)
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise ConfigError(f"A LoRA's rank is a positive integer; found {self.rank!r}.")
+        check_whole("A LoRA's rank", self.rank)
         alpha = self.alpha
         if type(alpha) not in (int, float) or not 0 < alpha <= 1e9:
             raise ConfigError(f"A LoRA's alpha is a positive number; found {str(alpha)[:40]}.")
@@ -130,17 +129,12 @@ def merge_lora(params: Mapping[str, Any], lora: Mapping[str, Any], config: LoraC
 
     The sum is made in float32 and cast to the weight's own dtype. Other leaves are the very same
     arrays.
-
-    Raises:
-      ConfigError: if the backbone lacks a weight, or it has another shape.
     """
     weights = traverse_util.flatten_dict(dict(params), sep="/")
     for path, (a, b) in pairs(lora):
-        weight = weights.get(path)
-        check_fits(path, getattr(weight, "shape", None), (a.shape[0], b.shape[1]))
         # [in, out]; accelerators would round the factors to bfloat16 or TF32.
         change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        weight = jnp.asarray(weight)
+        weight = jnp.asarray(weights[path])
         merged = weight.astype(jnp.float32) + config.scale * change.astype(jnp.float32)
         weights[path] = merged.astype(weight.dtype)
     return traverse_util.unflatten_dict(weights, sep="/")
@@ -165,19 +159,6 @@ def merge_weight(
     merged *= config.scale
     merged += weight.astype(np.float32)
     return merged.astype(np.float32).astype(weight.dtype)
-
-
-def check_fits(path: str, shape: Sequence[int] | None, expected: Sequence[int]) -> None:
-    """Compares the shape of a backbone's weight, None if it has none, with that of a change.
-
-    Raises:
-      ConfigError: if there is no such weight, or it is of another shape.
-    """
-    found = None if shape is None else tuple(shape)
-    if found != tuple(expected):
-        raise ConfigError(
-            f"The LoRA changes {path} {tuple(expected)}; this backbone has {found or 'none'}."
-        )
 
 
 def _kinds(paths: Mapping[str, Any]) -> list[str]:

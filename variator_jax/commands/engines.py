@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from variator_jax import gin_utils
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import ConfigError, check_known
 
 BUILTIN, T5X = "builtin", "t5x"
 HOW = "docs/t5x.md shows how to install T5X"
@@ -59,9 +59,8 @@ def choose(asked: str | None) -> Engine:
       ConfigError: for an unknown engine, or for T5X where it is not importable.
     """
     asked = asked or os.environ.get("VARIATOR_ENGINE") or None
-    if asked not in (None, BUILTIN, T5X):
-        near = did_you_mean(asked, (BUILTIN, T5X))
-        raise ConfigError(f"--engine={asked}: the engines are {BUILTIN} and {T5X}.{near}")
+    if asked is not None:
+        check_known("No engine is named", asked, (BUILTIN, T5X))
     if asked == BUILTIN:
         return Engine(BUILTIN, "asked for")
     if (root := _t5x_root()) is not None:

@@ -15,7 +15,7 @@ from variator_jax.bench.arguments import TPUS, parse_bytes
 from variator_jax.bench.arguments import add_arguments as bench_arguments
 from variator_jax.commands import bulk, engines
 from variator_jax.commands.registry import command
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_known
 
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
 
@@ -378,10 +378,10 @@ def _convert(args: argparse.Namespace) -> None:
         --backbone t5_base
     variator convert --from t5x-run MODEL_DIR/checkpoint_100000 plugin --backbone t5_1_1_xl
     """
-    from variator_jax.store.formats import FORMATS, PLUGINS, check_format, convert, convert_plugin
+    from variator_jax.store.formats import FORMATS, PLUGINS, convert, convert_plugin
 
     source, target = args.source_format, args.target_format
-    check_format("--from", source, (*FORMATS, *PLUGINS))
+    check_known("--from is", source, (*FORMATS, *PLUGINS))
     if target is None and source != "t5x-run":
         raise ConfigError(f"--to is missing: what DST becomes, one of {', '.join(FORMATS)}.")
     if source not in PLUGINS:

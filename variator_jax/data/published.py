@@ -21,7 +21,7 @@ from variator_jax.data._tf import seqio, tf
 from variator_jax.data.batches import mixture
 from variator_jax.data.fitting import template_parts
 from variator_jax.data.spec import ANSWER_SEPARATOR, Kind, TaskSpec, verbalizer_ids
-from variator_jax.errors import DataError, did_you_mean
+from variator_jax.errors import DataError, check_known
 
 SENTINEL = "<extra_id_0>"
 WIKIPEDIA = "wikipedia/20230601.en:1.0.0"
@@ -124,8 +124,7 @@ def glue_task(
       DataError: for an unknown name or a folder without the files; when first read, for a
         vocabulary that lacks '<extra_id_0>' or bad files.
     """
-    if name not in GLUE:
-        raise DataError(f"no GLUE task {name!r}.{did_you_mean(name, GLUE)} All: {', '.join(GLUE)}")
+    check_known("no GLUE task", name, GLUE, DataError)
     return _register(name, f"glue/{name}:2.0.0", GLUE[name], vocabulary, data_dir, sentinel)
 
 

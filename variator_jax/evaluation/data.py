@@ -60,6 +60,12 @@ class EvalData:
             log(f"  {line}")
         return [f"{line}." for line in lines]
 
+    def digest(self, task: str) -> str:
+        """Identifies the task's examples, see `data.batches.digest`."""
+        from variator_jax.data.batches import digest
+
+        return digest(task, self.split)
+
     def batches(self, task: str, start: int = 0) -> Iterator[Batch]:
         """One pass in the task's own order from batch `start` on, in T5X's layout.
 
@@ -73,6 +79,8 @@ class EvalData:
     def examples(self, task: str, start: int = 0) -> Iterator[tuple[list[dict[str, Any]], Batch]]:
         """`batches` from number `start` on, each behind its examples' fields before tokenising.
 
+        The fields are as seqio has them: bytes and arrays.
+
         Raises:
           DataError: if the task cannot be read.
         """
@@ -83,7 +91,7 @@ class EvalData:
             dict(self.feature_lengths), self.split, shuffle=False, num_epochs=1, seed=0
         )  # the seed of `batches`: random preprocessors draw alike
         texts = (
-            {name: _plain(x) for name, x in example.items() if name.endswith("_pretokenized")}
+            {name: x for name, x in example.items() if name.endswith("_pretokenized")}
             for example in dataset.skip(start * self.batch_size).as_numpy_iterator()
         )
         try:
@@ -92,17 +100,6 @@ class EvalData:
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0]
             raise DataError(f"task {task!r} cannot be read: {reason}") from error
-
-
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf8", errors="replace")
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def load_for(

@@ -144,15 +144,12 @@ class Runner:
 
     def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        bare = scorers.encoder(SplicedModel(self._network), self._mesh)
-        spliced = scorers.encoder(SplicedModel(self._network, config), self._mesh)
-        placed = place_everywhere(variables, self._mesh)
-        for task in self._data.tasks():
-            batch = next(iter(self._data.batches(task)))
-            expected = np.asarray(bare(self._params, None, batch))
-            if expected.tobytes() != np.asarray(spliced(self._params, placed, batch)).tobytes():
-                return False
-        return True
+        bare, spliced = self._encoder(None, None), self._encoder(config, variables)
+        batches = (next(self._data.batches(task)) for task in self._data.tasks())
+        return all(
+            np.asarray(bare(batch)).tobytes() == np.asarray(spliced(batch)).tobytes()
+            for batch in batches
+        )
 
     def similarity_kept(
         self, task: str, config: PluginConfig, variables: PluginVariables | None
@@ -169,10 +166,15 @@ class Runner:
     def _vectors(
         self, task: str, config: PluginConfig | None, variables: PluginVariables | None
     ) -> np.ndarray:
+        encode = self._encoder(config, variables)
+        return similarity.pooled_vectors(self._data.batches(task), encode)
+
+    def _encoder(
+        self, config: PluginConfig | None, variables: PluginVariables | None
+    ) -> Callable[[Batch], Any]:
+        """Batch -> the encoder's states with a plugin, or without."""
         encode = scorers.encoder(SplicedModel(self._network, config), self._mesh)
-        placed = place_everywhere(variables, self._mesh)
-        bound = functools.partial(encode, self._params, placed)
-        return similarity.pooled_vectors(self._data.batches(task), bound)
+        return functools.partial(encode, self._params, place_everywhere(variables, self._mesh))
 
     def _result(
         self, task: str, model: SplicedModel, variables: PluginVariables | None

@@ -5,7 +5,6 @@ plugin. Rows whose loss weights are all zero fill up the last batch and are igno
 """
 
 import dataclasses
-import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,8 +23,6 @@ from variator_jax.data.spec import (
 )
 from variator_jax.errors import DataError, TrainingError
 from variator_jax.evaluation.data import Batch
-
-PAD, EOS = 0, 1
 
 # Turns a batch into label scores, target scores or generated tokens.
 ScoreBatch = Callable[[Batch], Any]
@@ -98,7 +95,7 @@ def evaluate_generation(
       spec: the task.
       batches: batches with T5X's names, one example a row.
       generate: batch -> token ids `[batch, length]`.
-      decode: token ids -> text.
+      decode: token ids -> text, up to the end of sequence, as the vocabularies of seqio do.
       references: the accepted answers of each example, in the order of the batches. They are whole;
         the batches' targets may be cut.
 
@@ -107,7 +104,7 @@ def evaluate_generation(
     """
     predictions: list[str] = []
     for _, _, outputs in _scored(batches, generate):
-        predictions += [spec.answer(decode(_until_eos(row))) for row in outputs]
+        predictions += [spec.answer(decode(row)) for row in outputs.tolist()]
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
     scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]
@@ -161,9 +158,3 @@ def _label(spec: TaskSpec, label_ids: Sequence[int], target: np.ndarray, positio
             "target that TASK_FEATURE_LENGTHS cuts before it."
         )
     return list(label_ids).index(token)
-
-
-def _until_eos(tokens: np.ndarray) -> list[int]:
-    """The ids before the first end of sequence, without padding."""
-    ids = itertools.takewhile(lambda token: token != EOS, tokens.tolist())
-    return [token for token in ids if token != PAD]

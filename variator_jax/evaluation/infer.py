@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError, TrainingError, did_you_mean
+from variator_jax.errors import ConfigError, TrainingError, check_known
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.files import lock_folder, write_json
@@ -72,16 +72,12 @@ def infer(
     """
     if not isinstance(output_dir, str | os.PathLike) or "://" in str(output_dir):
         raise ConfigError(f"INFER_OUTPUT_DIR is {output_dir!r}; expected a path of a local folder.")
-    if mode not in MODES:
-        near = did_you_mean(str(mode), MODES)
-        raise ConfigError(f"INFER_MODE is {mode!r}; it is 'predict' or 'score'.{near}")
+    check_known("INFER_MODE is", mode, MODES)
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
-    from variator_jax.data.batches import digest
-
     data.describe()
     plugin = _plugin(plugin_path, ratio, initial_checkpoint_path, backbone)
     answer = _answer(mode, backbone, plugin, int(data.feature_lengths["targets"]), mesh)
@@ -89,7 +85,7 @@ def infer(
     files = {}
     for task in data.tasks():
         path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
-        own = {"task": task, "data": digest(task, data.split)}
+        own = {"task": task, "data": data.digest(task)}
         files[task] = ResultFile(path, identity | own, data.batch_size)
     with lock_folder(Path(output_dir)):
         for task in [task for task, file in files.items() if not file.finished()]:
@@ -186,6 +182,11 @@ def _identity(
     return json.loads(json.dumps(identity))
 
 
+def _plain(value: Any) -> Any:
+    """Bytes or an array for JSON."""
+    return value.decode("utf8", errors="replace") if isinstance(value, bytes) else value.tolist()
+
+
 class ResultFile:
     """A task's results: a complete file with its mark, or a draft in `tmp-NAME`."""
 
@@ -241,7 +242,7 @@ class ResultFile:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes a batch of results, each as one line."""
         with self._draft.open("a", encoding="utf8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.writelines(json.dumps(record, default=_plain) + "\n" for record in records)
 
     def publish(self) -> None:
         """Moves the file to its place."""

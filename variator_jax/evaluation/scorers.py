@@ -6,8 +6,8 @@ task is decided in `evaluator`.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import DataError
 from variator_jax.evaluation.data import Batch
 from variator_jax.mesh import compile_on
 from variator_jax.model import SplicedModel
@@ -101,8 +100,7 @@ def encoder(model: SplicedModel, mesh: Mesh | None = None) -> Scorer:
     return _compiled(model.encode, mesh, _ENCODER)
 
 
-@contextmanager
-def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
+def skip_encoder_ffn(stack: Stack) -> AbstractContextManager[None]:
     """A control: while active, every FFN of the stack returns zeros like its input.
 
     A plugin can only lose what the FFNs contribute: a task whose score hardly falls without them
@@ -119,23 +117,14 @@ def skip_encoder_ffn(stack: Stack) -> Iterator[None]:
     def skip(path: str, call: Callable[..., Any], args: tuple, kwargs: dict) -> jax.Array:
         return jnp.zeros_like(stack.stream("ffn", args, kwargs))
 
-    with intercept_modules(paths.__contains__, skip):
-        yield
+    return intercept_modules(paths.__contains__, skip)
 
 
 def _compiled(function: Callable[..., Any], mesh: Mesh | None, names: Sequence[str]) -> Scorer:
-    """`function` compiled for the named arrays of a batch.
-
-    The scorer raises DataError for a batch that lacks one, or that is packed.
-    """
+    """`function` compiled for the named arrays of a batch, which has one example a row."""
     compiled = compile_on(mesh, function)
 
     def score(params: Any, variables: Any, batch: Batch) -> Any:
-        missing = [name for name in names if name not in batch]
-        if missing:
-            raise DataError(f"A batch to evaluate lacks {missing}; it has {sorted(batch)}.")
-        if "encoder_segment_ids" in batch:
-            raise DataError("A packed batch cannot be evaluated: expected one example a row.")
         return compiled(params, variables, {name: batch[name] for name in names})
 
     return score

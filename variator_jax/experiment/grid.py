@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax import gin_utils
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import ConfigError, check_known, check_whole
 
 TEACHER = "backbone"
 METHOD = "variator"
@@ -148,22 +148,16 @@ class Experiment:
                     f"experiment's SEEDS; found {seeds!r}."
                 )
         for ratio in (*self.ratios, *self.arm_ratios):
-            if not isinstance(ratio, int) or ratio < 2:
-                raise ConfigError(f"A compression ratio is a whole number from 2; found {ratio!r}.")
+            check_whole("A compression ratio", ratio, 2)
         if self.latency is not None and len(self.latency) != 2:
             raise ConfigError(f"LATENCY is (rows, tokens), as (4, 256); found {self.latency}.")
-        for field, names, known in (
-            ("ARMS", self.arms, list(ARMS)),
-            (
-                "PLUGINS' ARM",
-                [str(p["ARM"]) for p in self.plugins.values() if "ARM" in p],
-                list(ARMS),
-            ),
-            ("BACKBONE_PATHS", self.backbone_paths, self.backbones),
-        ):
-            for name in [name for name in names if name not in known]:
-                hint = f"{did_you_mean(name, known)} Expected: {', '.join(known)}."
-                raise ConfigError(f"{field} names {name!r}.{hint}")
+        for name in self.arms:
+            check_known("ARMS names", name, ARMS)
+        for own in self.plugins.values():
+            if "ARM" in own:
+                check_known("PLUGINS' ARM names", own["ARM"], ARMS)
+        for name in self.backbone_paths:
+            check_known("BACKBONE_PATHS names", name, self.backbones)
 
     def all_arms(self) -> list[Arm]:
         """The arms by name and those of `plugins`, the teacher first."""

@@ -13,8 +13,7 @@ import pandas as pd
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.experiment.grid import TEACHER
-from variator_jax.plugin import PluginConfig, flops_saved
-from variator_jax.plugin.arrays import plugin_parameters
+from variator_jax.plugin import PluginConfig, flops_saved, plugin_parameters
 from variator_jax.plugin.schedule import split_sites
 
 SIZES, LENGTH = ("base", "large", "xl", "xxl"), 256  # of T5 1.1, and tokens of a row

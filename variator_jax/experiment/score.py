@@ -50,9 +50,9 @@ from variator_jax.plugin import (
     PluginVariables,
     init_plugin,
     intercept_modules,
+    plugin_parameters,
     stack_flops,
 )
-from variator_jax.plugin.arrays import plugin_parameters
 from variator_jax.plugin.groups import make_groups, to_groups
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.train.student import student_leaves

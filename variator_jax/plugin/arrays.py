@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct, traverse_util
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import ConfigError
+from variator_jax.errors import check_whole
 from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.sites.base import ArraySpec
 
@@ -47,9 +47,7 @@ def plugin_parameters(config: PluginConfig, stack: Stack) -> int:
     return sum(math.prod(spec.shape) for arrays in specs for spec in arrays.values())
 
 
-def init_plugin(
-    config: PluginConfig, stack: Stack, rng: jax.Array, output_scale: float = 1.0
-) -> PluginVariables:
+def init_plugin(config: PluginConfig, stack: Stack, rng: jax.Array) -> PluginVariables:
     """Fresh arrays of a plugin on a stack.
 
     Raises:
@@ -62,7 +60,7 @@ def init_plugin(
             key: init_arrays(specs[key], jax.random.fold_in(rng, i)) for i, key in enumerate(specs)
         }
 
-    scales = {key: jnp.full((), output_scale, jnp.float32) for key in specs}
+    scales = {key: jnp.ones((), jnp.float32) for key in specs}
     return PluginVariables(params=jax.jit(init)(rng), output_scales=scales)
 
 
@@ -92,9 +90,8 @@ def stack_flops(
       ConfigError: for a size below 1.
       PluginError: for a plugin of layers that the stack does not have.
     """
-    for name, value in (("length", length), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"A cost needs a positive {name}; found {value}.")
+    check_whole("The length of a row", length)
+    check_whole("The number of rows", batch)
     layers = range(stack.layers)
     flops = sum(stack.flops(layer, length, length, length) for layer in layers)
     changes = (site.flops(stack, length) for site in plugin.parts) if plugin else ()

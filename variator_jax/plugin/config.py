@@ -172,10 +172,6 @@ class PluginConfig:
             sites.append(make_site(fields.pop("kind", None), fields))
         own: dict[str, Any] = {"pool_padding": content.get("pool_padding", False)}
         own["given_name"] = content.get("name", "")
-        if len(sites) == 1 and isinstance(sites[0], Ffn):
-            fields = dataclasses.asdict(sites[0])
-            pattern = fields.pop("pattern") or ENCODER_MLP
-            return cls(**fields, **own, sites=pattern)
         return cls(**own, sites=sites) if sites else cls(1)
 
     def to_run(self) -> dict[str, Any]:

@@ -34,22 +34,19 @@ def parse_site(text: str, defaults: Mapping[str, Any]) -> Site:
             "or 'ffn all x4 rank=16'."
         )
     kind, layers, ratio, rest = match.groups()
-    settings = dict(setting.split("=", 1) for setting in rest.split())
-    taken = ["layers", *["ratio"] * bool(ratio)]
-    if len(settings) < len(rest.split()) or any(name in settings for name in taken):
-        raise PluginError(f"The site {text!r} gives a setting twice.")
-    fields: dict[str, Any] = {
-        name: int(value) if value.isdecimal() else value for name, value in settings.items()
-    }
-    fields["layers"] = _layers(layers)
+    settings = [setting.split("=", 1) for setting in rest.split()]
     if ratio:
-        fields["ratio"] = int(ratio)
-    names = [field.name for field in dataclasses.fields(SITE_KINDS.get(kind, Ffn))]
-    if not (ratio or defaults.get("ratio") or "ratio" in fields):
+        settings.append(["ratio", ratio])
+    fields: dict[str, Any] = {k: int(v) if v.isdecimal() else v for k, v in settings}
+    if len(fields) < len(settings) or "layers" in fields:
+        raise PluginError(f"The site {text!r} gives a setting twice.")
+    if "ratio" not in fields and not defaults.get("ratio"):
         raise PluginError(
             f"The site {text!r} has no ratio: write one, such as '{text.strip()} x4'."
         )
-    return make_site(kind, {k: v for k, v in defaults.items() if k in names} | fields)
+    names = [field.name for field in dataclasses.fields(SITE_KINDS.get(kind, Ffn))]
+    inherited = {name: value for name, value in defaults.items() if name in names}
+    return make_site(kind, inherited | fields | {"layers": _layers(layers)})
 
 
 def split_sites(text: str) -> list[str]:

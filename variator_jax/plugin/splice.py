@@ -26,6 +26,7 @@ from variator_jax.plugin.config import PluginConfig
 from variator_jax.plugin.groups import Groups, key_columns, make_groups, stride_bias
 from variator_jax.plugin.schedule import describe_site
 from variator_jax.plugin.sites.base import Call, Site
+from variator_jax.plugin.sites.ffn import Ffn
 
 # Stands in for one call: (module path, the module's own call, its arguments) -> its result.
 Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
@@ -108,7 +109,6 @@ def splice(
     config: PluginConfig,
     plugin: PluginVariables | None,
     mask: Mask | jax.Array,
-    segment_ids: jax.Array | None = None,
     stack: Stack | None = None,
 ) -> Iterator[None]:
     """While active, the encoder runs compressed. Ratio 1 changes nothing at all.
@@ -121,9 +121,8 @@ def splice(
     Args:
       config: the plugin's settings.
       plugin: its arrays; may be None at ratio 1.
-      mask: of the stack's input, or only `[batch, length]`, True or not 0 on tokens. With
-        `config.pool_padding` padding is merged, too.
-      segment_ids: `[batch, length]` int of a packed batch, or None; part of a whole `Mask`.
+      mask: of the stack's input, with the examples of a packed batch; or only `[batch, length]`,
+        True or not 0 on tokens. With `config.pool_padding` padding is merged, too.
       stack: where the sites are; None for a network of one's own, which has FFN sites only.
 
     Raises:
@@ -137,9 +136,7 @@ def splice(
     if plugin is None:
         raise PluginError(f"Ratio {config.ratio} needs a plugin's arrays; found None.")
     if not isinstance(mask, Mask):
-        mask = Mask(mask, segment_ids)
-    elif segment_ids is not None:
-        raise PluginError("A whole Mask has its own segments; found segment_ids beside it.")
+        mask = Mask(mask)
     known = stack or _own_stack(config, plugin)
     check_causal(config, known)
     points = _points(config, known, plugin.params)
@@ -243,27 +240,22 @@ def _points(
 
 def _own_stack(config: PluginConfig, plugin: PluginVariables) -> Stack:
     """A stack of the layers for which a plugin has arrays, for networks of one's own."""
+    layers = [-1]
     for site in config.parts:
-        if site.kind != "ffn" or site.rank:
+        if not isinstance(site, Ffn) or site.rank:
             raise PluginError(
                 f"The site '{describe_site(site)}' needs to know the network's layers: give "
                 "stack=, such as variator_jax.backbones.t5.T5(config).stack()."
             )
-    layers = [
-        site.layer_of(key)
-        for site in config.parts
-        for key in plugin.params
-        if hasattr(site, "layer_of")
-    ]
-    numbers = [layer for layer in layers if layer is not None]
-    return FfnStack(layers=max(numbers, default=-1) + 1, width=0)
+        numbers = (site.layer_of(key) for key in plugin.params)
+        layers += [layer for layer in numbers if layer is not None]
+    return FfnStack(layers=max(layers) + 1, width=0)
 
 
 def _refuse_uncovered(config: PluginConfig, path: str, params: Mapping[str, Any]) -> None:
     """Refuses a module that a site's pattern matches, but for which the plugin has no arrays."""
     for site in config.parts:
-        layer = getattr(site, "layer_of", lambda path: None)(path)
-        if layer is not None:
+        if isinstance(site, Ffn) and (layer := site.layer_of(path)) is not None:
             raise PluginError(
                 f"The backbone runs encoder layer {layer}, but the plugin has arrays only for: "
                 f"{', '.join(sorted(params)) or 'no site'}."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
+from variator_jax.errors import CheckpointError, ConfigError, check_known
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store import backbone as backbones
 from variator_jax.store import hugging_face, other_plugins, t5x
@@ -214,13 +214,6 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     return plugins
 
 
-def check_format(option: str, name: str | None, choices: tuple[str, ...]) -> None:
-    """Refuses an unknown format, with the nearest known one."""
-    if name not in choices:
-        near = did_you_mean(str(name), choices)
-        raise ConfigError(f"{option} {name} is not one of {', '.join(choices)}.{near}")
-
-
 def convert(
     source: str,
     target: str,
@@ -242,7 +235,7 @@ def convert(
       CheckpointError: if `path` is damaged or of another format, or `destination` is in use.
       ConfigError: for a format or a dtype that there is not.
     """
-    check_format("--to", target, FORMATS)
+    check_known("--to is", target, FORMATS)
     start, folder = time.monotonic(), new_folder(destination, target)
     if source != T5X and is_url(path):
         raise CheckpointError(f"{path}: only T5X checkpoints are read from URLs.")

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.lora import LoraConfig, check_fits, lora_weights, merge_weight, pairs
+from variator_jax.backbones.lora import LoraConfig, lora_weights, merge_weight, pairs
+from variator_jax.errors import CheckpointError
 from variator_jax.files import wrap_errors
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone, Source, collect, read_leaf
@@ -190,10 +191,19 @@ def collect_with_lora(
 
 
 def _check_fits(lora: Lora, weights: Mapping[str, Any]) -> None:
-    with wrap_errors(f"The LoRA belongs to backbone {lora.description['backbone']['name']!r}"):
-        for path, (a, b) in pairs(lora.params):
-            shape = weights[path].shape if path in weights else None
-            check_fits(path, shape, (a.shape[0], b.shape[1]))
+    """Refuses a backbone that lacks a weight which the LoRA changes, or has it in another shape.
+
+    Raises:
+      CheckpointError: with both shapes.
+    """
+    for path, (a, b) in pairs(lora.params):
+        expected = (a.shape[0], b.shape[1])
+        found = tuple(weights[path].shape) if path in weights else None
+        if found != expected:
+            raise CheckpointError(
+                f"The LoRA belongs to backbone {lora.description['backbone']['name']!r}: it "
+                f"changes {path} {expected}; this backbone has {found or 'none'}."
+            )
 
 
 def _identity(lora: Lora) -> dict[str, str]:

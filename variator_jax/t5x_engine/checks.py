@@ -25,7 +25,7 @@ from tensorflow.io import gfile
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.data.batches import task_or_mixture
 from variator_jax.data.cuts import describe_local
-from variator_jax.errors import CheckpointError, ConfigError
+from variator_jax.errors import CheckpointError, ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import formats, load_plugin, t5x
@@ -253,8 +253,7 @@ def restore_config(
       ConfigError: for settings that do not go together.
     """
     plugin, wanted = model.start.plugin, _parameter_shapes(model)
-    if dtype not in _DTYPES:
-        raise ConfigError(f"BACKBONE_DTYPE is {dtype!r}; expected one of {_DTYPES}.")
+    check_known("BACKBONE_DTYPE is", dtype, _DTYPES)
     if model_dir and gfile.isdir(model_dir) and checkpoints.latest_step(model_dir) is not None:
         folder, stored = _open(model_dir)
         _check_leaves(f"MODEL_DIR holds checkpoints of something else: {folder}", stored, wanted)

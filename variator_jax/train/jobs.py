@@ -265,14 +265,13 @@ def initial_plugin(path: str, config: PluginConfig, shape: T5Config) -> Plugin:
     """
     folder = run_part(path, "plugin")
     loaded = load_plugin(folder)
-    config = PluginConfig.from_json(config.to_json())  # in the form in which folders are read
     if loaded.config != config:
-        asked = vars(config)
-        differ = [
-            f"{name} {value!r}, this run asks for {asked[name]!r}"
-            for name, value in vars(loaded.config).items()
-            if value != asked[name] and name != "given_name"
-        ]
-        raise CheckpointError(f"The plugin in {folder} was trained with {'; '.join(differ)}.")
+        found, asked = (
+            f"'{each.description}', pool_padding={each.pool_padding}"
+            for each in (loaded.config, config)
+        )
+        raise CheckpointError(
+            f"The plugin in {folder} was trained with {found}; this run has {asked}."
+        )
     check_shapes(f"The plugin in {folder}", loaded, Backbone(shape, {}, ""))
     return loaded

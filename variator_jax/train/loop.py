@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from variator_jax.errors import ConfigError, TrainingError
+from variator_jax.errors import TrainingError, check_whole
 from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.step import Metrics, TrainState
 
@@ -40,11 +40,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for field, value in dataclasses.asdict(self).items():
-            least = 0 if field == "eval_period" else 1
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{field.upper()} is {value!r}; expected an integer of at least {least}."
-                )
+            check_whole(field.upper(), value, 0 if field == "eval_period" else 1)
 
 
 # How many steps the host may dispatch before the device has executed the first of them.

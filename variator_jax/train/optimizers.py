@@ -1,12 +1,11 @@
 """Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import optax
 
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import ConfigError, check_known
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -25,7 +24,7 @@ def schedule(
         does.
     """
     ends = {"constant": learning_rate, "linear": 0.0}
-    _check_known("schedule", name, ends)
+    check_known("No schedule is named", name, ends)
     if not 0 <= learning_rate < math.inf or warmup_steps < 0:
         raise ConfigError(
             "LEARNING_RATE and WARMUP_STEPS are 0 or more; found "
@@ -91,17 +90,10 @@ def optimizer(
         "adamw_relative": (adam, optax.scale_by_param_block_rms(), *decayed),
         "adafactor": (optax.adafactor(learning_rate=None), *flipped),
     }
-    _check_known("optimizer", name, optimizers)
+    check_known("No optimizer is named", name, optimizers)
     update = optax.chain(*optimizers[name])
     if clip_norm is not None:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
     made = Optimizer(*update)
     made.settings = settings
     return made
-
-
-def _check_known(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise ConfigError(
-            f"No {what} is named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
-        )

@@ -147,22 +147,19 @@ class RunLog:
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends `metrics` of 'train' or 'eval' to the files."""
-        with wrap_errors(f"The log in {self._folder} cannot be written"):
-            self._write(kind, step, metrics)
-
-    def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         row: dict[str, Any] = {"kind": kind, "step": step, "time": round(time.time(), 3), **metrics}
-        self._jsonl.write(json.dumps(row) + "\n")
-        self._jsonl.flush()
-        if self._events is not None:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
+        with wrap_errors(f"The log in {self._folder} cannot be written"):
+            self._jsonl.write(json.dumps(row) + "\n")
+            self._jsonl.flush()
+            if self._events is not None:
+                from tensorboard.compat.proto import event_pb2, summary_pb2
 
-            summary = summary_pb2.Summary()
-            for name, value in metrics.items():
-                summary.value.add(tag=f"{kind}/{name}", simple_value=value)
-            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-            self._events.add_event(event)
-            self._events.flush()
+                summary = summary_pb2.Summary()
+                for name, value in metrics.items():
+                    summary.value.add(tag=f"{kind}/{name}", simple_value=value)
+                event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+                self._events.add_event(event)
+                self._events.flush()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Prints a line of training progress; `metrics` has steps/s and tokens/s among others."""

@@ -61,15 +61,10 @@ def whole_student(trained: Mapping[str, Any], teacher: dict) -> dict:
 def _with_layers(teacher: dict, count: int) -> dict:
     """A backbone's tree with `count` of its encoder layers, evenly spaced from first to last."""
     encoder = teacher["encoder"]
-    layers = sorted((name for name in encoder if name.startswith("layers_")), key=_number)
-    kept = np.linspace(0, len(layers) - 1, count).round().astype(int)
-    rest = {name: encoder[name] for name in encoder if name not in layers}
-    named = {f"layers_{new}": encoder[layers[old]] for new, old in enumerate(kept)}
-    return {**teacher, "encoder": rest | named}
-
-
-def _number(layer: str) -> int:
-    return int(layer.removeprefix("layers_"))
+    rest = {name: part for name, part in encoder.items() if not name.startswith("layers_")}
+    kept = np.linspace(0, len(encoder) - len(rest) - 1, count).round().astype(int)
+    layers = {f"layers_{new}": encoder[f"layers_{old}"] for new, old in enumerate(kept)}
+    return {**teacher, "encoder": rest | layers}
 
 
 def initial_student(teacher: dict, shape: T5Config) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import check_known
 from variator_jax.files import wrap_errors
 from variator_jax.train.checks import check_steps
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
@@ -60,11 +60,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     import gin
 
-    if config.trained not in JOBS:
-        raise ConfigError(
-            f"TRAINED is {config.trained!r}; it is one of {', '.join(map(repr, JOBS))}."
-            f"{did_you_mean(str(config.trained), JOBS)}"
-        )
+    check_known("TRAINED is", config.trained, JOBS)
     described = config.data.describe()  # before anything is loaded
     weight = weights_dtype(config.trained, config.backbone, config.backbone_dtype).itemsize
     rows = config.data.batch_size // config.num_microbatches

@@ -123,7 +123,11 @@ class MultiHeadAttention(nn.Module):
             key, value, mask, bias = self._update_cache(key, value, mask, bias)
         # [batch, heads, query, key]
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-        scores = scores + _score_bias(mask, bias)
+        # Mask and bias are added to each other first: the sum is the same in every layer, so XLA
+        # computes it once, and each layer reads one array of the scores' size instead of two.
+        # [batch or 1, heads or 1, query or 1, key]
+        masked = jnp.where(mask, 0.0, _MASKED)
+        scores = scores + (masked if bias is None else bias + masked)
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         # The softmax is divided by its sum behind the product with the values, where there are
         # head_dim numbers a query to divide instead of one a key.
@@ -170,16 +174,6 @@ class MultiHeadAttention(nn.Module):
         if bias is not None:
             bias = jax.lax.dynamic_slice_in_dim(bias, now, 1, axis=2)
         return cached_key.value, cached_value.value, mask, bias
-
-
-def _score_bias(mask: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """What is added to the scores, `[batch or 1, heads or 1, query or 1, key]` float32.
-
-    Mask and bias are added to each other first: the sum is the same in every layer, so XLA computes
-    it once, and each layer reads one array of the scores' size where it would read two.
-    """
-    masked = jnp.where(mask, 0.0, _MASKED)
-    return masked if bias is None else bias + masked
 
 
 def _query_init(head_dim: int) -> Initializer:

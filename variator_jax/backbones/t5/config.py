@@ -5,7 +5,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import check_known, check_whole
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -48,19 +48,12 @@ class T5Config:
         sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "encoder_mlp")
         least = dict.fromkeys((*sizes, "num_encoder_layers"), 1) | {"num_decoder_layers": 0}
         for field, smallest in least.items():
-            if getattr(self, field) < smallest:
-                raise ConfigError(
-                    f"T5Config.{field} is {getattr(self, field)}; it must be at least {smallest}."
-                )
-        choices: list[tuple[str, Any, tuple]] = [("remat", self.remat, (False, True, "dots"))]
-        choices += [("mlp_activations", name, _ACTIVATIONS) for name in self.mlp_activations]
-        choices += [("dtype", name, _DTYPES) for name in (self.dtype, self.param_dtype)]
-        for field, value, known in choices:
-            if value not in known:
-                raise ConfigError(
-                    f"T5Config.{field} has {value!r}; known are {known}."
-                    f"{did_you_mean(str(value), map(str, known))}"
-                )
+            check_whole(f"T5Config.{field}", getattr(self, field), smallest)
+        check_known("T5Config.remat is", self.remat, (False, True, "dots"))
+        for name in self.mlp_activations:
+            check_known("T5Config.mlp_activations has", name, _ACTIVATIONS)
+        for name in (self.dtype, self.param_dtype):
+            check_known("T5Config.dtype is", name, _DTYPES)
 
     @property
     def gated(self) -> bool:
@@ -134,13 +127,10 @@ def get_config(name: str, **overrides: Any) -> T5Config:
     Raises:
       ConfigError: for an unknown name or field, with the nearest known ones.
     """
-    if name not in CONFIGS:
-        hint = did_you_mean(name, CONFIGS)
-        raise ConfigError(f"No backbone is named {name!r}.{hint} Known: {', '.join(CONFIGS)}.")
+    check_known("No backbone is named", name, CONFIGS)
     fields = [field.name for field in dataclasses.fields(T5Config)]
     for field in overrides:
-        if field not in fields:
-            raise ConfigError(f"T5Config has no field {field!r}.{did_you_mean(field, fields)}")
+        check_known("T5Config has no field", field, fields)
     return dataclasses.replace(CONFIGS[name], **overrides)
 
 

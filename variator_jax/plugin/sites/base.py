@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import PluginError
+from variator_jax.errors import PluginError, check_whole
 from variator_jax.plugin.groups import Groups
 
 Arrays = Mapping[str, Any]
@@ -64,6 +64,11 @@ class Site:
     ratio: int  # how many neighbouring vectors become one
     layers: Sequence[int] | None  # None for all
     rank: int  # of the adapters, 0 for none
+
+    def __post_init__(self) -> None:
+        check_whole("The compression ratio", self.ratio, error=PluginError)
+        check_whole("The rank of the adapters", self.rank, 0, PluginError)
+        object.__setattr__(self, "layers", sorted_layers(self.layers))
 
     def specs(self, width: int) -> dict[str, ArraySpec]:
         """The arrays of one key but for adapters: name, with '/' between its parts -> array."""
@@ -226,19 +231,6 @@ def replace_arguments(
             values[name] = changes[kind](values[name])
     positional = [values[name] for name in list(names)[: len(args)]]
     return (*positional, *args[len(names) :]), {name: values[name] for name in kwargs}
-
-
-def check_positive(name: str, value: object, least: int = 1) -> None:
-    """Refuses anything but a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        wanted = "a positive integer" if least else "0 or a positive integer"
-        raise PluginError(f"The {name} is {wanted}; found {value!r}.")
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses a value that is not among the choices."""
-    if value not in choices:
-        raise PluginError(f"The plugin's {field} is {value!r}; it is one of {choices}.")
 
 
 def sorted_layers(layers: Any) -> tuple[int, ...] | None:

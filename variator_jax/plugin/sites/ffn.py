@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import PluginError
+from variator_jax.errors import PluginError, check_known, check_whole
 from variator_jax.plugin.compression import (
     compress,
     compression_flops,
@@ -28,6 +28,7 @@ from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
 
 LAYER = r"(\d+)"  # stands for the layer's number in a path
 ENCODER_MLP = rf"encoder/layers_{LAYER}/mlp"
+_CHOICES = {"compression": ("learned", "mean"), "decompression": ("bottleneck", "repeat")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,10 @@ class Ffn(base.Site):
     rank: int = 0
 
     def __post_init__(self) -> None:
-        base.check_positive("compression ratio", self.ratio)
-        base.check_positive("bottleneck", self.bottleneck)
-        base.check_positive("rank of the adapters", self.rank, least=0)
-        base.check_choice("compression", self.compression, ("learned", "mean"))
-        base.check_choice("decompression", self.decompression, ("bottleneck", "repeat"))
-        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
+        super().__post_init__()
+        check_whole("The bottleneck", self.bottleneck, error=PluginError)
+        for field, choices in _CHOICES.items():
+            check_known(f"The plugin's {field} is", getattr(self, field), choices, PluginError)
         if self.pattern == ENCODER_MLP:  # the path in T5, whose stack knows it
             object.__setattr__(self, "pattern", None)
         if self.pattern is not None and str(self.pattern).count(LAYER) != 1:

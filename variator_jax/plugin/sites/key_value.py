@@ -42,11 +42,6 @@ class KeyValue(base.Site):
     layers: Sequence[int] | None = None
     rank: int = 0
 
-    def __post_init__(self) -> None:
-        base.check_positive("compression ratio", self.ratio)
-        base.check_positive("rank of the adapters", self.rank, least=0)
-        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
-
     def specs(self, width: int) -> dict[str, ArraySpec]:
         """A merge; nothing is expanded."""
         return compression_specs(self.ratio, width)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Stack
-from variator_jax.errors import PluginError
+from variator_jax.errors import PluginError, check_whole
 from variator_jax.plugin.compression import (
     compression_flops,
     compression_specs,
@@ -71,11 +71,9 @@ class Span(base.Site):
     rank: int = 0
 
     def __post_init__(self) -> None:
-        base.check_positive("compression ratio", self.ratio)
-        base.check_positive("bottleneck", self.bottleneck)
-        base.check_positive("size of a span", self.size, least=0)
-        base.check_positive("rank of the adapters", self.rank, least=0)
-        object.__setattr__(self, "layers", base.sorted_layers(self.layers))
+        super().__post_init__()
+        check_whole("The bottleneck", self.bottleneck, error=PluginError)
+        check_whole("The size of a span", self.size, 0, PluginError)
         layers = self.layers
         if layers is not None and (
             not layers or tuple(layers) != tuple(range(layers[0], layers[-1] + 1))

@@ -94,8 +94,8 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
         mean = row[ids > 0].mean(axis=0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
     for wrong, reason in {
-        ("--task=rank",): "expected one of encode, embed",
-        ("--platforms=gpu",): "expected one of cpu, cuda",
+        ("--task=rank",): "Known: encode, embed",
+        ("--platforms=gpu",): "Known: cpu, cuda",
         ("--batches=1,x",): "expected a positive number",
         ("--batches=0",): "expected a positive number",
         ("--gin_file=nano_docs.gin",): "takes no gin files",

@@ -22,7 +22,7 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.base import Batch
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
 from variator_jax.serving.encoded import Counts, EncodedFolder
@@ -70,10 +70,8 @@ class BulkSettings:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        for name, known in {"pooling": POOLINGS, "dtype": DTYPES}.items():
-            if getattr(self, name) not in known:
-                found = f"--{name} {getattr(self, name)!r}"
-                raise ConfigError(f"{found}: expected {' or '.join(known)}.")
+        check_known("--pooling is", self.pooling, POOLINGS)
+        check_known("--dtype is", self.dtype, DTYPES)
         numbers = (self.texts.max_length, self.window, self.batch_tokens)
         if min(numbers) < 1:
             reason = "max_length, window and batch_tokens are 1 or more"

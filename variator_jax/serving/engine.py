@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.errors import ConfigError, PluginError, check_known
 from variator_jax.model import VariatorModel
 from variator_jax.serving.latencies import Bucket, KeptLatencies
 from variator_jax.serving.tasks import (
@@ -187,11 +187,7 @@ class Engine:
             if task.program != "embed" and not self.model.backbone.config.has_decoder:
                 name = self.model.backbone.config.name
                 raise ConfigError(f"Task {task.name!r} needs a decoder; {name!r} has none.")
-            if task.plugin not in (known := (AUTO, *self.ratios)):
-                raise ConfigError(
-                    f"Task {task.name!r} is pinned to {task.plugin!r}."
-                    f"{did_you_mean(task.plugin, known)} Expected: {', '.join(known)}."
-                )
+            check_known(f"Task {task.name!r} is pinned to", task.plugin, (AUTO, *self.ratios))
 
     @property
     def programs(self) -> tuple[str, ...]:

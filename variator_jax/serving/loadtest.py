@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 
-from variator_jax.errors import ConfigError, DataError, did_you_mean
+from variator_jax.errors import ConfigError, DataError, check_known
 from variator_jax.files import wrap_errors
 
 SHAPES = ("steady", "burst", "ramp")
@@ -62,10 +62,8 @@ class Load:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for value, known in ((self.shape, SHAPES), (self.route, ROUTES)):
-            if value not in known:
-                near = did_you_mean(value, known)
-                raise ConfigError(f"Found {value!r}; expected {', '.join(known)}.{near}")
+        check_known("The shape of the load is", self.shape, SHAPES)
+        check_known("The route is", self.route, ROUTES)
         numbers = (self.rate, self.highest, self.seconds, self.words, self.documents, self.timeout)
         if not all(0 < number < float("inf") for number in numbers):
             raise ConfigError(f"Rates, seconds and sizes are above 0; found {self}.")

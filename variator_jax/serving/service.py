@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.errors import ConfigError, PluginError, check_known
 from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row
 from variator_jax.serving.engine import Embedded, Engine
 from variator_jax.serving.policy import PolicyConfig
@@ -168,9 +168,7 @@ class Service:
           BackendError: if a result is not finite.
         """
         began = time.monotonic()
-        if task not in self.engine.tasks:
-            near = did_you_mean(task, self.engine.tasks)
-            raise ConfigError(f"No task is named {task!r}.{near}")
+        check_known("No task is named", task, self.engine.tasks)
         if not inputs:
             raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
@@ -234,9 +232,8 @@ class Service:
     ) -> list[int]:
         """The gears that may answer a request, the slowest first."""
         gears, ratios = self._running.gears, self.engine.ratios
-        if name is not None and name not in ratios:
-            near = did_you_mean(name, ratios)
-            raise PluginError(f"No plugin is named {name!r}.{near} Loaded: {', '.join(ratios)}.")
+        if name is not None:
+            check_known("No plugin is named", name, ratios, PluginError)
         if name is not None and ratio not in (None, ratios[name]):
             raise PluginError(f"Plugin {name!r} has ratio {ratios[name]}; found ratio {ratio}.")
         if name is None and task.plugin != AUTO and ratio in (None, ratios[task.plugin]):

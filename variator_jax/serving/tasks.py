@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from variator_jax.errors import ConfigError, did_you_mean
+from variator_jax.errors import ConfigError, check_known
 from variator_jax.hf_tokenizer import SENTINEL
 from variator_jax.plugin.config import AUTO, NONE
 from variator_jax.texts import EOS, Tokenizer, text_ids
@@ -61,9 +61,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ConfigError(f"A task of kind {self.kind!r} has an empty name.")
-        if self.kind not in KINDS:
-            reason = f"kind {self.kind!r}.{did_you_mean(str(self.kind), KINDS)}"
-            raise ConfigError(f"Task {self.name!r} is of {reason} Expected: {', '.join(KINDS)}.")
+        check_known(f"Task {self.name!r} is of kind", self.kind, KINDS)
         fewest = {"classify": 2, "rerank": 2 if self.labels else 0}.get(self.kind, 0)
         if len(self.labels) < fewest or (self.kind == "rerank" and len(self.labels) > 2):
             raise ConfigError(

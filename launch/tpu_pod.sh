@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one `variator` command on all workers of a Cloud TPU, and again after each preemption.
+# Runs one `variator train` command on all workers of a Cloud TPU, and again after each preemption.
 #
 #   bash launch/tpu_pod.sh my-pod --zone us-central2-b --type v4-32 --spot \
 #     --setup 'mountpoint -q /mnt/runs || sudo mount -o X-mount.mkdir FILER:/runs /mnt/runs' -- \

@@ -217,10 +217,14 @@ def test_tasks_take_the_folder_as_their_vocabulary(kind, tmp_path):
     assert len(fingerprint(vocabulary)) == 64
     rows = tf.data.Dataset.from_tensors({"targets": tf.fill([1, 30], 9)})
     feature = type("Feature", (), {"vocabulary": vocabulary})
+    if kind == "byt5":
+        with pytest.raises(VariatorError, match="count up from <extra_id_0>"):
+            corrupt_spans(rows, {"targets": feature})
+        return
     corrupted = next(corrupt_spans(rows, {"targets": feature}).as_numpy_iterator())
     name = "▁<extra_id_0>" if kind == "mt5" else "<extra_id_0>"
     theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
-    assert max(corrupted["inputs"]) == theirs.convert_tokens_to_ids(name) or kind == "byt5"
+    assert max(corrupted["inputs"]) == theirs.convert_tokens_to_ids(name)
 
 
 @pytest.mark.parametrize("added", [False, True], ids=["plain", "added"])

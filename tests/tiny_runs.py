@@ -121,7 +121,9 @@ def _train(model_dir, happening=None, **settings):
         for number, batch in enumerate(real(self, first, rows), start=first):
             if happening and happening[1:] == [number, jax.process_index()]:
                 saved = Path(model_dir, "checkpoints", str(number // period * period))
-                while number >= period and not saved.is_dir():  # or an earlier step is the newest
+                for _ in range(2400 if number >= period else 0):  # two minutes at the most
+                    if saved.is_dir():
+                        break
                     time.sleep(0.05)
                 os.kill(os.getpid(), getattr(signal, happening[0]))
             yield batch

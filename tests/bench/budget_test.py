@@ -89,6 +89,13 @@ def test_the_help_lists_the_slices_and_an_unknown_one_is_refused(capsys):
             budget.topology_devices(name)
 
 
+def test_a_run_that_trains_no_plugin_is_not_compiled_as_if_it_did():
+    with pytest.raises(ConfigError, match="TRAINED is 'backbone'"):
+        measured(trained="backbone")
+    with pytest.raises(ConfigError, match="NUM_MICROBATCHES is 0"):
+        measured(num_microbatches=0)
+
+
 def test_collectives_are_read_from_a_modules_text():
     text = """
   %all-reduce.1 = (f32[], f32[4,8]{1,0}, /*index=5*/bf16[2]{0}) all-reduce(%a, %b, %c), channel_id=1

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from variator_jax.backbones.t5 import get_config
 from variator_jax.data import docs_corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
 from variator_jax.data.vocabulary import load_vocabulary
-from variator_jax.errors import DataError
+from variator_jax.errors import CheckpointError, DataError
+from variator_jax.train.checks import check_vocabulary
 
 
 def test_the_documentations_vocabulary_has_t5s_ids_and_label_words_as_single_pieces():
@@ -68,7 +70,7 @@ def test_files_and_urls_that_are_not_a_model_are_refused(tmp_path):
         load_vocabulary(_in_memory("broken.model", b"not a model")).encode("a")
 
 
-def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
+def test_a_url_is_read_when_it_is_first_used(verbalizer_model, tmp_path):
     url, content = "ram://vocabulary_test/later.model", Path(verbalizer_model).read_bytes()
     vocabulary, local = load_vocabulary(url), load_vocabulary(verbalizer_model)  # not there yet
     assert url in str(vocabulary) and vocabularies.identity(vocabulary).startswith(url)
@@ -80,6 +82,11 @@ def test_a_url_is_read_when_it_is_first_used(verbalizer_model):
     assert vocabulary == load_vocabulary(url) == pickle.loads(pickle.dumps(vocabulary))
     assert Path(vocabularies.local_model_file(vocabulary)).read_bytes() == content
     assert vocabularies.local_model_file(local) == verbalizer_model
+    config = get_config("nano", vocab_size=vocabulary.vocab_size)
+    check_vocabulary("t", vocabulary, config, Path(verbalizer_model))
+    (tmp_path / "other.model").write_bytes(vocabularies.train_sentencepiece(["one two"] * 9, 110))
+    with pytest.raises(CheckpointError, match=f"another vocabulary.*{url}"):
+        check_vocabulary("t", vocabulary, config, tmp_path / "other.model")
 
 
 def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path, verbalizer_model):

@@ -22,6 +22,7 @@ from variator_jax.store import load_backbone, load_plugins, save_backbone, save_
 DATA = EvalData(tiny_runs.TASK, {"inputs": 18, "targets": 6}, 12)
 MESH = (2, 1, 2)
 ROWS = [[5, 6, 7, 1], [9, 1], [8, 7, 1]]
+TOKENS = np.array([[5, 6, 7, 1], [9, 1, 0, 0]])
 
 
 def results(folder: Path, mesh_shape=None) -> dict:
@@ -42,6 +43,10 @@ def results(folder: Path, mesh_shape=None) -> dict:
     engine = Engine(backbone, plugins, tasks, EngineLimits((8,), 32, 4), mesh=mesh)
     engine.warm_up()
     return {
+        "logits": [
+            np.asarray(engine.model.logits(TOKENS, TOKENS[:, :1] * 0, ratio=ratio)).tolist()
+            for ratio in engine.ratios.values()
+        ],
         "served": {
             plugin: [
                 [row.pooled.tolist() for row in engine.run("embed", plugin, ROWS)],
@@ -73,6 +78,7 @@ def test_scores_on_a_mesh_are_those_of_one_device(folder):
     assert len(one["scores"]) == 64 and np.std(one["scores"]) > 0.1
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-5)
     np.testing.assert_allclose(mesh["quality"], one["quality"], rtol=1e-5)
+    np.testing.assert_allclose(mesh["logits"], one["logits"], rtol=1e-4, atol=1e-5)
     for plugin, (vectors, generated) in one["served"].items():
         np.testing.assert_allclose(mesh["served"][plugin][0], vectors, rtol=1e-4, atol=1e-5)
         assert mesh["served"][plugin][1] == generated

@@ -167,9 +167,13 @@ async def test_monot5_scores_are_those_of_transformers(tmp_path):
     words = [prompt.format(query="who is quick", text="the fox jumps"), "true", "false"]
     (tmp_path / "spiece.model").write_bytes(train_sentencepiece(words * 30, 130, task.labels))
     pairs = [("who is quick", "the fox jumps"), ("the fox", "who jumps who"), ("is", "quick")]
-    loaded = engine.Engine(load_backbone(tmp_path), (), [task], engine.EngineLimits((64,), 256))
+    cloze = "Query: {query} Document: {text} Relevant: <extra_id_0>"
+    behind = TaskConfig("behind", "rerank", cloze, task.labels, prefix="<extra_id_0>")
+    limits = engine.EngineLimits((64,), 256)
+    loaded = engine.Engine(load_backbone(tmp_path), (), [task, behind], limits)
     async with served.started(slo_ms=10_000, engine=loaded) as service:
         scores = (await service.submit("monot5", pairs)).values
+        (prefixed,) = (await service.submit("behind", pairs[:1])).values
     network = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     # As monoT5 scores: the log of the share of "true" among the two, at the first position.
@@ -182,19 +186,13 @@ async def test_monot5_scores_are_those_of_transformers(tmp_path):
         assert 1 / (1 + np.exp(-score)) == pytest.approx(share, abs=1e-4)
         assert score == pytest.approx((logits[true] - logits[false]).item(), abs=5e-4)
     assert np.std(scores) > 0.1
-
-
-@served.run
-async def test_a_prefix_is_given_to_the_decoder_before_a_label():
-    prompt, prefix = "{text} <extra_id_0>", "<extra_id_0>"
-    task = TaskConfig("sst2", "classify", prompt, ("no", "yes"), prefix=prefix)
-    loaded = engine.Engine(served.BACKBONE, (), [task], engine.EngineLimits((16,), 16))
-    async with served.started(engine=loaded) as service:
-        (found,) = (await service.submit("sst2", ["x"], raw_scores=True)).values
-    sentinel = served.model().tokenizer.sentinels[prefix]
-    logits = served.model().logits(rows([prompt.format(text="x")]), np.array([[0, sentinel]]))
-    expected = [logits[0, 1, served.model().tokenize(word)[0, 0]] for word in task.labels]
-    np.testing.assert_allclose([found["no"], found["yes"]], expected, atol=1e-5)
+    # Behind a prefix, the second token of the decoder decides.
+    query, text = pairs[0]
+    ids = tokenizer(cloze.format(query=query, text=text), return_tensors="pt").input_ids
+    start = torch.tensor([[0, tokenizer.convert_tokens_to_ids("<extra_id_0>")]])
+    with torch.no_grad():
+        logits = network(input_ids=ids, decoder_input_ids=start).logits[0, 1]
+    assert prefixed == pytest.approx((logits[true] - logits[false]).item(), abs=5e-4)
 
 
 @served.run

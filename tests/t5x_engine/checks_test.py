@@ -115,6 +115,12 @@ def test_another_plugin(refused, backbone, tmp_path):
     assert "bottleneck" in refused(f"--gin.INITIAL_PLUGIN_PATH={folder}")
 
 
+def test_a_run_is_not_continued_from_another_plugin(refused, trained, backbone, tmp_path):
+    folder = plugin_folder(tmp_path, backbone)
+    message = refused("--gin.MODEL_DIR=trained", f"--gin.INITIAL_PLUGIN_PATH={folder}")
+    assert f"INITIAL_PLUGIN_PATH None and not '{folder}'" in message
+
+
 @pytest.fixture
 def engine_model(backbone, t5x_engine):
     fixed = {"backbone": backbone.config, "plugin": SETTINGS, "vocabulary": seqio.ByteVocabulary()}
@@ -154,6 +160,16 @@ def test_results_have_one_writer_until_its_process_ends(engine_model, t5x_engine
         infer()
     with pytest.raises(CheckpointError, match="in use by process"), lock_folder(tmp_path):
         pass
+
+
+def test_what_a_stopped_run_of_other_settings_left_is_refused(engine_model, t5x_engine, tmp_path):
+    infer = functools.partial(t5x_engine.preflight, model=engine_model(), results_dir=str(tmp_path))
+    infer(results_of={"batch_size": 4})
+    (tmp_path / "tmp-task-00000-of-00001").mkdir()
+    (tmp_path / "tmp-task-00000-of-00001" / "task-chunk00000.COMPLETED").touch()
+    infer(results_of={"batch_size": 4})
+    with pytest.raises(ConfigError, match="holds results of another run"):
+        infer(results_of={"batch_size": 8})
 
 
 def t5x_count(size):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -112,9 +113,15 @@ def test_what_is_loaded_has_the_held_out_loss_of_what_was_trained(work):
     assert abs(losses[1] - logged) > 1e-3
 
 
-def test_a_run_is_not_continued_with_another_lora(work):
+def test_a_run_that_was_stopped_ends_with_the_arrays_of_one_that_was_not(work, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(work / "tuned", cut)
+    shutil.rmtree(cut / f"checkpoints/{STEPS}")
+    result = _train(work, cut, data=EVALUATED)
+    assert result.step == STEPS and result.exported == cut / "lora"
+    assert_same(load_lora(cut).params, load_lora(work / "tuned").params)
     with pytest.raises(CheckpointError, match="its lora is"):
-        _train(work, work / "tuned", lora=LoraConfig(rank=2))
+        _train(work, cut, lora=LoraConfig(rank=2))
 
 
 def test_a_plugin_beside_it_belongs_to_the_merged_backbone(work):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import seqio
 import tiny_runs
 from small_t5 import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -65,7 +66,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert (result.step, result.exported) == (6, cut / trained)
     assert [row["step"] for row in tiny_runs.rows(cut)] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
     # What was exported before it went on would pass for its result.
-    assert (cut / f"{trained}_of_step_3").is_dir()
+    assert (cut / f"{trained}_before_1").is_dir()
     if trained == "plugin":
         before, after = (load_plugin(run / trained).variables for run in (whole, cut))
         assert_same(before.params, after.params)
@@ -234,6 +235,19 @@ def test_held_out_loss_is_that_of_the_whole_batch_without_dropout():
     assert rows == [8, 2]
     assert cut == pytest.approx(once, rel=1e-5)
     assert train._evaluation(job, None, tiny_runs.DATA, mesh, 1) is None  # no EVAL_BATCHES
+
+
+def test_other_rows_under_the_same_name_make_another_run(monkeypatch):
+    def identity():
+        return tiny_runs.config(data=EVALUATED).identity()
+
+    before = identity()
+    assert identity() == before
+    source = seqio.get_mixture_or_task(EVALUATED.task).source
+    rows = source.make("train")
+    monkeypatch.setattr(source, "make", lambda split: [*rows[:-1], rows[0]])
+    changed = identity()
+    assert [name for name in before if before[name] != changed[name]] == ["DATA"]
 
 
 def test_a_negative_number_of_held_out_batches_is_refused():

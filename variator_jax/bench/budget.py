@@ -27,6 +27,7 @@ from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.store.arrays import parse_dtype
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
+from variator_jax.train.settings import check_divides
 from variator_jax.train.step import TrainState, init_state, jit_train_step, make_train_step
 
 _CPU_NOTE = (
@@ -178,6 +179,7 @@ def budget(
     mesh_shape: Sequence[int] | None = None,
     backbone_dtype: str | None = None,
     remat: bool | str = False,
+    trained: str = "plugin",
     devices: Sequence[Any] | None = None,
     hbm_bytes: int | None = None,
 ) -> Budget:
@@ -187,12 +189,19 @@ def budget(
       mesh_shape: `(data, fsdp, model)`; None chooses, as a device of that memory would.
       backbone_dtype: what the frozen weights are kept in.
       remat: what a layer keeps for the backward pass.
+      trained: 'plugin': other runs are planned by --dry_run alone.
       devices: to compile for; by default those that are there.
       hbm_bytes: memory of a device.
 
     Raises:
-      ConfigError: for a mesh that is not possible.
+      ConfigError: for a mesh that is not possible, or a run of another kind.
     """
+    if trained != "plugin":
+        raise ConfigError(
+            f"TRAINED is {trained!r}; the step of a plugin alone is compiled here. "
+            "variator train --dry_run plans the others."
+        )
+    check_divides("NUM_MICROBATCHES", num_microbatches, batch_size)
     config = dataclasses.replace(backbone, remat=remat)
     devices = list(devices if devices is not None else jax.devices())
     weight = np.dtype(parse_dtype(backbone_dtype or config.param_dtype))

@@ -187,8 +187,8 @@ def export_jax(args: argparse.Namespace) -> bool:
         if given:
             raise ConfigError(f"--{min(given)} goes with --format jax.")
         return False
-    if args.gin_file or args.bindings:
-        raise ConfigError("--format jax takes no gin files.")
+    if args.gin_file or args.bindings or args.dry_run or args.check:
+        raise ConfigError("--format jax takes no gin files, and has neither --dry_run nor --check.")
     if missing := {"backbone", "output"} - given.keys():
         raise ConfigError(f"--format jax needs --{min(missing)} DIR.")
     from variator_jax.serving.export import ExportSettings, export_programs

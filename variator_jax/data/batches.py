@@ -7,6 +7,7 @@ several examples, each of which starts on the border of a merge group.
 
 import hashlib
 import itertools
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -178,8 +179,12 @@ def digest(task_name: str, split: str) -> str:
     hashed = hashlib.sha256()
     for task in tasks_of(task_or_mixture(task_name), split):
         for example in task.source.make(split) if isinstance(task.source, LazySource) else ():
-            hashed.update(repr(sorted(example.items())).encode())
+            hashed.update(json.dumps(example, sort_keys=True, default=_plain).encode())
     return hashed.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.decode("utf8", "replace") if isinstance(value, bytes) else value.tolist()
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:

@@ -69,6 +69,9 @@ def file_task(
     """
     if (labels is None) == (target is None):
         raise DataError("a file task needs either labels (classification) or target (generation)")
+    for name, value in (("target", target), ("label_field", label_field), ("template", template)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{name} is {value!r}; expected a text, in quotes")
     kind: Kind = "generation" if labels is None else "classification"
     known = (
         [] if labels is None else [list(r.table.items()) for r in label_readings.readings(labels)]
@@ -165,13 +168,13 @@ def _load(
 def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     """Puts a tenth of the rows, at least one, into validation; rows of one input stay together.
 
-    The fields of a row decide, not the words of the prompt around them: a plugin is often adapted
-    under another prompt than its backbone. In span corruption the text is the input.
+    The fields of a row that the prompt has decide, in whatever order and with whatever words around
+    them: a plugin is often adapted under another prompt than its backbone. In span corruption the
+    text is the input.
     """
     # A template's parts are literals and fields in turn.
-    inputs = (
-        "\0".join(example.get("inputs", ["", example["targets"]])[1::2]) for example in examples
-    )
+    fields = (example.get("inputs", ["", example["targets"]])[1::2] for example in examples)
+    inputs = ("\0".join(sorted({*texts})) for texts in fields)
     digests = [hashlib.sha256(text.encode()).digest() for text in inputs]
     hashes = [int.from_bytes(digest[:8], "big") for digest in digests]
     if len(set(hashes)) < 2:

@@ -284,7 +284,12 @@ def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
     for split, stem in (("train", "train"), ("validation", dataset.dev)):
         published = folder / f"{stem}{dataset.suffix}"
         fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
-        if len(fitting) == 1:
+        if len(fitting) > 1:
+            names = ", ".join(sorted(file.name for file in fitting))
+            raise DataError(
+                f"{folder} has no {published.name}, but several that may be it: {names}"
+            )
+        if fitting:
             files[split] = fitting[0]
             if fitting[0] != published:
                 logging.warning("%s is missing; %s is read in its place", published, fitting[0])

@@ -83,8 +83,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
     @property
     def sentinels_end(self) -> int:
-        """One more than the id of <extra_id_0>, which added tokens follow."""
-        return self._tokenizer.sentinels.get("<extra_id_0>", self.vocab_size - 1) + 1
+        """One more than the id of <extra_id_0>, from which the others count down.
+
+        Raises:
+          DataError: for ByT5's, which count up.
+        """
+        first = self._tokenizer.sentinels.get("<extra_id_0>", self.vocab_size - 1)
+        if self._tokenizer.sentinels.get("<extra_id_1>", first) > first:
+            reason = "its sentinels count up from <extra_id_0>, and those of T5X's recipe down"
+            remedy = "use --gin_file=vocabularies/bytes.gin for span corruption"
+            raise DataError(f"{self.file}: {reason}; {remedy}")
+        return first + 1
 
     def _encode(self, s: str) -> list[int]:
         return self._tokenizer.encode(s)[:-1]

@@ -141,12 +141,8 @@ class Experiment:
         for name in self.plugins.keys() & ARMS.keys():
             raise ConfigError(f"PLUGINS names {name!r}, which is an arm of every experiment.")
         for name, own in self.plugins.items():
-            seeds: Any = own.get("SEEDS", self.seeds)
-            if type(seeds) not in (tuple, list) or not set(seeds) & set(self.seeds):
-                raise ConfigError(
-                    f"SEEDS of the plugin {name!r} is a tuple of some of {tuple(self.seeds)}, the "
-                    f"experiment's SEEDS; found {seeds!r}."
-                )
+            if type(seeds := own.get("SEEDS", (0,))) not in (tuple, list) or not seeds:
+                raise ConfigError(f"SEEDS of the plugin {name!r} is a tuple of some: {seeds!r}.")
         for ratio in (*self.ratios, *self.arm_ratios):
             check_whole("A compression ratio", ratio, 2)
         if self.latency is not None and len(self.latency) != 2:

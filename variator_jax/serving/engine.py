@@ -168,9 +168,8 @@ class Engine:
         self._check_tasks(tasks)
         self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
         self._label_ids = sorted({*itertools.chain(*self.labels.values())})
-        prefixes = {
-            t.program: self.model.tokenizer.encode(t.prefix)[:-1] for t in tasks if t.labels
-        }
+        encode = self.model.tokenizer.encode
+        prefixes = {t.program: encode(t.prefix or "")[:-1] for t in tasks if t.labels}
         # Of a program that scores labels, what the decoder is given: [1, tokens].
         self._starts = {p: np.array([[START_TOKEN, *ids]], np.int32) for p, ids in prefixes.items()}
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
@@ -266,7 +265,7 @@ class Engine:
             starts = self._starts[program].repeat(rows, axis=0)
             batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": starts}
             out = self.model.compile("logits", batch, **name)
-            self._select(jnp.zeros(out.shape, out.dtype))
+            self._select(jnp.zeros((*starts.shape, out.shape[-1]), out.dtype))
         else:
             batch = {"encoder_input_tokens": tokens}
             self.model.compile("generate", batch, **name, **_generation(program))

@@ -1,7 +1,8 @@
 """What a backbone serves: tasks with their prompts, and how rows of tokens become answers.
 
 A row of tokens goes through one of a few programs, which all tasks share: `embed` (the encoder),
-`labels` (the decoder's first logits) or a `generate`. Rows of different tasks share a batch.
+`labels` (the decoder's logits behind the start, or behind a prefix) or a `generate`. Rows of
+different tasks share a batch.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class TaskConfig:
         word for relevant and the other one (monoT5). A 'rerank' without is the cosine of the
         embeddings of query and text.
       prefix: what the decoder is given before a label, such as '<extra_id_0>' for a backbone that
-        was fine-tuned on the tasks of GLUE here, whose targets begin with it.
+        was fine-tuned on the tasks of GLUE here, whose targets begin with it; none by default.
       plugin: which one answers where a request names none: a plugin's name, 'none' for ratio 1,
         or 'auto', which follows the load. By default what gives embeddings is pinned to 'none',
         because vectors of different plugins in one index corrupt it; all else is 'auto'.
@@ -56,7 +57,7 @@ class TaskConfig:
     plugin: str = ""
     max_length: int = 32
     num_beams: int = 1
-    prefix: str = ""
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -70,11 +71,13 @@ class TaskConfig:
             )
         self._check_fields()
         sentinel = SENTINEL.search(self.prompt)
-        if sentinel and self.labels and not self.prefix:
+        if sentinel and self.labels and self.prefix is None:
             raise ConfigError(
-                f"The prompt of task {self.name!r} has {sentinel[0]}, with which a T5 then begins "
-                f"its answer: give the task the prefix {sentinel[0]!r}."
+                f"The prompt of task {self.name!r} has {sentinel[0]}: give the task the prefix "
+                f"{sentinel[0]!r} if its backbone's answers begin with that, as T5's do, else ''."
             )
+        if (self.labels or self.prefix) and self.kind not in ("classify", "rerank"):
+            raise ConfigError(f"Task {self.name!r} is of kind {self.kind!r}, which has no labels.")
         if min(self.max_length, self.num_beams) < 1:
             raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
         if not self.plugin:
@@ -118,7 +121,7 @@ class TaskConfig:
         """The program that its rows go through."""
         if self.kind == "generate":
             return f"generate {self.max_length} {self.num_beams}"
-        return "embed" if self.embeds else f"labels {self.prefix}"
+        return "embed" if self.embeds else " ".join(filter(None, ["labels", self.prefix]))
 
     @property
     def takes_pairs(self) -> bool:
@@ -222,6 +225,9 @@ def label_ids(task: TaskConfig, tokenizer: Tokenizer, fewest_known: int = 3) -> 
       ConfigError: if two labels begin with the same token, or one with an unknown one.
     """
     ids = [tokenizer.encode(label)[0] for label in task.labels]
+    if task.prefix:  # as targets are tokenised, whole
+        behind = len(tokenizer.encode(task.prefix)) - 1
+        ids = [tokenizer.encode(f"{task.prefix} {label}")[behind] for label in task.labels]
     if len(set(ids)) < len(ids) or min(ids) < fewest_known:
         raise ConfigError(
             f"The labels {list(task.labels)} of task {task.name!r} begin with the tokens {ids}; "

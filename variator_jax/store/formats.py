@@ -62,7 +62,9 @@ def kind_of(path: str | os.PathLike) -> str:
     for kind, marks in _MARKS.items():
         # A broken link counts, too: its reader reports the error.
         if any(os.path.lexists(folder / mark) for mark in marks):
-            return kind
+            # One of several plugins may be called 'plugin', as the only one of a run is.
+            several = kind == RUN and "run.json" not in names and len(plugin_folders(folder)) > 1
+            return PLUGIN_SET if several else kind
     if any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
         return T5X
     if plugin_folders(folder):
@@ -191,9 +193,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
         plugin = other_plugins.load_t5x_plugin(folder, backbone)
         return {plugin.config.ratio: plugin}
     members = plugin_folders(folder)
-    # One of several plugins may be called 'plugin', as the only one of a run is.
-    of_run = kind == RUN and ((folder / "run.json").exists() or len(members) < 2)
-    if kind == PLUGIN or of_run:
+    if kind in (PLUGIN, RUN):
         members = [run_part(folder, "plugin")]
     elif os.path.lexists(folder / INDEX):
         indexed = indexed_members(folder)

@@ -23,12 +23,13 @@ from t5x import checkpoints, models, utils
 from tensorflow.io import gfile
 
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.data.batches import task_or_mixture
+from variator_jax.data.batches import digest, task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import formats, load_plugin, t5x
+from variator_jax.store.arrays import fingerprint
 from variator_jax.store.description import config_content
 from variator_jax.store.other_plugins import SETTINGS, t5x_plugin
 from variator_jax.t5x_engine.model import DistillationModel
@@ -103,7 +104,7 @@ def preflight(
     if model_dir is not None:
         check_same_run(model_dir, model, training or {})
     if results_dir is not None:
-        _check_results(results_dir, {**(results_of or {}), "sites": model.start.plugin.description})
+        _check_results(results_dir, _results_identity(model, task, results_of or {}))
     return model
 
 
@@ -115,6 +116,21 @@ def _check_task(task: str, feature_lengths: Mapping[str, int] | None, backbone: 
             print(f"  {line}", file=sys.stderr)
 
 
+def _results_identity(
+    model: DistillationModel, task: str | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the results of inference: the settings, and what their paths hold now."""
+    identity = {**settings, "sites": model.start.plugin.description}
+    if settings.get("checkpoint"):
+        identity["checkpoint"] = _open(absolute_path(settings["checkpoint"]))[0]
+    if task is not None and "split" in settings:
+        identity["data"] = digest(task, settings["split"])
+    paths = [model.start.path] if isinstance(model.start.path, str) else model.start.path or ()
+    plugins = [load_plugin(formats.run_part(path, "plugin")) for path in paths]
+    identity["plugin_arrays"] = [fingerprint(plugin.variables.params) for plugin in plugins]
+    return identity
+
+
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
     """T5X leaves finished files alone, whatever they are the results of.
 
@@ -123,7 +139,9 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
     if jax.process_index() == 0 and not formats.is_url(folder):
         _hold(folder)
     before = _read_json(folder, _RESULTS)
-    if before != _as_json(identity) and gfile.glob(os.path.join(folder, "*.COMPLETED")):
+    places = ("*.COMPLETED", "tmp-*/*.COMPLETED")  # files, and the parts that a stopped run left
+    kept = [file for place in places for file in gfile.glob(os.path.join(folder, place))]
+    if before != _as_json(identity) and kept:
         raise ConfigError(
             f"INFER_OUTPUT_DIR {folder} holds results of another run ({before}), which T5X would "
             "keep; choose another folder."
@@ -135,7 +153,7 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
 def _hold(folder: str) -> None:
     """Makes this process the only writer of a folder until it ends."""
     lock = contextlib.ExitStack()
-    lock.enter_context(lock_folder(Path(folder)))
+    lock.enter_context(lock_folder(Path(folder), inheritable=True))  # by T5X's program
     atexit.register(lock.close)
 
 
@@ -164,6 +182,9 @@ def check_same_run(
     plugin = PluginConfig.from_json(before["plugin"]).to_run()
     known = {**before, "plugin": _as_json(plugin)}
     now = _record(model, training) | {"plugin": model.start.plugin.to_run()}
+    if "initial_plugin_path" in before:
+        known["started from"] = {"INITIAL_PLUGIN_PATH": before["initial_plugin_path"]}
+        now["started from"] = {"INITIAL_PLUGIN_PATH": model.start.path}
     differing = [
         f"{name} {known.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(now).items()

@@ -43,7 +43,7 @@ class DataConfig:
     data_shards: int = 1
 
     def __post_init__(self) -> None:
-        _check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
+        check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
         if self.eval_batches < 0:
             raise ConfigError(f"EVAL_BATCHES is {self.eval_batches}; it is 0, for none, or more.")
 
@@ -145,7 +145,7 @@ class TrainConfig:
     remat: bool | str = False
 
     def __post_init__(self) -> None:
-        _check_divides("NUM_MICROBATCHES", self.num_microbatches, self.data.batch_size)
+        check_divides("NUM_MICROBATCHES", self.num_microbatches, self.data.batch_size)
         if self.initial_lora_path is not None and self.trained != "plugin":
             raise ConfigError(
                 f"INITIAL_LORA_PATH is for a plugin run; TRAINED is {self.trained!r}. Save the "
@@ -175,6 +175,11 @@ class TrainConfig:
         return dataclasses.replace(self.backbone, remat=self.remat)
 
 
-def _check_divides(name: str, value: int, batch_size: int) -> None:
+def check_divides(name: str, value: int, batch_size: int) -> None:
+    """Refuses a number that does not divide the batch.
+
+    Raises:
+      ConfigError: with both.
+    """
     if value < 1 or batch_size % value:
         raise ConfigError(f"{name} is {value!r}; it must divide BATCH_SIZE, {batch_size}.")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -98,7 +99,7 @@ def _run(
         left = config.schedule.train_steps - int(state.step)
         log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
         if left and jax.process_index() == 0:
-            _set_aside(config, int(state.step))
+            _set_aside(config)
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 
@@ -120,12 +121,14 @@ def _run(
     return TrainResult(last, False, exported)
 
 
-def _set_aside(config: TrainConfig, step: int) -> None:
+def _set_aside(config: TrainConfig) -> None:
     """Renames what a shorter run has exported, which would pass for the result of this one."""
     part = "backbone" if config.trained == "student" else config.trained
     exported = pathlib.Path(config.model_dir, part)
-    if exported.is_dir():
-        exported.rename(exported.with_name(f"{part}_of_step_{step}"))
+    names = (exported.with_name(f"{part}_before_{number}") for number in itertools.count(1))
+    with wrap_errors(f"{exported} cannot be renamed"):
+        if exported.is_dir():
+            exported.rename(next(name for name in names if not name.exists()))
 
 
 def _evaluation(

@@ -164,10 +164,10 @@ def test_results_have_one_writer_until_its_process_ends(engine_model, t5x_engine
 
 def test_what_a_stopped_run_of_other_settings_left_is_refused(engine_model, t5x_engine, tmp_path):
     infer = functools.partial(t5x_engine.preflight, model=engine_model(), results_dir=str(tmp_path))
-    infer(results_of={"batch_size": 4})
+    infer(results_of={"batch_size": 4, "decode_fn": t5x_engine.preflight})
     (tmp_path / "tmp-task-00000-of-00001").mkdir()
     (tmp_path / "tmp-task-00000-of-00001" / "task-chunk00000.COMPLETED").touch()
-    infer(results_of={"batch_size": 4})
+    infer(results_of={"batch_size": 4, "decode_fn": t5x_engine.preflight})
     with pytest.raises(ConfigError, match="holds results of another run"):
         infer(results_of={"batch_size": 8})
 

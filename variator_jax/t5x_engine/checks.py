@@ -220,7 +220,12 @@ def _record(model: DistillationModel, training: Mapping[str, Any]) -> dict[str, 
 
 def _as_json(content: Mapping[str, Any]) -> Any:
     """The content as it is read back from a file."""
-    return json.loads(json.dumps(content, default=str))
+    return json.loads(json.dumps(content, default=_named))
+
+
+def _named(value: Any) -> str:
+    """What a file keeps of a value that JSON has no form for: of a function its name."""
+    return getattr(value, "__qualname__", str(value))
 
 
 def _read_json(folder: str, name: str) -> Any:
@@ -234,7 +239,7 @@ def _read_json(folder: str, name: str) -> Any:
 def _write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
     gfile.makedirs(folder)
     with gfile.GFile(os.path.join(folder, name), "w") as opened:
-        opened.write(json.dumps(content, indent=2, default=str) + "\n")
+        opened.write(json.dumps(content, indent=2, default=_named) + "\n")
 
 
 def absolute_path(path: str) -> str:

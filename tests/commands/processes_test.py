@@ -11,6 +11,9 @@ START = """
 import argparse, pathlib, resource, signal, sys, threading, time
 from variator_jax.commands import registry
 
+# A shell's background job, such as these tests may be, ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 @registry.command("probe", lambda parser: parser.add_argument("folder"))
 def probe(args):
     "A command."

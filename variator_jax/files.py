@@ -48,11 +48,10 @@ def check_folder(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, inheritable: bool = False) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Makes this process the only writer of a folder.
 
-    The system removes the lock with the process, however that ends; with `inheritable`, with the
-    program that replaces this one by `exec`.
+    The system removes the lock with the process, however that ends.
 
     Raises:
       CheckpointError: if another process is its writer, or the folder cannot be made.
@@ -61,7 +60,6 @@ def lock_folder(folder: Path, inheritable: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / ".lock"
         file = path.open("a+", encoding="utf8")
-        os.set_inheritable(file.fileno(), inheritable)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -133,7 +133,7 @@ def test_wrong_names_and_folders_are_refused_when_registering(tmp_path):
             published.glue_task(name, None, folder)
     for name in ("dev.tsv.gz", "dev_2.tsv"):
         (tmp_path / "glue" / name).write_text("")
-    with pytest.raises(DataError, match="several like it: dev.tsv.gz, dev_2.tsv"):
+    with pytest.raises(DataError, match="several that may be it: dev.tsv.gz, dev_2.tsv"):
         published.glue_task("rte", None, f"{tmp_path}/glue")
     (tmp_path / "wiki.txt").write_text(_words(0, 99))
     for folder, split in ((tmp_path / "glue", "train"), (tmp_path, "validation")):

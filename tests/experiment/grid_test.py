@@ -111,7 +111,7 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
         ({"plugins": {"student": {}}}, "PLUGINS names 'student', which is an arm"),
         ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
         ({"plugins": {"x": {"SEEDS": 0}}}, "SEEDS of the plugin 'x' is a tuple"),
-        ({"plugins": {"x": {"SEEDS": ()}}}, "SEEDS of the plugin 'x' is a tuple of some"),
+        ({"plugins": {"x": {"SEEDS": ()}}}, "SEEDS of the plugin 'x' is a tuple of one or more"),
         ({"ratios": (1, 2)}, "ratio is 1; expected a whole number of at least 2"),
         ({"tasks": "sst2"}, "TASKS is a tuple"),
         ({"seeds": ()}, "SEEDS is a tuple of different"),

@@ -31,7 +31,7 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
         (("t", "rerank", "Text: {text}", ("true", "false")), "query and the text, .* found 1"),
         (("t", "rerank", "Query: {query} Text: {text}"), "one field, .* no labels; found 2"),
         (("t", "classify", "{text} <extra_id_0>.", ("no", "yes")), "the prefix '<extra_id_0>'"),
-        (("t", "generate", "{text}", ("no", "yes")), "'generate', which has no labels"),
+        (("t", "generate", "{text}", ("no", "yes")), "'generate' has neither labels"),
         (("t", "embed", "no field"), "found 0"),
         (("t", "embed", "{text} {text}"), "a field twice"),
         (("t", "embed", "{open"), "no prompt"),

@@ -91,7 +91,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
         first = self._tokenizer.sentinels.get("<extra_id_0>", self.vocab_size - 1)
         if self._tokenizer.sentinels.get("<extra_id_1>", first) > first:
             reason = "its sentinels count up from <extra_id_0>, and those of T5X's recipe down"
-            remedy = "use --gin_file=vocabularies/bytes.gin for span corruption"
+            remedy = "use --gin_file=vocabularies/bytes.gin, unless the folder adds tokens"
             raise DataError(f"{self.file}: {reason}; {remedy}")
         return first + 1
 

@@ -169,7 +169,7 @@ def drive(
     write_json(Path(experiment.model_dir) / "experiment.json", lock(experiment, configs))
     steps, started = plan(experiment), time.monotonic()
     arms = {cell.arm.name for cell in experiment.cells()}
-    for name in [arm.name for arm in experiment.all_arms() if arm.name not in arms]:
+    for name in [a.name for a in experiment.all_arms() if a.seeds and a.name not in arms]:
         print(f"Left out: {name}, which has none of the experiment's SEEDS", file=sys.stderr)
     for number, step in enumerate(steps, start=1):
         if step.done:

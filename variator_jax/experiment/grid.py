@@ -142,7 +142,9 @@ class Experiment:
             raise ConfigError(f"PLUGINS names {name!r}, which is an arm of every experiment.")
         for name, own in self.plugins.items():
             if type(seeds := own.get("SEEDS", (0,))) not in (tuple, list) or not seeds:
-                raise ConfigError(f"SEEDS of the plugin {name!r} is a tuple of some: {seeds!r}.")
+                raise ConfigError(
+                    f"SEEDS of the plugin {name!r} is a tuple of one or more; found {seeds!r}."
+                )
         for ratio in (*self.ratios, *self.arm_ratios):
             check_whole("A compression ratio", ratio, 2)
         if self.latency is not None and len(self.latency) != 2:

@@ -77,7 +77,9 @@ class TaskConfig:
                 f"{sentinel[0]!r} if its backbone's answers begin with that, as T5's do, else ''."
             )
         if (self.labels or self.prefix) and self.kind not in ("classify", "rerank"):
-            raise ConfigError(f"Task {self.name!r} is of kind {self.kind!r}, which has no labels.")
+            raise ConfigError(
+                f"Task {self.name!r}: the kind {self.kind!r} has neither labels nor a prefix."
+            )
         if min(self.max_length, self.num_beams) < 1:
             raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
         if not self.plugin:

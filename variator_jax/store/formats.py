@@ -63,7 +63,8 @@ def kind_of(path: str | os.PathLike) -> str:
         # A broken link counts, too: its reader reports the error.
         if any(os.path.lexists(folder / mark) for mark in marks):
             # One of several plugins may be called 'plugin', as the only one of a run is.
-            several = kind == RUN and "run.json" not in names and len(plugin_folders(folder)) > 1
+            others = any(os.path.lexists(folder / mark) for mark in _MARKS[RUN][:-1])
+            several = kind == RUN and not others and len(plugin_folders(folder)) > 1
             return PLUGIN_SET if several else kind
     if any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
         return T5X

@@ -126,22 +126,27 @@ def _results_identity(
     if task is not None and "split" in settings:
         identity["data"] = digest(task, settings["split"])
     paths = [model.start.path] if isinstance(model.start.path, str) else model.start.path or ()
-    plugins = [load_plugin(formats.run_part(path, "plugin")) for path in paths]
-    identity["plugin_arrays"] = [fingerprint(plugin.variables.params) for plugin in plugins]
+    if model.start.plugin.ratio > 1:
+        arrays = [load_plugin(_plugin_folder(path)).variables for path in paths]
+        trees = [{"params": x.params, "scales": x.output_scales} for x in arrays]
+        identity["plugin_arrays"] = list(map(fingerprint, trees))
     return identity
 
 
-def _check_results(folder: str, identity: dict[str, Any]) -> None:
-    """T5X leaves finished files alone, whatever they are the results of.
+def _plugin_folder(path: str) -> str:
+    """The absolute path of a plugin folder, or of that in a run folder."""
+    return absolute_path(str(formats.run_part(path, "plugin")))
 
-    The first process of a run holds the folder until it ends.
-    """
+
+def _check_results(folder: str, identity: dict[str, Any]) -> None:
+    """T5X leaves finished files alone, whatever they are the results of."""
     if jax.process_index() == 0 and not formats.is_url(folder):
         _hold(folder)
-    before = _read_json(folder, _RESULTS)
-    places = ("*.COMPLETED", "tmp-*/*.COMPLETED")  # files, and the parts that a stopped run left
-    kept = [file for place in places for file in gfile.glob(os.path.join(folder, place))]
-    if before != _as_json(identity) and kept:
+    before, now = _read_json(folder, _RESULTS), _as_json(identity)
+    files, parts = (gfile.glob(os.path.join(folder, x, "*.COMPLETED")) for x in ("", "tmp-*"))
+    if not parts:  # which a stopped run left: they are of so many batches each
+        before, now = ({**(x or {}), "batch_size": None} for x in (before, now))
+    if before != now and (files or parts):
         raise ConfigError(
             f"INFER_OUTPUT_DIR {folder} holds results of another run ({before}), which T5X would "
             "keep; choose another folder."
@@ -153,7 +158,7 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
 def _hold(folder: str) -> None:
     """Makes this process the only writer of a folder until it ends."""
     lock = contextlib.ExitStack()
-    lock.enter_context(lock_folder(Path(folder), inheritable=True))  # by T5X's program
+    lock.enter_context(lock_folder(Path(folder)))
     atexit.register(lock.close)
 
 
@@ -183,8 +188,10 @@ def check_same_run(
     known = {**before, "plugin": _as_json(plugin)}
     now = _record(model, training) | {"plugin": model.start.plugin.to_run()}
     if "initial_plugin_path" in before:
-        known["started from"] = {"INITIAL_PLUGIN_PATH": before["initial_plugin_path"]}
-        now["started from"] = {"INITIAL_PLUGIN_PATH": model.start.path}
+        paths = (before["initial_plugin_path"], model.start.path)
+        begun, given = (path and _plugin_folder(str(path)) for path in paths)
+        known["started from"] = {"INITIAL_PLUGIN_PATH": begun}
+        now["started from"] = {"INITIAL_PLUGIN_PATH": given}
     differing = [
         f"{name} {known.get(part, {}).get(name)!r} and not {value!r}"
         for part, fields in _as_json(now).items()

@@ -56,7 +56,10 @@ def test_spans_merged_keys_adapters_and_their_losses_agree_too(work, original):
     t5x_runs.call_together(commands, work)
     agree(runs["t5x"], runs["builtin"], original, 20)
     residual = t5x_runs.losses(runs["t5x"], "residual")
-    assert residual[20] < residual[1]
+    # Over several batches, which differ more than so few steps change.
+    assert np.mean([residual[n] for n in range(11, 21)]) < np.mean(
+        [residual[n] for n in range(1, 11)]
+    )
 
 
 def test_the_log_has_the_terms_of_the_loss_and_its_sum(trained):

@@ -168,15 +168,17 @@ class Engine:
         self._check_tasks(tasks)
         self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
         self._label_ids = sorted({*itertools.chain(*self.labels.values())})
-        encode = self.model.tokenizer.encode
-        prefixes = {t.program: encode(t.prefix or "")[:-1] for t in tasks if t.labels}
         # Of a program that scores labels, what the decoder is given: [1, tokens].
-        self._starts = {p: np.array([[START_TOKEN, *ids]], np.int32) for p, ids in prefixes.items()}
+        self._starts = {t.program: self._start(t) for t in tasks if t.labels}
         self._generating = concurrent.futures.ThreadPoolExecutor(1, "variator-generate")
         # [batch, tokens, vocab] -> [batch, labels]: no other logits leave the device.
         self._select = jax.jit(lambda logits: logits[:, -1, np.array(self._label_ids)])
         # [batch, length, embed] -> [batch, out]
         self._pool = jax.jit(lambda x, tokens: through_dense(mean_pool(x, tokens), dense))
+
+    def _start(self, task: TaskConfig) -> np.ndarray:
+        prefix = self.model.tokenizer.encode(task.prefix or "")[:-1]
+        return np.array([[START_TOKEN, *prefix]], np.int32)
 
     def _check_tasks(self, tasks: Sequence[TaskConfig]) -> None:
         if not tasks or len(self.tasks) < len(tasks):

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -24,9 +23,9 @@ from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
-from variator_jax.store.arrays import parse_dtype
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
+from variator_jax.train.plan import weights_dtype
 from variator_jax.train.settings import check_divides
 from variator_jax.train.step import TrainState, init_state, jit_train_step, make_train_step
 
@@ -204,7 +203,7 @@ def budget(
     check_divides("NUM_MICROBATCHES", num_microbatches, batch_size)
     config = dataclasses.replace(backbone, remat=remat)
     devices = list(devices if devices is not None else jax.devices())
-    weight = np.dtype(parse_dtype(backbone_dtype or config.param_dtype))
+    weight = weights_dtype(trained, config, backbone_dtype)
     rows = batch_size // num_microbatches
     mesh = meshes.make_mesh(config, rows, mesh_shape, devices, weight.itemsize, hbm_bytes)
     sizes = (feature_lengths, batch_size, mesh, loss, num_microbatches, weight)

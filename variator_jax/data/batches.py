@@ -172,19 +172,15 @@ def _batches(
 
 
 def digest(task_name: str, split: str) -> str:
-    """Identifies the examples that the tasks of a task or mixture read from files of the user.
+    """Identifies the examples that the tasks of a task or mixture hold in memory.
 
     Those of TFDS and of folders of texts, which are streamed, do not count.
     """
     hashed = hashlib.sha256()
     for task in tasks_of(task_or_mixture(task_name), split):
         for example in task.source.make(split) if isinstance(task.source, LazySource) else ():
-            hashed.update(json.dumps(example, sort_keys=True, default=_plain).encode())
+            hashed.update(json.dumps(example, sort_keys=True).encode())
     return hashed.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf8", "replace") if isinstance(value, bytes) else value.tolist()
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:

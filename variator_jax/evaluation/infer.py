@@ -24,7 +24,6 @@ from variator_jax.files import lock_folder, write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
-from variator_jax.store.arrays import fingerprint
 from variator_jax.store.formats import run_part
 from variator_jax.store.other_plugins import load_t5x_plugin
 
@@ -166,10 +165,7 @@ def _identity(
     mode: str, backbone: Backbone, plugin: Plugin | None, data: EvalData
 ) -> dict[str, Any]:
     """What decides the results, in JSON's types; the batch size does not."""
-    settings = None
-    if plugin:
-        arrays = {"params": plugin.variables.params, "scales": plugin.variables.output_scales}
-        settings = plugin.config.to_run() | {"arrays": fingerprint(arrays)}
+    settings = plugin.config.to_run() | {"arrays": plugin.fingerprint} if plugin else None
     identity = {
         "mode": mode,
         "backbone": backbone.fingerprint,

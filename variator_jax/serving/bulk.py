@@ -257,11 +257,7 @@ def _identity(
     encoder: Encoder, plugin: Plugin | None, settings: BulkSettings, mesh: Mesh | None
 ) -> dict[str, Any]:
     """What decides the numbers, in JSON's types."""
-    found = None
-    if plugin is not None:
-        variables = plugin.variables
-        arrays = {"params": variables.params, "scales": variables.output_scales}
-        found = plugin.config.to_run() | {"arrays": fingerprint(arrays)}
+    found = plugin.config.to_run() | {"arrays": plugin.fingerprint} if plugin else None
     identity = {
         "backbone": owner_content(encoder.backbone),
         "vocabulary": encoder.backbone.vocabulary_fingerprint,

@@ -220,17 +220,16 @@ def _cut(ids: Sequence[int], cut: Cut) -> list[int]:
     return list(ids[-cut.longest :] if cut.keep_end else [*ids[: cut.longest - 1], EOS])
 
 
-def label_ids(task: TaskConfig, tokenizer: Tokenizer, fewest_known: int = 3) -> list[int]:
+def label_ids(task: TaskConfig, tokenizer: Tokenizer) -> list[int]:
     """The first token of each label word.
 
     Raises:
       ConfigError: if two labels begin with the same token, or one with an unknown one.
     """
-    ids = [tokenizer.encode(label)[0] for label in task.labels]
-    if task.prefix:  # as targets are tokenised, whole
-        behind = len(tokenizer.encode(task.prefix)) - 1
-        ids = [tokenizer.encode(f"{task.prefix} {label}")[behind] for label in task.labels]
-    if len(set(ids)) < len(ids) or min(ids) < fewest_known:
+    before = f"{task.prefix} " if task.prefix else ""  # tokenised with the label, as targets are
+    behind = len(tokenizer.encode(task.prefix or "")) - 1
+    ids = [tokenizer.encode(before + label)[behind] for label in task.labels]
+    if len(set(ids)) < len(ids) or min(ids) < 3:  # padding, EOS and the unknown token come first
         raise ConfigError(
             f"The labels {list(task.labels)} of task {task.name!r} begin with the tokens {ids}; "
             "expected known ones that differ."

@@ -45,6 +45,13 @@ class Plugin:
     variables: PluginVariables
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of parameters and output scales, as 64 hex digits."""
+        return arrays.fingerprint(
+            {"params": self.variables.params, "scales": self.variables.output_scales}
+        )
+
 
 def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     """Plugins by what they are asked for, in rising order of ratio: by their ratio where only one

@@ -28,8 +28,7 @@ from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import formats, load_plugin, t5x
-from variator_jax.store.arrays import fingerprint
+from variator_jax.store import Plugin, formats, load_plugin, t5x
 from variator_jax.store.description import config_content
 from variator_jax.store.other_plugins import SETTINGS, t5x_plugin
 from variator_jax.t5x_engine.model import DistillationModel
@@ -125,11 +124,8 @@ def _results_identity(
         identity["checkpoint"] = _open(absolute_path(settings["checkpoint"]))[0]
     if task is not None and "split" in settings:
         identity["data"] = digest(task, settings["split"])
-    paths = [model.start.path] if isinstance(model.start.path, str) else model.start.path or ()
-    if model.start.plugin.ratio > 1:
-        arrays = [load_plugin(_plugin_folder(path)).variables for path in paths]
-        trees = [{"params": x.params, "scales": x.output_scales} for x in arrays]
-        identity["plugin_arrays"] = list(map(fingerprint, trees))
+    if (loaded := model.start.loaded) is not None:
+        identity["plugin_arrays"] = Plugin(model.start.plugin, loaded).fingerprint
     return identity
 
 

@@ -90,9 +90,9 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
 
     identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
     if initial is None:
-        known = config_content(shape)
-        for name in known.keys() - {"name", "remat", "dtype", "dropout_rate"}:
-            identity[f"shape_{name}"] = known[name]
+        of_run = {"name", "remat", "dtype", "dropout_rate"}  # recorded by the run, or no shape
+        known = {k: v for k, v in config_content(shape).items() if k not in of_run}
+        identity |= {f"shape_{name}": value for name, value in known.items()}
     return Job(TaskTraining(T5(shape)), identity, start, export)
 
 

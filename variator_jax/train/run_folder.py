@@ -42,8 +42,8 @@ class Checkpoints:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
         if others := meshes.differing(np.frombuffer(digest, np.uint8)):
             raise CheckpointError(
-                f"Processes {others} have other settings or weights than process 0; all need the "
-                "same gin files and folders."
+                f"Processes {others} have other settings, weights or data than process 0; all need "
+                "the same gin files, folders and rows."
             )
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
         self._lock, difference = contextlib.ExitStack(), ""

@@ -52,8 +52,8 @@ class T5Config:
         check_known("T5Config.remat is", self.remat, (False, True, "dots"))
         for name in self.mlp_activations:
             check_known("T5Config.mlp_activations has", name, _ACTIVATIONS)
-        for name in (self.dtype, self.param_dtype):
-            check_known("T5Config.dtype is", name, _DTYPES)
+        for field in ("dtype", "param_dtype"):
+            check_known(f"T5Config.{field} is", getattr(self, field), _DTYPES)
 
     @property
     def gated(self) -> bool:

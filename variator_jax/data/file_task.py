@@ -143,10 +143,7 @@ def _reading(paths: list[Path], rendering: _Rendering) -> label_readings.Reading
 
 
 def _load(
-    paths: list[Path],
-    rendering: _Rendering,
-    reading: label_readings.Reading | None,
-    tolerated: int,
+    paths: list[Path], rendering: _Rendering, reading: label_readings.Reading | None, tolerated: int
 ) -> dict[str, Examples]:
     """Returns the examples of both splits, after all rows of all files were checked."""
 

@@ -17,13 +17,7 @@ import pandas as pd
 from variator_jax.bench.output import hardware
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
-from variator_jax.experiment.paired import (
-    LENGTH,
-    as_table,
-    paired_gaps,
-    paired_table,
-    sizes_table,
-)
+from variator_jax.experiment.paired import LENGTH, as_table, paired_gaps, paired_table, sizes_table
 from variator_jax.experiment.score import Rows
 from variator_jax.files import write_json
 

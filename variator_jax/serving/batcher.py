@@ -19,14 +19,7 @@ import numpy as np
 
 from variator_jax.errors import VariatorError
 from variator_jax.serving.engine import Engine
-from variator_jax.serving.policy import (
-    ArrivalRate,
-    Load,
-    PolicyConfig,
-    Slowdown,
-    State,
-    next_state,
-)
+from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, Slowdown, State, next_state
 from variator_jax.serving.tasks import NONE
 
 _LOG = logging.getLogger("uvicorn.error")

@@ -88,8 +88,7 @@ class DistillationModel(models.EncoderDecoderModel):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The distillation loss of a batch, or a microbatch's share of it. Runs without dropout."""
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: x if t5x_network.is_trained(path) else jax.lax.stop_gradient(x),
-            params,
+            lambda path, x: x if t5x_network.is_trained(path) else jax.lax.stop_gradient(x), params
         )
         teacher = jax.lax.stop_gradient(self.outputs(params, batch, compressed=False))
         student = self.outputs(params, batch, compressed=True)

@@ -27,14 +27,7 @@ from variator_jax.plugin import (
     init_plugin,
     site_output_rms,
 )
-from variator_jax.store import (
-    Backbone,
-    Plugin,
-    load_plugin,
-    save_backbone,
-    save_lora,
-    save_plugin,
-)
+from variator_jax.store import Backbone, Plugin, load_plugin, save_backbone, save_lora, save_plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.description import config_content
 from variator_jax.store.formats import backbone_folder, open_backbone, run_part

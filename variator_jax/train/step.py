@@ -130,9 +130,7 @@ def mean_loss(
 
 
 def _combine(
-    sums: dict[str, jax.Array],
-    weights: Mapping[str, jax.Array],
-    coefficients: Mapping[str, float],
+    sums: dict[str, jax.Array], weights: Mapping[str, jax.Array], coefficients: Mapping[str, float]
 ) -> tuple[jax.Array, Metrics]:
     means = {name: total / weights[name] for name, total in sums.items()}
     loss = sum(coefficient * means[name] for name, coefficient in coefficients.items())

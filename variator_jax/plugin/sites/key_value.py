@@ -82,9 +82,7 @@ class KeyValue(base.Site):
             return key_bias
 
         args, kwargs = base.replace_arguments(
-            call,
-            "attention",
-            {"keys": merged, "mask": pooled, "bias": biased},
+            call, "attention", {"keys": merged, "mask": pooled, "bias": biased}
         )
         out = call.run(*args, **kwargs)
         if groups.packed:

@@ -56,16 +56,13 @@ def test_slurm_is_detected_by_jax_and_a_single_task_keeps_its_devices(
     assert all(args[0].startswith("node01:") for args, _ in joined)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("h:1", None, None), "--process_count=None --process_index=None: give all"),
-        (("h:1", 2, 2), "--process_count=2 --process_index=2: give all three"),
-        (("host:70000", 2, 0), "host:70000 --process_count=2 --process_index=0: give all"),
-        (("h:1", 2, 0, True), "--multiprocess detects address, count and index"),
-        ((None, None, None, True), "--multiprocess, but JAX detects no TPU pod, SLURM"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("h:1", None, None), "--process_count=None --process_index=None: give all"),
+    (("h:1", 2, 2), "--process_count=2 --process_index=2: give all three"),
+    (("host:70000", 2, 0), "host:70000 --process_count=2 --process_index=0: give all"),
+    (("h:1", 2, 0, True), "--multiprocess detects address, count and index"),
+    ((None, None, None, True), "--multiprocess, but JAX detects no TPU pod, SLURM"),
+])  # fmt: skip
 def test_what_does_not_fit_together_is_refused_by_name(joined, arguments, message):
     with pytest.raises(ConfigError) as raised:
         distributed.initialize(*arguments)
@@ -92,16 +89,13 @@ def test_a_process_that_waits_soon_prints_for_whom(joined, monkeypatch, capsys):
 GLOO = "UNKNOWN: Gloo all-reduce failed: pair.cc:538] Read error: Connection reset by peer"
 
 
-@pytest.mark.parametrize(
-    ("error", "raised", "code"),
-    [
-        (ValueError(GLOO), TrainingError, distributed.EXIT_LOST),
-        (jax.errors.JaxRuntimeError(GLOO), TrainingError, distributed.EXIT_LOST),
-        (DataError("a"), DataError, 2),
-        (ValueError("a"), ValueError, 1),
-        (KeyboardInterrupt("a"), KeyboardInterrupt, 130),
-    ],
-)
+@pytest.mark.parametrize(("error", "raised", "code"), [
+    (ValueError(GLOO), TrainingError, distributed.EXIT_LOST),
+    (jax.errors.JaxRuntimeError(GLOO), TrainingError, distributed.EXIT_LOST),
+    (DataError("a"), DataError, 2),
+    (ValueError("a"), ValueError, 1),
+    (KeyboardInterrupt("a"), KeyboardInterrupt, 130),
+])  # fmt: skip
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_failure_sets_the_exit_code_of_one_of_several_processes(
     error, raised, code, alone, monkeypatch
@@ -117,14 +111,11 @@ def test_a_failure_sets_the_exit_code_of_one_of_several_processes(
     assert lost == (not alone and code == distributed.EXIT_LOST)
 
 
-@pytest.mark.parametrize(
-    ("text", "added"),
-    [
-        ("all is well\n", False),
-        (f"before\nF client.h:80] {distributed.REPORT}.\n@ 0x7\n", True),
-        (f"{distributed.REPORT}\nerror: {distributed.LOST}\n", False),
-    ],
-)
+@pytest.mark.parametrize(("text", "added"), [
+    ("all is well\n", False),
+    (f"before\nF client.h:80] {distributed.REPORT}.\n@ 0x7\n", True),
+    (f"{distributed.REPORT}\nerror: {distributed.LOST}\n", False),
+])  # fmt: skip
 def test_the_relay_adds_a_line_about_losses_only(text, added):
     program = [sys.executable, "-S", "-E", "-c", distributed.RELAY]
     arguments = [distributed.REPORT, distributed.LOST]
@@ -147,13 +138,10 @@ distributed._end(2)
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "code", "line"),
-    [
-        (NEVER_JOINED, distributed.EXIT_LOST, "process 0 at 127.0.0.1:9: not all processes joined"),
-        (SLOW_RELAY, 2, "the last line\n"),
-    ],
-)
+@pytest.mark.parametrize(("script", "code", "line"), [
+    (NEVER_JOINED, distributed.EXIT_LOST, "process 0 at 127.0.0.1:9: not all processes joined"),
+    (SLOW_RELAY, 2, "the last line\n"),
+])  # fmt: skip
 def test_the_last_lines_of_a_process_are_printed(script, code, line, tmp_path):
     program = [sys.executable, "-c", f"import sys\nfrom variator_jax import distributed\n{script}"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -119,17 +119,14 @@ def _of_class(name, **more):
     return lambda content: content.update(tokenizer_class=name, **more)
 
 
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
-        ("tokenizer.json", _older),
-        ("tokenizer_config.json", _of_class("T5TokenizerFast")),
-        ("tokenizer_config.json", _of_class("PreTrainedTokenizerFast")),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", extra_special_tokens=["<word>"])),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", sep_token="<word>")),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", added_tokens_decoder={})),
-    ],
-)
+@pytest.mark.parametrize(("file", "change"), [
+    ("tokenizer.json", _older),
+    ("tokenizer_config.json", _of_class("T5TokenizerFast")),
+    ("tokenizer_config.json", _of_class("PreTrainedTokenizerFast")),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", extra_special_tokens=["<word>"])),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", sep_token="<word>")),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", added_tokens_decoder={})),
+])  # fmt: skip
 def test_what_transformers_passes_over_or_adds_itself(file, change, tmp_path):
     folder = _folder(tmp_path / "hf", "t5", added=True)
     _edit(folder / file, change)
@@ -140,26 +137,23 @@ def _list_other_id(content):
     content["added_tokens_decoder"] = {"900": {"content": "<word>"}}
 
 
-@pytest.mark.parametrize(
-    ("kind", "files", "words"),
-    [
-        ("t5", {"added_tokens.json": {"<word>": 220}}, "adds the token '<word>'.*save_pretrained"),
-        ("t5", {"special_tokens_map.json": {"mask_token": "<word>"}}, "adds the token '<word>'"),
-        ("t5", {"tokenizer_config.json": {"extra_special_tokens": ["<word>"]}}, "adds the token"),
-        ("t5", {"tokenizer_config.json": {"added_tokens_decoder": {"7": 1}}}, "cannot be read"),
-        ("t5", {"tokenizer.json": {"model": {"type": "BPE"}}}, "is not a tokenizer of a T5"),
-        ("t5", {"tokenizer_config.json": []}, "is not a JSON object"),
-        ("byt5", {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "are missing"),
-        (
-            "byt5",
-            {
-                "tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer"},
-                "added_tokens.json": {"<word>": 384},
-            },
-            "adds '<word>' to ByT5's tokens",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kind", "files", "words"), [
+    ("t5", {"added_tokens.json": {"<word>": 220}}, "adds the token '<word>'.*save_pretrained"),
+    ("t5", {"special_tokens_map.json": {"mask_token": "<word>"}}, "adds the token '<word>'"),
+    ("t5", {"tokenizer_config.json": {"extra_special_tokens": ["<word>"]}}, "adds the token"),
+    ("t5", {"tokenizer_config.json": {"added_tokens_decoder": {"7": 1}}}, "cannot be read"),
+    ("t5", {"tokenizer.json": {"model": {"type": "BPE"}}}, "is not a tokenizer of a T5"),
+    ("t5", {"tokenizer_config.json": []}, "is not a JSON object"),
+    ("byt5", {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "are missing"),
+    (
+        "byt5",
+        {
+            "tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer"},
+            "added_tokens.json": {"<word>": 384},
+        },
+        "adds '<word>' to ByT5's tokens",
+    ),
+])  # fmt: skip
 def test_what_cannot_be_read_with_equal_ids_is_refused_by_name(kind, files, words, tmp_path):
     if kind == "t5":
         (tmp_path / "spiece.model").write_bytes(_pieces())

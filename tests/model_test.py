@@ -207,21 +207,18 @@ class TestIds:
         np.testing.assert_array_equal(model.encode(rows, ratio=4), expected)
         np.testing.assert_array_equal(model.encode(jnp.asarray(TOKENS), ratio=4), expected)
 
-    @pytest.mark.parametrize(
-        ("tokens", "words"),
-        [
-            ([5, 6, 1], "a batch of one is a list in it"),
-            (np.array([5, 6, 1]), r"shape \(3,\); expected \[batch, length\]"),
-            ([[5], []], r"shape \(0,\) in row 1"),
-            ([[5, 6], [384]], "id 384 in row 1 at position 0; the vocabulary's ids are 0 to 383"),
-            ([[5, -1]], "id -1 in row 0 at position 1"),
-            ([[2**80]], "dtype object|not an array of token ids"),
-            ([[5.0, 6.0]], "dtype float64"),
-            ([[5, [6]]], "not an array of token ids"),
-            (None, "dtype object"),
-            (["text", [5]], "Texts are mixed with a list"),
-        ],
-    )
+    @pytest.mark.parametrize(("tokens", "words"), [
+        ([5, 6, 1], "a batch of one is a list in it"),
+        (np.array([5, 6, 1]), r"shape \(3,\); expected \[batch, length\]"),
+        ([[5], []], r"shape \(0,\) in row 1"),
+        ([[5, 6], [384]], "id 384 in row 1 at position 0; the vocabulary's ids are 0 to 383"),
+        ([[5, -1]], "id -1 in row 0 at position 1"),
+        ([[2**80]], "dtype object|not an array of token ids"),
+        ([[5.0, 6.0]], "dtype float64"),
+        ([[5, [6]]], "not an array of token ids"),
+        (None, "dtype object"),
+        (["text", [5]], "Texts are mixed with a list"),
+    ])  # fmt: skip
     def test_what_is_no_batch_of_ids_is_refused_early(self, model, tokens, words):
         for call in (model.encode, lambda tokens: model.generate(tokens, ratio=2)):
             with pytest.raises(VariatorError, match=words):

@@ -128,18 +128,15 @@ def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
     assert sorted(map(bytes, one)) == sorted(map(bytes, four))
 
 
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"task_name": "docs_topik"}, "Did you mean 'docs_topic'"),
-        ({"split": "valid"}, "Did you mean 'validation'"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
-        ({"seed": -1}, "seed -1"),
-        ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
-        ({"streams": 3}, "8 rows cannot be cut into 3"),
-    ],
-)
+@pytest.mark.parametrize("changed, message", [
+    ({"task_name": "docs_topik"}, "Did you mean 'docs_topic'"),
+    ({"split": "valid"}, "Did you mean 'validation'"),
+    ({"batch_size": 0}, "batch_size 0"),
+    ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
+    ({"seed": -1}, "seed -1"),
+    ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
+    ({"streams": 3}, "8 rows cannot be cut into 3"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused_before_the_first_batch(changed, message):
     arguments = {"task_name": "docs_topic", "split": "train", "batch_size": 8}
     with pytest.raises(DataError, match=message):

@@ -83,16 +83,13 @@ GOLD = {"entailment": "yes", "neutral": "no", "other": "no"}
 NAMED = ["text\t2\tthe end", "some array\ttwo\tnear", "an axis\t2nd\tfar"]
 
 
-@pytest.mark.parametrize(
-    "rows, arguments, targets",
-    [
-        (TSV, {"labels": LABELS}, ["yes", "no", "no", "yes"]),
-        (NLI, {"labels": GOLD, "label_field": "gold"}, ["yes", "no", "no"]),
-        (NAMED, {"target": "2"}, ["two", "2nd"]),
-        (NAMED, {"target": "the end"}, ["near", "far"]),
-        (NAMED, {"target": "the {text}"}, ["the some array", "the an axis"]),
-    ],
-)
+@pytest.mark.parametrize("rows, arguments, targets", [
+    (TSV, {"labels": LABELS}, ["yes", "no", "no", "yes"]),
+    (NLI, {"labels": GOLD, "label_field": "gold"}, ["yes", "no", "no"]),
+    (NAMED, {"target": "2"}, ["two", "2nd"]),
+    (NAMED, {"target": "the end"}, ["near", "far"]),
+    (NAMED, {"target": "the {text}"}, ["the some array", "the an axis"]),
+])  # fmt: skip
 def test_labels_and_targets_come_from_any_field(tmp_path, rows, arguments, targets):
     suffix = "jsonl" if isinstance(rows[0], dict) else "tsv"
     path = _write(tmp_path / f"rows.{suffix}", rows)

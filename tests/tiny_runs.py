@@ -57,15 +57,10 @@ def config(
 ):
     """Settings of a plugin run; a row of the log for each step."""
     adamw = optimizers.optimizer("adamw", learning_rate, "constant", weight_decay=0.1)
-    fields = {
-        "model_dir": str(model_dir),
-        "data": DATA,
-        "schedule": Schedule(steps, 1, 0, checkpoint_period),
-        "optimizer": adamw,
-        "backbone": TINY,
-        "plugin": PluginConfig(4, bottleneck=4, sites=sites),
-    }
-    return TrainConfig(**fields | settings)
+    fields = {"data": DATA, "optimizer": adamw, "backbone": TINY}
+    fields["schedule"] = Schedule(steps, 1, 0, checkpoint_period)
+    fields["plugin"] = PluginConfig(4, bottleneck=4, sites=sites)
+    return TrainConfig(str(model_dir), **fields | settings)
 
 
 def run(model_dir, steps=6, **settings):

@@ -24,9 +24,7 @@ def joined(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "_relay_stderr", lambda: None)
     monkeypatch.setattr(distributed, "_joined", None)
-    monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs))
-    )
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **named: calls.append((a, named)))
     return calls
 
 
@@ -44,9 +42,7 @@ def test_flags_are_passed_on_with_bounded_waits_and_one_process_joins_nothing(jo
 
 
 @pytest.mark.parametrize(("tasks", "calls"), [("4", [(4, 2), (4, 2)]), ("1", [])])
-def test_slurm_is_detected_by_jax_and_a_single_task_keeps_its_devices(
-    joined, monkeypatch, tasks, calls
-):
+def test_jax_detects_slurm_and_a_single_task_keeps_its_devices(joined, monkeypatch, tasks, calls):
     place = {"SLURM_NTASKS": tasks, "SLURM_PROCID": "2" if calls else "0"}
     for name, value in {**SLURM, **place}.items():
         monkeypatch.setenv(name, value)
@@ -97,12 +93,9 @@ GLOO = "UNKNOWN: Gloo all-reduce failed: pair.cc:538] Read error: Connection res
     (KeyboardInterrupt("a"), KeyboardInterrupt, 130),
 ])  # fmt: skip
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_failure_sets_the_exit_code_of_one_of_several_processes(
-    error, raised, code, alone, monkeypatch
-):
-    codes = []
-    process = None if alone else distributed.Process("h:1", 2, 1)
-    monkeypatch.setattr(distributed, "_joined", process)
+def test_a_failure_sets_the_exit_code_of_one_of_several(error, raised, code, alone, monkeypatch):
+    codes, process = [], distributed.Process("h:1", 2, 1)
+    monkeypatch.setattr(distributed, "_joined", None if alone else process)
     monkeypatch.setattr(distributed.atexit, "register", lambda _, code: codes.append(code))
     with pytest.raises(type(error) if alone else raised) as caught, distributed.fail_fast():
         raise error

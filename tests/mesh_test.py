@@ -42,9 +42,7 @@ def test_data_comes_first_fsdp_as_memory_gets_short_and_model_last(rows, devices
     ((1, 1, 4), 8, 4, {"vocab_size": 390}, "cannot split 390 embeddings"),
     ((1, 4, 1), 8, 4, {"embed_dim": 18}, "cannot cut a width of 18"),
 ])  # fmt: skip
-def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(
-    shape, batch, devices, change, message
-):
+def test_an_impossible_mesh_is_refused_with_the_nearest(shape, batch, devices, change, message):
     config = dataclasses.replace(TINY, **change)
     with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message):
         meshes.make_mesh(config, batch, shape, devices=range(devices))

@@ -25,9 +25,8 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     package = folder / "variator_toy"
     package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "model.py").write_text(TOY)
-    (package / "broken.py").write_text("1 / 0\n")
+    for name, text in {"__init__": "", "model": TOY, "broken": "1 / 0\n"}.items():
+        (package / f"{name}.py").write_text(text)
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))

@@ -74,10 +74,7 @@ def _flat(array):
 
 def save_zip(path, state, byteorder=b"little"):
     """torch.save's layout of today."""
-    content = {
-        name: _tensor(Id(_storage(str(i), array)), array)
-        for i, (name, array) in enumerate(state.items())
-    }
+    content = {n: _tensor(Id(_storage(str(i), a)), a) for i, (n, a) in enumerate(state.items())}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("plugin/data.pkl", dumps(content))
         archive.writestr("plugin/byteorder", byteorder)
@@ -96,9 +93,7 @@ def legacy(content, storages):
 
 
 def save_legacy(path, state):
-    content = {
-        name: _tensor(Id((*_storage(name, array), None)), array) for name, array in state.items()
-    }
+    content = {n: _tensor(Id((*_storage(n, a), None)), a) for n, a in state.items()}
     path.write_bytes(legacy(content, state))
 
 

@@ -1,16 +1,15 @@
 """`variator serve` as a process: it starts, drains on SIGTERM, and refuses what it cannot serve."""
 
 import concurrent.futures
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
+import launching
 import pytest
 import served
 
@@ -18,8 +17,6 @@ from variator_jax import cli
 from variator_jax.commands import serving
 from variator_jax.errors import ConfigError
 from variator_jax.store import save_backbone, save_plugins
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +33,8 @@ def start(folder, *more, **environment):
     """The process and the address that it prints."""
     given = "--backbone backbone --plugins plugins --tasks tasks.json --max_length 16 --port 0"
     command = [sys.executable, "-m", "variator_jax", "serve", *given.split(), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, text=True)
+    options = {"env": launching.child(**environment), "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, **options)
     return process, re.search(r"http://\S+", process.stdout.readline())[0]
 
 

@@ -152,9 +152,7 @@ def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, ver
 
 def _squad(*questions):
     """SQuAD's own JSON: each question is its text and its answers."""
-    asked = [
-        {"question": q, "answers": [{"text": a} for a in answers]} for q, *answers in questions
-    ]
+    asked = [{"question": q, "answers": [{"text": a} for a in said]} for q, *said in questions]
     return json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": asked}]}]})
 
 

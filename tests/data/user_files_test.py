@@ -53,11 +53,8 @@ def test_any_label_column_is_read_one_way_or_refused(tmp_path, column, words):
     except DataError as error:
         assert re.search(rf"{path}:\d+: |two ways", str(error))
         return
-    ways = [
-        {"no": "no", "yes": "yes"},
-        {"0": words[0], "1": words[1]},
-        {"true": "yes", "false": "no"},
-    ]
+    truth = {"true": "yes", "false": "no"}
+    ways = [{"no": "no", "yes": "yes"}, {"0": words[0], "1": words[1]}, truth]
     read = [[way.get(str(label).lower()) for label in column] for way in ways]
     assert [target for _, target in texts(task)] in read
     assert all(f"is {word!r}" in get_spec(task).note for word in words)

@@ -45,11 +45,8 @@ def slurm(stubs):
     return job
 
 
-FOLDERS = {
-    "runs/a": "runs/a is relative to",
-    "'gs://bucket/a'": "only T5X writes to gs://bucket/a",
-    "'/shared/a'": "",
-}
+FOLDERS = {"runs/a": "runs/a is relative to", "'gs://bucket/a'": "only T5X writes to gs://bucket/a"}
+FOLDERS["'/shared/a'"] = ""
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

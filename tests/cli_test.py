@@ -99,7 +99,6 @@ REFUSED = {
     "train": "no gin file",
     "train --gin_file=trian.gin": "'train.gin'",
     TRAIN: "--gin.MODEL_DIR=VALUE",
-    f"{TRAIN} --gin.MODEL_DIR=x --gin.STPS=1": "'STEPS'",
     "train --gin_fil=train.gin": "'--gin_file'",
     "train --gin_file=evaluate.gin --gin.MODEL_DIR=x": "one that does, such as nano_docs",
     "train --TRAIN_STEPS=5": "--gin.TRAIN_STEPS=5",

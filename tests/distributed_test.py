@@ -1,14 +1,13 @@
 """Joining processes: what JAX is asked, what is refused, and the messages after a loss."""
 
-import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from unittest import mock
 
 import jax
 import pytest
+from launching import child
 
 from variator_jax import distributed
 from variator_jax.errors import ConfigError, DataError, TrainingError
@@ -110,9 +109,9 @@ def test_a_failure_sets_the_exit_code_of_one_of_several(error, raised, code, alo
     (f"{distributed.REPORT}\nerror: {distributed.LOST}\n", False),
 ])  # fmt: skip
 def test_the_relay_adds_a_line_about_losses_only(text, added):
-    program = [sys.executable, "-S", "-E", "-c", distributed.RELAY]
-    arguments = [distributed.REPORT, distributed.LOST]
-    result = subprocess.run([*program, *arguments], input=text.encode(), capture_output=True)
+    arguments = [distributed.RELAY, distributed.REPORT, distributed.LOST]
+    program = [sys.executable, "-S", "-E", "-c", *arguments]
+    result = subprocess.run(program, input=text.encode(), capture_output=True)
     last = f"variator: error: {distributed.LOST}.\n" if added else ""
     assert (result.stdout, result.stderr.decode()) == (b"", text + last)
 
@@ -137,8 +136,7 @@ distributed._end(2)
 ])  # fmt: skip
 def test_the_last_lines_of_a_process_are_printed(script, code, line, tmp_path):
     program = [sys.executable, "-c", f"import sys\nfrom variator_jax import distributed\n{script}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with (tmp_path / "log").open("w") as log:  # A pipe would also wait for the relay.
-        done = subprocess.run(program, env=environment, stderr=log)
+        done = subprocess.run(program, env=child(), stderr=log)
     text = (tmp_path / "log").read_text()
     assert done.returncode == code and line in text

@@ -102,13 +102,12 @@ def test_a_model_with_sentinels_of_its_own_keeps_them(tmp_path):
 
 def test_what_is_missing_is_named(vocabulary_file, monkeypatch, tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"no model")
-    cases = (
+    for backbone, message in (
         (_backbone(), "has no vocabulary"),
         (_backbone(tmp_path / "spiece.model"), "spiece.model is not a SentencePiece model"),
         (_backbone(vocabulary_file, vocab_size=128), "has only 128 embeddings"),
         (_backbone(name="byt5_tiny", vocab_size=256), "bytes has 259 ids.*only 256 embeddings"),
-    )
-    for backbone, message in cases:
+    ):
         with pytest.raises(VariatorError, match=message):
             VariatorModel(backbone).encode("a text")
     named = VariatorModel(_backbone(vocabulary_file, name="byt5_tiny"))  # its own comes first

@@ -1,6 +1,5 @@
 """What `variator inspect` prints of each kind of folder, and what it leaves unread."""
 
-import json
 import shutil
 
 import jax
@@ -36,7 +35,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("any") / "run"
     folder.mkdir()
     (folder / "log.jsonl").write_text("")
-    (folder / "run.json").write_text(json.dumps({"trained": "backbone"}))
+    (folder / "run.json").write_text('{"trained": "backbone"}')
     for step in ("20", "100"):
         (folder / "checkpoints" / step).mkdir(parents=True)
     (folder / "a.model").write_bytes(b"a vocabulary")

@@ -6,7 +6,7 @@ from variator_jax.data.vocabulary import train_sentencepiece
 
 
 def pieces(own_sentinels=0):
-    """The bytes of a model of 120 pieces, and of so many sentinels, as mT5's has them."""
+    """The bytes of a model with so many sentinels among its pieces, as mT5's has them."""
     texts = ["the quick brown fox jumps over the lazy dog", "Is it a sentence? Yes, it is.", "no."]
     proto = pb2.ModelProto.FromString(train_sentencepiece(texts * 30, 120))
     for i in reversed(range(own_sentinels)):

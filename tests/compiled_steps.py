@@ -28,9 +28,7 @@ def collectives(text):
     found = []
     for line in text.splitlines():
         if match := _COLLECTIVE.search(line):
-            arrays = [
-                (json.loads(f"[{shape}]"), _BYTES[kind]) for kind, shape in _ARRAY.findall(match[1])
-            ]
+            arrays = [(json.loads(f"[{n}]"), _BYTES[kind]) for kind, n in _ARRAY.findall(match[1])]
             found.append([match[2], [[shape, size * math.prod(shape)] for shape, size in arrays]])
     return found
 

@@ -1,14 +1,13 @@
 """Joining processes: what JAX is asked, what is refused, and the messages after a loss."""
 
-import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from unittest import mock
 
 import jax
 import pytest
+from launching import child
 
 from variator_jax import distributed
 from variator_jax.errors import ConfigError, DataError, TrainingError
@@ -24,9 +23,7 @@ def joined(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "_relay_stderr", lambda: None)
     monkeypatch.setattr(distributed, "_joined", None)
-    monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs))
-    )
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **named: calls.append((a, named)))
     return calls
 
 
@@ -44,9 +41,7 @@ def test_flags_are_passed_on_with_bounded_waits_and_one_process_joins_nothing(jo
 
 
 @pytest.mark.parametrize(("tasks", "calls"), [("4", [(4, 2), (4, 2)]), ("1", [])])
-def test_slurm_is_detected_by_jax_and_a_single_task_keeps_its_devices(
-    joined, monkeypatch, tasks, calls
-):
+def test_jax_detects_slurm_and_a_single_task_keeps_its_devices(joined, monkeypatch, tasks, calls):
     place = {"SLURM_NTASKS": tasks, "SLURM_PROCID": "2" if calls else "0"}
     for name, value in {**SLURM, **place}.items():
         monkeypatch.setenv(name, value)
@@ -56,16 +51,13 @@ def test_slurm_is_detected_by_jax_and_a_single_task_keeps_its_devices(
     assert all(args[0].startswith("node01:") for args, _ in joined)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("h:1", None, None), "--process_count=None --process_index=None: give all"),
-        (("h:1", 2, 2), "--process_count=2 --process_index=2: give all three"),
-        (("host:70000", 2, 0), "host:70000 --process_count=2 --process_index=0: give all"),
-        (("h:1", 2, 0, True), "--multiprocess detects address, count and index"),
-        ((None, None, None, True), "--multiprocess, but JAX detects no TPU pod, SLURM"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("h:1", None, None), "--process_count=None --process_index=None: give all"),
+    (("h:1", 2, 2), "--process_count=2 --process_index=2: give all three"),
+    (("host:70000", 2, 0), "host:70000 --process_count=2 --process_index=0: give all"),
+    (("h:1", 2, 0, True), "--multiprocess detects address, count and index"),
+    ((None, None, None, True), "--multiprocess, but JAX detects no TPU pod, SLURM"),
+])  # fmt: skip
 def test_what_does_not_fit_together_is_refused_by_name(joined, arguments, message):
     with pytest.raises(ConfigError) as raised:
         distributed.initialize(*arguments)
@@ -92,23 +84,17 @@ def test_a_process_that_waits_soon_prints_for_whom(joined, monkeypatch, capsys):
 GLOO = "UNKNOWN: Gloo all-reduce failed: pair.cc:538] Read error: Connection reset by peer"
 
 
-@pytest.mark.parametrize(
-    ("error", "raised", "code"),
-    [
-        (ValueError(GLOO), TrainingError, distributed.EXIT_LOST),
-        (jax.errors.JaxRuntimeError(GLOO), TrainingError, distributed.EXIT_LOST),
-        (DataError("a"), DataError, 2),
-        (ValueError("a"), ValueError, 1),
-        (KeyboardInterrupt("a"), KeyboardInterrupt, 130),
-    ],
-)
+@pytest.mark.parametrize(("error", "raised", "code"), [
+    (ValueError(GLOO), TrainingError, distributed.EXIT_LOST),
+    (jax.errors.JaxRuntimeError(GLOO), TrainingError, distributed.EXIT_LOST),
+    (DataError("a"), DataError, 2),
+    (ValueError("a"), ValueError, 1),
+    (KeyboardInterrupt("a"), KeyboardInterrupt, 130),
+])  # fmt: skip
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_failure_sets_the_exit_code_of_one_of_several_processes(
-    error, raised, code, alone, monkeypatch
-):
-    codes = []
-    process = None if alone else distributed.Process("h:1", 2, 1)
-    monkeypatch.setattr(distributed, "_joined", process)
+def test_a_failure_sets_the_exit_code_of_one_of_several(error, raised, code, alone, monkeypatch):
+    codes, process = [], distributed.Process("h:1", 2, 1)
+    monkeypatch.setattr(distributed, "_joined", None if alone else process)
     monkeypatch.setattr(distributed.atexit, "register", lambda _, code: codes.append(code))
     with pytest.raises(type(error) if alone else raised) as caught, distributed.fail_fast():
         raise error
@@ -117,18 +103,15 @@ def test_a_failure_sets_the_exit_code_of_one_of_several_processes(
     assert lost == (not alone and code == distributed.EXIT_LOST)
 
 
-@pytest.mark.parametrize(
-    ("text", "added"),
-    [
-        ("all is well\n", False),
-        (f"before\nF client.h:80] {distributed.REPORT}.\n@ 0x7\n", True),
-        (f"{distributed.REPORT}\nerror: {distributed.LOST}\n", False),
-    ],
-)
+@pytest.mark.parametrize(("text", "added"), [
+    ("all is well\n", False),
+    (f"before\nF client.h:80] {distributed.REPORT}.\n@ 0x7\n", True),
+    (f"{distributed.REPORT}\nerror: {distributed.LOST}\n", False),
+])  # fmt: skip
 def test_the_relay_adds_a_line_about_losses_only(text, added):
-    program = [sys.executable, "-S", "-E", "-c", distributed.RELAY]
-    arguments = [distributed.REPORT, distributed.LOST]
-    result = subprocess.run([*program, *arguments], input=text.encode(), capture_output=True)
+    arguments = [distributed.RELAY, distributed.REPORT, distributed.LOST]
+    program = [sys.executable, "-S", "-E", "-c", *arguments]
+    result = subprocess.run(program, input=text.encode(), capture_output=True)
     last = f"variator: error: {distributed.LOST}.\n" if added else ""
     assert (result.stdout, result.stderr.decode()) == (b"", text + last)
 
@@ -147,17 +130,13 @@ distributed._end(2)
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "code", "line"),
-    [
-        (NEVER_JOINED, distributed.EXIT_LOST, "process 0 at 127.0.0.1:9: not all processes joined"),
-        (SLOW_RELAY, 2, "the last line\n"),
-    ],
-)
+@pytest.mark.parametrize(("script", "code", "line"), [
+    (NEVER_JOINED, distributed.EXIT_LOST, "process 0 at 127.0.0.1:9: not all processes joined"),
+    (SLOW_RELAY, 2, "the last line\n"),
+])  # fmt: skip
 def test_the_last_lines_of_a_process_are_printed(script, code, line, tmp_path):
     program = [sys.executable, "-c", f"import sys\nfrom variator_jax import distributed\n{script}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with (tmp_path / "log").open("w") as log:  # A pipe would also wait for the relay.
-        done = subprocess.run(program, env=environment, stderr=log)
+        done = subprocess.run(program, env=child(), stderr=log)
     text = (tmp_path / "log").read_text()
     assert done.returncode == code and line in text

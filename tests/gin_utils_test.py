@@ -25,9 +25,8 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     package = folder / "variator_toy"
     package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "model.py").write_text(TOY)
-    (package / "broken.py").write_text("1 / 0\n")
+    for name, text in {"__init__": "", "model": TOY, "broken": "1 / 0\n"}.items():
+        (package / f"{name}.py").write_text(text)
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))
@@ -172,10 +171,10 @@ def test_errors_name_file_and_line_and_the_nearest_name(run_gin, line):
 
 OVERRIDES = {
     "STEPS=1O0": "--gin.STEPS=1O0: expected a value such as 100.",
-    "STPS=5": "--gin.STPS: no gin file of this run defines or reads a macro 'STPS'. Did you mean",
+    "STPS=5": "no gin file of this run defines or reads a macro 'STPS'. Did you mean 'STEPS'",
     "train.stps=5": "doesn't have a parameter named 'stps'. Did you mean 'steps'?",
     "trian.steps=5": "'trian'. Did you mean 'train'?",
-    "TRAIN-STEPS=5": "reads a macro 'TRAIN-STEPS'",
+    "TRAIN-STEPS=5": "--gin.TRAIN-STEPS: no gin file of this run defines or reads a macro 'TRAIN",
     "NAME=": "--gin.NAME has no value: write --gin.NAME=VALUE",
 }
 BAD_VALUES = ("true", "none", "2,4", "2/3,4", "[a, b]", "'open", "it's", "'{text}", "{a: b}")

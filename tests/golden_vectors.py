@@ -25,17 +25,10 @@ def config(version, **overrides):
     """The tiny T5 of every golden file, version '1_0' or '1_1'."""
     plain = version == "1_0"
     fields = dict(
-        name=f"golden_{version}",
-        vocab_size=128,
-        embed_dim=32,
-        num_heads=4,
-        head_dim=12,
-        mlp_dim=80,
-        num_encoder_layers=3,
-        num_decoder_layers=2,
+        name=f"golden_{version}", vocab_size=128, embed_dim=32, num_heads=4, head_dim=12,
+        mlp_dim=80, num_encoder_layers=3, num_decoder_layers=2, logits_via_embedding=plain,
         mlp_activations=("relu",) if plain else ("gelu", "linear"),
-        logits_via_embedding=plain,
-    )
+    )  # fmt: skip
     return T5Config(**(fields | overrides))
 
 

@@ -28,15 +28,9 @@ def write(folder, state, **changes):
     config = {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
-        "d_model": 16,
-        "d_kv": 4,
-        "d_ff": 24,
-        "num_heads": 3,
-        "num_layers": 3,
-        "num_decoder_layers": 2,
+        **dict(d_model=16, d_kv=4, d_ff=24, num_heads=3, num_layers=3, num_decoder_layers=2),
         "vocab_size": 40,  # resized afterwards: the weight's rows count
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
+        **dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         **changes,
     }
     (folder / "config.json").write_text(json.dumps(config))

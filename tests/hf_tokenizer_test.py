@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from hf_files import save_hf
-from sentencepiece import sentencepiece_model_pb2 as pb2
+from pieces import pieces
 from tiny_model import BACKBONE
 
 from variator_jax import VariatorError, VariatorModel
@@ -38,21 +38,13 @@ ADDED = {
 }
 
 
-def _pieces(own_sentinels=False):
-    texts = ["the quick brown fox jumps over the lazy dog", "Is it a sentence? Yes, it is.", "no."]
-    proto = pb2.ModelProto.FromString(train_sentencepiece(texts * 30, 120))
-    for i in reversed(range(100 if own_sentinels else 0)):
-        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=4)
-    return proto.SerializeToString()
-
-
 def _folder(path, kind, added):
     """A folder that transformers saves, with tokens added to it."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "mt5" if kind == "mt5" else "t5"}))
     settings = {"tokenizer_class": "ByT5Tokenizer" if kind == "byt5" else "T5Tokenizer"}
     if kind != "byt5":
-        (path / "spiece.model").write_bytes(_pieces(kind == "mt5"))
+        (path / "spiece.model").write_bytes(pieces(100 if kind == "mt5" else 0))
         settings["extra_ids"] = 0 if kind == "mt5" else 100
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
@@ -74,7 +66,7 @@ def _assert_equal_ids(folder):
     assert ours.size == len(theirs) or ours.size == 384
     for text in TEXTS:
         assert ours.encode(text) == theirs(text).input_ids, text
-    return ours
+    return ours, theirs
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["beside the others", "alone"])
@@ -86,15 +78,14 @@ def test_ids_are_those_of_transformers(kind, added, alone, tmp_path):
         (folder / "spiece.model").unlink(missing_ok=True)
     if alone and kind == "t5":
         (folder / "tokenizer_config.json").unlink()
-    ours = _assert_equal_ids(folder)
+    ours, theirs = _assert_equal_ids(folder)
     assert list(ours.added) == (list(ADDED) if added else [])
-    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
     ids = ours.encode("the <hl> fox <extra_id_0> dog")
     assert ours.decode([*ids, 9, 0]) == theirs.decode(ids[:-1])
 
 
 def test_pieces_alone_give_the_ids_of_transformers_or_refuse_the_text(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(_pieces())
+    (tmp_path / "spiece.model").write_bytes(pieces())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     ours = load_tokenizer(find_vocabulary(tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
@@ -107,62 +98,46 @@ def test_pieces_alone_give_the_ids_of_transformers_or_refuse_the_text(tmp_path):
 
 
 def _older(content):
-    content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"]]}
+    sequence = {"type": "Sequence", "normalizers": [content["normalizer"]]}
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    content["pre_tokenizer"] = metaspace
-    content["truncation"] = {
-        **{"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    }
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    content.update(normalizer=sequence, pre_tokenizer=metaspace, truncation=truncation)
 
 
 def _of_class(name, **more):
     return lambda content: content.update(tokenizer_class=name, **more)
 
 
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
-        ("tokenizer.json", _older),
-        ("tokenizer_config.json", _of_class("T5TokenizerFast")),
-        ("tokenizer_config.json", _of_class("PreTrainedTokenizerFast")),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", extra_special_tokens=["<word>"])),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", sep_token="<word>")),
-        ("tokenizer_config.json", _of_class("T5Tokenizer", added_tokens_decoder={})),
-    ],
-)
+@pytest.mark.parametrize(("file", "change"), [
+    ("tokenizer.json", _older),
+    ("tokenizer_config.json", _of_class("T5TokenizerFast")),
+    ("tokenizer_config.json", _of_class("PreTrainedTokenizerFast")),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", extra_special_tokens=["<word>"])),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", sep_token="<word>")),
+    ("tokenizer_config.json", _of_class("T5Tokenizer", added_tokens_decoder={})),
+])  # fmt: skip
 def test_what_transformers_passes_over_or_adds_itself(file, change, tmp_path):
     folder = _folder(tmp_path / "hf", "t5", added=True)
     _edit(folder / file, change)
     _assert_equal_ids(folder)
 
 
-def _list_other_id(content):
-    content["added_tokens_decoder"] = {"900": {"content": "<word>"}}
+BYT5 = {"tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer"}}
 
 
-@pytest.mark.parametrize(
-    ("kind", "files", "words"),
-    [
-        ("t5", {"added_tokens.json": {"<word>": 220}}, "adds the token '<word>'.*save_pretrained"),
-        ("t5", {"special_tokens_map.json": {"mask_token": "<word>"}}, "adds the token '<word>'"),
-        ("t5", {"tokenizer_config.json": {"extra_special_tokens": ["<word>"]}}, "adds the token"),
-        ("t5", {"tokenizer_config.json": {"added_tokens_decoder": {"7": 1}}}, "cannot be read"),
-        ("t5", {"tokenizer.json": {"model": {"type": "BPE"}}}, "is not a tokenizer of a T5"),
-        ("t5", {"tokenizer_config.json": []}, "is not a JSON object"),
-        ("byt5", {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "are missing"),
-        (
-            "byt5",
-            {
-                "tokenizer_config.json": {"tokenizer_class": "ByT5Tokenizer"},
-                "added_tokens.json": {"<word>": 384},
-            },
-            "adds '<word>' to ByT5's tokens",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kind", "files", "words"), [
+    ("t5", {"added_tokens.json": {"<word>": 220}}, "adds the token '<word>'.*save_pretrained"),
+    ("t5", {"special_tokens_map.json": {"mask_token": "<word>"}}, "adds the token '<word>'"),
+    ("t5", {"tokenizer_config.json": {"extra_special_tokens": ["<word>"]}}, "adds the token"),
+    ("t5", {"tokenizer_config.json": {"added_tokens_decoder": {"7": 1}}}, "cannot be read"),
+    ("t5", {"tokenizer.json": {"model": {"type": "BPE"}}}, "is not a tokenizer of a T5"),
+    ("t5", {"tokenizer_config.json": []}, "is not a JSON object"),
+    ("byt5", {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "are missing"),
+    ("byt5", BYT5 | {"added_tokens.json": {"<word>": 384}}, "adds '<word>' to ByT5's tokens"),
+])  # fmt: skip
 def test_what_cannot_be_read_with_equal_ids_is_refused_by_name(kind, files, words, tmp_path):
     if kind == "t5":
-        (tmp_path / "spiece.model").write_bytes(_pieces())
+        (tmp_path / "spiece.model").write_bytes(pieces())
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(VariatorError, match=words):
@@ -171,7 +146,8 @@ def test_what_cannot_be_read_with_equal_ids_is_refused_by_name(kind, files, word
 
 def test_ids_that_contradict_the_file_are_refused(tmp_path):
     folder = _folder(tmp_path / "hf", "t5", added=False)
-    _edit(folder / "tokenizer_config.json", _list_other_id)
+    listed = {"900": {"content": "<word>"}}
+    _edit(folder / "tokenizer_config.json", lambda x: x.update(added_tokens_decoder=listed))
     with pytest.raises(VariatorError, match="has '<word>' as id 2.*; expected 900"):
         load_tokenizer(folder / "tokenizer.json")
 
@@ -179,25 +155,22 @@ def test_ids_that_contradict_the_file_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["t5", "byt5"])
 def test_folders_keep_the_vocabulary_and_its_ids(kind, tmp_path, monkeypatch):
     folder = _folder(tmp_path / "hf", kind, added=True)
-    config = dataclasses.replace(BACKBONE.config, vocab_size=400, name="t5")
-    backbone = dataclasses.replace(
-        BACKBONE, config=BACKBONE.config, vocabulary_file=find_vocabulary(folder)
-    )
-    save_backbone(tmp_path / "ours", backbone.config, backbone.params, backbone.vocabulary_file)
-    save_hf(tmp_path / "theirs", backbone)
-    expected = load_tokenizer(backbone.vocabulary_file, config.vocab_size).encode(TEXTS[0])
+    file = find_vocabulary(folder)
+    save_backbone(tmp_path / "ours", BACKBONE.config, BACKBONE.params, file)
+    save_hf(tmp_path / "theirs", dataclasses.replace(BACKBONE, vocabulary_file=file))
+    expected = load_tokenizer(file, 400).encode(TEXTS[0])
     for name in ("ours", "theirs"):
         loaded = load_backbone(tmp_path / name)
         assert load_tokenizer(loaded.vocabulary_file).encode(TEXTS[0]) == expected
         names = {file.name for file in (tmp_path / name).iterdir()}
         assert {file.name for file in folder.iterdir()} <= names | {"config.json"}
-    save_backbone(tmp_path / "ours", backbone.config, backbone.params, backbone.vocabulary_file)
+    save_backbone(tmp_path / "ours", BACKBONE.config, BACKBONE.params, file)
     if kind == "t5":
         model = VariatorModel(load_backbone(tmp_path / "ours"))
         assert model.tokenize(TEXTS[0])[0].tolist() == expected
         monkeypatch.setitem(sys.modules, "tokenizers", None)
         with pytest.raises(VariatorError, match="pip install tokenizers"):
-            load_tokenizer(backbone.vocabulary_file)
+            load_tokenizer(file)
         (tmp_path / "ours" / "tokenizer.json").write_text("{}")
         with pytest.raises(VariatorError, match="tokenizer.json"):
             open_folder(tmp_path / "ours", verify=False)
@@ -230,15 +203,11 @@ def test_tasks_take_the_folder_as_their_vocabulary(kind, tmp_path):
 @pytest.mark.parametrize("added", [False, True], ids=["plain", "added"])
 def test_a_task_of_other_ids_is_refused_before_it_trains(added, tmp_path):
     folder, config = _folder(tmp_path / "hf", "t5", added), get_config("nano", vocab_size=300)
-    file, pieces = folder / "tokenizer.json", load_vocabulary(folder / "spiece.model")
+    file, other = folder / "tokenizer.json", load_vocabulary(folder / "spiece.model")
     check_vocabulary("t", load_vocabulary(folder), config, file)
-    others = [pieces]
     if not added:
-        check_vocabulary("t", pieces, config, file)
+        check_vocabulary("t", other, config, file)
         (tmp_path / "other.model").write_bytes(train_sentencepiece(["one two"] * 9, 110))
-        others = [load_vocabulary(tmp_path / "other.model")]
-    for vocabulary in others:
-        with pytest.raises(
-            VariatorError, match="another vocabulary.*Set VOCABULARY.*tokenizer.json"
-        ):
-            check_vocabulary("t", vocabulary, config, file)
+        other = load_vocabulary(tmp_path / "other.model")
+    with pytest.raises(VariatorError, match="another vocabulary.*Set VOCABULARY.*tokenizer.json"):
+        check_vocabulary("t", other, config, file)

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from launching import ROOT, run
+
 PACKAGE = ROOT / "variator_jax"
 
 BLOCK = """
@@ -62,10 +62,8 @@ print("trained")
 
 
 def test_the_core_imports_and_trains_without_tensorflow_seqio_and_t5x():
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     program = [sys.executable, "-c", BLOCK + LIGHT + CORE + TRAIN]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    result = subprocess.run(program, capture_output=True, text=True, env=environment)
+    result = run(program, {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})
     lines = result.stdout.splitlines()
     assert lines and lines[-1] == "trained", result.stderr
     assert "heavy: []" in lines  # The command line starts at once.
@@ -118,8 +116,7 @@ def test_the_library_needs_no_gin():
 def test_folders_import_each_other_in_no_circle():
     graph = {folder(module): set() for module in MODULES}
     for module, targets in GRAPH.items():
-        pairs = {(folder(module), folder(target)) for target in targets}
-        graph[folder(module)] |= {target for source, target in pairs if source != target}
+        graph[folder(module)] |= set(map(folder, targets)) - {folder(module)}
     graphlib.TopologicalSorter(graph).prepare()
 
 
@@ -148,8 +145,7 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
     zipfile.ZipFile(wheel).extractall(target)
     arguments = ["train", "--engine=builtin", "--gin_file=nano_docs.gin", "--dry_run"]
     program = [sys.executable, "-c", RUN, target, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = run(program, {"PYTHONPATH": str(target)}, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "without activations" in result.stdout
     [entry_points] = target.glob("*.dist-info/entry_points.txt")

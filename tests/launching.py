@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,12 @@ TRAIN = ["train", "--gin.MODEL_DIR=/mnt/runs/a", "--gin.X=(1, 2)"]
 def run(command, environment, **options):
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     return subprocess.run(command, env={**os.environ, **environment}, **pipes, **options)
+
+
+def child(**variables):
+    """The environment of a process that finds our package, and what this one imports."""
+    paths = [str(ROOT), *filter(None, sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
 
 
 def launch(script, *arguments, cwd=None, **environment):

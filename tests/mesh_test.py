@@ -18,39 +18,31 @@ GIB = 2**30
 TINY = dataclasses.replace(tiny.TINY, num_heads=4)
 
 
-@pytest.mark.parametrize(
-    ("rows", "devices", "room", "expected"),
-    [
-        (32, 8, None, (8, 1, 1)),  # not known, as on CPUs
-        (32, 8, 80 * GIB, (8, 1, 1)),  # 20.7 GiB in bfloat16 leave more than half
-        (32, 8, 40 * GIB, (4, 2, 1)),
-        (32, 8, 16 * GIB, (2, 4, 1)),
-        (32, 8, 4 * GIB, (1, 8, 1)),  # fits nowhere: cut as far as can be
-        (4, 8, None, (4, 1, 2)),  # too few rows
-        (4, 16, 16 * GIB, (4, 1, 4)),
-        (4, 16, 4 * GIB, (1, 4, 4)),
-    ],
-)
+@pytest.mark.parametrize(("rows", "devices", "room", "expected"), [
+    (32, 8, None, (8, 1, 1)),  # not known, as on CPUs
+    (32, 8, 80 * GIB, (8, 1, 1)),  # 20.7 GiB in bfloat16 leave more than half
+    (32, 8, 40 * GIB, (4, 2, 1)),
+    (32, 8, 16 * GIB, (2, 4, 1)),
+    (32, 8, 4 * GIB, (1, 8, 1)),  # fits nowhere: cut as far as can be
+    (4, 8, None, (4, 1, 2)),  # too few rows
+    (4, 16, 16 * GIB, (4, 1, 4)),
+    (4, 16, 4 * GIB, (1, 4, 4)),
+])  # fmt: skip
 def test_data_comes_first_fsdp_as_memory_gets_short_and_model_last(rows, devices, room, expected):
     assert meshes.make_mesh(XXL, rows, None, range(devices), 2, room).devices.shape == expected
 
 
-@pytest.mark.parametrize(
-    ("shape", "batch", "devices", "change", "message"),
-    [
-        ((4, 1, 1), 8, 8, {}, r"has 4 devices, and there are 8\. .*4 x 1 x 2 .*budget --devices 4"),
-        ((8, 1, 1), 4, 8, {}, r"cannot share 4 rows of a \(micro\)batch\. Possible: 4 x 1 x 2"),
-        ((1, 1, 8), 8, 8, {}, r"cannot split 4 heads\. Possible: 2 x 1 x 4 .*; 1 x 2 x 4"),
-        ((1, 1, 8), 1, 8, {}, r"cannot split 4 heads\. Possible: none, with a batch of 1\."),
-        ((1, 4), 8, 4, {"mlp_dim": 30}, "cannot split 30 feed-forward units"),  # T5X's form
-        ((1, 1, 4), 8, 4, {"encoder_mlp_dim": 30}, "cannot split 30 units of the encoder"),
-        ((1, 1, 4), 8, 4, {"vocab_size": 390}, "cannot split 390 embeddings"),
-        ((1, 4, 1), 8, 4, {"embed_dim": 18}, "cannot cut a width of 18"),
-    ],
-)
-def test_a_mesh_that_is_not_possible_is_refused_with_the_nearest(
-    shape, batch, devices, change, message
-):
+@pytest.mark.parametrize(("shape", "batch", "devices", "change", "message"), [
+    ((4, 1, 1), 8, 8, {}, r"has 4 devices, and there are 8\. .*4 x 1 x 2 .*budget --devices 4"),
+    ((8, 1, 1), 4, 8, {}, r"cannot share 4 rows of a \(micro\)batch\. Possible: 4 x 1 x 2"),
+    ((1, 1, 8), 8, 8, {}, r"cannot split 4 heads\. Possible: 2 x 1 x 4 .*; 1 x 2 x 4"),
+    ((1, 1, 8), 1, 8, {}, r"cannot split 4 heads\. Possible: none, with a batch of 1\."),
+    ((1, 4), 8, 4, {"mlp_dim": 30}, "cannot split 30 feed-forward units"),  # T5X's form
+    ((1, 1, 4), 8, 4, {"encoder_mlp_dim": 30}, "cannot split 30 units of the encoder"),
+    ((1, 1, 4), 8, 4, {"vocab_size": 390}, "cannot split 390 embeddings"),
+    ((1, 4, 1), 8, 4, {"embed_dim": 18}, "cannot cut a width of 18"),
+])  # fmt: skip
+def test_an_impossible_mesh_is_refused_with_the_nearest(shape, batch, devices, change, message):
     config = dataclasses.replace(TINY, **change)
     with pytest.raises(ConfigError, match=r"^MESH_SHAPE \d x \d x \d \(.*" + message):
         meshes.make_mesh(config, batch, shape, devices=range(devices))
@@ -114,15 +106,12 @@ def test_on_tpus_a_mesh_follows_the_links(shape):
     assert (apart == 1).all()
 
 
-@pytest.mark.parametrize(
-    "devices",
-    [
-        [Device(n, platform="gpu") for n in (3, 0, 2, 1)],
-        chips(4, 4, 1)[1:5],  # no box
-        [*chips(2, 1, 1), *chips(2, 1, 1)],  # two slices
-        [dataclasses.replace(d, core_on_chip=core) for d in chips(2, 1, 1) for core in (0, 1)],
-    ],
-)
+@pytest.mark.parametrize("devices", [
+    [Device(n, platform="gpu") for n in (3, 0, 2, 1)],
+    chips(4, 4, 1)[1:5],  # no box
+    [*chips(2, 1, 1), *chips(2, 1, 1)],  # two slices
+    [dataclasses.replace(d, core_on_chip=core) for d in chips(2, 1, 1) for core in (0, 1)],
+])  # fmt: skip
 def test_elsewhere_the_order_is_kept(devices):
     cube = meshes.make_mesh(XXL, 64, (2, 1, 2), devices).devices
     assert list(cube.flat) == devices

@@ -6,11 +6,11 @@ import types
 
 import numpy as np
 import pytest
-from sentencepiece import sentencepiece_model_pb2 as pb2
+from pieces import pieces
 from tiny_model import BACKBONE, PLUGINS, SHAPE, make_plugin
 
 from variator_jax import VariatorError, VariatorModel
-from variator_jax.data.vocabulary import byte_vocabulary, load_vocabulary, train_sentencepiece
+from variator_jax.data.vocabulary import byte_vocabulary, load_vocabulary
 from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import load_tokenizer
 
@@ -19,10 +19,9 @@ TEXTS = ["the lazy dog", "Is it <extra_id_0> or <extra_id_1>?", "a fox", "", "<e
 
 @pytest.fixture(scope="module")
 def vocabulary_file(tmp_path_factory):
-    """A SentencePiece model of 120 pieces, which a hundred sentinels follow."""
-    texts = ["the quick brown fox jumps over the lazy dog", "Is it a sentence? Yes, it is.", "no."]
+    """A SentencePiece model, which a hundred sentinels follow."""
     path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    path.write_bytes(train_sentencepiece(texts * 30, 120))
+    path.write_bytes(pieces())
     return path
 
 
@@ -71,9 +70,8 @@ def test_sentinels_lie_at_the_top_and_are_understood_both_ways(text_model):
     size = text_model.tokenizer.size
     row = text_model.tokenize("fox<extra_id_0>dog <extra_id_7>")[0].tolist()
     assert row.count(size - 1) == 1 and row.count(size - 8) == 1
-    assert text_model.tokenizer.decode([size - 1, *row]) == (
-        "<extra_id_0> fox <extra_id_0>dog <extra_id_7>"
-    )
+    said = text_model.tokenizer.decode([size - 1, *row])
+    assert said == "<extra_id_0> fox <extra_id_0>dog <extra_id_7>"
     with pytest.raises(VariatorError, match="<extra_id_100>; sentinels go from"):
         text_model.encode("a <extra_id_100>")
 
@@ -95,27 +93,22 @@ def test_the_logits_of_a_text_score_its_own_tokens(text_model):
 
 def test_a_model_with_sentinels_of_its_own_keeps_them(vocabulary_file, tmp_path):
     """mT5's vocabulary holds its sentinels already."""
-    proto = pb2.ModelProto.FromString(vocabulary_file.read_bytes())
-    pieces = len(proto.pieces)
-    for i in (1, 0):
-        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=4)
-    (tmp_path / "spiece.model").write_bytes(proto.SerializeToString())
+    (tmp_path / "spiece.model").write_bytes(pieces(own_sentinels=2))
     tokenizer = load_tokenizer(tmp_path / "spiece.model")
-    assert tokenizer.size == pieces + 2
-    assert tokenizer.encode("<extra_id_0>") == [pieces + 1, 1]
+    count = load_tokenizer(vocabulary_file).size - 100
+    assert tokenizer.size == count + 2 and tokenizer.encode("<extra_id_0>") == [count + 1, 1]
     with pytest.raises(VariatorError, match="to <extra_id_1>"):
         tokenizer.encode("<extra_id_2>")
 
 
 def test_what_is_missing_is_named(vocabulary_file, monkeypatch, tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"no model")
-    cases = (
+    for backbone, message in (
         (_backbone(), "has no vocabulary"),
         (_backbone(tmp_path / "spiece.model"), "spiece.model is not a SentencePiece model"),
         (_backbone(vocabulary_file, vocab_size=128), "has only 128 embeddings"),
         (_backbone(name="byt5_tiny", vocab_size=256), "bytes has 259 ids.*only 256 embeddings"),
-    )
-    for backbone, message in cases:
+    ):
         with pytest.raises(VariatorError, match=message):
             VariatorModel(backbone).encode("a text")
     named = VariatorModel(_backbone(vocabulary_file, name="byt5_tiny"))  # its own comes first

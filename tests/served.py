@@ -13,9 +13,8 @@ from variator_jax.serving.service import Limits, Service
 from variator_jax.serving.tasks import TaskConfig
 
 # A vocabulary of bytes needs no file.
-BACKBONE = dataclasses.replace(
-    tiny_model.BACKBONE, config=dataclasses.replace(tiny_model.SHAPE, name="byt5_tiny")
-)
+SHAPE = dataclasses.replace(tiny_model.SHAPE, name="byt5_tiny")
+BACKBONE = dataclasses.replace(tiny_model.BACKBONE, config=SHAPE)
 PLUGIN = tiny_model.make_plugin(4, BACKBONE)
 TASKS = [
     TaskConfig("embed", "embed"),

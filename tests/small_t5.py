@@ -13,15 +13,9 @@ from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.store import Backbone, arrays
 
 GATED = T5Config(
-    name="t5_1_1_custom",
-    vocab_size=48,
-    embed_dim=16,
-    num_heads=3,
-    head_dim=4,
-    mlp_dim=24,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-)
+    name="t5_1_1_custom", vocab_size=48, embed_dim=16, num_heads=3, head_dim=4, mlp_dim=24,
+    num_encoder_layers=3, num_decoder_layers=2,
+)  # fmt: skip
 PLAIN = dataclasses.replace(
     GATED, name="t5_1_0_custom", mlp_activations=("relu",), logits_via_embedding=True
 )

@@ -76,17 +76,10 @@ def chunked(array, size=7):
 def beside(folder, path, array, driver="file", outside=False):
     """An array in a folder of its own; returns what the msgpack file says of it."""
     name = "target." + path.replace("/", ".")
-    metadata = {
-        "chunks": [max(1, -(-n // 2)) for n in array.shape],
-        "compressor": {"id": "gzip", "level": 1},
-        "shape": list(array.shape),
-    }
-    spec = {
-        "driver": "zarr",
-        "dtype": array.dtype.name,
-        "kvstore": {"driver": "file", "path": f"{folder}/{name}/"},
-        "metadata": metadata,
-    }
+    metadata = {"shape": list(array.shape), "compressor": {"id": "gzip", "level": 1}}
+    metadata["chunks"] = [max(1, -(-n // 2)) for n in array.shape]
+    spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}
+    spec["kvstore"] = {"driver": "file", "path": f"{folder}/{name}/"}
     fast = tensorstore.Context({"file_io_sync": False})
     tensorstore.open(spec, create=True, context=fast).result().write(array).result()
     kvstore = {"driver": driver, "path": f"{name}/"}
@@ -102,10 +95,8 @@ def write_legacy(folder, tree, store=beside, version=3):
     folder.mkdir(parents=True)
     target = {tuple(path.split("/")): store(folder, path, array) for path, array in tree.items()}
     step = msgpack.ExtType(3, msgpack.packb(((), "int32", np.int32(5).tobytes())))
-    content = {
-        "target": traverse_util.unflatten_dict(target),
-        "state": {"step": step, "param_states": {"decoder": None}},
-    }
+    state = {"step": step, "param_states": {"decoder": None}}
+    content = {"target": traverse_util.unflatten_dict(target), "state": state}
     if version:
         content = {"version": version, "optimizer": content}
     (folder / "checkpoint").write_bytes(msgpack.packb(content, strict_types=True))
@@ -114,11 +105,8 @@ def write_legacy(folder, tree, store=beside, version=3):
 
 def write_orbax(folder, tree, ocdbt=True):
     """A checkpoint of today by Orbax itself."""
-    state = {
-        "target": traverse_util.unflatten_dict(tree, sep="/"),
-        "state": {"step": np.int32(5), "param_states": {}},
-    }
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder / "state", state)
+    state = {"step": np.int32(5), "param_states": {}}
+    content = {"target": traverse_util.unflatten_dict(tree, sep="/"), "state": state}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)) as checkpointer:
+        checkpointer.save(folder / "state", content)
     return folder

@@ -8,24 +8,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import launching
 import numpy as np
-
-ROOT = Path(__file__).parents[1]
 
 
 def environment(devices=1):
     """What a child process needs: our package, T5X where this process finds it, and devices."""
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    return launching.child(
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         # What one process has compiled, the next one need not.
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(os.environ["VARIATOR_CACHE"], "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+        JAX_COMPILATION_CACHE_DIR=os.path.join(os.environ["VARIATOR_CACHE"], "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+    )
 
 
 def command(*arguments):

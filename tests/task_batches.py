@@ -34,11 +34,8 @@ def restored(inputs, targets, first_sentinel):
     """The tokens that span corruption was made from, without padding and EOS."""
     spans = np.split(targets, np.flatnonzero(targets >= first_sentinel))[1:]
     by_sentinel = {span[0]: [int(token) for token in span[1:] if token > 1] for span in spans}
-    pieces = [
-        by_sentinel[token] if token >= first_sentinel else [int(token)]
-        for token in inputs
-        if token > 1
-    ]
+    ids = (int(token) for token in inputs if token > 1)
+    pieces = (by_sentinel[i] if i >= first_sentinel else [i] for i in ids)
     return list(itertools.chain.from_iterable(pieces))
 
 

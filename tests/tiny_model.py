@@ -15,11 +15,8 @@ PARAMS = random_params(SHAPE)
 BACKBONE = Backbone(SHAPE, PARAMS, fingerprint(PARAMS))
 TOKENS = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0]], np.int32)
 DECODER = np.array([[0, 20, 21], [0, 22, 23]], np.int32)
-ENCODER = Backbone(
-    dataclasses.replace(SHAPE, num_decoder_layers=0),
-    {name: PARAMS[name] for name in ("encoder", "token_embedder")},
-    "e" * 64,
-)
+_ENCODER = {name: PARAMS[name] for name in ("encoder", "token_embedder")}
+ENCODER = Backbone(dataclasses.replace(SHAPE, num_decoder_layers=0), _ENCODER, "e" * 64)
 
 
 def make_plugin(ratio, owner=BACKBONE):

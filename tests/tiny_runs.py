@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import launching
 import numpy as np
 import seqio
 from tiny import TINY
@@ -30,7 +31,6 @@ from variator_jax.train.loop import Schedule
 from variator_jax.train.settings import DataConfig, TrainConfig
 from variator_jax.train.step import init_state, placed_state
 
-ROOT = Path(__file__).parents[1]
 TASK = "tiny_runs_parity"
 DATA = DataConfig(TASK, {"inputs": 18, "targets": 6}, 8, eval_batches=0)
 
@@ -57,15 +57,10 @@ def config(
 ):
     """Settings of a plugin run; a row of the log for each step."""
     adamw = optimizers.optimizer("adamw", learning_rate, "constant", weight_decay=0.1)
-    fields = {
-        "model_dir": str(model_dir),
-        "data": DATA,
-        "schedule": Schedule(steps, 1, 0, checkpoint_period),
-        "optimizer": adamw,
-        "backbone": TINY,
-        "plugin": PluginConfig(4, bottleneck=4, sites=sites),
-    }
-    return TrainConfig(**fields | settings)
+    fields = {"data": DATA, "optimizer": adamw, "backbone": TINY}
+    fields["schedule"] = Schedule(steps, 1, 0, checkpoint_period)
+    fields["plugin"] = PluginConfig(4, bottleneck=4, sites=sites)
+    return TrainConfig(str(model_dir), **fields | settings)
 
 
 def run(model_dir, steps=6, **settings):
@@ -94,13 +89,9 @@ def start(cases, devices, place=None, script=__file__):
     `place` is its place in a run of several: `(address, count, index)`. Another `script` has cases
     of its own.
     """
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "",  # whole lines: Gloo writes lines of its own
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    # Whole lines: Gloo writes lines of its own.
+    environment = launching.child(PYTHONUNBUFFERED="", XLA_FLAGS=flags)
     program = [sys.executable, script, json.dumps([place, cases])]
     pipe = subprocess.PIPE
     return subprocess.Popen(program, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -165,10 +156,7 @@ def _flat(tree):
 
 
 def _parts(tree):
-    return {
-        path: sorted({shard.data.shape for shard in leaf.addressable_shards})
-        for path, leaf in _flat(tree)
-    }
+    return {p: sorted({s.data.shape for s in x.addressable_shards}) for p, x in _flat(tree)}
 
 
 def _main():

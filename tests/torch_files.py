@@ -8,17 +8,9 @@ import pickle
 import struct
 import zipfile
 
-import ml_dtypes
-import numpy as np
-
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-STORAGES = {
-    np.dtype(np.float64): "DoubleStorage",
-    np.dtype(np.float32): "FloatStorage",
-    np.dtype(np.float16): "HalfStorage",
-    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
-    np.dtype(np.int64): "LongStorage",
-}
+STORAGES = {"float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}
+STORAGES["int64"] = "Long"
 
 
 class Name:
@@ -64,7 +56,7 @@ def dumps(value):
 
 
 def _storage(key, array):
-    kind = Name("torch", STORAGES[array.dtype])
+    kind = Name("torch", f"{STORAGES[array.dtype.name]}Storage")
     return ("storage", kind, key, "cpu", array.size)
 
 
@@ -82,10 +74,7 @@ def _flat(array):
 
 def save_zip(path, state, byteorder=b"little"):
     """torch.save's layout of today."""
-    content = {
-        name: _tensor(Id(_storage(str(i), array)), array)
-        for i, (name, array) in enumerate(state.items())
-    }
+    content = {n: _tensor(Id(_storage(str(i), a)), a) for i, (n, a) in enumerate(state.items())}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("plugin/data.pkl", dumps(content))
         archive.writestr("plugin/byteorder", byteorder)
@@ -104,9 +93,7 @@ def legacy(content, storages):
 
 
 def save_legacy(path, state):
-    content = {
-        name: _tensor(Id((*_storage(name, array), None)), array) for name, array in state.items()
-    }
+    content = {n: _tensor(Id((*_storage(n, a), None)), a) for n, a in state.items()}
     path.write_bytes(legacy(content, state))
 
 

@@ -1,6 +1,5 @@
 """What `variator inspect` prints of each kind of folder, and what it leaves unread."""
 
-import json
 import shutil
 
 import jax
@@ -10,23 +9,14 @@ from hf_files import save_hf
 from t5x_files import save_t5x
 from tiny import random_params, random_plugin
 
-from variator_jax import (
-    LoraConfig,
-    load_backbone,
-    load_lora,
-    save_backbone,
-    save_lora,
-    save_plugin,
-    save_plugins,
-)
+from variator_jax import LoraConfig, save_backbone, save_lora, save_plugin, save_plugins
 from variator_jax.backbones.lora import init_lora
 from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
+from variator_jax.evaluation import schema
 from variator_jax.evaluation.report import write_report
-from variator_jax.evaluation.schema import Backbone as BackboneEntry
-from variator_jax.evaluation.schema import RatioEntry, Report
 from variator_jax.plugin import PluginConfig
-from variator_jax.store import Plugin
+from variator_jax.store import Plugin, load_backbone, load_lora
 
 SHAPE = config("1_1", num_encoder_layers=2, num_decoder_layers=1)
 PARAMS = random_params(SHAPE)
@@ -45,7 +35,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("any") / "run"
     folder.mkdir()
     (folder / "log.jsonl").write_text("")
-    (folder / "run.json").write_text(json.dumps({"trained": "backbone"}))
+    (folder / "run.json").write_text('{"trained": "backbone"}')
     for step in ("20", "100"):
         (folder / "checkpoints" / step).mkdir(parents=True)
     (folder / "a.model").write_bytes(b"a vocabulary")
@@ -64,12 +54,12 @@ def backbone(run):
 
 def _report(folder, fingerprint):
     entries = [
-        RatioEntry(1, {"topic": 90.0}, True, 100, 0.0, 0, 0.0),
-        RatioEntry(4, {"topic": 88.5}, False, 60, 0.4, 10, 0.01),
-        RatioEntry(4, {"topic": 88.0}, False, 40, 0.6, 10, 0.01, plugin="span_x4"),
+        schema.RatioEntry(1, {"topic": 90.0}, True, 100, 0.0, 0, 0.0),
+        schema.RatioEntry(4, {"topic": 88.5}, False, 60, 0.4, 10, 0.01),
+        schema.RatioEntry(4, {"topic": 88.0}, False, 40, 0.6, 10, 0.01, plugin="span_x4"),
     ]
-    owner = BackboneEntry("golden_1_1", COUNT, fingerprint)
-    write_report(Report(owner, "a machine", {}, {}, entries, {}, 128), folder)
+    owner = schema.Backbone("golden_1_1", COUNT, fingerprint)
+    write_report(schema.Report(owner, "a machine", {}, {}, entries, {}, 128), folder)
 
 
 def holds(text, *facts):
@@ -90,16 +80,12 @@ def test_a_backbone_is_described_without_reading_its_weights(run, backbone, tmp_
         describe(folder, verify=True)
 
 
-@pytest.mark.parametrize(
-    ("save", "name"), [(save_hf, "Hugging Face backbone"), (save_t5x, "T5X backbone")]
-)
-def test_backbones_in_other_formats_are_described_from_their_headers(
-    backbone, tmp_path, save, name
-):
+@pytest.mark.parametrize(("save", "name"), [(save_hf, "Hugging Face"), (save_t5x, "T5X")])
+def test_backbones_in_other_formats_are_described_by_headers(backbone, tmp_path, save, name):
     save(tmp_path / "it", backbone)
     text = describe(tmp_path / "it")
-    holds(text, name, f"{COUNT:,} in", "1 decoder layers", "variator inspect --verify")
-    assert backbone.fingerprint not in text
+    holds(text, f"{name} backbone", f"{COUNT:,} in", "1 decoder layers")
+    assert "variator inspect --verify" in text and backbone.fingerprint not in text
     holds(describe(tmp_path / "it", verify=True), f"plugins of fingerprint {backbone.fingerprint}")
 
 

@@ -1,11 +1,11 @@
 """Ends of real processes: two interrupts, no space, no device. Each prints one line."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from launching import child
 
 START = """
 import argparse, pathlib, resource, signal, sys, threading, time
@@ -49,9 +49,8 @@ NO_DEVICE = """
 
 def start(body, folder, **environment):
     program = [sys.executable, "-c", START.format(body=body.strip("\n")), str(folder)]
-    pipe = subprocess.PIPE
-    environment = {**os.environ, **environment}
-    return subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True, env=environment)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(program, env=child(**environment), **options)
 
 
 @pytest.mark.parametrize("unwinds", [60, 0])

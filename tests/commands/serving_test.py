@@ -1,17 +1,15 @@
 """`variator serve` as a process: it starts, drains on SIGTERM, and refuses what it cannot serve."""
 
 import concurrent.futures
-import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
+import launching
 import pytest
 import served
 
@@ -20,19 +18,14 @@ from variator_jax.commands import serving
 from variator_jax.errors import ConfigError
 from variator_jax.store import save_backbone, save_plugins
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A backbone, its plugins and a file of tasks."""
     folder = tmp_path_factory.mktemp("served")
-    backbone = served.BACKBONE
-    save_backbone(folder / "backbone", backbone.config, backbone.params)
-    plugins = {served.PLUGIN.config.ratio: served.PLUGIN}
-    save_plugins(folder / "plugins", plugins, backbone)
-    tasks = [{"name": "embed", "kind": "embed"}]
-    (folder / "tasks.json").write_text(json.dumps(tasks))
+    save_backbone(folder / "backbone", served.BACKBONE.config, served.BACKBONE.params)
+    save_plugins(folder / "plugins", {4: served.PLUGIN}, served.BACKBONE)
+    (folder / "tasks.json").write_text('[{"name": "embed", "kind": "embed"}]')
     return folder
 
 
@@ -40,21 +33,16 @@ def start(folder, *more, **environment):
     """The process and the address that it prints."""
     given = "--backbone backbone --plugins plugins --tasks tasks.json --max_length 16 --port 0"
     command = [sys.executable, "-m", "variator_jax", "serve", *given.split(), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    options = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **options)
+    options = {"env": launching.child(**environment), "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, **options)
     return process, re.search(r"http://\S+", process.stdout.readline())[0]
-
-
-def wait_until_ready(url):
-    while httpx.get(f"{url}/health", timeout=60).status_code != 200:
-        time.sleep(0.1)
 
 
 def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
     process, url = start(folder, "--name", "tiny", "--slo_ms", "60000", VARIATOR_TOKEN="secret\n")
     try:
-        wait_until_ready(url)
+        while httpx.get(f"{url}/health", timeout=60).status_code != 200:
+            time.sleep(0.1)
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
         assert client.get("/info").json()["model_id"] == "tiny"
         assert httpx.get(f"{url}/info", timeout=60).status_code == 401
@@ -73,41 +61,39 @@ def test_sigterm_answers_what_was_accepted_and_exits_with_0(folder):
 
 def test_a_taken_port_and_a_missing_result_are_errors_in_words(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    taken = socket.create_server(("127.0.0.1", 0))
-    port = str(taken.getsockname()[1])
-    assert cli.main(["serve", "--backbone", "backbone", "--port", port]) == 2
-    assert "cannot be bound" in capsys.readouterr().err
-    assert cli.main(["serve"]) == 2
-    assert "launch/quickstart.sh" in capsys.readouterr().err
+    taken, backbone = socket.create_server(("127.0.0.1", 0)), "--backbone=backbone"
+
+    def refusal(*arguments):
+        assert cli.main(["serve", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "cannot be bound" in refusal(backbone, f"--port={taken.getsockname()[1]}")
+    assert "launch/quickstart.sh" in refusal()
     (folder / "wrong.json").write_text('[{"name": "x", "kind": "embed", "promt": "{text}"}]')
-    assert cli.main(["serve", "--backbone", "backbone", "--tasks", "wrong.json"]) == 2
-    assert "Did you mean 'prompt'?" in capsys.readouterr().err
-    monkeypatch.setenv("VARIATOR_TOKEN", " ")
-    assert cli.main(["serve", "--backbone", "backbone"]) == 2
-    assert "VARIATOR_TOKEN is set, but empty" in capsys.readouterr().err
-    monkeypatch.delenv("VARIATOR_TOKEN")
+    assert "Did you mean 'prompt'?" in refusal(backbone, "--tasks=wrong.json")
     for name in ("--max_rows", "--max_length"):
-        assert cli.main(["serve", "--backbone", "backbone", f"{name}=-1"]) == 2
-        assert f"{name}: expected a positive number, found '-1'" in capsys.readouterr().err
+        expected = f"{name}: expected a positive number, found '-1'"
+        assert expected in refusal(backbone, f"{name}=-1")
+    monkeypatch.setenv("VARIATOR_TOKEN", " ")
+    assert "VARIATOR_TOKEN is set, but empty" in refusal(backbone)
 
 
-@pytest.mark.parametrize(
-    "written, reason",
-    {
-        "[": "Invalid JSON",
-        "{}": "valid array; found {}",
-        "[]": "no tasks",
-        '[{"kind": "embed"}]': "name: Field required",
-        '[{"name": " ", "kind": "embed"}]': "empty name",
-        '[{"name": "a", "kind": "classify", "labels": "ab"}]': "labels: .* found 'ab'",
-        '[{"name": "a", "kind": "generate", "max_length": "3"}]': "max_length: .*; found '3'",
-        '[{"name": "a", "kind": "generate", "num_beams": true}]': "num_beams: .*; found True",
-        '[{"name": "a", "kind": "embed", "prompt": "{text} {text}"}]': "a field twice",
-        '[{"name": "a", "kind": "embed", "prompt": "{}"}]': "no names; expected such as {text}",
-        '[{"name": "a", "kind": "embed", "prompt": "{a.b}"}]': "no names; expected such as {text}",
-    }.items(),
-)
-def test_files_of_tasks_that_cannot_be_served_are_refused_in_words(tmp_path, written, reason):
+TASKS = {
+    "[": "Invalid JSON",
+    "{}": "valid array; found {}",
+    "[]": "no tasks",
+    '[{"kind": "embed"}]': "name: Field required",
+    '[{"name": " ", "kind": "embed"}]': "empty name",
+    '[{"name": "a", "kind": "classify", "labels": "ab"}]': "labels: .* found 'ab'",
+    '[{"name": "a", "kind": "generate", "max_length": "3"}]': "max_length: .*; found '3'",
+    '[{"name": "a", "kind": "generate", "num_beams": true}]': "num_beams: .*; found True",
+    '[{"name": "a", "kind": "embed", "prompt": "{}"}]': "no names; expected such as {text}",
+    '[{"name": "a", "kind": "embed", "prompt": "{a.b}"}]': "no names; expected such as {text}",
+}
+
+
+@pytest.mark.parametrize("written", TASKS)
+def test_files_of_tasks_that_cannot_be_served_are_refused_in_words(tmp_path, written):
     (tmp_path / "tasks.json").write_text(written)
-    with pytest.raises(ConfigError, match=f"tasks.json.*{reason}"):
+    with pytest.raises(ConfigError, match=f"tasks.json.*{TASKS[written]}"):
         serving.read_tasks(tmp_path / "tasks.json")

@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_batches import parsed_task, same, take, texts
 
-from variator_jax.data import order
+from variator_jax.data import batches, order
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.batches import (
-    GroupedFeatureConverter,
-    batches,
-    mixture,
-    pack,
-    task_or_mixture,
-)
+from variator_jax.data.batches import mixture, task_or_mixture
 from variator_jax.data.docs_tasks import docs_examples_of
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.data.vocabulary import byte_vocabulary
@@ -47,7 +41,7 @@ def test_rows_are_what_seqio_itself_makes(task, packed, streamed):
     dataset = task_or_mixture(task).get_dataset(lengths, "validation", shuffle=False)
     options = {"packed": packed, "pad_inputs_to_multiple": 4, **ONCE}
     made = take(None, task, "validation", 1, lengths, **options)
-    grouped = type("Fours", (GroupedFeatureConverter,), {"group": 4})
+    grouped = type("Fours", (batches.GroupedFeatureConverter,), {"group": 4})
     for converter in (grouped,) if packed else (grouped, seqio.EncDecFeatureConverter):
         converted = converter(pack=packed)(dataset, lengths).batch(1)
         assert same(made, list(converted.as_numpy_iterator()))
@@ -70,9 +64,8 @@ def test_starting_at_a_batch_gives_what_follows_from_the_beginning(name, start, 
 
 def test_streamed_and_packed_batches_are_resumed_too(streamed):
     for options in ({"seed": 3}, {"seed": 3, "packed": True}):
-        assert same(
-            take(8, "docs_tasks", **options)[5:], take(3, "docs_tasks", start_batch=5, **options)
-        )
+        resumed = take(3, "docs_tasks", start_batch=5, **options)
+        assert same(take(8, "docs_tasks", **options)[5:], resumed)
         assert take(3, "docs_topic", "validation", repeat=False, start_batch=10**6, **options) == []
 
 
@@ -121,29 +114,25 @@ def test_streams_make_the_same_batches_whoever_reads_which(name, packed, memory,
 
 def test_streams_share_the_examples_of_an_epoch_without_overlap(streamed):
     size = _count("docs_topic", "validation") // 8
-    one, four = (
-        _rows(take(size, "docs_topic", "validation", shuffle=False, **streams))
-        for streams in ({}, {"streams": 4, "read_streams": range(4)})
-    )
+    ordered = {"split": "validation", "shuffle": False}
+    one = _rows(take(size, "docs_topic", **ordered))
+    four = _rows(take(size, "docs_topic", streams=4, read_streams=range(4), **ordered))
     assert sorted(map(bytes, one)) == sorted(map(bytes, four))
 
 
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"task_name": "docs_topik"}, "Did you mean 'docs_topic'"),
-        ({"split": "valid"}, "Did you mean 'validation'"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
-        ({"seed": -1}, "seed -1"),
-        ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
-        ({"streams": 3}, "8 rows cannot be cut into 3"),
-    ],
-)
+@pytest.mark.parametrize("changed, message", [
+    ({"task_name": "docs_topik"}, "Did you mean 'docs_topic'"),
+    ({"split": "valid"}, "Did you mean 'validation'"),
+    ({"batch_size": 0}, "batch_size 0"),
+    ({"feature_lengths": {"inputs": 8}}, "expected positive 'inputs' and 'targets'"),
+    ({"seed": -1}, "seed -1"),
+    ({"packed": True, "pad_inputs_to_multiple": 0}, "multiple 0"),
+    ({"streams": 3}, "8 rows cannot be cut into 3"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused_before_the_first_batch(changed, message):
     arguments = {"task_name": "docs_topic", "split": "train", "batch_size": 8}
     with pytest.raises(DataError, match=message):
-        batches(**{**arguments, "feature_lengths": LENGTHS, **changed})
+        batches.batches(**{**arguments, "feature_lengths": LENGTHS, **changed})
 
 
 def test_tasks_of_seqios_own_are_read_too_and_empty_ones_refused():
@@ -212,7 +201,7 @@ def test_packed_examples_start_on_group_borders_with_padding_between():
         {"inputs": np.array([i] * n + [1] + [0] * (15 - n)), "targets": np.array([i, 1, 0, 0])}
         for i, n in ((2, 3), (3, 2), (4, 4), (5, 9))
     ]
-    first, second = pack(rows, {"inputs": 16, "targets": 8}, 4)
+    first, second = batches.pack(rows, {"inputs": 16, "targets": 8}, 4)
     groups = {name: array.reshape(-1, 4).tolist() for name, array in first.items()}
     assert groups == {
         "inputs": [[2, 2, 2, 1], [3, 3, 1, 0], [4, 4, 4, 4], [1, 0, 0, 0]],

@@ -73,9 +73,7 @@ def test_splits_are_by_file_and_building_is_repeatable(tmp_path, monkeypatch, ca
     assert docs_corpus.ensure_corpus() == folder and capsys.readouterr().err == ""
 
 
-def test_a_build_that_fails_leaves_nothing_and_a_cache_that_cannot_be_written_is_named(
-    corpus, tmp_path, monkeypatch
-):
+def test_a_failed_build_leaves_nothing_and_a_bad_cache_is_named(corpus, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no docstring found below"):
         corpus({"a/b.py": "x = 1"})
     assert list((tmp_path / "cache").iterdir()) == []
@@ -90,8 +88,8 @@ def test_no_package_takes_more_than_its_share(monkeypatch):
     names = [("giant", n) for n in range(500)] + [("small", n) for n in range(20)]
     sources = [docs_corpus.Source(str(n), f"{p}/{n}.py", p, None, 10) for p, n in names]
     chosen = docs_corpus.select_sources(sources)
-    sizes = {p: sum(s.size for s, _ in chosen if s.package == p) for p in ("giant", "small")}
-    assert sizes == {"giant": 800, "small": 200}
+    assert sum(source.size for source, _ in chosen if source.package == "giant") == 800
+    assert sum(source.size for source, _ in chosen) == 1000
     assert {split for _, split in chosen} == {"train", "validation"}
 
 
@@ -121,23 +119,15 @@ Args:
 
 
 def test_prose_becomes_sentences_and_everything_else_is_dropped():
-    first, second = (
-        "Return the first item, e.g. Some value of it.",
-        "It is never None in this case.",
-    )
+    first = "Return the first item, e.g. Some value of it."
+    second = "It is never None in this case."
     assert sentences(f"{first} It is never\n    None in this case.\n") == [first, second]
-    assert sentences(SECTIONS) == [
-        "Compute the mean of values.",
-        "The mean is taken over all axes.",
-    ]
+    prose = ["Compute the mean of values.", "The mean is taken over all axes."]
+    assert sentences(SECTIONS) == prose
     marked = "Use :func:`~pkg.thing` or ``other`` with the *nice* `link <https://x.org>`_ to it."
     assert sentences(marked) == ["Use pkg.thing or other with the nice link to it."]
-    for other in (
-        "x = [1, 2, 3]; y = {4: 5} ** 6",
-        "Les donn\u00e9es que nous avons lues ici.",
-        "",
-    ):
-        assert sentences(other) == []
+    others = ("x = [1, 2, 3]; y = {4: 5} ** 6", "Les donn\u00e9es que nous avons lues ici.", "")
+    assert not any(map(sentences, others))
 
 
 def _record(text, package="numpy", name="f", kind="function"):
@@ -158,10 +148,8 @@ def test_splits_share_no_input_inputs_are_unique_and_labels_are_the_specs(task):
 def test_pairs_occur_in_both_orders_and_the_answer_is_yes_for_the_written_one():
     one, two = "This is the opening sentence.", "That is the second one."
     examples = docs_tasks.pair_examples([_record(f"{one}\n{two}\nA third one here.")])
-    assert {e["inputs"]: e["targets"] for e in examples} == {
-        f"First: {one} Second: {two}": "yes",
-        f"First: {two} Second: {one}": "no",
-    }
+    expected = {f"First: {one} Second: {two}": "yes", f"First: {two} Second: {one}": "no"}
+    assert {e["inputs"]: e["targets"] for e in examples} == expected
 
 
 def test_recall_asks_for_numbered_words_of_a_passage_without_articles():

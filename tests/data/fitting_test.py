@@ -32,13 +32,8 @@ def _inputs(task, vocabulary, lengths=LENGTHS):
 
 @pytest.mark.parametrize("make", [byte_vocabulary, docs_vocabulary])
 def test_the_longest_field_is_cut_and_the_rest_of_the_prompt_stays(tmp_path, make):
-    row = {"text": LONG, "q": SHORT}
-    rows = [
-        row,
-        {**row, "text": "\u7684\u00e9" * 200},
-        {"text": SHORT, "q": LONG},
-        {"text": "x", "q": "y"},
-    ]
+    asked = ((LONG, SHORT), ("\u7684\u00e9" * 200, SHORT), (SHORT, LONG), ("x", "y"))
+    rows = [{"text": text, "q": q} for text, q in asked]
     template = "T: {text} Q: {q}?"
     task = _task(tmp_path, rows, template, target="{q}", vocabulary=make())
     decoded, tokens = _inputs(task, make())
@@ -49,14 +44,16 @@ def test_the_longest_field_is_cut_and_the_rest_of_the_prompt_stays(tmp_path, mak
     assert ((tokens[:3:2] != 0).sum(axis=1) >= LENGTHS["inputs"] - 5).all()  # as much as fits
     whole = [template.format_map(row) for row in rows]
     assert [text for text, _ in texts(task)] == whole  # nothing is cut where no length is given
+    cut = decoded[1].removesuffix(f" Q: {SHORT}?")  # and no letter is cut in two
+    assert whole[1].startswith(cut) or make is docs_vocabulary
 
 
 def test_a_text_that_fits_has_the_tokens_of_the_whole_text(tmp_path):
-    rows, vocabulary = [{"text": f"array {n}"} for n in range(4)], docs_vocabulary()
-    task = _task(tmp_path, rows, "Say:{text}!{text}.", target="{text}")
-    _, tokens = _inputs(task, vocabulary)
-    for row, ids in zip(rows, tokens, strict=True):
-        expected = [*vocabulary.encode("Say:{text}!{text}.".format_map(row)), 1]
+    rows, template = [{"text": f"array {n}"} for n in (1, 2, 33)], "Say:{text}!{text}."
+    task = _task(tmp_path, rows, template, target="{text}")
+    whole = [[*docs_vocabulary().encode(template.format_map(row)), 1] for row in rows]
+    lengths = {**LENGTHS, "inputs": max(map(len, whole))}  # just enough
+    for ids, expected in zip(_inputs(task, docs_vocabulary(), lengths)[1], whole, strict=True):
         assert ids[: len(expected)].tolist() == expected and not ids[len(expected) :].any()
 
 
@@ -67,30 +64,24 @@ def test_a_prompt_that_does_not_fit_by_itself_loses_its_end(tmp_path):
 
 
 def test_prompts_of_the_published_data_sets_keep_their_ends(tmp_path, verbalizer_model):
-    (tmp_path / "train.tsv").write_text(
-        f"sentence1\tsentence2\tlabel\n{LONG}\t{LONG}\tentailment\n"
-    )
+    rows = f"sentence1\tsentence2\tlabel\n{LONG}\t{LONG}\tentailment\n"
+    (tmp_path / "train.tsv").write_text(rows)
     asked = {"question": "Who?", "context": LONG, "answers": ["an axis"]}
     (tmp_path / "train.jsonl").write_text(json.dumps(asked))
     vocabulary, lengths = load_vocabulary(verbalizer_model), {"inputs": 160, "targets": 16}
-    for name, kept in (("rte", "Does sentence 1 entails sentence 2?"), ("squad", "Answer:")):
-        folder = str(tmp_path)
-        make = published.squad_task if name == "squad" else published.glue_task
-        task = make(*[name] * (name != "squad"), verbalizer_model, folder)
+    rte = published.glue_task("rte", verbalizer_model, str(tmp_path))
+    squad = published.squad_task(verbalizer_model, str(tmp_path))
+    for task, kept in ((rte, "Does sentence 1 entails sentence 2?"), (squad, "Answer:")):
         ((text,), tokens) = _inputs(task, vocabulary, lengths)
-        assert kept in text and vocabulary.vocab_size - 1 in tokens[0].tolist(), (
-            text
-        )  # the sentinel
-        assert text.count("Sentence 2: the") == (name == "rte")
+        assert kept in text and vocabulary.vocab_size - 1 in tokens[0].tolist()  # the sentinel
+        assert text.count("Sentence 2: the") == (task == rte)
 
 
 def test_pairs_of_the_documentation_keep_both_sentences():
-    lengths = {"inputs": 40, "targets": 4}
-    decoded, _ = _inputs("docs_pair", docs_vocabulary(), lengths)
+    decoded, _ = _inputs("docs_pair", docs_vocabulary(), {"inputs": 40, "targets": 4})
     assert all("First:" in text and "Second:" in text for text in decoded)
-    assert set(texts("docs_pair")) == {
-        (e["inputs"], e["targets"]) for e in docs_tasks.docs_examples_of("docs_pair", "train")
-    }
+    examples = docs_tasks.docs_examples_of("docs_pair", "train")
+    assert set(texts("docs_pair")) == {(e["inputs"], e["targets"]) for e in examples}
 
 
 def test_what_is_cut_is_counted_in_numbers_and_shares(tmp_path):
@@ -108,10 +99,8 @@ def test_what_is_cut_is_counted_in_numbers_and_shares(tmp_path):
         (line,) = count_cuts("docs_span_corruption", "train", lengths, most=9)
         assert re.search(rf"the first 9 examples, cut are 0 inputs .* and {cut} targets", line)
     labelled = _task(tmp_path, [{"text": LONG, "label": 1}] * 2, "{text}", labels=("no", "yes"))
-    assert (
-        "labels are read as indices: '0' is 'no', '1' is 'yes'"
-        in describe_data(labelled, "train", LENGTHS)[0]
-    )
+    line, *_ = describe_data(labelled, "train", LENGTHS)
+    assert "labels are read as indices: '0' is 'no', '1' is 'yes'" in line
 
 
 def test_references_are_whole_whatever_the_lengths(tmp_path):

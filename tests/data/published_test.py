@@ -152,9 +152,7 @@ def test_data_that_tfds_cannot_load_is_refused_with_the_way_out(monkeypatch, ver
 
 def _squad(*questions):
     """SQuAD's own JSON: each question is its text and its answers."""
-    asked = [
-        {"question": q, "answers": [{"text": a} for a in answers]} for q, *answers in questions
-    ]
+    asked = [{"question": q, "answers": [{"text": a} for a in said]} for q, *said in questions]
     return json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": asked}]}]})
 
 
@@ -207,16 +205,16 @@ def test_each_passage_of_wikipedia_is_an_example_of_its_own(articles, verbalizer
         "train": [_words(0, 128), _words(128, 128), _words(256, 44), _words(2000, 20)],
         "validation": [_words(5000, 128)],
     }
-    for split, expected in passages.items():
-        lengths = {"inputs": 1000, "targets": 300}
-        (batch,) = take(None, task, split, len(expected), lengths, repeat=False)
-        columns = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+
+    def rows(split, inputs):
+        lengths, columns = {"inputs": inputs, "targets": 300}, ("encoder_input", "decoder_target")
+        made = take(None, task, split, 1, lengths, repeat=False)
         base = vocabulary.vocab_size - vocabulary.extra_ids
-        rows = [restored(*row, base) for row in zip(*columns, strict=True)]
-        assert sorted(rows) == sorted(vocabulary.encode(text) for text in expected)
-    batches = take(None, task, "validation", 1, {"inputs": 40, "targets": 300}, repeat=False)
-    columns = ("encoder_input_tokens", "decoder_target_tokens")
-    parts = [restored(*(batch[name][0] for name in columns), base) for batch in batches]
+        return [restored(*(batch[f"{c}_tokens"][0] for c in columns), base) for batch in made]
+
+    for split, expected in passages.items():
+        assert sorted(rows(split, 1000)) == sorted(vocabulary.encode(text) for text in expected)
+    parts = rows("validation", 40)
     whole = vocabulary.encode(_words(5000, 128))
     assert sorted(sum(parts, [])) == sorted(whole) and len(parts) > 2
     sizes = [len(part) for part in parts]  # a long one is parts of equal length, nothing is lost

@@ -32,9 +32,8 @@ def _examples(seed, epochs=1):
 def test_spans_put_back_give_the_original_tokens(length, rows, seed):
     tokens = np.random.default_rng(seed).integers(3, SENTINELS, (rows, length)).astype(np.int32)
     masks = _masks(rows, length, seed)
-    inputs, targets = (
-        span_corruption.replace_spans(tokens, part, 10_000).numpy() for part in (masks, ~masks)
-    )
+    parts = (span_corruption.replace_spans(tokens, mask, 10_000) for mask in (masks, ~masks))
+    inputs, targets = (part.numpy() for part in parts)
     for row, corrupted in enumerate(inputs):
         assert restored(corrupted, targets[row], SENTINELS) == tokens[row].tolist()
         sentinels = corrupted[corrupted >= SENTINELS]

@@ -28,17 +28,14 @@ def test_a_spec_may_be_registered_twice_and_no_other_under_its_name():
         get_spec("spec_test_tsk")
 
 
-@pytest.mark.parametrize(
-    "kind, fields, message",
-    [
-        ("classificaton", {}, "Did you mean 'classification'"),
-        ("classification", {"labels": ("a",)}, "cannot have labels"),
-        ("classification", {"labels": ("a", "b", "a")}, "cannot have labels"),
-        ("generation", {"labels": ("yes", "no")}, "cannot have labels"),
-        ("span_corruption", {"prefix": "<s>"}, "cannot have prefix"),
-        ("span_corruption", {"many_answers": True}, "cannot have many_answers"),
-    ],
-)
+@pytest.mark.parametrize("kind, fields, message", [
+    ("classificaton", {}, "Did you mean 'classification'"),
+    ("classification", {"labels": ("a",)}, "cannot have labels"),
+    ("classification", {"labels": ("a", "b", "a")}, "cannot have labels"),
+    ("generation", {"labels": ("yes", "no")}, "cannot have labels"),
+    ("span_corruption", {"prefix": "<s>"}, "cannot have prefix"),
+    ("span_corruption", {"many_answers": True}, "cannot have many_answers"),
+])  # fmt: skip
 def test_a_spec_that_cannot_be_scored_is_refused(kind, fields, message):
     with pytest.raises(DataError, match=message):
         TaskSpec("x", kind, **fields)

@@ -73,13 +73,10 @@ def checked(script, stubs, *options, command=MISSPELT, **environment):
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(Path(stand_ins["HERE"]) / "python")
-    arguments = {
-        "local.sh": ["2", "--dry-run", *options, "--"],
-        "tpu_pod.sh": [*ANY_POD[1:], *options, "--dry-run", "--"],
-        "slurm.sbatch": ["--dry-run", *options],
-    }[script]
-    program = folder / "launch" / script
-    result = launch(program, *arguments, *command, cwd=folder, **stand_ins, **environment)
+    place = {"local.sh": ["2"], "tpu_pod.sh": ANY_POD[1:], "slurm.sbatch": []}[script]
+    end = [] if script == "slurm.sbatch" else ["--"]
+    program = [folder / "launch" / script, *place, "--dry-run", *options, *end]
+    result = launch(*program, *command, cwd=folder, **stand_ins, **environment)
     return result, calls()
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import string
 import sys
 from pathlib import Path
 
@@ -44,11 +45,8 @@ def slurm(stubs):
     return job
 
 
-FOLDERS = {
-    "runs/a": "runs/a is relative to",
-    "'gs://bucket/a'": "only T5X writes to gs://bucket/a",
-    "'/shared/a'": "",
-}
+FOLDERS = {"runs/a": "runs/a is relative to", "'gs://bucket/a'": "only T5X writes to gs://bucket/a"}
+FOLDERS["'/shared/a'"] = ""
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -201,10 +199,9 @@ def test_the_jobsets_commands_stop_where_a_variable_is_missing(missing, stubs):
 @pytest.fixture(params=["tpu", "gpu"])
 def jobset(request):
     """The kind of a JobSet, its spec, that of its job, and that of the job's pods."""
-    text = JOBSET
     values = dict.fromkeys(("NODES", "CHIPS_PER_NODE", "GPUS_PER_NODE"), "4")
-    for name, value in (values | {"CLAIM": "runs", "COMMAND": "train --gin.A=1"}).items():
-        text = text.replace(f"${{{name}}}", value)
+    values |= {"CLAIM": "runs", "COMMAND": "train --gin.A=1"}
+    text = string.Template(JOBSET).safe_substitute(values)
     by_kind = {job["metadata"]["labels"]["accelerator"]: job for job in yaml.safe_load_all(text)}
     assert by_kind.keys() == {"tpu", "gpu"}
     spec = by_kind[request.param]["spec"]

@@ -1,24 +1,19 @@
 """The server's container file and Kubernetes manifest agree with the server."""
 
+import string
+
 import yaml
 from launching import ROOT
 
 from variator_jax.commands import serving
 from variator_jax.serving.http import HttpLimits
 
-SERVE = (ROOT / "launch" / "serve.yaml").read_text()
-
 
 def test_the_servers_manifest_probes_drains_and_passes_its_arguments():
-    values = {
-        "NAME": "reranker",
-        "IMAGE": "repository/image:1",
-        "CLAIM": "models",
-        "ARGUMENTS": '["--backbone", "/models/monot5"]',
-    }
-    text = SERVE
-    for name, value in values.items():
-        text = text.replace(f"${{{name}}}", value)
+    template = string.Template((ROOT / "launch" / "serve.yaml").read_text())
+    values = {"NAME": "reranker", "IMAGE": "repository/image:1", "CLAIM": "models"}
+    arguments = '["--backbone", "/models/monot5"]'
+    text = template.safe_substitute(values, ARGUMENTS=arguments)
     deployment, service = yaml.safe_load_all(text)
     pod = deployment["spec"]["template"]["spec"]
     [container] = pod["containers"]

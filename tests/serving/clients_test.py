@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-import http_server
+import httpx
 import numpy as np
 import pytest
 
@@ -13,19 +13,7 @@ TEXTS = ["one text", "another one"]
 
 
 @pytest.fixture(scope="module")
-def url():
-    with http_server.running(http_server.service()) as url:
-        yield url
-
-
-def similarities(vectors):
-    return np.array(vectors) @ np.array(vectors).T
-
-
-@pytest.fixture(scope="module")
 def expected(url):
-    import httpx
-
     return httpx.post(f"{url}/embed", json={"inputs": TEXTS}).json()
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from variator_jax.serving.http import HttpLimits
 
-SECONDS = 1
 HEAD = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 RAW = {
     "nothing": (b"", b""),
@@ -39,21 +38,22 @@ BODIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def url():
-    limits = HttpLimits(body_bytes=100_000)
+def running(**more):
+    limits = HttpLimits(body_bytes=100_000, **more)
     with http_server.running(http_server.service(), limits=limits) as url:
         yield url
         assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def url():
+    yield from running()
 
 
 @pytest.fixture(scope="module")
 def strict_url():
     """As above, for which half a request lasts a second."""
-    limits = HttpLimits(body_bytes=100_000, seconds=SECONDS)
-    with http_server.running(http_server.service(), limits=limits) as url:
-        yield url
-        assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
+    yield from running(seconds=1)
 
 
 @pytest.mark.parametrize("sent, status", RAW.values(), ids=RAW)

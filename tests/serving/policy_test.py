@@ -6,14 +6,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variator_jax.serving.policy import (
-    ArrivalRate,
-    Load,
-    PolicyConfig,
-    Slowdown,
-    State,
-    next_state,
-)
+from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, Slowdown, State, next_state
 
 CONFIG = PolicyConfig(target=0.1)
 SPEEDS = (1.0, 0.6, 0.3)  # time of each gear against ratio 1

@@ -58,20 +58,17 @@ def test_the_text_of_a_row_is_a_field_a_string_or_the_line():
         assert ids_of(line, suffix, field="t", prompt="to: {text}") == expected
 
 
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    {
-        b"{": "cannot be read",
-        b'"\xff"': "cannot be read",
-        b'{"txt": "a"}': "no field 'text'. Did you mean 'txt'",
-        b"[1]": "expected a text",
-        b"NaN": "expected a text",
-        b'"  "': "empty",
-        b'"\\ud800"': "surrogate",
-        b'"<extra_id_999>"': "sentinels go from",
-        b'"' + b"a" * 600 + b'"': "601 tokens; the longest has 512",
-    }.items(),
-)
+@pytest.mark.parametrize(("line", "reason"), [
+    (b"{", "cannot be read"),
+    (b'"\xff"', "cannot be read"),
+    (b'{"txt": "a"}', "no field 'text'. Did you mean 'txt'"),
+    (b"[1]", "expected a text"),
+    (b"NaN", "expected a text"),
+    (b'"  "', "empty"),
+    (b'"\\ud800"', "surrogate"),
+    (b'"<extra_id_999>"', "sentinels go from"),
+    (b'"' + b"a" * 600 + b'"', "601 tokens; the longest has 512"),
+])  # fmt: skip
 def test_rows_without_a_text_are_refused_with_the_reason(line, reason):
     with pytest.raises(RowError, match=reason):
         ids_of(line)

@@ -108,13 +108,10 @@ async def test_vectors_are_those_of_sentence_transformers(tmp_path):
     np.testing.assert_allclose(await vectors(tmp_path), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "file, setting",
-    [
-        ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
-        ("sentence_bert_config.json", {"do_lower_case": True}),
-    ],
-)
+@pytest.mark.parametrize("file, setting", [
+    ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
+    ("sentence_bert_config.json", {"do_lower_case": True}),
+])  # fmt: skip
 def test_settings_that_change_each_text_are_refused(tmp_path, file, setting):
     write(tmp_path)
     (tmp_path / file).write_text(json.dumps(dict.fromkeys(setting)))
@@ -124,10 +121,9 @@ def test_settings_that_change_each_text_are_refused(tmp_path, file, setting):
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token")],
-)
+@pytest.mark.parametrize("options, words", [
+    ({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token"),
+])  # fmt: skip
 def test_what_is_not_known_is_refused_by_name(tmp_path, options, words):
     write(tmp_path, **options)
     with pytest.raises(CheckpointError, match=words):

@@ -121,10 +121,9 @@ def test_another_backbone_or_vocabulary_is_refused(owner, folder, merged, tmp_pa
         with_lora(merged, folder)
 
 
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [({"embed_dim": 20}, r"has \(20, 12\)"), ({"num_encoder_layers": 1}, "has none")],
-)
+@pytest.mark.parametrize(("changes", "found"), [
+    ({"embed_dim": 20}, r"has \(20, 12\)"), ({"num_encoder_layers": 1}, "has none"),
+])  # fmt: skip
 def test_another_shape_is_refused_before_a_weight_is_read(folder, changes, found):
     read = []
     source = memory_source("memory", backbone(dataclasses.replace(GATED, **changes, name="other")))
@@ -162,14 +161,11 @@ def test_a_lora_is_not_a_backbone(folder, path):
         load_backbone(folder.parent / path)
 
 
-@pytest.mark.parametrize(
-    ("config", "scale", "words"),
-    [
-        (LoraConfig(rank=2), 1, r"expected \(16, 2\)"),
-        (CONFIG, np.float32(np.nan), "NaN or infinite"),
-        (LoraConfig(sites="nothing"), 1, "matches no weight"),
-    ],
-)
+@pytest.mark.parametrize(("config", "scale", "words"), [
+    (LoraConfig(rank=2), 1, r"expected \(16, 2\)"),
+    (CONFIG, np.float32(np.nan), "NaN or infinite"),
+    (LoraConfig(sites="nothing"), 1, "matches no weight"),
+])  # fmt: skip
 def test_arrays_of_another_rank_or_backbone_are_not_written(owner, tmp_path, config, scale, words):
     params = jax.tree.map(lambda x: x * scale, arrays(owner))
     with pytest.raises(CheckpointError, match=words):

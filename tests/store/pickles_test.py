@@ -84,16 +84,13 @@ class TestOfficial:
             error = relative_error(states, GOLDEN[f"student.{name}"])
             assert error < 2e-5 if scale == 100 else error > 1e-3  # without it, another model
 
-    @pytest.mark.parametrize(
-        ("change", "reason"),
-        [
-            ({"mux_layer.1.demux_adapter.w_in.bias": None}, "is missing mux_layer.1.demux_adapter"),
-            ({k: None for k in STATE if ".2." in k}, "is missing .*layers_2"),
-            ({"encoder.weight": np.zeros(3, "f4")}, "has unexpected encoder.weight"),
-            ({BIAS: np.zeros(5, "f4")}, r"shape \(5,\) of float32; expected \(4,\)"),
-            ({BIAS: np.full(4, np.nan, "f4")}, "NaN or infinite"),
-        ],
-    )
+    @pytest.mark.parametrize(("change", "reason"), [
+        ({"mux_layer.1.demux_adapter.w_in.bias": None}, "is missing mux_layer.1.demux_adapter"),
+        ({k: None for k in STATE if ".2." in k}, "is missing .*layers_2"),
+        ({"encoder.weight": np.zeros(3, "f4")}, "has unexpected encoder.weight"),
+        ({BIAS: np.zeros(5, "f4")}, r"shape \(5,\) of float32; expected \(4,\)"),
+        ({BIAS: np.full(4, np.nan, "f4")}, "NaN or infinite"),
+    ])  # fmt: skip
     def test_what_is_not_a_plugin_for_the_backbone_is_refused(
         self, tmp_path, owner, change, reason
     ):
@@ -203,18 +200,15 @@ class TestHarm:
 STORAGE = Id(("storage", Name("torch", "FloatStorage"), "0", "cpu", 6, None))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ((STORAGE, 1, (6,), (1,)), "exceeds its storage"),
-        ((STORAGE, 1 << 60, (6,), (1,)), "proper shape"),
-        ((STORAGE, 0, (1 << 40, 1 << 10), (0, 0)), "exceeds its storage"),
-        ((STORAGE, 0, (6,), (-1,)), "proper shape"),
-        ((STORAGE, 0, (6,), (5,)), "exceeds its storage"),
-        ((STORAGE, 0, (6,), ()), "strides"),
-        (("text", 0, (6,), (1,)), "no storage"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ((STORAGE, 1, (6,), (1,)), "exceeds its storage"),
+    ((STORAGE, 1 << 60, (6,), (1,)), "proper shape"),
+    ((STORAGE, 0, (1 << 40, 1 << 10), (0, 0)), "exceeds its storage"),
+    ((STORAGE, 0, (6,), (-1,)), "proper shape"),
+    ((STORAGE, 0, (6,), (5,)), "exceeds its storage"),
+    ((STORAGE, 0, (6,), ()), "strides"),
+    (("text", 0, (6,), (1,)), "no storage"),
+])  # fmt: skip
 def test_no_tensor_looks_outside_its_storage(tmp_path, arguments, reason):
     tensor = Call(Name("torch._utils", "_rebuild_tensor_v2"), *arguments)
     data = legacy({"a": tensor}, {"0": np.arange(6, dtype="f4")})
@@ -225,20 +219,17 @@ PAIRS = words([("a", 1)] * 100)
 COPY = Name("collections", "OrderedDict").words + b"h\x00\x85R0"
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"\x80\x04", "exhausted"),
-        (b"hello", "KeyError"),
-        (pickle.dumps([1, 2]), "a list without named tensors"),
-        (pickle.dumps({"a": "b"}), "'a' is a str and not a tensor"),
-        (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.", "bytes"),
-        (b"\x80\x02}r\xff\xff\xff\xff.", "memo is larger than the file"),
-        (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "tuple that is too large"),
-        (dumps({1 << 20_000: "b"}), "more than 128 bits"),
-        (b"\x80\x02" + PAIRS + b"q\x000" + COPY * 99 + b"N.", "copy more than the file holds"),
-    ],
-)
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"\x80\x04", "exhausted"),
+    (b"hello", "KeyError"),
+    (pickle.dumps([1, 2]), "a list without named tensors"),
+    (pickle.dumps({"a": "b"}), "'a' is a str and not a tensor"),
+    (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.", "bytes"),
+    (b"\x80\x02}r\xff\xff\xff\xff.", "memo is larger than the file"),
+    (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "tuple that is too large"),
+    (dumps({1 << 20_000: "b"}), "more than 128 bits"),
+    (b"\x80\x02" + PAIRS + b"q\x000" + COPY * 99 + b"N.", "copy more than the file holds"),
+])  # fmt: skip
 def test_pickles_that_are_broken_or_made_to_exhaust_their_reader(tmp_path, data, reason):
     assert reason in refused(tmp_path / NAME, data)
 

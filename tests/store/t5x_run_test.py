@@ -123,28 +123,22 @@ class TestOwner:
 
 
 class TestDamage:
-    @pytest.mark.parametrize(
-        ("leaves", "words"),
-        [
-            ({SCALE: None}, f"is missing {SCALE}"),
-            ({"plugin/more": np.ones(2, np.float32)}, "has unexpected plugin/more"),
-            ({QUERY: None}, f"is missing {QUERY}"),
-            (dict.fromkeys(GOOD), "holds no compression plugin"),
-            (dict.fromkeys(small_t5.flat(BACKBONE.params)), "a compression plugin and no backbone"),
-        ],
-    )
+    @pytest.mark.parametrize(("leaves", "words"), [
+        ({SCALE: None}, f"is missing {SCALE}"),
+        ({"plugin/more": np.ones(2, np.float32)}, "has unexpected plugin/more"),
+        ({QUERY: None}, f"is missing {QUERY}"),
+        (dict.fromkeys(GOOD), "holds no compression plugin"),
+        (dict.fromkeys(small_t5.flat(BACKBONE.params)), "a compression plugin and no backbone"),
+    ])  # fmt: skip
     def test_leaves(self, leaves, words, tmp_path):
         write_run(tmp_path, **leaves)
         refused(tmp_path, f"checkpoint_5.*{words}")
 
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            (lambda x: x["plugin"]["sites"][0].update(ratio=2), r"expected \(32, 2\)"),
-            (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), "No site is of kind 'new'"),
-            (lambda x: x["backbone"].update(num_encoder_layers=4), "is missing encoder/layers_3"),
-        ],
-    )
+    @pytest.mark.parametrize(("change", "words"), [
+        (lambda x: x["plugin"]["sites"][0].update(ratio=2), r"expected \(32, 2\)"),
+        (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), "No site is of kind 'new'"),
+        (lambda x: x["backbone"].update(num_encoder_layers=4), "is missing encoder/layers_3"),
+    ])  # fmt: skip
     def test_settings(self, change, words, tmp_path):
         write_run(tmp_path)
         content = settings_of()

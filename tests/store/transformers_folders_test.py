@@ -179,17 +179,14 @@ def shards(folder, state, named, held):
 ALIASED = {name: TABLE for name in hugging_face.ALIASES}
 
 
-@pytest.mark.parametrize(
-    ("state", "more_named", "more_held", "changes"),
-    [
-        (GATED, ALIASED, {}, {}),
-        (GATED, {}, ALIASED, {}),
-        (GATED, ALIASED, ALIASED, {}),
-        (PLAIN, {"lm_head.weight": 0}, {}, TIED),
-        (PLAIN, {}, {"lm_head.weight": PLAIN["shared.weight"]}, TIED),
-        (ENCODER, {"encoder.embed_tokens.weight": 0}, {}, dict(architectures=["T5EncoderModel"])),
-    ],
-)
+@pytest.mark.parametrize(("state", "more_named", "more_held", "changes"), [
+    (GATED, ALIASED, {}, {}),
+    (GATED, {}, ALIASED, {}),
+    (GATED, ALIASED, ALIASED, {}),
+    (PLAIN, {"lm_head.weight": 0}, {}, TIED),
+    (PLAIN, {}, {"lm_head.weight": PLAIN["shared.weight"]}, TIED),
+    (ENCODER, {"encoder.embed_tokens.weight": 0}, {}, dict(architectures=["T5EncoderModel"])),
+])  # fmt: skip
 def test_shards_and_an_index_of_other_aliases(state, more_named, more_held, changes, tmp_path):
     folder = folder_of(tmp_path / "hf", state, changes)
     shards(folder, state, [*state, *more_named], {**state, **more_held})
@@ -220,25 +217,22 @@ def prefixed(prefix):
     return {prefix + name: x for name, x in GATED.items()}
 
 
-@pytest.mark.parametrize(
-    ("state", "changes", "words"),
-    [
-        *((prefixed(x), {}, rf"the weight {x}.*'{x}'.*{y}") for x, y in PREFIXED.items()),
-        (GATED | {"teacher.shared.weight": TABLE}, {}, "'teacher.'"),
-        (GATED | {"shared.weight": np.array(1, np.float32)}, {}, r"has shape \(\); expected two"),
-        (GATED | {"shared.weight": TABLE[0].copy()}, {}, r"has shape \(16,\); expected two axes"),
-        (norm("float64") | {NORM: np.full(16, 1e300)}, {}, "encoder_norm/scale as float32 holds"),
-        (GATED, dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
-        (GATED, dict(tie_word_embeddings=True), "lm_head.weight differs from the embedding"),
-        (GATED, dict(scale_decoder_outputs=True), "lm_head.weight differs from the embedding"),
-        (PLAIN, TIED | dict(MT5, model_type="t5"), "'t5' and architectures .'MT5For.*scales"),
-        (PLAIN, TIED | dict(model_type="mt5"), "'mt5' and architectures .'T5For.*Correct"),
-        (PLAIN, TIED | dict(dense_act_fn="gelu"), "dense_act_fn 'gelu'"),
-        (PLAIN, TIED | dict(is_gated_act=True), "is missing .*wi_0"),
-        (GATED, dict(is_gated_act=False), "is missing .*wi/kernel"),
-        *((PLAIN, TIED | dict(feed_forward_proj=x), x) for x in ("tanh", "linear")),
-    ],
-)
+@pytest.mark.parametrize(("state", "changes", "words"), [
+    *((prefixed(x), {}, rf"the weight {x}.*'{x}'.*{y}") for x, y in PREFIXED.items()),
+    (GATED | {"teacher.shared.weight": TABLE}, {}, "'teacher.'"),
+    (GATED | {"shared.weight": np.array(1, np.float32)}, {}, r"has shape \(\); expected two"),
+    (GATED | {"shared.weight": TABLE[0].copy()}, {}, r"has shape \(16,\); expected two axes"),
+    (norm("float64") | {NORM: np.full(16, 1e300)}, {}, "encoder_norm/scale as float32 holds"),
+    (GATED, dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
+    (GATED, dict(tie_word_embeddings=True), "lm_head.weight differs from the embedding"),
+    (GATED, dict(scale_decoder_outputs=True), "lm_head.weight differs from the embedding"),
+    (PLAIN, TIED | dict(MT5, model_type="t5"), "'t5' and architectures .'MT5For.*scales"),
+    (PLAIN, TIED | dict(model_type="mt5"), "'mt5' and architectures .'T5For.*Correct"),
+    (PLAIN, TIED | dict(dense_act_fn="gelu"), "dense_act_fn 'gelu'"),
+    (PLAIN, TIED | dict(is_gated_act=True), "is missing .*wi_0"),
+    (GATED, dict(is_gated_act=False), "is missing .*wi/kernel"),
+    *((PLAIN, TIED | dict(feed_forward_proj=x), x) for x in ("tanh", "linear")),
+])  # fmt: skip
 def test_the_rest_is_refused_by_name(state, changes, words, tmp_path):
     refused(folder_of(tmp_path / "hf", state, changes), words)
 

@@ -52,9 +52,6 @@ def test_the_curl_lines_of_the_documentation_work(url, page):
     assert lines
     for line in lines:
         command = f"set -o pipefail; {line.replace('localhost:8080', url.removeprefix('http://'))}"
-        done = subprocess.run(
-            ["bash", "-c", command.replace("curl -s", "curl -sS --fail-with-body")],
-            capture_output=True,
-            text=True,
-        )
+        command = command.replace("curl -s", "curl -sS --fail-with-body")
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout[:1] in "[{", f"{line}\n{done.stdout}"

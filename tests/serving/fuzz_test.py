@@ -1,5 +1,6 @@
 """Requests that no honest client sends: no 500, no hang, and the server still answers."""
 
+import contextlib
 import socket
 
 import http_server
@@ -61,11 +62,9 @@ def test_broken_http_ends_the_connection_in_time(strict_url, sent, status):
     with socket.create_connection(("127.0.0.1", int(strict_url.rpartition(":")[2])), 60) as client:
         client.sendall(sent)
         found = b""
-        try:
+        with contextlib.suppress(ConnectionResetError):
             while part := client.recv(1 << 16):
                 found += part
-        except ConnectionResetError:
-            pass
     assert found.partition(b" ")[2][:3] == status
 
 
@@ -80,10 +79,8 @@ def test_the_openapi_description_holds_under_fuzzing(url):
     schemathesis = pytest.importorskip("schemathesis")
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     # Any text is no plugin's name, and any number no ratio: what fits the schema may be refused.
-    excluded = [
-        schemathesis.checks.load_all_checks()
-        or schemathesis.checks.CHECKS.get_one("positive_data_acceptance")
-    ]
+    schemathesis.checks.load_all_checks()
+    excluded = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")]
     for operation in schema.get_all_operations():
 
         @hypothesis.given(case=operation.ok().as_strategy())

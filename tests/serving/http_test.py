@@ -140,10 +140,9 @@ def test_what_is_not_finite_is_an_error_in_every_form(client, monkeypatch):
     monkeypatch.setattr(served.warm(), "dispatch", overflow)
     body = {"inputs": "x", "input": "x", "query": "q", "texts": ["a", "b"], "documents": ["a"]}
     body["encoding_format"] = "base64"
-    openai, cohere = "/v1/embeddings", "/v1/rerank"
-    for path in ("/embed", "/embed_all", "/rerank", "/predict", openai, cohere):
+    for path in ("/embed", "/embed_all", "/rerank", "/predict", "/v1/embeddings", "/v1/rerank"):
         answer = client.post(path, json=body)
-        assert answer.status_code == (500 if path in (openai, cohere) else 424), path
+        assert answer.status_code == (500 if path.startswith("/v1") else 424), path
         assert "not finite" in answer.text
 
 
@@ -288,10 +287,8 @@ def test_a_long_text_is_cut_only_where_that_is_asked_for(client):
 def test_metrics_count_requests_and_their_plugins(client):
     def value(name, **labels):
         families = text_string_to_metric_families(client.get("/metrics").text)
-        samples = [sample for family in families for sample in family.samples]
-        return sum(
-            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
-        )
+        samples = [s for family in families for s in family.samples if s.name == name]
+        return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
     before = value("variator_texts_total", plugin="ffn_x4")
     client.post("/embed", json={"inputs": TEXTS, "ratio": 4})

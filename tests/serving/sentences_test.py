@@ -25,30 +25,26 @@ PACKAGE = "sentence_transformers.models."
 
 def write(folder, activation="Identity", pooling="mean_tokens", bias=False):
     """An encoder with pooling, a dense layer and normalisation, as ST5 has them."""
-    modules = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense"}
-    modules["Normalize"] = "3_Normalize"
     listed = [
-        {"idx": i, "name": str(i), "path": path, "type": PACKAGE + kind}
-        for i, (kind, path) in enumerate(modules.items())
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": PACKAGE + kind}
+        for i, kind in enumerate(("Transformer", "Pooling", "Dense", "Normalize"))
     ]
     config = dataclasses.replace(small_t5.CONFIGS["encoder"], vocab_size=256)
     hf_files.save_hf(folder, small_t5.backbone(config))
     (folder / "spiece.model").write_bytes(train_sentencepiece(TEXTS * 30, 120))
     (folder / "modules.json").write_text(json.dumps(listed))
-    (folder / "1_Pooling").mkdir()
+    for module in listed[1:]:
+        (folder / module["path"]).mkdir()
     settings = {"word_embedding_dimension": 16, f"pooling_mode_{pooling}": True}
     settings |= {"pooling_mode_cls_token": False} if pooling == "mean_tokens" else {}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    dense = folder / "2_Dense"
-    dense.mkdir()
     name = f"torch.nn.modules.linear.{activation}"
     settings = {"in_features": 16, "out_features": 8, "bias": bias, "activation_function": name}
-    (dense / "config.json").write_text(json.dumps(settings))
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(settings))
     rng = np.random.default_rng(0)
     arrays = {"linear.weight": rng.normal(size=(8, 16)).astype("f4")}
     arrays |= {"linear.bias": rng.normal(size=8).astype("f4")} if bias else {}
-    safetensors.numpy.save_file(arrays, dense / "model.safetensors")
-    (folder / "3_Normalize").mkdir()
+    safetensors.numpy.save_file(arrays, folder / "2_Dense" / "model.safetensors")
     return arrays
 
 

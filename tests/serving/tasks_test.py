@@ -46,9 +46,8 @@ def test_a_text_fills_the_prompt_and_its_own_braces_stay():
 
 @pytest.mark.parametrize("keep_end", [False, True])
 def test_a_cut_takes_from_the_longest_text_and_leaves_the_prompt(keep_end):
-    ids = token_ids(
-        PAIR, ("who", "".join(map(chr, range(48, 122)))), TOKENIZER, Cut(40, True, keep_end)
-    )
+    texts = "who", "".join(map(chr, range(48, 122)))
+    ids = token_ids(PAIR, texts, TOKENIZER, Cut(40, True, keep_end))
     found = text_of(ids)
     assert 30 < len(ids) <= 40 and found.startswith("Query: who Text: ") and found.endswith("?")
     assert found[:-1].endswith("y") == keep_end and ("Text: 0" in found) != keep_end

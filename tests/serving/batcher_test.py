@@ -70,11 +70,8 @@ def test_all_rows_of_a_request_have_the_plugin_of_its_first(batcher):
 def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(
     batcher, monkeypatch, caplog
 ):
-    collector, fine = Collector(), Collector()
-    batcher.put([collector.row("bad", 9, [0], program="labels")])
-    assert collector.all_done.wait(30)
+    bad, fine = Collector(), Collector()
     monkeypatch.setattr(batcher._engine.model, "encode", lambda *_, **__: 1 / 0)
-    bad = Collector()
     batcher.put([bad.row("bad", 9, [0])])
     assert bad.all_done.wait(30) and isinstance(bad.done[0][2], BackendError)
     assert "ZeroDivisionError" in caplog.text and "Zero" not in str(bad.done[0][2])
@@ -121,35 +118,32 @@ def test_the_next_batch_is_given_to_the_device_shortly_before_the_last_ends(monk
     assert len(gaps) >= 3 and min(gaps) > 0.04
 
 
-def test_a_request_that_the_queue_has_no_room_for_is_refused_by_its_own_cost(monkeypatch):
-    engine, go = with_latency(monkeypatch, 0.1), threading.Event()
-    real = engine.dispatch
-    monkeypatch.setattr(engine, "dispatch", lambda *args: go.wait(10) and real(*args))
-    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=0.5), Collector()
+def test_a_request_that_the_queue_has_no_room_for_is_refused_by_its_own_cost(
+    held_device, monkeypatch
+):
+    engine, collector = with_latency(monkeypatch, 0.1), Collector()
+    batcher = Batcher(engine, PolicyConfig(), most_wait=0.5)
     batcher.put([collector.row(i, 30, [0], of=3) for i in range(2)])
     while batcher.state()["queued"] > 1:
         time.sleep(0.001)
     with pytest.raises(Overloaded):
         batcher.put([collector.row(i, 30, [0]) for i in range(9)])
     batcher.put([collector.row(2, 30, [0], of=3)])
-    go.set()
+    held_device.set()
     assert collector.all_done.wait(10)
     batcher.end()
 
 
-def test_what_waits_of_a_request_costs_what_its_plugin_does(monkeypatch):
-    engine, go = served.warm(), threading.Event()
+def test_what_waits_of_a_request_costs_what_its_plugin_does(held_device, monkeypatch):
+    engine, shared = served.warm(), [0, 1]
     slow = {key: 1.0 if key[1] == "none" else 0.5 for key in engine.latency}
     monkeypatch.setattr(engine, "latency", slow)
-    real = engine.dispatch
-    monkeypatch.setattr(engine, "dispatch", lambda *args: go.wait(10) and real(*args))
     batcher, collector = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0), Collector()
-    shared = [0, 1]
     batcher.put([collector.row(i, 30, shared, of=5) for i in range(5)])
     while batcher.state()["queued"] > 4:
         time.sleep(0.001)
     assert len({*batcher._queued["embed"].tolist()}) == 1  # [4, 4] or [2, 2], not [4, 2]
-    go.set()
+    held_device.set()
     assert collector.all_done.wait(10)
     batcher.end()
 

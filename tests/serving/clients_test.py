@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-import http_server
+import httpx
 import numpy as np
 import pytest
 
@@ -13,19 +13,7 @@ TEXTS = ["one text", "another one"]
 
 
 @pytest.fixture(scope="module")
-def url():
-    with http_server.running(http_server.service()) as url:
-        yield url
-
-
-def similarities(vectors):
-    return np.array(vectors) @ np.array(vectors).T
-
-
-@pytest.fixture(scope="module")
 def expected(url):
-    import httpx
-
     return httpx.post(f"{url}/embed", json={"inputs": TEXTS}).json()
 
 
@@ -64,9 +52,6 @@ def test_the_curl_lines_of_the_documentation_work(url, page):
     assert lines
     for line in lines:
         command = f"set -o pipefail; {line.replace('localhost:8080', url.removeprefix('http://'))}"
-        done = subprocess.run(
-            ["bash", "-c", command.replace("curl -s", "curl -sS --fail-with-body")],
-            capture_output=True,
-            text=True,
-        )
+        command = command.replace("curl -s", "curl -sS --fail-with-body")
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout[:1] in "[{", f"{line}\n{done.stdout}"

@@ -158,15 +158,12 @@ def test_the_command_prints_and_plots(tmp_path, capsys, monkeypatch):
         printed = capsys.readouterr().out
         assert cli.main([*command, "--against=none"]) == 2
     assert "| from s | offered/s |" in printed and "Compilations during the test: 0." in printed
-    assert {file.name for file in tmp_path.iterdir()} == {
-        f"loadtest.{x}" for x in ("json", "md", "png")
-    }
+    assert {x.name for x in tmp_path.iterdir()} == {f"loadtest.{x}" for x in ("json", "md", "png")}
     written = json.loads((tmp_path / "loadtest.json").read_text())
     assert "secret" not in str(written)
     assert {headers["Authorization"] for headers in sent} == {"Bearer secret"}
-    assert sum(part["requests"] for part in written["over_time"]) == len(
-        arrivals(Load(rate=30, seconds=1))
-    )
+    expected = len(arrivals(Load(rate=30, seconds=1)))
+    assert sum(part["requests"] for part in written["over_time"]) == expected
 
 
 def test_without_matplotlib_the_numbers_are_written(tmp_path, capsys, monkeypatch):

@@ -3,18 +3,11 @@
 import re
 import shutil
 
-import http_server
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-
-
-@pytest.fixture(scope="module")
-def url():
-    with http_server.running(http_server.service()) as url:
-        yield url
 
 
 @pytest.fixture

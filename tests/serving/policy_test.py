@@ -6,14 +6,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variator_jax.serving.policy import (
-    ArrivalRate,
-    Load,
-    PolicyConfig,
-    Slowdown,
-    State,
-    next_state,
-)
+from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, Slowdown, State, next_state
 
 CONFIG = PolicyConfig(target=0.1)
 SPEEDS = (1.0, 0.6, 0.3)  # time of each gear against ratio 1
@@ -106,11 +99,9 @@ def test_arrivals_by_chance_are_no_load_and_a_load_that_ended_is_soon_none():
 
 
 def test_a_request_after_an_idle_gap_is_answered_at_ratio_1():
-    after = [
-        next_state(CONFIG, State(2), Load(9.0, 0.0, [0.01] * 3, [0.1] * 3, idle)).gear
-        for idle in (0.5 * CONFIG.hold, CONFIG.hold)
-    ]
-    assert after == [2, 0]
+    idle = (0.5 * CONFIG.hold, CONFIG.hold)
+    after = [Load(9.0, 0.0, [0.01] * 3, [0.1] * 3, seconds) for seconds in idle]
+    assert [next_state(CONFIG, State(2), load).gear for load in after] == [2, 0]
 
 
 def test_an_overload_is_given_to_the_gear_with_the_least_work():

@@ -25,32 +25,34 @@ PACKAGE = "sentence_transformers.models."
 
 def write(folder, activation="Identity", pooling="mean_tokens", bias=False):
     """An encoder with pooling, a dense layer and normalisation, as ST5 has them."""
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
-    modules += [("Normalize", "3_Normalize")]
     listed = [
-        {"idx": i, "name": str(i), "path": path, "type": PACKAGE + kind}
-        for i, (kind, path) in enumerate(modules)
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": PACKAGE + kind}
+        for i, kind in enumerate(("Transformer", "Pooling", "Dense", "Normalize"))
     ]
     config = dataclasses.replace(small_t5.CONFIGS["encoder"], vocab_size=256)
-    vocabulary = train_sentencepiece(TEXTS * 30, 120)
     hf_files.save_hf(folder, small_t5.backbone(config))
-    (folder / "spiece.model").write_bytes(vocabulary)
+    (folder / "spiece.model").write_bytes(train_sentencepiece(TEXTS * 30, 120))
     (folder / "modules.json").write_text(json.dumps(listed))
-    (folder / "1_Pooling").mkdir()
+    for module in listed[1:]:
+        (folder / module["path"]).mkdir()
     settings = {"word_embedding_dimension": 16, f"pooling_mode_{pooling}": True}
     settings |= {"pooling_mode_cls_token": False} if pooling == "mean_tokens" else {}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    dense = folder / "2_Dense"
-    dense.mkdir()
     name = f"torch.nn.modules.linear.{activation}"
     settings = {"in_features": 16, "out_features": 8, "bias": bias, "activation_function": name}
-    (dense / "config.json").write_text(json.dumps(settings))
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(settings))
     rng = np.random.default_rng(0)
     arrays = {"linear.weight": rng.normal(size=(8, 16)).astype("f4")}
     arrays |= {"linear.bias": rng.normal(size=8).astype("f4")} if bias else {}
-    safetensors.numpy.save_file(arrays, dense / "model.safetensors")
-    (folder / "3_Normalize").mkdir()
+    safetensors.numpy.save_file(arrays, folder / "2_Dense" / "model.safetensors")
     return arrays
+
+
+def expected_vectors(folder, arrays):
+    """What the dense layer makes of the means of the texts' states."""
+    model = served.VariatorModel(load_backbone(folder))
+    means = np.array([np.asarray(model.encode(text))[0].mean(axis=0) for text in TEXTS])
+    return np.tanh(means @ arrays["linear.weight"].T + arrays["linear.bias"])
 
 
 async def vectors(folder, **options):
@@ -66,24 +68,15 @@ async def vectors(folder, **options):
 async def test_vectors_go_through_the_dense_layer(tmp_path):
     arrays = write(tmp_path, "Tanh", bias=True)
     found = await vectors(tmp_path, normalize=False)
-    model = served.VariatorModel(load_backbone(tmp_path))
-    for vector, text in zip(found, TEXTS, strict=True):
-        mean = np.asarray(model.encode(text))[0].mean(axis=0)
-        expected = np.tanh(arrays["linear.weight"] @ mean + arrays["linear.bias"])
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected_vectors(tmp_path, arrays), atol=1e-5)
 
 
 def test_bulk_encoding_and_export_go_through_it_too_and_take_its_longest_text(tmp_path, capsys):
     folder, out = tmp_path / "st", tmp_path / "out"
-    write(folder, "Tanh", bias=True)
+    expected = expected_vectors(folder, write(folder, "Tanh", bias=True))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
-    backbone, dense, longest = load_encoder(folder)
-    expected = []
-    for text in TEXTS:
-        mean = np.asarray(served.VariatorModel(backbone).encode(text))[0].mean(axis=0)
-        vector = np.tanh(mean @ dense[0].kernel + dense[0].bias)
-        expected.append(vector / np.linalg.norm(vector))
-    assert longest == 32
+    assert load_encoder(folder)[2] == 32
     (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, "the quick fox " * 9]))
     given = ["--backbone", str(folder), "--output"]
     texts = str(tmp_path / "texts.txt")
@@ -97,10 +90,8 @@ def test_bulk_encoding_and_export_go_through_it_too_and_take_its_longest_text(tm
     (file,) = (tmp_path / "exported").glob("*.jaxexport")
     assert file.name == "none_2x32.jaxexport"
     weights = safetensors.numpy.load_file(tmp_path / "exported" / "weights.safetensors")
-    tokens = np.zeros((2, 32), np.int32)
-    for row, text in zip(tokens, TEXTS, strict=True):
-        ids = served.VariatorModel(backbone).tokenizer.encode(text)
-        row[: len(ids)] = ids
+    tokens = served.VariatorModel(load_backbone(folder)).tokenize(TEXTS)
+    tokens = np.pad(tokens, ((0, 0), (0, 32 - tokens.shape[1])))
     vectors = jax.export.deserialize(file.read_bytes()).call(weights, tokens)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
@@ -113,13 +104,10 @@ async def test_vectors_are_those_of_sentence_transformers(tmp_path):
     np.testing.assert_allclose(await vectors(tmp_path), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "file, setting",
-    [
-        ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
-        ("sentence_bert_config.json", {"do_lower_case": True}),
-    ],
-)
+@pytest.mark.parametrize("file, setting", [
+    ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
+    ("sentence_bert_config.json", {"do_lower_case": True}),
+])  # fmt: skip
 def test_settings_that_change_each_text_are_refused(tmp_path, file, setting):
     write(tmp_path)
     (tmp_path / file).write_text(json.dumps(dict.fromkeys(setting)))
@@ -129,10 +117,9 @@ def test_settings_that_change_each_text_are_refused(tmp_path, file, setting):
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token")],
-)
+@pytest.mark.parametrize("options, words", [
+    ({"activation": "GELU"}, "GELU"), ({"pooling": "cls_token"}, "cls_token"),
+])  # fmt: skip
 def test_what_is_not_known_is_refused_by_name(tmp_path, options, words):
     write(tmp_path, **options)
     with pytest.raises(CheckpointError, match=words):

@@ -22,21 +22,18 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
     assert PAIR.plugin == TaskConfig("g", "generate").plugin == "auto"
 
 
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        (("t", "embedd"), "embed"),
-        (("t", "classify", "{text}", ("one",)), "two or more"),
-        (("t", "rerank", "{text}", ("true", "false")), "query"),
-        (("t", "rerank", "Text: {text}", ("true", "false")), "query and the text, .* found 1"),
-        (("t", "rerank", "Query: {query} Text: {text}"), "one field, .* no labels; found 2"),
-        (("t", "classify", "{text} <extra_id_0>.", ("no", "yes")), "the prefix '<extra_id_0>'"),
-        (("t", "generate", "{text}", ("no", "yes")), "'generate' has neither labels"),
-        (("t", "embed", "no field"), "found 0"),
-        (("t", "embed", "{text} {text}"), "a field twice"),
-        (("t", "embed", "{open"), "no prompt"),
-    ],
-)
+@pytest.mark.parametrize("settings, words", [
+    (("t", "embedd"), "embed"),
+    (("t", "classify", "{text}", ("one",)), "two or more"),
+    (("t", "rerank", "{text}", ("true", "false")), "query"),
+    (("t", "rerank", "Text: {text}", ("true", "false")), "query and the text, .* found 1"),
+    (("t", "rerank", "Query: {query} Text: {text}"), "one field, .* no labels; found 2"),
+    (("t", "classify", "{text} <extra_id_0>.", ("no", "yes")), "the prefix '<extra_id_0>'"),
+    (("t", "generate", "{text}", ("no", "yes")), "'generate' has neither labels"),
+    (("t", "embed", "no field"), "found 0"),
+    (("t", "embed", "{text} {text}"), "a field twice"),
+    (("t", "embed", "{open"), "no prompt"),
+])  # fmt: skip
 def test_a_task_that_cannot_be_is_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         TaskConfig(*settings)
@@ -49,9 +46,8 @@ def test_a_text_fills_the_prompt_and_its_own_braces_stay():
 
 @pytest.mark.parametrize("keep_end", [False, True])
 def test_a_cut_takes_from_the_longest_text_and_leaves_the_prompt(keep_end):
-    ids = token_ids(
-        PAIR, ("who", "".join(map(chr, range(48, 122)))), TOKENIZER, Cut(40, True, keep_end)
-    )
+    texts = "who", "".join(map(chr, range(48, 122)))
+    ids = token_ids(PAIR, texts, TOKENIZER, Cut(40, True, keep_end))
     found = text_of(ids)
     assert 30 < len(ids) <= 40 and found.startswith("Query: who Text: ") and found.endswith("?")
     assert found[:-1].endswith("y") == keep_end and ("Text: 0" in found) != keep_end

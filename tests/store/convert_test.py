@@ -62,14 +62,11 @@ def test_the_backbone_of_a_run_folder_is_converted(tmp_path, backbone):
 NARROW = dataclasses.replace(small_t5.GATED, encoder_mlp_dim=8)
 
 
-@pytest.mark.parametrize(
-    ("config", "target", "dtype", "words"),
-    [
-        (NARROW, "hf", None, "has one d_ff"),
-        (NARROW, "t5x", None, "has mlp_dim 24"),
-        (small_t5.GATED, "variator", "f16", "encoder/encoder_norm/scale as float16"),
-    ],
-)
+@pytest.mark.parametrize(("config", "target", "dtype", "words"), [
+    (NARROW, "hf", None, "has one d_ff"),
+    (NARROW, "t5x", None, "has mlp_dim 24"),
+    (small_t5.GATED, "variator", "f16", "encoder/encoder_norm/scale as float16"),
+])  # fmt: skip
 def test_what_a_format_or_a_dtype_cannot_hold_is_refused(config, target, dtype, words, tmp_path):
     params = small_t5.backbone(config).params
     params["encoder"]["encoder_norm"]["scale"] = np.full(16, 1e6, np.float32)
@@ -100,31 +97,27 @@ def test_no_more_than_one_leaf_and_one_shard_are_held(sources):
 
 def test_the_summary_says_what_was_made(capsys, sources, backbone):
     target = sources / "checkpoint_3"
-    arguments = ("--from", "hf", "--to", "t5x", str(sources / "hf"), str(target), "--dtype", "bf16")
-    assert cli.main(["convert", *arguments]) == 0
+    command = f"convert --from hf --to t5x {sources / 'hf'} {target} --dtype bf16"
+    assert cli.main(command.split()) == 0
     out, err = capsys.readouterr()
     count = len(small_t5.flat(backbone.params))
-    for fact in (str(target), "bfloat16", backbone.fingerprint):
-        assert fact in out
+    assert all(fact in out for fact in (str(target), "bfloat16", backbone.fingerprint))
     assert f"{count} of {count} leaves" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--from hff --to t5x hf out", "Did you mean 'hf'"),
-        ("--from hf --to hf hf out --dtype f64", "no dtype 'f64'"),
-        ("--from hf --to hf hf out --backbone b", "--from official"),
-        ("--from official --to hf p.pkl out", "--to variator"),
-        ("--from official --to variator p.pkl out", "--backbone PATH"),
-        ("--from official p.pkl out", "--to is missing"),
-        ("--from t5x --to hf hf out", "not a T5X checkpoint"),
-        ("--from hf --to hf gs://b/x out", "only T5X"),
-        ("--from hf --to hf hf variator", "exists already"),
-        ("--from t5x-run --to t5x t5x out", "with --to variator"),
-        ("--from t5x-run t5x out --dtype bf16", "without --dtype"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "words"), [
+    ("--from hff --to t5x hf out", "Did you mean 'hf'"),
+    ("--from hf --to hf hf out --dtype f64", "no dtype 'f64'"),
+    ("--from hf --to hf hf out --backbone b", "--from official"),
+    ("--from official --to hf p.pkl out", "--to variator"),
+    ("--from official --to variator p.pkl out", "--backbone PATH"),
+    ("--from official p.pkl out", "--to is missing"),
+    ("--from t5x --to hf hf out", "not a T5X checkpoint"),
+    ("--from hf --to hf gs://b/x out", "only T5X"),
+    ("--from hf --to hf hf variator", "exists already"),
+    ("--from t5x-run --to t5x t5x out", "with --to variator"),
+    ("--from t5x-run t5x out --dtype bf16", "without --dtype"),
+])  # fmt: skip
 def test_options_that_cannot_be(arguments, words, capsys, sources, monkeypatch):
     monkeypatch.chdir(sources)
     assert cli.main(["convert", *arguments.split()]) == 2

@@ -11,21 +11,12 @@ from small_t5 import GATED, assert_same, backbone, flat
 from t5x_files import save_t5x
 from tiny import random_plugin
 
-from variator_jax import (
-    LoraConfig,
-    VariatorModel,
-    load_backbone,
-    load_lora,
-    load_plugin,
-    save_backbone,
-    save_lora,
-    save_plugin,
-    with_lora,
-)
+from variator_jax import LoraConfig, VariatorModel, load_lora, save_lora, with_lora
 from variator_jax.backbones.lora import init_lora, lora_weights, merge_lora
 from variator_jax.commands.describe import describe
 from variator_jax.errors import CheckpointError
 from variator_jax.plugin import PluginConfig
+from variator_jax.store import load_backbone, load_plugin, save_backbone, save_plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.backbone import memory_source
 from variator_jax.store.formats import open_backbone
@@ -44,14 +35,6 @@ def arrays(owner):
 @pytest.fixture(scope="module")
 def owner():
     return backbone(GATED)
-
-
-@pytest.fixture(scope="module")
-def other():
-    """Of the same name and shape, with other weights."""
-    changed = backbone(GATED)
-    params = jax.tree.map(lambda x: x * 2, changed.params)
-    return dataclasses.replace(changed, params=params, fingerprint=fingerprint(params))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +64,6 @@ def test_only_what_is_named_is_changed_and_by_the_formula(owner, folder, merged)
     named = lora_weights(CONFIG, owner.params)
     for path in named:
         np.testing.assert_allclose(after[path], expected[path], rtol=1e-6, atol=1e-6)
-        assert np.abs(after[path] - before[path]).max() > 1e-2
     kept = zip(jax.tree.leaves(owner.params), jax.tree.leaves(merged.params), strict=True)
     assert sum(one is two for one, two in kept) == len(before) - len(named)
     assert merged.fingerprint == fingerprint(merged.params) != owner.fingerprint
@@ -106,7 +88,9 @@ def test_it_is_merged_while_a_backbone_of_any_format_is_loaded(
     assert_same(half.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), merged.params))
 
 
-def test_another_backbone_or_vocabulary_is_refused(owner, other, folder, merged, tmp_path):
+def test_another_backbone_or_vocabulary_is_refused(owner, folder, merged, tmp_path):
+    params = jax.tree.map(lambda x: x * 2, owner.params)  # of the same name and shape
+    other = dataclasses.replace(owner, params=params, fingerprint=fingerprint(params))
     reason = f"'t5_1_1_custom' with fingerprint {owner.fingerprint}; this backbone is"
     with pytest.raises(CheckpointError, match=f"The LoRA in .*{reason}.*{other.fingerprint}"):
         load_lora(folder, other)
@@ -127,10 +111,9 @@ def test_another_backbone_or_vocabulary_is_refused(owner, other, folder, merged,
         with_lora(merged, folder)
 
 
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [({"embed_dim": 20}, r"has \(20, 12\)"), ({"num_encoder_layers": 1}, "has none")],
-)
+@pytest.mark.parametrize(("changes", "found"), [
+    ({"embed_dim": 20}, r"has \(20, 12\)"), ({"num_encoder_layers": 1}, "has none"),
+])  # fmt: skip
 def test_another_shape_is_refused_before_a_weight_is_read(folder, changes, found):
     read = []
     source = memory_source("memory", backbone(dataclasses.replace(GATED, **changes, name="other")))
@@ -150,11 +133,9 @@ def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
     plugin = load_plugin(tmp_path / "plugin", merged)
     assert plugin.description["backbone"]["lora"] == merged.lora
     assert "lora" not in load_plugin(tmp_path / "bare", owner).description["backbone"]
-    with pytest.raises(
-        CheckpointError,
-        match=r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task'\) "
-        rf"with fingerprint {merged.fingerprint}; this backbone is 't5_1_1_custom' with finger",
-    ):
+    reason = r"backbone 't5_1_1_custom' with a LoRA merged in \(task 'a_task'\) with fingerprint "
+    reason += f"{merged.fingerprint}; this backbone is 't5_1_1_custom' with finger"
+    with pytest.raises(CheckpointError, match=reason):
         load_plugin(tmp_path / "plugin", owner)
     with pytest.raises(CheckpointError, match="this backbone is 't5_1_1_custom' with a LoRA"):
         VariatorModel(merged, load_plugin(tmp_path / "bare"))
@@ -168,14 +149,11 @@ def test_a_lora_is_not_a_backbone(folder, path):
         load_backbone(folder.parent / path)
 
 
-@pytest.mark.parametrize(
-    ("config", "scale", "words"),
-    [
-        (LoraConfig(rank=2), 1, r"expected \(16, 2\)"),
-        (CONFIG, np.float32(np.nan), "NaN or infinite"),
-        (LoraConfig(sites="nothing"), 1, "matches no weight"),
-    ],
-)
+@pytest.mark.parametrize(("config", "scale", "words"), [
+    (LoraConfig(rank=2), 1, r"expected \(16, 2\)"),
+    (CONFIG, np.float32(np.nan), "NaN or infinite"),
+    (LoraConfig(sites="nothing"), 1, "matches no weight"),
+])  # fmt: skip
 def test_arrays_of_another_rank_or_backbone_are_not_written(owner, tmp_path, config, scale, words):
     params = jax.tree.map(lambda x: x * scale, arrays(owner))
     with pytest.raises(CheckpointError, match=words):

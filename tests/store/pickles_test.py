@@ -1,5 +1,6 @@
 """Pickled state dicts and official plugins: read without torch to the same numbers, never run."""
 
+import contextlib
 import copyreg
 import pickle
 import struct
@@ -78,24 +79,19 @@ class TestOfficial:
         plugins = load_plugins(tmp_path / "plugin", owner)
         assert NAME in plugins[4].description["training"]["source"]
         model = VariatorModel(owner, plugins)
-        tokens, decoder = GOLDEN["input_ids"], GOLDEN["decoder_input_ids"]
-        if scale == 1:  # without the factor it is another model
-            assert relative_error(model.encode(tokens, ratio=4), GOLDEN["student.enc"]) > 1e-3
-            return
-        assert relative_error(model.encode(tokens, ratio=4), GOLDEN["student.enc"]) < 2e-5
-        logits = model.logits(tokens, decoder, ratio=4)
-        assert relative_error(logits, GOLDEN["student.logits"]) < 2e-5
+        ids = GOLDEN["input_ids"], GOLDEN["decoder_input_ids"]
+        found = {"enc": model.encode(ids[0], ratio=4), "logits": model.logits(*ids, ratio=4)}
+        for name, states in found.items():
+            error = relative_error(states, GOLDEN[f"student.{name}"])
+            assert error < 2e-5 if scale == 100 else error > 1e-3  # without it, another model
 
-    @pytest.mark.parametrize(
-        ("change", "reason"),
-        [
-            ({"mux_layer.1.demux_adapter.w_in.bias": None}, "is missing mux_layer.1.demux_adapter"),
-            ({k: None for k in STATE if ".2." in k}, "is missing .*layers_2"),
-            ({"encoder.weight": np.zeros(3, "f4")}, "has unexpected encoder.weight"),
-            ({BIAS: np.zeros(5, "f4")}, r"shape \(5,\) of float32; expected \(4,\)"),
-            ({BIAS: np.full(4, np.nan, "f4")}, "NaN or infinite"),
-        ],
-    )
+    @pytest.mark.parametrize(("change", "reason"), [
+        ({"mux_layer.1.demux_adapter.w_in.bias": None}, "is missing mux_layer.1.demux_adapter"),
+        ({k: None for k in STATE if ".2." in k}, "is missing .*layers_2"),
+        ({"encoder.weight": np.zeros(3, "f4")}, "has unexpected encoder.weight"),
+        ({BIAS: np.zeros(5, "f4")}, r"shape \(5,\) of float32; expected \(4,\)"),
+        ({BIAS: np.full(4, np.nan, "f4")}, "NaN or infinite"),
+    ])  # fmt: skip
     def test_what_is_not_a_plugin_for_the_backbone_is_refused(
         self, tmp_path, owner, change, reason
     ):
@@ -187,10 +183,8 @@ class TestHarm:
     def test_the_canary_sings(self, tmp_path, monkeypatch, name):
         """A control: with Python's own reader the harm is done."""
         monkeypatch.setitem(copyreg._inverted_registry, 0xF0, ("os", "system"))
-        try:
+        with contextlib.suppress(pickle.UnpicklingError, TypeError):  # after it was done
             pickle.loads(_harmful(tmp_path / "canary")[0][name])
-        except (pickle.UnpicklingError, TypeError):
-            pass  # after it was done
         assert (tmp_path / "canary").exists()
 
     def test_no_instruction_of_pickle_does_more_than_build_data(self, tmp_path):
@@ -205,18 +199,15 @@ class TestHarm:
 STORAGE = Id(("storage", Name("torch", "FloatStorage"), "0", "cpu", 6, None))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ((STORAGE, 1, (6,), (1,)), "exceeds its storage"),
-        ((STORAGE, 1 << 60, (6,), (1,)), "proper shape"),
-        ((STORAGE, 0, (1 << 40, 1 << 10), (0, 0)), "exceeds its storage"),
-        ((STORAGE, 0, (6,), (-1,)), "proper shape"),
-        ((STORAGE, 0, (6,), (5,)), "exceeds its storage"),
-        ((STORAGE, 0, (6,), ()), "strides"),
-        (("text", 0, (6,), (1,)), "no storage"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ((STORAGE, 1, (6,), (1,)), "exceeds its storage"),
+    ((STORAGE, 1 << 60, (6,), (1,)), "proper shape"),
+    ((STORAGE, 0, (1 << 40, 1 << 10), (0, 0)), "exceeds its storage"),
+    ((STORAGE, 0, (6,), (-1,)), "proper shape"),
+    ((STORAGE, 0, (6,), (5,)), "exceeds its storage"),
+    ((STORAGE, 0, (6,), ()), "strides"),
+    (("text", 0, (6,), (1,)), "no storage"),
+])  # fmt: skip
 def test_no_tensor_looks_outside_its_storage(tmp_path, arguments, reason):
     tensor = Call(Name("torch._utils", "_rebuild_tensor_v2"), *arguments)
     data = legacy({"a": tensor}, {"0": np.arange(6, dtype="f4")})
@@ -227,20 +218,17 @@ PAIRS = words([("a", 1)] * 100)
 COPY = Name("collections", "OrderedDict").words + b"h\x00\x85R0"
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"\x80\x04", "exhausted"),
-        (b"hello", "KeyError"),
-        (pickle.dumps([1, 2]), "a list without named tensors"),
-        (pickle.dumps({"a": "b"}), "'a' is a str and not a tensor"),
-        (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.", "bytes"),
-        (b"\x80\x02}r\xff\xff\xff\xff.", "memo is larger than the file"),
-        (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "tuple that is too large"),
-        (dumps({1 << 20_000: "b"}), "more than 128 bits"),
-        (b"\x80\x02" + PAIRS + b"q\x000" + COPY * 99 + b"N.", "copy more than the file holds"),
-    ],
-)
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"\x80\x04", "exhausted"),
+    (b"hello", "KeyError"),
+    (pickle.dumps([1, 2]), "a list without named tensors"),
+    (pickle.dumps({"a": "b"}), "'a' is a str and not a tensor"),
+    (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.", "bytes"),
+    (b"\x80\x02}r\xff\xff\xff\xff.", "memo is larger than the file"),
+    (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "tuple that is too large"),
+    (dumps({1 << 20_000: "b"}), "more than 128 bits"),
+    (b"\x80\x02" + PAIRS + b"q\x000" + COPY * 99 + b"N.", "copy more than the file holds"),
+])  # fmt: skip
 def test_pickles_that_are_broken_or_made_to_exhaust_their_reader(tmp_path, data, reason):
     assert reason in refused(tmp_path / NAME, data)
 

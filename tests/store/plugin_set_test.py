@@ -49,17 +49,11 @@ def test_a_set_is_the_same_after_reloading_and_says_what_its_plugins_said(tmp_pa
 def test_a_folder_of_plugins_or_of_runs_is_a_set_without_an_index(tmp_path):
     _save(tmp_path / "some" / "four", 4)
     _save(tmp_path / "some" / "run_of_two" / "plugin", 2)
-    _save(tmp_path / "some" / "sixteen", 16)
+    _save(tmp_path / "some" / "plugin", 16)  # as the only one of a run is called
     (tmp_path / "some" / "logs").mkdir()
     (tmp_path / "some" / "notes.txt").write_text("mine")
     _save(tmp_path / "some" / ".four.draft-x", 4)  # what a killed writer left
     _assert_equal(load_plugins(tmp_path / "some", BACKBONE))
-
-
-def test_a_member_of_a_set_may_be_called_plugin(tmp_path):
-    _save(tmp_path / "plugin", 2)
-    _save(tmp_path / "four", 4)
-    _assert_equal(load_plugins(tmp_path), (2, 4))
 
 
 def test_a_plugin_and_a_run_folder_are_sets_of_one(tmp_path):
@@ -87,9 +81,7 @@ def test_plugins_of_one_ratio_are_kept_by_their_names(tmp_path):
     assert list(plugins) == [2, "ffn_x4", "span_x4"]
     save_plugins(tmp_path / "set", plugins, BACKBONE)
     found = load_plugins(tmp_path / "set", BACKBONE)
-    assert {key: plugin.config for key, plugin in found.items()} == {
-        key: plugin.config for key, plugin in plugins.items()
-    }
+    assert {k: x.config for k, x in found.items()} == {k: x.config for k, x in plugins.items()}
 
 
 def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
@@ -108,8 +100,6 @@ def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
 
 def test_a_set_is_replaced_only_if_it_holds_nothing_else(tmp_path):
     save_plugins(tmp_path, PLUGINS, BACKBONE)
-    save_plugins(tmp_path, {2: PLUGINS[2]}, BACKBONE)
-    assert list(load_plugins(tmp_path)) == [2]
     (tmp_path / "ratio_2" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds ratio_2/notes.txt"):
         save_plugins(tmp_path, PLUGINS, BACKBONE)
@@ -139,8 +129,6 @@ def test_a_member_that_is_damaged_or_gone_or_new_is_told(tmp_path):
     save_plugins(folder, PLUGINS, BACKBONE)
     _save(folder / "ratio_8", 16)
     fails("plugins.json and its folder differ: ratio_8")
-    (folder / "plugins.json").unlink()
-    fails("two plugins of one name: .*'ratio_8': 'ffn_x16', 'ratio_16': 'ffn_x16'")
 
 
 @pytest.mark.parametrize(
@@ -173,14 +161,12 @@ def test_format_1_loads_and_gives_the_states_that_release_0_1_gave():
 
 
 def test_format_1_is_saved_as_format_2_and_is_the_same_plugin(tmp_path):
-    before = load_plugins(FORMAT_1)[4]
-    save_plugin(
-        tmp_path / "new", before.config, before.variables, small_t5.backbone(small_t5.GATED)
-    )
+    before, owner = load_plugins(FORMAT_1)[4], small_t5.backbone(small_t5.GATED)
+    save_plugin(tmp_path / "new", before.config, before.variables, owner)
     content = json.loads((tmp_path / "new" / "plugin.json").read_text())
     assert content["format_version"] == 2
     (site,) = content["config"]["sites"]
-    assert site["kind"] == "ffn" and site["ratio"] == 4 and site["layers"] == [0, 2]
-    after = load_plugins(tmp_path / "new", small_t5.backbone(small_t5.GATED))[4]
+    assert {"kind": "ffn", "ratio": 4, "layers": [0, 2]}.items() <= site.items()
+    after = load_plugins(tmp_path / "new", owner)[4]
     assert after.config == before.config
     assert set(after.variables.params) == {f"encoder/layers_{i}/mlp" for i in (0, 2)}

@@ -24,7 +24,7 @@ WRITERS = {
     "legacy": t5x_files.write_legacy,
     "held": lambda folder, tree: t5x_files.write_legacy(folder, tree, t5x_files.held),
 }
-CONFIG = PluginConfig(4, bottleneck=3)
+CONFIG = PluginConfig(4, bottleneck=3, layers=(1, 2), pool_padding=True)
 SHAPE = small_t5.GATED
 BACKBONE = small_t5.backbone(SHAPE)
 SCORES = "plugin/encoder/layers_1/mlp/compression/kernel"
@@ -35,9 +35,8 @@ QUERY = "encoder/layers_1/attention/query/kernel"
 def plugin_tree(variables):
     """A plugin's arrays where the T5X engine keeps them; flat."""
     tree = {f"plugin/{path}": leaf for path, leaf in small_t5.flat(variables.params).items()}
-    for key, scale in variables.output_scales.items():
-        tree[f"plugin/{key}/output_scale"] = np.asarray(scale)
-    return tree
+    scales = variables.output_scales.items()
+    return tree | {f"plugin/{key}/output_scale": np.asarray(scale) for key, scale in scales}
 
 
 GOOD = plugin_tree(random_plugin(CONFIG, SHAPE))
@@ -82,8 +81,7 @@ class TestRead:
         assert owner["fingerprint"] == backbone.fingerprint and owner["name"] == "t5_1_1_tiny"
         assert training["task"] == "topic" and training["source"] == "T5X run, checkpoint_5"
         assert training["initial_checkpoint_path"] == "gs://bucket/checkpoint_3"
-        plugins = load_plugins(tmp_path / "checkpoint_5", backbone)
-        assert list(plugins) == [4]
+        assert list(load_plugins(tmp_path / "checkpoint_5", backbone)) == [4]
         for path in (tmp_path, tmp_path / "checkpoint_5"):  # the backbone without the plugin
             found = load_backbone(path)
             small_t5.assert_same(found.params, backbone.params)
@@ -101,11 +99,6 @@ class TestRead:
         same_plugin(load_t5x_plugin(newest), CONFIG, variables)
         (newest / "variator_plugin.json").unlink()
         refused(newest, f"There is no variator_plugin.json in {newest}")
-
-    def test_every_setting_comes_from_the_runs_file(self, tmp_path):
-        config = PluginConfig(3, layers=(0, 2), pool_padding=True, decompression="repeat")
-        _, variables = write_run(tmp_path, config)
-        same_plugin(load_t5x_plugin(tmp_path), config, variables)
 
 
 class TestOwner:
@@ -130,28 +123,22 @@ class TestOwner:
 
 
 class TestDamage:
-    @pytest.mark.parametrize(
-        ("leaves", "words"),
-        [
-            ({SCALE: None}, f"is missing {SCALE}"),
-            ({"plugin/more": np.ones(2, np.float32)}, "has unexpected plugin/more"),
-            ({QUERY: None}, f"is missing {QUERY}"),
-            (dict.fromkeys(GOOD), "holds no compression plugin"),
-            (dict.fromkeys(small_t5.flat(BACKBONE.params)), "a compression plugin and no backbone"),
-        ],
-    )
+    @pytest.mark.parametrize(("leaves", "words"), [
+        ({SCALE: None}, f"is missing {SCALE}"),
+        ({"plugin/more": np.ones(2, np.float32)}, "has unexpected plugin/more"),
+        ({QUERY: None}, f"is missing {QUERY}"),
+        (dict.fromkeys(GOOD), "holds no compression plugin"),
+        (dict.fromkeys(small_t5.flat(BACKBONE.params)), "a compression plugin and no backbone"),
+    ])  # fmt: skip
     def test_leaves(self, leaves, words, tmp_path):
         write_run(tmp_path, **leaves)
         refused(tmp_path, f"checkpoint_5.*{words}")
 
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            (lambda x: x["plugin"]["sites"][0].update(ratio=2), r"expected \(32, 2\)"),
-            (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), "No site is of kind 'new'"),
-            (lambda x: x["backbone"].update(num_encoder_layers=4), "is missing encoder/layers_3"),
-        ],
-    )
+    @pytest.mark.parametrize(("change", "words"), [
+        (lambda x: x["plugin"]["sites"][0].update(ratio=2), r"expected \(32, 2\)"),
+        (lambda x: x["plugin"].update(sites=[{"kind": "new"}]), "No site is of kind 'new'"),
+        (lambda x: x["backbone"].update(num_encoder_layers=4), "is missing encoder/layers_3"),
+    ])  # fmt: skip
     def test_settings(self, change, words, tmp_path):
         write_run(tmp_path)
         content = settings_of()
@@ -163,9 +150,8 @@ class TestDamage:
 @pytest.mark.parametrize("owner", [None, "ours", "hf"])
 def test_convert_makes_a_plugin_folder_for_the_backbone_in_any_format(owner, tmp_path, capsys):
     backbone, variables = write_run(tmp_path / "run", write=t5x_files.write_orbax)
-    (tmp_path / "some.model").write_bytes(b"any SentencePiece model")
-    vocabulary = str(tmp_path / "some.model")
-    save_backbone(tmp_path / "ours", backbone.config, backbone.params, vocabulary)
+    (tmp_path / "a.model").write_bytes(b"any SentencePiece model")
+    save_backbone(tmp_path / "ours", backbone.config, backbone.params, tmp_path / "a.model")
     save_hf(tmp_path / "hf", backbone)
     command = ["convert", "--from", "t5x-run", str(tmp_path / "run"), str(tmp_path / "plugin")]
     if owner:

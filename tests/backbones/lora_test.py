@@ -92,37 +92,29 @@ def test_a_merged_weight_does_not_depend_on_the_order_of_the_sum():
 def test_it_changes_query_and_value_of_self_attention_alone():
     base = shape_params(get_config("t5_1_0_base"))
     assert list(lora_weights(LoraConfig(), base).values()) == [(768, 768)] * 48
-    paths = [
-        *(f"decoder/layers_0/self_attention/{name}/kernel" for name in ("query", "value")),
-        *(f"encoder/layers_0/attention/{name}/kernel" for name in ("query", "value")),
-        *(f"encoder/layers_1/attention/{name}/kernel" for name in ("query", "value")),
-    ]
+    modules = ["decoder/layers_0/self_attention"]
+    modules += [f"encoder/layers_{i}/attention" for i in range(2)]
+    paths = [f"{module}/{name}/kernel" for module in modules for name in ("query", "value")]
     assert list(lora_weights(LoraConfig(), PARAMS)) == paths
     encoder = shape_params(dataclasses.replace(SHAPE, num_decoder_layers=0))
     assert list(lora_weights(LoraConfig(), encoder)) == paths[2:]
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"rank": 0}, "rank is 0; expected a whole number of at least 1"),
-        ({"alpha": float("nan")}, "found nan"),
-        ({"sites": ()}, "sites is empty"),
-        ({"sites": ("(",)}, "not a regular expression"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "reason"), [
+    ({"rank": 0}, "rank is 0; expected a whole number of at least 1"),
+    ({"alpha": float("nan")}, "found nan"),
+    ({"sites": ()}, "sites is empty"),
+    ({"sites": ("(",)}, "not a regular expression"),
+])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         LoraConfig(**settings)
 
 
-@pytest.mark.parametrize(
-    ("sites", "message"),
-    [
-        (r"encoder/layers_\d+/attention/q/kernel", "encoder/layers_<i>/attention/query/kernel"),
-        (r"encoder/.*scale", r"/scale \(16,\); the matrices"),
-    ],
-)
+@pytest.mark.parametrize(("sites", "message"), [
+    (r"encoder/layers_\d+/attention/q/kernel", "encoder/layers_<i>/attention/query/kernel"),
+    (r"encoder/.*scale", r"/scale \(16,\); the matrices"),
+])  # fmt: skip
 def test_a_site_without_a_matrix_is_refused(sites, message):
     with pytest.raises(ConfigError, match=message):
         lora_weights(LoraConfig(sites=sites), PARAMS)

@@ -51,12 +51,9 @@ def test_four_microbatches_compute_four_times_as_much_as_one_in_nearly_its_memor
 
 
 def test_it_prints_amounts_whether_it_fits_and_what_a_cpus_compiler_is_worth(found):
-    small = (
-        ", ffn all x4",
-        "it fits in 1.00 GiB",
-        f"optimizer, batch {found.arguments / 2**20:>9.2f} MiB\n",
-    )
-    assert all(text in str(found) for text in (*small, "far above an accelerator's"))
+    batch = f"optimizer, batch {found.arguments / 2**20:>9.2f} MiB\n"
+    texts = (", ffn all x4", "it fits in 1.00 GiB", batch, "far above an accelerator's")
+    assert all(text in str(found) for text in texts)
     moved = {"all-reduce": Collective(2, 3 * 2**20)}
     large = dataclasses.replace(found, temporary=3 * 2**29, compiler="TPU", collectives=moved)
     texts = ("temporary memory              1.50 GiB", "it does not fit", "3.00 MiB in 2")

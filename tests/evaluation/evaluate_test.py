@@ -48,12 +48,8 @@ def references(monkeypatch):
 
 def _evaluated(task, backbone, folder, targets, plugins=()):
     data = EvalData(task, {"inputs": 64, "targets": targets}, batch_size=4)
-    places = {
-        "model_dir": str(folder),
-        "initial_checkpoint_path": backbone,
-        "plugin_paths": plugins,
-    }
-    evaluate(data=data, latency_shapes=[("nano", 1, 8, 2)], **places)
+    paths = {"initial_checkpoint_path": backbone, "plugin_paths": plugins}
+    evaluate(model_dir=str(folder), data=data, latency_shapes=[("nano", 1, 8, 2)], **paths)
     report = read_report(folder / "report.json")
     assert "## Further scores" in (folder / "report.md").read_text()
     [row] = report.at(1).latency

@@ -56,13 +56,9 @@ def test_rows_that_fill_a_batch_up_do_not_count():
 
 
 def test_scores_that_are_not_finite_are_refused():
+    batches, nothing = [label_batch([11, 12], [0, 1])], np.full((2, 2), np.nan)
     with pytest.raises(TrainingError, match="not finite"):
-        evaluate_classification(
-            PAIR,
-            [label_batch([11, 12], [0, 1])],
-            lambda batch: np.full((2, 2), np.nan),
-            [11, 12],
-        )
+        evaluate_classification(PAIR, batches, lambda batch: nothing, [11, 12])
 
 
 def test_a_verbalizer_behind_a_prefix_is_read_there():
@@ -99,10 +95,9 @@ def test_span_corruption_means_over_target_tokens():
 
 
 def test_no_example_at_all_is_refused():
-    for score in (
-        pair,
-        lambda: evaluate_generation(STORY, [], answered(2), str, []),
-        lambda: evaluate_span_corruption(SPANS, [], answered(2)),
-    ):
-        with pytest.raises(DataError):
-            score()
+    with pytest.raises(DataError):
+        pair()
+    with pytest.raises(DataError):
+        evaluate_generation(STORY, [], answered(2), str, [])
+    with pytest.raises(DataError):
+        evaluate_span_corruption(SPANS, [], answered(2))

@@ -69,8 +69,9 @@ def _save_backbone(folder, seed=0, scale=1.0):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The folder of a backbone, as a run leaves it, with a plugin of ratio 2 and one of ratio 4."""
+    """The folder of a backbone, as a run leaves it, with plugins of ratio 2 and 4, and another."""
     folder = tmp_path_factory.mktemp("models")
+    _save_backbone(folder / "other", seed=1)
     owner = _save_backbone(folder)
     for ratio in (2, 4):
         settings = PluginConfig(ratio, bottleneck=4)
@@ -275,26 +276,15 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
     ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
     ({"ratio": 4}, "RATIO is 4, the plugin's ratio None: .* --gin.RATIO=1"),
+    ({"ratio": 4, "plugin_path": "plugin_2"}, "4, the plugin's ratio 2: .* --gin.RATIO=2"),
+    ({"initial_checkpoint_path": "other", "plugin_path": "plugin_2"}, "belongs to backbone"),
 ])  # fmt: skip
-def test_wrong_arguments_are_refused(models, tmp_path, change, message):
-    arguments = {
-        "output_dir": str(tmp_path / "output"),
-        "data": EvalData(TASK, LENGTHS),
-        "initial_checkpoint_path": str(models),
-    }
+def test_wrong_arguments_are_refused(models, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(models)
+    arguments = {"output_dir": str(tmp_path / "output"), "initial_checkpoint_path": "."}
     with pytest.raises(VariatorError, match=message):
-        infer(**arguments | change)
+        infer(**{"data": EvalData(TASK, LENGTHS)} | arguments | change)
     assert not list(tmp_path.glob("output/infer*"))
-
-
-def test_a_plugin_of_another_backbone_or_ratio_is_refused(models, tmp_path):
-    _save_backbone(tmp_path / "other", seed=1)
-    arguments = {"output_dir": str(tmp_path), "data": EvalData(TASK, LENGTHS)}
-    arguments["plugin_path"] = str(models / "plugin_2")
-    with pytest.raises(VariatorError, match="belongs to backbone"):
-        infer(initial_checkpoint_path=str(tmp_path / "other"), **arguments)
-    with pytest.raises(ConfigError, match="RATIO is 4, the plugin's ratio 2: .* --gin.RATIO=2"):
-        infer(initial_checkpoint_path=str(models), ratio=4, **arguments)
 
 
 def test_scores_that_are_not_finite_are_never_written(models, tmp_path):

@@ -26,16 +26,11 @@ TOKENS = np.array([[5, 6, 7, 1], [9, 1, 0, 0]])
 
 
 def results(folder: Path, mesh_shape=None) -> dict:
-    common = {"initial_checkpoint_path": str(folder), "mesh_shape": mesh_shape}
-    name = "mesh" if mesh_shape else "one"
-    report = evaluate(
-        model_dir=str(folder / f"{name}_report"),
-        data=DATA,
-        plugin_paths=str(folder / "plugin"),
-        **common,
-    )
-    plugin = {"plugin_path": str(folder / "plugin"), "mode": "score"}
-    (path,) = infer(output_dir=str(folder / f"{name}_scores"), data=DATA, **plugin, **common)
+    common = {"initial_checkpoint_path": str(folder), "mesh_shape": mesh_shape, "data": DATA}
+    name, plugin = "mesh" if mesh_shape else "one", str(folder / "plugin")
+    report = evaluate(model_dir=str(folder / f"{name}_report"), plugin_paths=plugin, **common)
+    scored = {"output_dir": str(folder / f"{name}_scores"), "mode": "score"}
+    (path,) = infer(plugin_path=plugin, **scored, **common)
     backbone = load_backbone(folder / "backbone")
     mesh = mesh_shape and meshes.make_mesh(backbone.config, 2, mesh_shape)
     plugins = list(load_plugins(folder / "plugin", backbone).values())

@@ -9,20 +9,9 @@ import pytest
 from variator_jax.backbones.t5 import T5, get_config
 from variator_jax.errors import DataError
 from variator_jax.evaluation.report import read_report, report_markdown, write_report
-from variator_jax.evaluation.schema import (
-    Backbone,
-    Latency,
-    Report,
-    ratio_entry,
-    targets_missed,
-)
-from variator_jax.plugin import (
-    PluginConfig,
-    flops_allowed_speedup,
-    flops_saved,
-    plugin_parameters,
-    stack_flops,
-)
+from variator_jax.evaluation.schema import Backbone, Latency, Report, ratio_entry, targets_missed
+from variator_jax.plugin import PluginConfig, stack_flops
+from variator_jax.plugin.arrays import flops_allowed_speedup, flops_saved, plugin_parameters
 
 NANO = get_config("nano")
 STACK, BASE = T5(NANO).stack(), T5(get_config("t5_1_0_base")).stack()
@@ -46,16 +35,10 @@ def entry(ratio, efficiency=0.9):
     allowed = flops_allowed_speedup(BASE, 256, plugin)
     speedup = 1 + (allowed - 1) * efficiency if ratio == 1 else allowed * efficiency
     time = {"milliseconds": 100 / speedup, "speedup": speedup, "spread": 2.0}
-    rows = [
-        Latency(name, batch, length, flops_allowed_speedup=allowed, **time)
-        for name, batch, length in (("nano", 8, 128), ("t5_1_0_base", 4, 256))
-    ]
-    measured = {
-        "quality": QUALITY[ratio],
-        "identical_to_backbone": ratio == 1,
-        "latency": tuple(rows),
-    }
-    return ratio_entry(NANO, plugin, 128, **measured)
+    shapes = ("nano", 8, 128), ("t5_1_0_base", 4, 256)
+    rows = tuple(Latency(*shape, flops_allowed_speedup=allowed, **time) for shape in shapes)
+    same = {"identical_to_backbone": ratio == 1}
+    return ratio_entry(NANO, plugin, 128, quality=QUALITY[ratio], latency=rows, **same)
 
 
 def good_report(**changes):
@@ -73,10 +56,12 @@ def good_report(**changes):
 
 
 def with_ratio(report, ratio, **changes):
-    ratios = tuple(
-        dataclasses.replace(e, **changes) if e.ratio == ratio else e for e in report.ratios
-    )
-    return dataclasses.replace(report, ratios=ratios)
+    """With other fields in the entry of a ratio, or without a ratio in the report itself."""
+    if ratio:
+        entries = {e.ratio: e for e in report.ratios}
+        entries[ratio] = dataclasses.replace(entries[ratio], **changes)
+        changes = {"ratios": tuple(entries.values())}
+    return dataclasses.replace(report, **changes)
 
 
 def test_the_files_have_the_promised_fields_and_read_back(tmp_path):
@@ -155,9 +140,7 @@ def test_a_backbone_that_is_hardly_above_the_majority_class_is_noted():
 def test_a_missed_promise_is_stated_in_words(ratio, changes, words):
     report = good_report()
     assert targets_missed(report) == []
-    report = (
-        with_ratio(report, ratio, **changes) if ratio else dataclasses.replace(report, **changes)
-    )
+    report = with_ratio(report, ratio, **changes)
     missed = targets_missed(report)
     assert any(words in sentence for sentence in missed), missed
     markdown = report_markdown(report, promised=True)
@@ -172,8 +155,7 @@ def test_a_plot_without_latency_and_controls_is_drawn(tmp_path):
 
 
 def test_the_label_is_the_ratio_for_all_ffns_and_words_for_sites_chosen_otherwise():
-    plugins = [PluginConfig(sites=(x,)) for x in ("ffn all x4", "ffn 0-1 x4", "ffn all x4 rank=2")]
-    entries = [
-        dataclasses.replace(entry(4), plugin=x.name, sites=(x.description,)) for x in plugins
-    ]
-    assert [x.label for x in entries] == ["4", "ffn 0-1 x4", "ffn all x4 rank=2"]
+    for sites, ratio in {"ffn all x4": "4", "ffn 0-1 x4": "", "ffn all x4 rank=2": ""}.items():
+        plugin = PluginConfig(sites=(sites,))
+        own = dataclasses.replace(entry(4), plugin=plugin.name, sites=(plugin.description,))
+        assert own.label == (ratio or sites)

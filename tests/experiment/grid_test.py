@@ -16,15 +16,8 @@ GRID = dict(
 FOLDERS = ["TEXT_DIR='texts'", "GLUE_DIR='glue'"]
 BASE = ["BACKBONES=('t5_1_0_base',)", "BACKBONE_PATHS={'t5_1_0_base': 'given'}"]
 PAPER = ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE]
-GIVEN = dict(
-    glue_small=FOLDERS,
-    glue_multitask=FOLDERS,
-    sizes_docs=[],
-    sites_docs=[],
-    sites_labels=[],
-    sites_sentences=[],
-    paper=PAPER,
-)
+GIVEN = dict.fromkeys(("sizes_docs", "sites_docs", "sites_labels", "sites_sentences"), [])
+GIVEN |= {"glue_small": FOLDERS, "glue_multitask": FOLDERS, "paper": PAPER}
 # Of runs that train a backbone, by recipe.
 OPTIMIZERS = dict.fromkeys(("experiments/docs", "experiments/sites"), "adafactor")
 OPTIMIZERS |= {"experiments/paper": "adamw"}
@@ -82,11 +75,8 @@ def test_plugins_of_ones_own_are_arms_with_their_sites_ratio_seeds_and_rival(tmp
         assert {"RATIO": 8, "SITES": span["SITES"]}.items() <= step.macros.items()
     assert adapt.macros["INITIAL_PLUGIN_PATH"] is None
     mean = {"mean": {**span, "ARM": "mean_weights", "INITIAL_PLUGIN_PATH": "before"}}
-    (step,) = (
-        s
-        for s in _plan(tmp_path, arms=(), tasks=("sst2",), seeds=(0,), plugins=mean)
-        if s.kind == "adapt"
-    )
+    alone = _plan(tmp_path, arms=(), tasks=("sst2",), seeds=(0,), plugins=mean)
+    (step,) = (step for step in alone if step.kind == "adapt")
     assert step.macros["COMPRESSION"] == "mean"  # an arm's own macros stay
     assert step.macros["INITIAL_PLUGIN_PATH"] == "before"
     given = {"given": {"ARM": "variator", "INITIAL_PLUGIN_PATH": "before"}}
@@ -104,22 +94,19 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
     assert f"{tmp_path}/nano/sst2/seed_0/teacher" in {m["INITIAL_CHECKPOINT_PATH"] for m in adapted}
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"arms": ("variatr",)}, "ARMS names 'variatr'.* Did you mean 'variator'"),
-        ({"plugins": {"student": {}}}, "PLUGINS names 'student', which is an arm"),
-        ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
-        ({"plugins": {"x": {"SEEDS": 0}}}, "SEEDS of the plugin 'x' is a tuple"),
-        ({"plugins": {"x": {"SEEDS": ()}}}, "SEEDS of the plugin 'x' is a tuple of one or more"),
-        ({"ratios": (1, 2)}, "ratio is 1; expected a whole number of at least 2"),
-        ({"tasks": "sst2"}, "TASKS is a tuple"),
-        ({"seeds": ()}, "SEEDS is a tuple of different"),
-        ({"ratios": (2, 2)}, "RATIOS is a tuple of different"),
-        ({"backbone_paths": {"mini": "x"}}, "BACKBONE_PATHS names 'mini'"),
-        ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ({"arms": ("variatr",)}, "ARMS names 'variatr'.* Did you mean 'variator'"),
+    ({"plugins": {"student": {}}}, "PLUGINS names 'student', which is an arm"),
+    ({"plugins": {"x": {"ARM": "studnt"}}}, "PLUGINS' ARM names 'studnt'.*'student'"),
+    ({"plugins": {"x": {"SEEDS": 0}}}, "SEEDS of the plugin 'x' is a tuple"),
+    ({"plugins": {"x": {"SEEDS": ()}}}, "SEEDS of the plugin 'x' is a tuple of one or more"),
+    ({"ratios": (1, 2)}, "ratio is 1; expected a whole number of at least 2"),
+    ({"tasks": "sst2"}, "TASKS is a tuple"),
+    ({"seeds": ()}, "SEEDS is a tuple of different"),
+    ({"ratios": (2, 2)}, "RATIOS is a tuple of different"),
+    ({"backbone_paths": {"mini": "x"}}, "BACKBONE_PATHS names 'mini'"),
+    ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
+])  # fmt: skip
 def test_wrong_grids_are_refused_by_name(tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
         Experiment(str(tmp_path), **(GRID | wrong))

@@ -26,12 +26,8 @@ CELLS = [
 
 def test_gaps_are_paired_and_their_errors_are_of_examples_and_seeds():
     gaps = paired_gaps(CELLS).set_index("measure")
-    assert gaps["gap"].to_dict() == {
-        "docs_pair": 37.5,
-        "docs_name": 10.0,
-        CHOSEN: 50.0,
-        JUDGED: 25.0,
-    }
+    expected = {"docs_pair": 37.5, "docs_name": 10.0, CHOSEN: 50.0, JUDGED: 25.0}
+    assert gaps["gap"].to_dict() == expected
     examples = np.var([0.0, 100.0, 50.0, 0.0], ddof=1) / 4
     seeds = np.var([25.0, 50.0], ddof=1) / 2
     np.testing.assert_allclose(gaps["error"]["docs_pair"], math.sqrt(examples + seeds))

@@ -26,20 +26,17 @@ def through(x, mask, ratio):
     return np.asarray(_on_merged(jnp.asarray, np.asarray(x, np.float32), np.asarray(mask), ratio))
 
 
-@pytest.mark.parametrize(
-    "x, mask, expected",
-    [
-        # Destinations are positions 0, 2 and 4: 3 points in the direction of 0, and 1 in that of 4.
-        (
-            [[1, 0], [0, 3], [1, 1], [2, 0], [0, 1], [9, 9]],
-            [True, True, True, True, True, False],
-            [[1.5, 0], [0, 2], [1, 1], [1.5, 0], [0, 2], [0, 0]],
-        ),
-        # Padding is no destination.
-        (np.eye(4, 2)[[0, 1, 1, 1]], [True, True, False, False], [[0.5, 0.5]] * 2 + [[0, 0]] * 2),
-        ([[1, 1]] * 4, [False, True, False, False], [[0, 0]] * 4),  # and there may be none
-    ],
-)
+@pytest.mark.parametrize("x, mask, expected", [
+    # Destinations are positions 0, 2 and 4: 3 points in the direction of 0, and 1 in that of 4.
+    (
+        [[1, 0], [0, 3], [1, 1], [2, 0], [0, 1], [9, 9]],
+        [True, True, True, True, True, False],
+        [[1.5, 0], [0, 2], [1, 1], [1.5, 0], [0, 2], [0, 0]],
+    ),
+    # Padding is no destination.
+    (np.eye(4, 2)[[0, 1, 1, 1]], [True, True, False, False], [[0.5, 0.5]] * 2 + [[0, 0]] * 2),
+    ([[1, 1]] * 4, [False, True, False, False], [[0, 0]] * 4),  # and there may be none
+])  # fmt: skip
 def test_tokens_join_their_most_similar_destination_and_share_its_mean(x, mask, expected):
     np.testing.assert_allclose(through([x], [mask], 2)[0], expected)
 

@@ -89,14 +89,11 @@ def test_a_dry_run_shows_what_is_missing(folder, capsys):
     assert "score     8 of 9 done" in shown and "missing: adapt tiny/parity/seed_0/" in shown
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("--gin.TASKS=('partiy',)", "small/partiy.gin' does not exist"),
-        ("--gin.ONE_TEACHER=True", "teacher_seed"),
-        ("--engine=t5x", "leave --engine out"),
-    ],
-)
+@pytest.mark.parametrize("override, message", [
+    ("--gin.TASKS=('partiy',)", "small/partiy.gin' does not exist"),
+    ("--gin.ONE_TEACHER=True", "teacher_seed"),
+    ("--engine=t5x", "leave --engine out"),
+])  # fmt: skip
 def test_errors_are_found_before_anything_runs(folder, capsys, override, message):
     assert _experiment(folder, override) == 2
     assert message in capsys.readouterr().err

@@ -10,17 +10,8 @@ from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.backbones.t5.cost import attention_flops, backbone_parameters, ffn_flops
 from variator_jax.bench.latency import encoder_call, encoder_shapes
 from variator_jax.errors import ConfigError, PluginError
-from variator_jax.plugin import (
-    Ffn,
-    KeyValue,
-    PluginConfig,
-    Span,
-    flops_allowed_speedup,
-    flops_saved,
-    init_plugin,
-    plugin_parameters,
-    stack_flops,
-)
+from variator_jax.plugin import Ffn, KeyValue, PluginConfig, Span, init_plugin, stack_flops
+from variator_jax.plugin.arrays import flops_allowed_speedup, flops_saved, plugin_parameters
 
 BASE = get_config("t5_1_0_base")
 TINY = get_config("nano", num_encoder_layers=3)
@@ -87,15 +78,12 @@ def test_a_length_that_does_not_divide_is_padded_on_the_plugins_side_only():
     assert step == attention - 3 * TINY.num_encoder_layers * 6 * TINY.embed_dim * TINY.mlp_dim
 
 
-@pytest.mark.parametrize(
-    "size, shares",
-    [
-        ("base", {2: 0.81, 4: 0.864, 8: 1.06, 16: 1.86}),
-        ("large", {2: 0.66, 4: 0.697, 8: 0.86, 16: 1.50}),
-        ("3b", {2: 0.17, 4: 0.180, 8: 0.22, 16: 0.39}),
-        ("11b", {2: 0.04, 4: 0.045, 8: 0.06, 16: 0.10}),
-    ],
-)
+@pytest.mark.parametrize("size, shares", [
+    ("base", {2: 0.81, 4: 0.864, 8: 1.06, 16: 1.86}),
+    ("large", {2: 0.66, 4: 0.697, 8: 0.86, 16: 1.50}),
+    ("3b", {2: 0.17, 4: 0.180, 8: 0.22, 16: 0.39}),
+    ("11b", {2: 0.04, 4: 0.045, 8: 0.06, 16: 0.10}),
+])  # fmt: skip
 def test_published_parameter_shares(size, shares):
     config = get_config(f"t5_1_0_{size}")
     for ratio, share in shares.items():
@@ -103,18 +91,14 @@ def test_published_parameter_shares(size, shares):
         assert 100 * extra / backbone_parameters(config) == pytest.approx(share, abs=0.0051)
 
 
-@pytest.mark.parametrize(
-    "plugin, per_layer",
-    [
-        (PluginConfig(1), 0),
-        (PluginConfig(4), 209 * 128 + 68),
-        (PluginConfig(8, bottleneck=16, layers=(0, 1, 2)), 128 * (64 + 3 * 16 + 1) + 24),
-        (PluginConfig(4, compression="mean"), 193 * 128 + 64),
-        (PluginConfig(4, decompression="repeat"), 16 * 128 + 4),
-        (PluginConfig(4, compression="mean", decompression="repeat"), 0),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("plugin, per_layer", [
+    (PluginConfig(1), 0),
+    (PluginConfig(4), 209 * 128 + 68),
+    (PluginConfig(8, bottleneck=16, layers=(0, 1, 2)), 128 * (64 + 3 * 16 + 1) + 24),
+    (PluginConfig(4, compression="mean"), 193 * 128 + 64),
+    (PluginConfig(4, decompression="repeat"), 16 * 128 + 4),
+    (PluginConfig(4, compression="mean", decompression="repeat"), 0),
+], ids=str)  # fmt: skip
 def test_plugin_parameters_are_counted_and_made(plugin, per_layer):
     assert plugin_parameters(plugin, TINY_STACK) == 3 * per_layer
     fresh = jax.eval_shape(lambda: init_plugin(plugin, TINY_STACK, jax.random.key(0)))
@@ -122,16 +106,13 @@ def test_plugin_parameters_are_counted_and_made(plugin, per_layer):
 
 
 # XLA's own count also holds the elementwise work, so widths are such that it is a small share.
-@pytest.mark.parametrize(
-    "name, plugin, length",
-    [
-        ("t5_1_1_base", PluginConfig(4, layers=(1,)), 128),
-        ("t5_1_0_base", PluginConfig(4, compression="mean", decompression="repeat"), 128),
-        ("t5_1_0_base", PluginConfig(8), 100),
-        ("t5_1_1_base", PluginConfig(sites=(Span(4, rank=16),)), 128),
-        ("t5_1_0_base", PluginConfig(sites=(KeyValue(4, rank=8), Ffn(4, rank=8))), 130),
-    ],
-)
+@pytest.mark.parametrize("name, plugin, length", [
+    ("t5_1_1_base", PluginConfig(4, layers=(1,)), 128),
+    ("t5_1_0_base", PluginConfig(4, compression="mean", decompression="repeat"), 128),
+    ("t5_1_0_base", PluginConfig(8), 100),
+    ("t5_1_1_base", PluginConfig(sites=(Span(4, rank=16),)), 128),
+    ("t5_1_0_base", PluginConfig(sites=(KeyValue(4, rank=8), Ffn(4, rank=8))), 130),
+])  # fmt: skip
 def test_flops_agree_with_xlas_cost_analysis(name, plugin, length):
     config = get_config(name, num_encoder_layers=2)
     stack = T5(config).stack()

@@ -35,10 +35,8 @@ def test_compression_and_decompression_match_the_official_layer(name):
 
 
 def _run(config, params, plugin_config, plugin, inputs):
-    batch = {
-        "encoder_input_tokens": jnp.asarray(inputs["input_ids"]),
-        "decoder_input_tokens": jnp.asarray(inputs["decoder_input_ids"]),
-    }
+    ids = {"encoder": inputs["input_ids"], "decoder": inputs["decoder_input_ids"]}
+    batch = {f"{stack}_input_tokens": jnp.asarray(tokens) for stack, tokens in ids.items()}
     return SplicedModel(T5(config), plugin_config).apply(params, plugin, batch)
 
 
@@ -59,11 +57,8 @@ def test_t5_student_losses_and_gradients_match_the_official_model(version, batch
     config, params = backbone(golden, version)
     plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin/"), output_scale=1.0)
     inputs, expected = under(golden, batch), under(golden, outputs)
-    valid = {
-        "enc": inputs["attention_mask"] > 0,
-        "dec": inputs["decoder_attention_mask"] > 0,
-        "logits": inputs["decoder_attention_mask"] > 0,
-    }
+    valid = dict.fromkeys(("dec", "logits"), inputs["decoder_attention_mask"] > 0)
+    valid |= {"enc": inputs["attention_mask"] > 0}
 
     def loss_fn(trained):
         variables = PluginVariables(trained, plugin.output_scales)
@@ -87,10 +82,8 @@ def test_t5_student_losses_and_gradients_match_the_official_model(version, batch
     assert relative_error(total / count, expected["loss.task_ce"]) < TOLERANCE
 
     _, official_grads = plugin_from_state_dict(under(expected, "grad."))
-    for found, wanted in zip(
-        jax.tree.leaves(grads), jax.tree.leaves(official_grads.params), strict=True
-    ):
-        assert relative_error(found, wanted) < TOLERANCE
+    errors = jax.tree.map(relative_error, grads, official_grads.params)
+    assert all(error < TOLERANCE for error in jax.tree.leaves(errors))
 
 
 def test_the_official_scale_is_an_output_scale_of_100():

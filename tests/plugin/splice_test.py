@@ -19,17 +19,8 @@ from variator_jax.backbones.base import FfnStack, Mask
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import PluginError
 from variator_jax.model import SplicedModel
-from variator_jax.plugin import (
-    Ffn,
-    KeyValue,
-    PluginConfig,
-    Span,
-    calibrate,
-    init_plugin,
-    intercept_modules,
-    site_output_rms,
-    splice,
-)
+from variator_jax.plugin import Ffn, KeyValue, PluginConfig, Span, calibrate, init_plugin
+from variator_jax.plugin.splice import intercept_modules, site_output_rms, splice
 
 FFN = "encoder/layers_{}/mlp"
 IS_FFN = {FFN.format(i) for i in range(2)}.__contains__
@@ -135,15 +126,12 @@ def _recorded(config, plugin, tokens, inner):
     return seen
 
 
-@pytest.mark.parametrize(
-    "config, lengths",
-    [(PluginConfig(2, layers=(1,)), (8, 4)), (PluginConfig(4), (2, 2)), (TWO_SITES, (2, 4))],
-)
+@pytest.mark.parametrize("config, lengths", [
+    (PluginConfig(2, layers=(1,)), (8, 4)), (PluginConfig(4), (2, 2)), (TWO_SITES, (2, 4)),
+])  # fmt: skip
 def test_only_the_chosen_layers_are_compressed_each_by_its_own_ratio(config, lengths):
     seen = _recorded(config, plugin_of(config), tokens_of(1, 8), inner=True)
-    assert {path: length for path, (length, _) in seen.items()} == {
-        FFN.format(i): length for i, length in enumerate(lengths)
-    }
+    assert tuple(seen[FFN.format(i)][0] for i in range(2)) == lengths
 
 
 def test_averaging_and_repeating_is_the_mean_of_a_group():
@@ -193,9 +181,8 @@ def test_rematerialised_layers_have_the_same_gradients_which_padding_leaves_fini
 
 def test_bfloat16_is_near_float32():
     tokens = jnp.asarray(tokens_of(2, 12))
-    network = T5(dataclasses.replace(TINY, dtype="bfloat16"))
     batch = {"encoder_input_tokens": tokens}
-    model = SplicedModel(network, MIXED)
+    model = SplicedModel(T5(dataclasses.replace(TINY, dtype="bfloat16")), MIXED)
     found = jax.jit(lambda plugin: model.encode(BACKBONE, plugin, batch))(plugin_of(MIXED))
     assert found.dtype == jnp.bfloat16
     assert relative_error(np.float32(found), encode(tokens, MIXED)) < 0.05
@@ -240,24 +227,31 @@ def test_a_network_of_ones_own_is_spliced_however_it_calls_its_ffn():
     assert np.abs(found["positional"] - Host().apply(params, x)).max() > 1e-3
 
 
+def _spliced(config, plugin, mask, tokens, stack=STACK):
+    with splice(config, plugin, mask, stack=stack):
+        return NETWORK.encode(BACKBONE, tokens)
+
+
 PARTLY = PluginConfig(sites=(r"ffn 1 x2 pattern=encoder/block_(\d+)/ffn", "ffn 0 x2"))
+RANKS = PluginConfig(2, rank=4)
 
 
-@pytest.mark.parametrize(
-    "config, plugin, message",
-    [
-        (PluginConfig(2, sites=r"encoder/block_(\d+)/ffn"), PluginConfig(2), "arrays for|no mod"),
-        (PluginConfig(2), PluginConfig(2, layers=(0,)), "runs encoder layer 1, but"),
-        (PluginConfig(2), None, "Ratio 2 needs a plugin's arrays"),
-        # One site of two runs; what the other would save is not saved.
-        (PARTLY, PARTLY, "need 'encoder/block_1/ffn', which did not run"),
-    ],
-)
-def test_sites_without_a_module_or_arrays_are_refused(config, plugin, message):
-    variables = None if plugin is None else plugin_of(plugin)
+@pytest.mark.parametrize("config, given, message", [
+    (PluginConfig(2, sites=r"encoder/block_(\d+)/ffn"), PluginConfig(2), "arrays for|no mod"),
+    (PluginConfig(2), PluginConfig(2, layers=(0,)), "runs encoder layer 1, but"),
+    (PluginConfig(2), None, "Ratio 2 needs a plugin's arrays"),
+    # One site of two runs; what the other would save is not saved.
+    (PARTLY, PARTLY, "need 'encoder/block_1/ffn', which did not run"),
+    (SPANS, SPANS, "needs to know the network's layers: give stack="),
+    (RANKS, RANKS, "needs to know the network's layers: give stack="),
+    (PluginConfig(4), PluginConfig(4, compression="mean"), "'compression/bias' is not in the plug"),
+    (PluginConfig(4, compression="mean"), PluginConfig(4), "'compression/bias' is not of its sett"),
+    (PluginConfig(4), PluginConfig(4, rank=2), "'adapters/.*' is not of its settings, ffn all x4"),
+])  # fmt: skip
+def test_sites_without_a_module_a_stack_or_their_arrays_are_refused(config, given, message):
+    tokens, plugin = jnp.ones((1, 4), jnp.int32), given and plugin_of(given)
     with pytest.raises(PluginError, match=message):
-        with splice(config, variables, jnp.ones((1, 4), bool)):
-            NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
+        _spliced(config, plugin, tokens > 0, tokens, stack=None)
 
 
 @pytest.mark.parametrize("spliced", ["by hand", "with a stack", "as a model"])
@@ -275,18 +269,6 @@ def test_a_site_in_a_causal_stack_is_refused(spliced):
             NETWORK.apply(BACKBONE, batch)
 
 
-@pytest.mark.parametrize("config", [SPANS, PluginConfig(2, rank=4)], ids=["span", "adapters"])
-def test_sites_that_need_to_know_the_layers_are_refused_without_a_stack(config):
-    with pytest.raises(PluginError, match="needs to know the network's layers: give stack="):
-        with splice(config, plugin_of(config), jnp.ones((1, 4), bool)):
-            NETWORK.encode(BACKBONE, jnp.ones((1, 4), jnp.int32))
-
-
-def _spliced(config, plugin, mask, tokens, stack=STACK):
-    with splice(config, plugin, mask, stack=stack):
-        return NETWORK.encode(BACKBONE, tokens)
-
-
 @pytest.mark.parametrize("length", [4, 7])  # 7 tokens make as many groups as 8
 def test_a_mask_of_another_length_is_refused(length):
     config, mask = PluginConfig(4), jnp.ones((1, length), bool)
@@ -300,17 +282,6 @@ def test_token_ids_are_a_mask():
     by_ids, by_mask, whole = (_spliced(config, plugin_of(config), mask, tokens) for mask in masks)
     np.testing.assert_array_equal(by_ids, by_mask)
     np.testing.assert_array_equal(whole, by_mask)
-
-
-@pytest.mark.parametrize("config, given, message", [
-    (PluginConfig(4), PluginConfig(4, compression="mean"), "'compression/bias' is not in the plug"),
-    (PluginConfig(4, compression="mean"), PluginConfig(4), "'compression/bias' is not of its sett"),
-    (PluginConfig(4), PluginConfig(4, rank=2), "'adapters/.*' is not of its settings, ffn all x4"),
-])  # fmt: skip
-def test_arrays_that_are_not_those_of_the_settings_are_refused(config, given, message):
-    tokens = jnp.ones((1, 4), jnp.int32)
-    with pytest.raises(PluginError, match=message):
-        _spliced(config, plugin_of(given), tokens > 0, tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,9 +57,8 @@ def test_spans_merged_keys_adapters_and_their_losses_agree_too(work, original):
     agree(runs["t5x"], runs["builtin"], original, 20)
     residual = t5x_runs.losses(runs["t5x"], "residual")
     # Over several batches, which differ more than so few steps change.
-    assert np.mean([residual[n] for n in range(11, 21)]) < np.mean(
-        [residual[n] for n in range(1, 11)]
-    )
+    early, late = (np.mean([residual[first + n] for n in range(10)]) for first in (1, 11))
+    assert late < early
 
 
 def test_the_log_has_the_terms_of_the_loss_and_its_sum(trained):

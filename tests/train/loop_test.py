@@ -1,7 +1,6 @@
 """The loop with a fake step: when it saves and stops, and how far the host runs ahead."""
 
 import itertools
-import json
 import os
 import signal
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 
 from variator_jax.errors import ConfigError, TrainingError
 from variator_jax.train.loop import Schedule, fit
@@ -96,9 +96,8 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, na
 
 def test_logs_evaluations_and_checkpoints_have_their_periods(tmp_path):
     _fit(tmp_path, schedule=Schedule(7, 2, 3, 4), evaluate=lambda state: {"loss": 0.5})
-    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
-    found = {k: [r["step"] for r in rows if r["kind"] == k] for k in ("train", "eval")}
-    assert found == {"train": [2, 4, 6, 7], "eval": [3, 6, 7]} and saved[-1] == [4, 7]
+    found = [[row["step"] for row in tiny_runs.rows(tmp_path, kind)] for kind in ("train", "eval")]
+    assert found == [[2, 4, 6, 7], [3, 6, 7]] and saved[-1] == [4, 7]
 
 
 @jax.jit

@@ -4,7 +4,6 @@ All cases are run by two pairs, for each costs its imports: in the first pair a 
 half-way; the second restarts that run, and does all others.
 """
 
-import json
 import socket
 import time
 
@@ -124,8 +123,7 @@ def test_only_process_0_writes_logs(second, work):
     assert f"  step {STEPS}/{STEPS}" in first and "2 process(es)" in first
     assert "  step " not in other and "  wrote " not in other
     for name in ("whole", "killed", "stopped"):
-        rows = [json.loads(row) for row in (work / name / "log.jsonl").read_text().splitlines()]
-        steps = [row["step"] for row in rows]
+        steps = [row["step"] for row in tiny_runs.rows(work / name)]
         if name != "killed":  # That one did some steps again.
             assert steps == list(range(1, len(steps) + 1))
         assert len(list((work / name / "tensorboard").iterdir())) == 1 + (name == "killed")

@@ -19,13 +19,8 @@ from variator_jax.train.objectives import Distillation, TeacherStudent
 PARAMS = random_params(TINY)
 TOKENS = np.random.default_rng(0).integers(2, 384, (2, 10))
 TOKENS[0, 7:] = 0
-BATCH = {
-    "encoder_input_tokens": TOKENS,
-    "decoder_input_tokens": TOKENS[:, :3],
-    "decoder_target_tokens": TOKENS[:, :3],
-    "decoder_loss_weights": np.ones((2, 3)),
-}
-BATCH = {name: jnp.asarray(array) for name, array in BATCH.items()}
+BATCH = dict.fromkeys(("decoder_input_tokens", "decoder_target_tokens"), jnp.asarray(TOKENS[:, :3]))
+BATCH |= {"encoder_input_tokens": jnp.asarray(TOKENS), "decoder_loss_weights": jnp.ones((2, 3))}
 ONLY = {"encoder_hidden": 0, "decoder_hidden": 0}
 PLUGINS = {
     "ffn": PluginConfig(4),

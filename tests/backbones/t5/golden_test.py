@@ -16,11 +16,7 @@ TOLERANCE = 2e-5
 
 @functools.cache
 def _forward(config):
-    return jax.jit(
-        lambda params, *tokens: Transformer(config).apply(
-            {"params": params}, *tokens, method="forward"
-        )
-    )
+    return jax.jit(functools.partial(Transformer(config).apply, method="forward"))
 
 
 @pytest.mark.parametrize("version", ["1_0", "1_1"])
@@ -29,7 +25,7 @@ def test_outputs_match_transformers(version, length):
     golden = load(f"t5_t5_{version}_plain")
     config, params = backbone(golden, version)
     batch = under(golden, f"L{length}/")
-    found = _forward(config)(params, batch["input_ids"], batch["decoder_input_ids"])
+    found = _forward(config)({"params": params}, batch["input_ids"], batch["decoder_input_ids"])
     encoder, decoder = batch["attention_mask"] > 0, batch["decoder_attention_mask"] > 0
     for part, at, array in [
         ("enc", encoder, found.hidden["encoder"]),

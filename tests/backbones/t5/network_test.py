@@ -18,12 +18,11 @@ TOKENS = jnp.asarray([[5, 6, 7, 8], [9, 10, 0, 0]], jnp.int32)
 TARGETS = jnp.asarray([[0, 11, 12], [0, 13, 14]], jnp.int32)
 
 
-@pytest.mark.parametrize(
-    "name,millions",
-    [("t5_1_0_base", 222.9), ("t5_1_0_large", 737.7), ("t5_1_0_3b", 2851.6), ("t5_1_0_11b", 11307)]
-    + [("t5_1_1_base", 247.6), ("t5_1_1_large", 783), ("t5_1_1_xl", 2850), ("t5_1_1_xxl", 11135)]
-    + [("byt5_small", 299.6), ("mt5_small", 300.2), ("nano", 1.902), ("mini", 12.85)],
-)
+@pytest.mark.parametrize("name, millions", [
+    ("t5_1_0_base", 222.9), ("t5_1_0_large", 737.7), ("t5_1_0_3b", 2851.6), ("t5_1_0_11b", 11307),
+    ("t5_1_1_base", 247.6), ("t5_1_1_large", 783), ("t5_1_1_xl", 2850), ("t5_1_1_xxl", 11135),
+    ("byt5_small", 299.6), ("mt5_small", 300.2), ("nano", 1.902), ("mini", 12.85),
+])  # fmt: skip
 def test_published_sizes(name, millions):
     shapes = shape_params(get_config(name))
     assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, rel=2e-3)
@@ -71,18 +70,15 @@ def test_an_encoder_alone_has_no_decoder_and_says_so():
         module.apply({"params": params}, *arguments, method="decode")
 
 
-@pytest.mark.parametrize(
-    "name, fields, message",
-    [
-        ("t5_1_1_bass", {}, "t5_1_1_base"),
-        ("nano", {"mlp_dims": 3}, "mlp_dim"),
-        ("nano", {"num_encoder_layers": 0}, "num_encoder_layers is 0"),
-        ("nano", {"remat": "dot"}, "remat.*Did you mean 'dots'"),
-        ("nano", {"mlp_activations": ("rellu",)}, "relu"),
-        ("nano", {"dtype": "float8"}, "dtype"),
-        ("nano", {"encoder_mlp_dim": 0}, "encoder_mlp is 0"),
-    ],
-)
+@pytest.mark.parametrize("name, fields, message", [
+    ("t5_1_1_bass", {}, "t5_1_1_base"),
+    ("nano", {"mlp_dims": 3}, "mlp_dim"),
+    ("nano", {"num_encoder_layers": 0}, "num_encoder_layers is 0"),
+    ("nano", {"remat": "dot"}, "remat.*Did you mean 'dots'"),
+    ("nano", {"mlp_activations": ("rellu",)}, "relu"),
+    ("nano", {"dtype": "float8"}, "dtype"),
+    ("nano", {"encoder_mlp_dim": 0}, "encoder_mlp is 0"),
+])  # fmt: skip
 def test_unknown_names_and_values_name_the_nearest(name, fields, message):
     with pytest.raises(ConfigError, match=message):
         get_config(name, **fields)

@@ -1,7 +1,6 @@
 """`variator serve`."""
 
 import argparse
-import dataclasses
 import math
 import os
 from pathlib import Path
@@ -66,8 +65,7 @@ def _serve(args: argparse.Namespace) -> None:
     (backbone, dense, longest), plugins, tasks = load(args)
     engine.keep_compiled(os.path.expanduser(args.cache))
     length, rows = (longest or 512, 64) if args.backbone else (64, 8)
-    limits = engine.EngineLimits.up_to(args.max_length or length)
-    limits = dataclasses.replace(limits, most_rows=args.max_rows or rows)
+    limits = engine.EngineLimits.up_to(args.max_length or length, args.max_rows or rows)
     shape, mesh = args.mesh_shape, None
     if shape is not None:
         # Rows of a batch are filled up, so any number of them will do.

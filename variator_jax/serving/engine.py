@@ -23,16 +23,9 @@ from jax.sharding import Mesh
 from variator_jax.backbones.t5.decoding import START_TOKEN
 from variator_jax.errors import ConfigError, PluginError, check_known
 from variator_jax.model import VariatorModel
+from variator_jax.plugin.config import AUTO, NONE
 from variator_jax.serving.latencies import Bucket, KeptLatencies
-from variator_jax.serving.tasks import (
-    AUTO,
-    NONE,
-    Dense,
-    TaskConfig,
-    label_ids,
-    mean_pool,
-    through_dense,
-)
+from variator_jax.serving.tasks import Dense, TaskConfig, label_ids, mean_pool, through_dense
 from variator_jax.store import Backbone, Plugin
 
 _COMPILERS = 8  # programs that are compiled at the same time, at the most
@@ -82,10 +75,10 @@ class EngineLimits:
                 yield 1 << power, length
 
     @classmethod
-    def up_to(cls, max_length: int) -> "EngineLimits":
+    def up_to(cls, max_length: int, most_rows: int) -> "EngineLimits":
         """The default lengths below `max_length`, and that one."""
         lengths = (*(n for n in cls.lengths if n < max_length), max_length)
-        return cls(lengths=lengths, batch_tokens=max(cls.batch_tokens, max_length))
+        return cls(lengths, max(cls.batch_tokens, max_length), most_rows)
 
 
 def keep_compiled(folder: str | os.PathLike) -> None:
@@ -226,8 +219,7 @@ class Engine:
                 for _ in threads.map(lambda b: self._compile(b, b in kept.seconds), wanted):
                     done += 1
                     progress(done, total)
-                new = {b: self._measure(b) for b in wanted if b not in kept.seconds}
-                kept.add(new)
+                kept.add({b: self._measure(b) for b in wanted if b not in kept.seconds})
                 short = (b for b in wanted if rows == 1 or kept.seconds[b] <= longest_batch)
                 self.latency |= {bucket: kept.seconds[bucket] for bucket in short}
         progress(total, total)
@@ -245,8 +237,7 @@ class Engine:
     def _expected(self, bucket: Bucket) -> float:
         """The least seconds that a batch takes, from the one of half its rows."""
         program, plugin, rows, length = bucket
-        half = self.latency.get((program, plugin, rows // 2, length), math.inf)
-        return 1.5 * half
+        return 1.5 * self.latency.get((program, plugin, rows // 2, length), math.inf)
 
     def _compile(self, bucket: Bucket, timed: bool) -> None:
         """Compiles a program, and runs it once unless that takes long and is of no use.
@@ -259,17 +250,16 @@ class Engine:
             return
         name = _named(plugin)
         tokens: np.ndarray = np.ones((rows, length), np.int32)
+        batch = {"encoder_input_tokens": tokens}
         if program == "embed":
-            out = self.model.compile("encode", {"encoder_input_tokens": tokens}, **name)
+            out = self.model.compile("encode", batch, **name)
             # [batch, length, embed]; the pooling is cheap enough to run.
             self._pool(jnp.zeros(out.shape, out.dtype), tokens)
         elif program in self._starts:
-            starts = self._starts[program].repeat(rows, axis=0)
-            batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": starts}
+            starts = batch["decoder_input_tokens"] = self._starts[program].repeat(rows, axis=0)
             out = self.model.compile("logits", batch, **name)
             self._select(jnp.zeros((*starts.shape, out.shape[-1]), out.dtype))
         else:
-            batch = {"encoder_input_tokens": tokens}
             self.model.compile("generate", batch, **name, **_generation(program))
 
     def _run_once(self, bucket: Bucket) -> None:
@@ -331,9 +321,9 @@ class Engine:
         tokens: np.ndarray = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
         for row, ids in zip(tokens, rows, strict=False):
             row[: len(ids)] = ids
-        name = _named(plugin)
         if program == "embed":
-            return self._embed(tokens, [len(row) for row in rows], per_token, name)
+            return self._embed(tokens, [len(row) for row in rows], per_token, plugin)
+        name = _named(plugin)
         if program in self._starts:
             starts = self._starts[program].repeat(len(tokens), axis=0)
             # [batch, tokens, vocab]
@@ -348,14 +338,10 @@ class Engine:
         return lambda: list(np.asarray(generated.result())[: len(rows)])
 
     def _embed(
-        self,
-        tokens: np.ndarray,
-        lengths: Sequence[int],
-        per_token: Sequence[bool],
-        name: Mapping[str, Any],
+        self, tokens: np.ndarray, lengths: Sequence[int], per_token: Sequence[bool], plugin: str
     ) -> Callable[[], list[Any]]:
         # [batch, length, embed], [batch, out]
-        encoded = self.model.encode(tokens, **name)
+        encoded = self.model.encode(tokens, **_named(plugin))
         pooled = self._pool(encoded, tokens)
         # The vectors of tokens leave the device only if they are asked for.
         wanted = encoded if any(per_token) else None

@@ -15,18 +15,11 @@ import jax
 import numpy as np
 
 from variator_jax.errors import ConfigError, PluginError, check_known
+from variator_jax.plugin.config import AUTO
 from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row
 from variator_jax.serving.engine import Embedded, Engine
 from variator_jax.serving.policy import PolicyConfig
-from variator_jax.serving.tasks import (
-    AUTO,
-    Cut,
-    Input,
-    TaskConfig,
-    normalized,
-    probabilities,
-    token_ids,
-)
+from variator_jax.serving.tasks import Cut, Input, TaskConfig, normalized, probabilities, token_ids
 
 _RECENT, _RECENT_S = 2_000, 60.0  # requests and seconds of which percentiles are made
 _COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -62,13 +62,12 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ConfigError(f"A task of kind {self.kind!r} has an empty name.")
-        check_known(f"Task {self.name!r} is of kind", self.kind, KINDS)
+        task = f"Task {self.name!r}"
+        check_known(f"{task} is of kind", self.kind, KINDS)
         fewest = {"classify": 2, "rerank": 2 if self.labels else 0}.get(self.kind, 0)
         if len(self.labels) < fewest or (self.kind == "rerank" and len(self.labels) > 2):
-            raise ConfigError(
-                f"Task {self.name!r} has {len(self.labels)} labels; expected "
-                f"{'two' if self.kind == 'rerank' else 'two or more'}."
-            )
+            expected = "two" if self.kind == "rerank" else "two or more"
+            raise ConfigError(f"{task} has {len(self.labels)} labels; expected {expected}.")
         self._check_fields()
         sentinel = SENTINEL.search(self.prompt)
         if sentinel and self.labels and self.prefix is None:
@@ -77,11 +76,9 @@ class TaskConfig:
                 f"{sentinel[0]!r} if its backbone's answers begin with that, as T5's do, else ''."
             )
         if (self.labels or self.prefix) and self.kind not in ("classify", "rerank"):
-            raise ConfigError(
-                f"Task {self.name!r}: the kind {self.kind!r} has neither labels nor a prefix."
-            )
+            raise ConfigError(f"{task}: the kind {self.kind!r} has neither labels nor a prefix.")
         if min(self.max_length, self.num_beams) < 1:
-            raise ConfigError(f"Task {self.name!r}: max_length and num_beams are 1 or more.")
+            raise ConfigError(f"{task}: max_length and num_beams are 1 or more.")
         if not self.plugin:
             object.__setattr__(self, "plugin", NONE if self.embeds else AUTO)
 
@@ -163,25 +160,21 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
             f"Task {task.name!r} takes {' and '.join(task.fields)}; found {len(texts)} texts."
         )
     fields = dict(zip(task.fields, map(str, texts), strict=True))
-    if cut.allowed:  # no tokenizer is given more than could stay; a token is rarely 16 characters
-        most, step = 16 * cut.longest, -1 if cut.keep_end else 1  # runs of spaces are one
+    most = 16 * cut.longest  # characters, with runs of spaces as one; a token rarely has 16
+    if cut.allowed:  # no tokenizer is given more than could stay
+        step = -1 if cut.keep_end else 1
         long = {k: v[::step] for k, v in fields.items() if len(" ".join(v.split())) > most}
         kept = {k: re.match(rf"(\s*\S){{0,{most}}}", text) for k, text in long.items()}
         fields |= {k: match[0][::step] for k, match in kept.items() if match}
-    filled = task.prompt.format_map(fields)
-    if not cut.allowed and len(filled) > 16 * cut.longest:  # before work is done for it
-        characters = len(" ".join(filled.split()))
-        if characters > 16 * cut.longest:
-            raise ConfigError(
-                f"An input of task {task.name!r} has {characters:,} characters; the longest has "
-                f"{16 * cut.longest:,}, which is 16 a token. Set truncate to have it cut."
-            )
+    filled, owner = task.prompt.format_map(fields), f"An input of task {task.name!r}"
+    characters = len(" ".join(filled.split()))
+    if characters > most and not cut.allowed:  # before work is done for it
+        found = f"{characters:,} characters; the longest has {most:,}, which is 16 a token"
+        raise ConfigError(f"{owner} has {found}. Set truncate to have it cut.")
     ids = text_ids(tokenizer, filled)
     if len(ids) > cut.longest and not cut.allowed:
-        raise ConfigError(
-            f"An input of task {task.name!r} has {len(ids):,} tokens; the longest has "
-            f"{cut.longest:,}. Set truncate to have it cut."
-        )
+        found = f"{len(ids):,} tokens; the longest has {cut.longest:,}"
+        raise ConfigError(f"{owner} has {found}. Set truncate to have it cut.")
     if len(ids) > cut.longest and task.prompt == "{text}":  # as sentence-transformers cuts it
         return _cut(ids, cut)
     while len(ids) > cut.longest:
@@ -189,9 +182,8 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         if not fields[name]:
             raise ConfigError(f"The prompt of task {task.name!r} has over {cut.longest} tokens.")
         # Characters in proportion to the tokens that are too many, at least one.
-        excess = len(ids) - cut.longest
-        keep = int(len(fields[name]) * max(0.0, 1 - excess / len(ids))) - 1
-        text, keep = fields[name], max(keep, 0)
+        text, excess = fields[name], len(ids) - cut.longest
+        keep = max(0, int(len(text) * (1 - excess / len(ids))) - 1)
         fields[name] = text[len(text) - keep :] if cut.keep_end else text[:keep]
         ids = text_ids(tokenizer, task.prompt.format_map(fields))
     return ids

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from variator_jax.bench.arguments import positives
-from variator_jax.commands.registry import command
+from variator_jax.commands.registry import command, listed
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,12 +76,11 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
     """The plugin that the arguments name; None for the backbone itself."""
     from variator_jax.store import load_plugins
 
-    if args.ratio == 1 and args.plugin is None:
+    asked = args.plugin, args.ratio
+    if asked == (None, 1) or (args.plugins is None and asked == (None, None)):
         return None
     if args.plugins is None:
-        if args.plugin is not None or args.ratio is not None:
-            raise PluginError("--plugin and --ratio choose among --plugins DIR, which is missing.")
-        return None
+        raise PluginError("--plugin and --ratio choose among --plugins DIR, which is missing.")
     plugins = load_plugins(args.plugins, backbone).values()
     fitting = [
         plugin
@@ -163,7 +162,7 @@ _JAX_EXPORT: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "task": ("TASK", str, "encode (a vector a token) or embed (their mean, of length 1; default)"),
     "batches": ("1,8", positives, "rows of a batch"),
     "lengths": ("64,256", positives, "tokens of a row"),
-    "platforms": ("cpu,tpu", str, "by default that of this machine; also cuda, rocm"),
+    "platforms": ("cpu,tpu", listed, "by default that of this machine; also cuda, rocm"),
 }
 
 
@@ -195,16 +194,12 @@ def export_jax(args: argparse.Namespace) -> bool:
     from variator_jax.serving.sentences import load_encoder
     from variator_jax.store import load_plugins
 
-    encoder, defaults = load_encoder(given["backbone"]), ExportSettings()
+    encoder = load_encoder(given["backbone"])
     plugins = load_plugins(given["plugins"], encoder.backbone) if "plugins" in given else {}
-    longest = encoder.max_length or max(defaults.lengths)
-    lengths = tuple({min(length, longest): None for length in defaults.lengths})
-    settings = ExportSettings(
-        given.get("task", defaults.task),
-        given.get("batches", defaults.batches),
-        given.get("lengths", lengths),
-        tuple(filter(None, given.get("platforms", "").split(","))),
-    )
+    longest = encoder.max_length or max(ExportSettings.lengths)
+    lengths = tuple({min(length, longest): None for length in ExportSettings.lengths})
+    asked = {name: given[name] for name in given.keys() - {"backbone", "plugins", "output"}}
+    settings = ExportSettings(**{"lengths": lengths, **asked})
     written = export_programs(given["output"], encoder, plugins.values(), settings)
     print(f"{given['output']}: {len(written)} programs")
     return True

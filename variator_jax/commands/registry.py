@@ -55,6 +55,11 @@ def command(name: str, *arguments: AddArguments) -> Callable[[Run], Run]:
     return enter
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Reads names such as 'cpu,tpu', for argparse."""
+    return tuple(filter(None, text.split(",")))
+
+
 def run(arguments: Sequence[str], program: str = "variator") -> int:
     """Runs one command; its errors become one line on standard error.
 
@@ -89,9 +94,8 @@ def run(arguments: Sequence[str], program: str = "variator") -> int:
         if not any(frame.filename.endswith("jax/_src/xla_bridge.py") for frame in frames):
             raise
         found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device"
-        reason = _one_line(
-            str(error).partition("\n  In call to")[0] or "its plugin is not installed"
-        )
+        raised = str(error).partition("\n  In call to")[0]
+        reason = _one_line(raised or "its plugin is not installed")
         print(f"{program}: error: {found}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from variator_jax import gin_utils
-from variator_jax.bench.arguments import TPUS, parse_bytes
-from variator_jax.bench.arguments import add_arguments as bench_arguments
+from variator_jax.bench import arguments
 from variator_jax.commands import bulk, engines
-from variator_jax.commands.registry import command
+from variator_jax.commands.registry import command, listed
 from variator_jax.errors import ConfigError, check_known
 
 _REPORTS = ("report.md", "results.md")  # of an evaluation, of an experiment
@@ -29,13 +28,9 @@ def _gin_arguments(parser: argparse.ArgumentParser) -> None:
     overrides = "set a macro, such as --gin.RATIO=8 or --gin.SEED=1; repeatable"
     add("--gin.NAME=VALUE", dest="unused", action="store_true", help=overrides)
     folders = "folders where gin files are looked for before the packaged ones"
-    add("--gin_search_paths", action="extend", default=[], type=_names, metavar="A,B", help=folders)
+    add("--gin_search_paths", action="extend", default=[], type=listed, metavar="A,B", help=folders)
     engine = "t5x or builtin (experiment, budget: always builtin); T5X where it can be imported"
     add("--engine", help=engine)
-
-
-def _names(value: str) -> list[str]:
-    return list(filter(None, value.split(",")))
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -259,7 +254,8 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     add("--devices", type=int, metavar="N", help="pretend to have N devices")
     memory = "memory of a device, with its unit: to check whether it fits, and to choose the mesh"
     add("--hbm", metavar="80GiB", help=memory)
-    slices = f"compile for that TPU slice; needs libtpu, which supports {', '.join(TPUS)}"
+    known = ", ".join(arguments.TPUS)
+    slices = f"compile for that TPU slice; needs libtpu, which supports {known}"
     add("--topology", metavar="v5e:4x4", help=slices)
 
 
@@ -271,7 +267,7 @@ def _budget(args: argparse.Namespace) -> None:
     variator budget --gin_file=variator_xxl.gin --topology v5e:4x4 --hbm 16GiB \
         --gin.REMAT=True --gin.BATCH_SIZE=128
     """
-    hbm_bytes = None if args.hbm is None else parse_bytes(args.hbm)
+    hbm_bytes = None if args.hbm is None else arguments.parse_bytes(args.hbm)
     if args.devices is not None and (args.topology or args.devices < 1):
         raise ConfigError(f"--devices {args.devices}: expected 1 or more, without --topology.")
     if args.devices:
@@ -334,7 +330,7 @@ def _report(args: argparse.Namespace) -> None:
         print(f"\nPlot: {plot}")
 
 
-@command("bench", bench_arguments)
+@command("bench", arguments.add_arguments)
 def _bench(args: argparse.Namespace) -> None:
     """Time an encoder at several compression ratios, and its distillation step, on this device.
 
@@ -343,8 +339,6 @@ def _bench(args: argparse.Namespace) -> None:
     variator bench --backbone t5_1_1_xl --batch 32 --length 512 --dtype bfloat16 --ratios 4 \
         --train --remat dots --microbatches 2
     """
-    from variator_jax.bench import arguments
-
     settings = arguments.settings_of(args)
     from variator_jax.bench import run
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,11 @@ from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
-from variator_jax.serving.encoded import Counts, EncodedFolder
+from variator_jax.serving.encoded import Counts, EncodedFolder, Prepared
 from variator_jax.serving.engine import EngineLimits, check_rows_apart
 from variator_jax.serving.rows import (
     RowError,
     Texts,
-    Window,
     make_batches,
     read_windows,
     row_ids,
@@ -72,10 +71,9 @@ class BulkSettings:
     def __post_init__(self) -> None:
         check_known("--pooling is", self.pooling, POOLINGS)
         check_known("--dtype is", self.dtype, DTYPES)
-        numbers = (self.texts.max_length, self.window, self.batch_tokens)
-        if min(numbers) < 1:
-            reason = "max_length, window and batch_tokens are 1 or more"
-            raise ConfigError(f"{reason}; found {numbers}.")
+        sizes = (self.texts.max_length, self.window, self.batch_tokens)
+        if min(sizes) < 1:
+            raise ConfigError(f"max_length, window and batch_tokens are 1 or more; found {sizes}.")
         if task_of(self.texts.prompt).fields != ("text",):
             raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}, or other fields.")
 
@@ -86,17 +84,6 @@ class BulkSettings:
         lengths = (*(length for length in LENGTH_BUCKETS if length < longest), longest)
         most = max(self.batch_tokens, longest)
         return EngineLimits(lengths, most, most_rows=most)
-
-
-class _Prepared(NamedTuple):
-    """A window whose texts are token ids, or whose file is there already."""
-
-    number: int
-    window: Window
-    ids: dict[int, list[int]]  # by the line's number
-    bad: list[dict[str, Any]]
-    counts: Counts
-    written: bool = False
 
 
 def encode_file(
@@ -124,15 +111,15 @@ def encode_file(
       VariatorError: for a file that cannot be read, a folder of another run, or an input that has
         changed since a part of it was encoded.
     """
-    identity = {"format": suffix_of(path)}
+    suffix = suffix_of(path)
     check_rows_apart(plugin)
     # The model is not kept: it checks that the plugin is the backbone's, and loads the vocabulary.
     tokenizer = VariatorModel(encoder.backbone, plugin, mesh).tokenizer
     total, files, progress = Counts(), 0, _Progress(path)
     try:
         with lock_folder(folder):
-            identity |= _identity(encoder, plugin, settings, mesh)
-            output = EncodedFolder(folder, identity)
+            identity = _identity(encoder, plugin, settings, mesh)
+            output = EncodedFolder(folder, {"format": suffix, **identity})
             encode = _compiled(encoder, plugin, settings, mesh)
             dense = encoder.dense if settings.pooling == "mean" else ()
             width = dense[-1].kernel.shape[1] if dense else encoder.backbone.config.embed_dim
@@ -140,7 +127,7 @@ def encode_file(
                 counts, files = prepared.counts, files + 1
                 if not prepared.written:
                     counts = _write(output, prepared, encode, settings, width)
-                total = total.plus(counts)
+                total = Counts(*map(sum, zip(total, counts, strict=True)))
                 progress.show(prepared, total)
             output.finish(files, total)
     except OSError as error:
@@ -150,12 +137,12 @@ def encode_file(
 
 def _prepared(
     path: Path, output: EncodedFolder, tokenizer: Tokenizer, settings: BulkSettings
-) -> Iterator[_Prepared]:
+) -> Iterator[Prepared]:
     """The windows of the input, tokenised where their file is missing."""
     suffix = suffix_of(path)
     for number, window in enumerate(read_windows(path, settings.window)):
         if (written := output.counts(number, window)) is not None:
-            yield _Prepared(number, window, {}, [], written, written=True)
+            yield Prepared(number, window, {}, [], written, written=True)
             continue
         ids, bad, cuts = dict[int, list[int]](), list[dict[str, Any]](), 0
         for line, content in window.lines:
@@ -165,10 +152,10 @@ def _prepared(
             except RowError as error:
                 bad.append({"line": line, "error": str(error)})
         counts = Counts(len(ids), sum(map(len, ids.values())), len(bad), cuts)
-        yield _Prepared(number, window, ids, bad, counts)
+        yield Prepared(number, window, ids, bad, counts)
 
 
-def _ahead(windows: Iterator[_Prepared]) -> Iterator[_Prepared]:
+def _ahead(windows: Iterator[Prepared]) -> Iterator[Prepared]:
     """The same windows; the next one is read and tokenised in a thread meanwhile."""
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(next, windows, None)
@@ -224,7 +211,7 @@ def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSetting
 
 
 def _write(
-    output: EncodedFolder, prepared: _Prepared, encode: Encode, settings: BulkSettings, width: int
+    output: EncodedFolder, prepared: Prepared, encode: Encode, settings: BulkSettings, width: int
 ) -> Counts:
     """Encodes a window and writes its file; a row whose numbers are not finite is a bad one."""
     encoded = _encoded([*prepared.ids.values()], encode, settings)
@@ -235,7 +222,8 @@ def _write(
     for line in infinite:
         del vectors[line]
     counts = prepared.counts._replace(rows=len(vectors), bad=len(bad))
-    output.write(prepared.number, prepared.window, counts, bad, _arrays(vectors, settings, width))
+    done = prepared._replace(counts=counts, bad=bad)
+    output.write(done, _arrays(vectors, settings, width))
     return counts
 
 
@@ -281,7 +269,7 @@ class _Progress:
         self._last = self._start = time.monotonic()
         self._rows = self._bytes = 0  # that an earlier run encoded
 
-    def show(self, prepared: _Prepared, total: Counts) -> None:
+    def show(self, prepared: Prepared, total: Counts) -> None:
         """Prints how far the run is, behind a window."""
         now, done = time.monotonic(), prepared.window.bytes_read
         if prepared.written:

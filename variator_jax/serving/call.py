@@ -39,15 +39,9 @@ class Call:
           VariatorError: as `Service.submit`.
           ApiError: if the client leaves.
         """
-        submitted = self.service.submit(
-            task.name,
-            inputs,
-            plugin=choice.plugin,
-            ratio=choice.ratio,
-            max_ratio=choice.max_ratio,
-            cut=choice.cut(self.engine.limits.max_length),
-            **options,
-        )
+        named = choice.model_dump(include={"plugin", "ratio", "max_ratio"})
+        cut = choice.cut(self.engine.limits.max_length)
+        submitted = self.service.submit(task.name, inputs, cut=cut, **named, **options)
         answer = await self._until_client_leaves(submitted)
         self._metrics.texts.labels(answer.plugin).inc(len(inputs))
         self._metrics.tokens.labels(answer.plugin).inc(sum(answer.tokens))

@@ -5,7 +5,7 @@ counts and its bad rows, so the lists of the whole run are made of the windows' 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,16 @@ class Counts(NamedTuple):
     bad: int = 0
     cut: int = 0  # texts that lost their end
 
-    def plus(self, other: "Counts") -> "Counts":
-        """The sum of both."""
-        return Counts(*map(sum, zip(self, other, strict=True)))
+
+class Prepared(NamedTuple):
+    """A window whose texts are token ids, or whose file is there already."""
+
+    number: int
+    window: Window
+    ids: dict[int, list[int]]  # by the line's number
+    bad: list[dict[str, Any]]
+    counts: Counts
+    written: bool = False
 
 
 class EncodedFolder:
@@ -81,17 +88,10 @@ class EncodedFolder:
             )
         return Counts(*record["counts"])
 
-    def write(
-        self,
-        number: int,
-        window: Window,
-        counts: Counts,
-        bad: Sequence[Mapping[str, Any]],
-        arrays: dict[str, np.ndarray],
-    ) -> None:
+    def write(self, done: Prepared, arrays: dict[str, np.ndarray]) -> None:
         """Writes the file of a window."""
-        record = {"digest": window.digest, "counts": counts, "bad": bad}
-        write_file(self._file(number), save(arrays, {_KEY: json.dumps(record)}))
+        record = {"digest": done.window.digest, "counts": done.counts, "bad": done.bad}
+        write_file(self._file(done.number), save(arrays, {_KEY: json.dumps(record)}))
 
     def finish(self, files: int, total: Counts) -> None:
         """Writes the list of bad rows and the index, when all windows are written.

@@ -10,14 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from variator_jax.errors import VariatorError
+from variator_jax.serving import schemas
 from variator_jax.serving.batcher import BackendError, Overloaded
-from variator_jax.serving.schemas import (
-    MOST_TEXTS,
-    CohereError,
-    OpenAiError,
-    OpenAiErrorBody,
-    TeiError,
-)
 
 
 class _Kind(NamedTuple):
@@ -83,10 +77,10 @@ def family(path: str) -> str:
 
 def documented(of: str) -> dict[int | str, dict[str, Any]]:
     """The errors of an API's routes, for its OpenAPI description."""
-    model = {"openai": OpenAiError, "tei": TeiError, "cohere": CohereError}[of]
-    statuses = {kind.of(of)[0] for kind in KINDS.values()} - {404, 405, 499}
-    statuses |= {404} if of != "tei" else set()
-    return {status: {"model": model} for status in sorted(statuses)}
+    models = {"openai": schemas.OpenAiError, "tei": schemas.TeiError, "cohere": schemas.CohereError}
+    left_out = {405, 499} if of != "tei" else {404, 405, 499}
+    statuses = {kind.of(of)[0] for kind in KINDS.values()} - left_out
+    return {status: {"model": models[of]} for status in sorted(statuses)}
 
 
 def error_response(path: str, error: ApiError) -> JSONResponse:
@@ -95,12 +89,12 @@ def error_response(path: str, error: ApiError) -> JSONResponse:
     status, name = KINDS[error.kind].of(of)
     if of == "openai":
         code = _CODES.get(error.kind)
-        body = OpenAiErrorBody(message=message, type=name, param=error.param, code=code)
-        content: Any = OpenAiError(error=body)
+        body = schemas.OpenAiErrorBody(message=message, type=name, param=error.param, code=code)
+        content: Any = schemas.OpenAiError(error=body)
     elif of == "tei":
-        content = TeiError(error=message, error_type=name)
+        content = schemas.TeiError(error=message, error_type=name)
     else:
-        content = CohereError(message=message)
+        content = schemas.CohereError(message=message)
     headers = {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
@@ -133,7 +127,8 @@ async def on_validation_error(request: Request, error: RequestValidationError) -
 
 def _kind(found: Sequence[Mapping[str, Any]]) -> str:
     kinds = {one["type"] for one in found}
-    if any(one["type"] == "too_long" and one["ctx"]["max_length"] >= MOST_TEXTS for one in found):
+    longest = [one["ctx"]["max_length"] for one in found if one["type"] == "too_long"]
+    if max(longest, default=0) >= schemas.MOST_TEXTS:
         return "too_large"  # a shorter one has a fixed length: a pair
     return "malformed" if "json_invalid" in kinds else "empty" if kinds & _EMPTY else "invalid"
 

@@ -91,12 +91,8 @@ def create_app(
             await service.drain()
         starting.cancel()
 
-    app = FastAPI(
-        title="variator",
-        version=__version__,
-        description="A frozen T5 encoder whose compression ratio follows the load.",
-        lifespan=life,
-    )
+    about = "A frozen T5 encoder whose compression ratio follows the load."
+    app = FastAPI(title="variator", version=__version__, description=about, lifespan=life)
     app.state.service, app.state.limits, app.state.model = service, limits, model
     app.state.metrics, app.state.started = Metrics(service.snapshot), int(time.time())
     app.exception_handler(errors.ApiError)(errors.on_api_error)

@@ -46,18 +46,11 @@ def summarise(
     answered = np.array([1e3 * s.seconds for s in samples if s.status == 200])
     ratios = [s.ratio for s in samples if s.status == 200]
     p50, p99 = np.percentile(answered, (50, 99)) if ratios else (np.nan, np.nan)
+    ratio = float(np.mean(ratios)) if ratios else np.nan
+    rates = len(samples) / seconds, float((answered <= target_ms).sum()) / seconds
     refused = sum(s.status == REFUSED for s in samples)
-    return Interval(
-        start,
-        len(samples) / seconds,
-        float((answered <= target_ms).sum()) / seconds,
-        float(p50),
-        float(p99),
-        float(np.mean(ratios)) if ratios else np.nan,
-        refused,
-        len(samples) - len(ratios) - refused,
-        len(samples),
-    )
+    failed = len(samples) - len(ratios) - refused
+    return Interval(start, *rates, float(p50), float(p99), ratio, refused, failed, len(samples))
 
 
 def intervals(run: Run, load: Load, target_ms: float, count: int) -> list[Interval]:

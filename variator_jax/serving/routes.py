@@ -102,12 +102,9 @@ async def rerank_documents(body: schemas.DocumentsRequest, call: Asked) -> schem
     if body.truncate is None:
         body = body.model_copy(update={"truncate": True})
     scores, answer = await _scores(call, body, texts)
+    shown = [schemas.Document(text=text) if body.return_documents else None for text in texts]
     results = [
-        schemas.RankedDocument(
-            index=i,
-            relevance_score=scores[i],
-            document=schemas.Document(text=texts[i]) if body.return_documents else None,
-        )
+        schemas.RankedDocument(index=i, relevance_score=scores[i], document=shown[i])
         for i in _best_first(scores)[: body.top_n]
     ]
     usage = _usage(answer.tokens)

@@ -176,8 +176,7 @@ class Service:
         now = time.monotonic()
         self._latencies.append((now, now - began))
         self._counts["answered"] += len(inputs)
-        options = {"normalize": normalize, "per_token": per_token, "raw_scores": raw_scores}
-        values = self._values(config, results, max_new_tokens, **options)
+        values = self._values(config, results, max_new_tokens, normalize, per_token, raw_scores)
         # [inputs, rows]: a pair of texts may be two rows.
         lengths: np.ndarray = np.reshape([len(row) for row in ids], (len(inputs), -1))
         return Answer(values, self._running.gears[gear], lengths.sum(axis=1).tolist())

@@ -90,10 +90,8 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
     if len(fitting) != 1:
         names = [plugin.config.name for plugin in plugins]
         near = did_you_mean(args.plugin, names) if args.plugin else ""
-        raise PluginError(
-            f"{len(fitting)} plugins of {args.plugins} fit; name one with --plugin: "
-            f"{', '.join(names)}.{near}"
-        )
+        choice = f"name one with --plugin: {', '.join(names)}.{near}"
+        raise PluginError(f"{len(fitting)} plugins of {args.plugins} fit; {choice}")
     return fitting[0]
 
 

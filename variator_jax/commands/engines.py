@@ -5,14 +5,13 @@ Nothing here imports T5X but `as_main`, so that a gin file's names resolve as in
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
 import importlib.util
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, check_known
@@ -38,8 +37,7 @@ _PLUGIN_MACROS = {"train": "INITIAL_PLUGIN_PATH", "eval": "PLUGIN_PATHS, a tuple
 _SHARED_FLAGS = ("tfds_data_dir", "coordinator_address", "process_count", "process_index")
 
 
-@dataclasses.dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """An engine, and why it was taken."""
 
     name: str

@@ -12,7 +12,7 @@ import pathlib
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from variator_jax.commands import registry, verbs  # noqa: F401 - verbs enters the commands
 from variator_jax.files import write_json
@@ -43,8 +43,7 @@ Where to go next:
   variator train --gin_file=mini_docs.gin ... a larger backbone of the same family"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One command, and the file whose presence means that it has ended."""
 
     name: str

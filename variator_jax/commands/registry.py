@@ -5,7 +5,6 @@ Nothing heavy is imported until a command runs, so that `variator --help` answer
 
 import argparse
 import contextlib
-import dataclasses
 import inspect
 import os
 import re
@@ -14,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import logging
 
@@ -26,8 +25,7 @@ Run = Callable[[argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], object]
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command: its function and its help."""
 
     name: str

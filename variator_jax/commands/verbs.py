@@ -254,8 +254,7 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     add("--devices", type=int, metavar="N", help="pretend to have N devices")
     memory = "memory of a device, with its unit: to check whether it fits, and to choose the mesh"
     add("--hbm", metavar="80GiB", help=memory)
-    known = ", ".join(arguments.TPUS)
-    slices = f"compile for that TPU slice; needs libtpu, which supports {known}"
+    slices = f"compile for that TPU slice; needs libtpu, which supports {', '.join(arguments.TPUS)}"
     add("--topology", metavar="v5e:4x4", help=slices)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
 from variator_jax.serving.encoded import Counts, EncodedFolder, Prepared
-from variator_jax.serving.engine import EngineLimits, check_rows_apart
+from variator_jax.serving.engine import EngineLimits, Rows, check_rows_apart
 from variator_jax.serving.rows import (
     RowError,
     Texts,
@@ -189,7 +189,7 @@ def _compiled(
     return lambda tokens: compiled(params, variables, {"encoder_input_tokens": tokens})
 
 
-def _encoded(ids: Sequence[Sequence[int]], encode: Encode, settings: BulkSettings) -> list[Any]:
+def _encoded(ids: Rows, encode: Encode, settings: BulkSettings) -> list[Any]:
     """The vectors of each row, in the rows' order; two batches are on the device at a time."""
     results: list[Any] = [None] * len(ids)
     running: deque[tuple[np.ndarray, jax.Array]] = deque()
@@ -222,8 +222,7 @@ def _write(
     for line in infinite:
         del vectors[line]
     counts = prepared.counts._replace(rows=len(vectors), bad=len(bad))
-    done = prepared._replace(counts=counts, bad=bad)
-    output.write(done, _arrays(vectors, settings, width))
+    output.write(prepared._replace(counts=counts, bad=bad), _arrays(vectors, settings, width))
     return counts
 
 

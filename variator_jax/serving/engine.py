@@ -28,6 +28,8 @@ from variator_jax.serving.latencies import Bucket, KeptLatencies
 from variator_jax.serving.tasks import Dense, TaskConfig, label_ids, mean_pool, through_dense
 from variator_jax.store import Backbone, Plugin
 
+#: Token ids of rows, which may differ in length.
+Rows = Sequence[Sequence[int]]
 _COMPILERS = 8  # programs that are compiled at the same time, at the most
 _ROUNDS, _ENOUGH = 3, 0.2  # timed runs of each program, and seconds after which they end
 
@@ -283,8 +285,7 @@ class Engine:
 
     def row_seconds(self, program: str, plugin: str, length: int) -> float:
         """What a row of a bucket of lengths costs in the best batch."""
-        sizes = self.sizes(program, plugin, length)
-        return min(seconds / rows for rows, seconds in sizes.items())
+        return min(s / rows for rows, s in self.sizes(program, plugin, length).items())
 
     def relative_seconds(self, plugin: str) -> float:
         """The time of the longest rows against that of ratio 1, the mean over the programs."""
@@ -294,16 +295,12 @@ class Engine:
             for program in self.programs
         )
 
-    def run(self, program: str, plugin: str, rows: Sequence[Sequence[int]]) -> list[Any]:
+    def run(self, program: str, plugin: str, rows: Rows) -> list[Any]:
         """Runs rows of token ids; returns what `dispatch` does, on the host."""
         return self.dispatch(program, plugin, rows)()
 
     def dispatch(
-        self,
-        program: str,
-        plugin: str,
-        rows: Sequence[Sequence[int]],
-        per_token: Sequence[bool] = (),
+        self, program: str, plugin: str, rows: Rows, per_token: Sequence[bool] = ()
     ) -> Callable[[], list[Any]]:
         """Starts a batch, and returns a function that waits for its results.
 

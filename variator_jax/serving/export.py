@@ -158,7 +158,7 @@ def _program(
         if settings.task == "encode":
             return states
         given = zip(encoder.dense, found["dense"], strict=True)
-        layers = [dataclasses.replace(layer, **arrays) for layer, arrays in given]
+        layers = [layer._replace(**arrays) for layer, arrays in given]
         # [batch, out]
         return normalized(through_dense(mean_pool(states, tokens), layers))
 

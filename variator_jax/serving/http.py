@@ -12,8 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from importlib import resources
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
@@ -267,11 +266,9 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8080) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(0)
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)  # uvicorn raises them again behind its own handler
+        # Uvicorn raises them again behind its own handler.
+        signal.signal(number, lambda *_: sys.exit(0))
     address = f"[{host}]" if ":" in host else host
     print(f"Serving {app.state.model} at http://{address}:{bound.getsockname()[1]}", flush=True)
     make_server(app).run([bound])

@@ -94,15 +94,14 @@ def _cells(part: Interval) -> tuple[str, ...]:
 
 def _server(run: Run) -> list[str]:
     """The server's memory a fifth into the test and at its end, and what it compiled."""
-    lines, rows = [], [row for row in run.metrics if len(row) > 1]
-    memory = [row["memory"] for row in rows if "memory" in row]
+    lines: list[str] = []
+    memory = [row["memory"] for row in run.metrics if "memory" in row]
     if memory:
         early, last = memory[len(memory) // 5] / 2**20, memory[-1] / 2**20
         change = f"{100 * (last / early - 1):+.1f} %"
-        lines.append(
-            f"Server memory: {early:,.0f} MiB early, {last:,.0f} MiB at the end, {change}."
-        )
-    compiled = [row["compilations"] for row in rows if "compilations" in row]
+        sizes = f"{early:,.0f} MiB early, {last:,.0f} MiB at the end"
+        lines.append(f"Server memory: {sizes}, {change}.")
+    compiled = [row["compilations"] for row in run.metrics if "compilations" in row]
     if compiled:
         lines.append(f"Compilations during the test: {compiled[-1] - compiled[0]:.0f}.")
     return lines
@@ -173,8 +172,7 @@ def highest_rate(
     return low, high
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """The highest rates that held a target, in requests a second, and the lowest that missed it."""
 
     target_ms: float

@@ -4,15 +4,14 @@ Pure: times are arguments. The gears are the plugins, the slowest first. A gear 
 what waits is served in time by it, and if it keeps up with what arrives.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
+class PolicyConfig(NamedTuple):
     """How the gear follows the load.
 
     Attributes:
@@ -31,8 +30,7 @@ class PolicyConfig:
     relief: float = 0.7
 
 
-@dataclasses.dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """What is known at the start of a batch.
 
     Attributes:
@@ -50,8 +48,7 @@ class Load:
     idle: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """Where the policy is.
 
     Attributes:

@@ -18,7 +18,7 @@ import numpy as np
 
 from variator_jax.errors import ConfigError, DataError, did_you_mean
 from variator_jax.files import wrap_errors
-from variator_jax.serving.engine import EngineLimits
+from variator_jax.serving.engine import EngineLimits, Rows
 from variator_jax.serving.tasks import Cut, TaskConfig, token_ids
 from variator_jax.texts import Tokenizer
 
@@ -127,9 +127,7 @@ def _text(line: bytes, suffix: str, field: str) -> str:
     return value
 
 
-def make_batches(
-    rows: Sequence[Sequence[int]], limits: EngineLimits
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def make_batches(rows: Rows, limits: EngineLimits) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of rows of similar length, each of the one shape that its length has.
 
     The longest rows come first. A batch is as long as the bucket of its longest row, and has as

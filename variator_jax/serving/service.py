@@ -185,18 +185,17 @@ class Service:
     def _admitted(self) -> Iterator[None]:
         """Counts a request while it is here; refuses it before any work if there is no room."""
         self._counts["requests"] += 1
+        self._open += 1
         try:
-            if self._open >= self.limits.requests:
+            if self._open > self.limits.requests:
                 raise Overloaded(self.slo_ms / 1000)
             self._running.check_room()
-            self._open += 1
-            try:
-                yield
-            finally:
-                self._open -= 1
+            yield
         except Overloaded:
             self._counts["refused"] += 1
             raise
+        finally:
+            self._open -= 1
 
     def snapshot(self) -> dict[str, Any]:
         """Load, gear, latencies of the last requests and counters."""
@@ -238,10 +237,8 @@ class Service:
         if not named:
             raise PluginError(f"Ratio {ratio} is not loaded; the plugins are {dict(ratios)}.")
         if len(named) > 1 and task.embeds and task.plugin != AUTO:
-            raise PluginError(
-                f"Ratio {ratio} is that of several plugins, whose vectors differ: name one of "
-                f"{', '.join(named)}."
-            )
+            found = f"Ratio {ratio} is that of several plugins, whose vectors differ"
+            raise PluginError(f"{found}: name one of {', '.join(named)}.")
         if most is not None and ratios[named[0]] > most:
             raise PluginError(f"Plugin {named[0]!r} has a ratio above max_ratio {most}.")
         return [gears.index(own) for own in named]

@@ -9,13 +9,14 @@ import dataclasses
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from variator_jax.errors import ConfigError, check_known
+from variator_jax.files import wrap_errors
 from variator_jax.hf_tokenizer import SENTINEL
 from variator_jax.plugin.config import AUTO, NONE
 from variator_jax.texts import EOS, Tokenizer, text_ids
@@ -107,12 +108,8 @@ class TaskConfig:
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of the prompt in their order."""
-        try:
+        with wrap_errors(f"Task {self.name!r}: {self.prompt!r} is no prompt", ConfigError):
             parts = list(string.Formatter().parse(self.prompt))
-        except ValueError as error:
-            raise ConfigError(
-                f"Task {self.name!r}: {self.prompt!r} is no prompt: {error}."
-            ) from None
         return tuple(field for _, field, _, _ in parts if field is not None)
 
     @property
@@ -128,8 +125,7 @@ class TaskConfig:
         return self.kind == "rerank" or len(self.fields) == 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """What becomes of an input that is longer than a row.
 
     Attributes:
@@ -156,9 +152,8 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
     if all(isinstance(item, int) for item in texts):
         return _checked_ids(task, texts, tokenizer, cut)  # type: ignore[arg-type]
     if len(texts) != len(task.fields):
-        raise ConfigError(
-            f"Task {task.name!r} takes {' and '.join(task.fields)}; found {len(texts)} texts."
-        )
+        takes = " and ".join(task.fields)
+        raise ConfigError(f"Task {task.name!r} takes {takes}; found {len(texts)} texts.")
     fields = dict(zip(task.fields, map(str, texts), strict=True))
     most = 16 * cut.longest  # characters, with runs of spaces as one; a token rarely has 16
     if cut.allowed:  # no tokenizer is given more than could stay
@@ -198,10 +193,8 @@ def _checked_ids(task: TaskConfig, ids: Sequence[int], tokenizer: Tokenizer, cut
     known = all(0 < i < tokenizer.size for i in ids) and list(ids) != [EOS]
     # Those of another vocabulary are words in this one, too, but hardly in the way it splits them.
     if not known or tokenizer.encode(tokenizer.decode(ids)) != list(ids):
-        raise ConfigError(
-            f"No text has these token ids on this backbone, which has 1 to {tokenizer.size - 1} "
-            f"and ends a text in {EOS}. {_OWN_IDS}"
-        )
+        expected = f"which has 1 to {tokenizer.size - 1} and ends a text in {EOS}"
+        raise ConfigError(f"No text has these token ids on this backbone, {expected}. {_OWN_IDS}")
     if len(ids) > cut.longest and not cut.allowed:
         raise ConfigError(f"Found {len(ids):,} token ids; the longest input has {cut.longest:,}.")
     return list(ids) if len(ids) <= cut.longest else _cut(ids, cut)
@@ -222,15 +215,12 @@ def label_ids(task: TaskConfig, tokenizer: Tokenizer) -> list[int]:
     behind = len(tokenizer.encode(task.prefix or "")) - 1
     ids = [tokenizer.encode(before + label)[behind] for label in task.labels]
     if len(set(ids)) < len(ids) or min(ids) < 3:  # padding, EOS and the unknown token come first
-        raise ConfigError(
-            f"The labels {list(task.labels)} of task {task.name!r} begin with the tokens {ids}; "
-            "expected known ones that differ."
-        )
+        found = f"The labels {list(task.labels)} of task {task.name!r} begin with the tokens {ids}"
+        raise ConfigError(f"{found}; expected known ones that differ.")
     return ids
 
 
-@dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(NamedTuple):
     """A layer behind pooling, as `2_Dense` of sentence-transformers.
 
     Attributes:

@@ -103,18 +103,16 @@ class Call:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
 
-    def check_bytes(self, texts: Sequence[str]) -> None:
-        """Refuses more text than `tokenize` takes."""
-        if (found := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
-            reason = f"at most {MOST_BYTES:,} bytes of text; found {found:,}"
-            raise ApiError("too_large", f"inputs: {reason}.")
-
     def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
         """For each text its ids, with the text of each and whether it is a special one.
 
         Raises:
+          ApiError: for more text than `MOST_BYTES`.
           ConfigError: for a text that the tokenizer refuses.
         """
+        if (found := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
+            reason = f"at most {MOST_BYTES:,} bytes of text; found {found:,}"
+            raise ApiError("too_large", f"inputs: {reason}.")
         tokenizer = self.engine.model.tokenizer
         special = {PAD: "<pad>", EOS: "</s>"} | {i: name for name, i in tokenizer.sentinels.items()}
 

@@ -152,8 +152,6 @@ async def generate(
 async def tokenize(body: schemas.TokenizeRequest, call: Asked) -> Response:
     """The ids of texts, without the prompt of a task."""
     texts = _listed(body.inputs)
-    call.check_bytes(texts)
-
     kept = None if body.add_special_tokens else -1  # the last is EOS
     return await call.respond(lambda: to_json([row[:kept] for row in call.tokenize(texts)]))
 

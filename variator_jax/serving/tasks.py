@@ -162,8 +162,8 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         kept = {k: re.match(rf"(\s*\S){{0,{most}}}", text) for k, text in long.items()}
         fields |= {k: match[0][::step] for k, match in kept.items() if match}
     filled, owner = task.prompt.format_map(fields), f"An input of task {task.name!r}"
-    characters = len(" ".join(filled.split()))
-    if characters > most and not cut.allowed:  # before work is done for it
+    # Before work is done for it.
+    if not cut.allowed and (characters := len(" ".join(filled.split()))) > most:
         found = f"{characters:,} characters; the longest has {most:,}, which is 16 a token"
         raise ConfigError(f"{owner} has {found}. Set truncate to have it cut.")
     ids = text_ids(tokenizer, filled)

@@ -4,6 +4,7 @@ Pure: times are arguments. The gears are the plugins, the slowest first. A gear 
 what waits is served in time by it, and if it keeps up with what arrives.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 
-class PolicyConfig(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
     """How the gear follows the load.
 
     Attributes:

@@ -16,22 +16,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from variator_jax import hf_tokenizer
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import wrap_errors
-from variator_jax.hf_tokenizer import (
-    JSON,
-    NAMED,
-    PIECES,
-    SENTINEL,
-    SETTINGS,
-    AddedToken,
-    added_tokens,
-    check_none_added,
-    check_unicode,
-    load_json,
-    read_settings,
-    tokenizer_class,
-)
+from variator_jax.hf_tokenizer import JSON, NAMED, PIECES, SENTINEL, SETTINGS, AddedToken
 
 PAD, EOS = 0, 1
 SENTINELS = 100
@@ -130,7 +118,7 @@ class ByteTokenizer:
                 parts[i + 1] = parts[i + 1].lstrip()
         ids: list[int] = []
         for part in parts:
-            content = [_FIRST_BYTE + byte for byte in check_unicode(part)]
+            content = [_FIRST_BYTE + byte for byte in hf_tokenizer.check_unicode(part)]
             ids += [self._ids[part]] if part in self._ids else content
         return ids if ids[-1:] == [EOS] else [*ids, EOS]
 
@@ -169,20 +157,20 @@ def load_tokenizer(path: Path, vocab_size: int = 384) -> Tokenizer:
     """
     if path.name not in (JSON, SETTINGS):
         return _load_pieces(path)
-    kind = tokenizer_class(read_settings(path.parent))
+    kind = hf_tokenizer.tokenizer_class(hf_tokenizer.read_settings(path.parent))
     if kind == "ByT5Tokenizer":
         return _load_bytes(path.parent, vocab_size)
     if path.name == SETTINGS:
         raise CheckpointError(f"{path} names a {kind}, but {JSON} and spiece.model are missing.")
-    return load_json(path)
+    return hf_tokenizer.load_json(path)
 
 
 def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
-    listed = "added_tokens_decoder" in read_settings(folder)
+    listed = "added_tokens_decoder" in hf_tokenizer.read_settings(folder)
     ids = NAMED | dict(ByteTokenizer(vocab_size).sentinels)
     stripped = {"lstrip": True, "rstrip": True}  # of the first three, where no file has it
     tokens = {text: AddedToken(text, i, stripped) for text, i in ids.items() if i < _FIRST_BYTE}
-    for token in added_tokens(folder):
+    for token in hf_tokenizer.added_tokens(folder):
         number = ids.get(token.content, token.id if listed else None)
         if number is None or token.id not in (None, number) or token.flags.get("single_word"):
             raise CheckpointError(
@@ -214,7 +202,7 @@ def _load_pieces(path: Path) -> PieceTokenizer:
         processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
     tokenizer = PieceTokenizer(processor)
-    check_none_added(path, tokenizer.sentinels)
+    hf_tokenizer.check_none_added(path, tokenizer.sentinels)
     return tokenizer
 
 

@@ -41,9 +41,7 @@ def count_cuts(
     for task in tasks_of(provider, split):
         corrupts = has_spec(task.name) and get_spec(task.name).kind == "span_corruption"
         # Corruption fills the inputs, whatever length the targets then have.
-        given = (
-            {"inputs": lengths["inputs"], "targets": 2 * lengths["inputs"]} if corrupts else None
-        )
+        given = {**lengths, "targets": 2 * lengths["inputs"]} if corrupts else None
         rows = task.get_dataset(given, split, shuffle=False, num_epochs=1)
         rows = rows.map(lambda row: tf.stack([tf.size(row[x]) > lengths[x] for x in lengths]))
         rows = rows.take(-1 if most is None else most + 1).as_numpy_iterator()

@@ -73,19 +73,17 @@ def file_task(
         if value is not None and not isinstance(value, str):
             raise DataError(f"{name} is {value!r}; expected a text, in quotes")
     kind: Kind = "generation" if labels is None else "classification"
-    known = (
-        [] if labels is None else [list(r.table.items()) for r in label_readings.readings(labels)]
-    )
+    readings = [] if labels is None else label_readings.readings(labels)
+    known = [list(reading.table.items()) for reading in readings]
     inputs = _template(template)
+    filled = _template(target) if target is not None and "{" in target else None
 
     def example(row: rows.Fields) -> dict[str, Any]:
         if target is None:
             return {"inputs": inputs(row), "targets": label_readings.label_of(row, label_field)}
-        answer = "".join(_template(target)(row)) if "{" in target else rows.text_field(row, target)
+        answer = "".join(filled(row)) if filled else rows.text_field(row, target)
         return {"inputs": inputs(row), "targets": answer}
 
-    if target is not None and "{" in target:
-        rows.template_fields(target)  # refuses a broken one now
     rendering = _Rendering(kind, example, [kind, template, target, known, label_field], labels)
     return _register(rendering, path, validation_path, vocabulary, tolerate_bad_rows)
 

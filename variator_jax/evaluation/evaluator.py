@@ -12,15 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax.data.spec import (
-    Answers,
-    TaskSpec,
-    accuracy,
-    binary_f1,
-    exact_match,
-    majority_score,
-    token_f1,
-)
+from variator_jax.data import spec as metrics
+from variator_jax.data.spec import Answers, TaskSpec, token_f1
 from variator_jax.errors import DataError, TrainingError
 from variator_jax.evaluation.data import Batch
 
@@ -73,11 +66,11 @@ def evaluate_classification(
             raise TrainingError(f"Scores of labels of task {spec.name!r} are not finite.")
         references += [_label(spec, label_ids, row, label_position) for row in targets]
         predictions += scores.argmax(axis=-1).tolist()
-    score = accuracy(predictions, references)
+    score = metrics.accuracy(predictions, references)
     details = {"accuracy": score}
     if len(label_ids) == 2:
-        details["binary_f1"] = binary_f1(predictions, references)
-    majority = majority_score(references)
+        details["binary_f1"] = metrics.binary_f1(predictions, references)
+    majority = metrics.majority_score(references)
     hits = [100.0 * (p == r) for p, r in zip(predictions, references, strict=True)]
     return TaskResult(score, len(references), majority, details, hits)
 
@@ -106,7 +99,8 @@ def evaluate_generation(
     for _, _, outputs in _scored(batches, generate):
         predictions += [spec.answer(decode(row)) for row in outputs.tolist()]
     score = token_f1(predictions, references)
-    details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
+    exact = metrics.exact_match(predictions, references)
+    details = {"token_f1": score, "exact_match": exact}
     scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]
     return TaskResult(score, len(references), None, details, scores)
 

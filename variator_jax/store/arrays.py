@@ -183,6 +183,16 @@ def check_finite(what: str | os.PathLike, array: np.ndarray) -> None:
         raise CheckpointError(f"{what} holds numbers that are NaN or infinite.")
 
 
+def cast(what: str | os.PathLike, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """An array in another dtype; None keeps its own. Errors as `check_finite`."""
+    if dtype is None or array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    check_finite(f"{what} as {dtype}", array)
+    return array
+
+
 def check_arrays(
     what: str | os.PathLike,
     arrays: Mapping[str, Any],

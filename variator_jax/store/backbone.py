@@ -137,6 +137,7 @@ class Stream:
         self.source, self.dtype, self._progress = source, arrays.parse_dtype(dtype), progress
         self.config = _cast_config(source.config, self.dtype)
         self.bytes, self._digest = 0, arrays.Fingerprint()
+        self._known = source.fingerprint if self.dtype is None else None
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Paths and arrays, in the order of the paths.
@@ -147,15 +148,14 @@ class Stream:
         for path in self._progress(self.source.leaves):
             array = read_leaf(self.source, path, self.dtype)
             self.bytes += array.nbytes
-            if self.source.fingerprint is None or self.dtype is not None:
+            if self._known is None:
                 self._digest.add(path, array)
             yield path, array
 
     @property
     def fingerprint(self) -> str:
         """That of the arrays as they were cast, when all were read."""
-        known = self.source.fingerprint if self.dtype is None else None
-        return known or self._digest.hexdigest()
+        return self._known or self._digest.hexdigest()
 
     def backbone(self, params: dict) -> Backbone:
         """The backbone with these parameters, when all leaves were read."""
@@ -180,14 +180,9 @@ def copy_vocabulary(file: pathlib.Path | None, folder: pathlib.Path) -> None:
 
 def read_leaf(source: Source, path: str, dtype: np.dtype | None = None) -> np.ndarray:
     """Reads one leaf, cast to `dtype`; errors as `Stream`."""
-    array = source.leaves[path].read()
-    arrays.check_finite(f"{source.origin}: {path}", array)
-    if dtype is None or array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype)
-    arrays.check_finite(f"{source.origin}: {path} as {dtype}", array)
-    return array
+    what, array = f"{source.origin}: {path}", source.leaves[path].read()
+    arrays.check_finite(what, array)
+    return arrays.cast(what, array, dtype)
 
 
 def collect(

@@ -11,18 +11,10 @@ from typing import Any
 from variator_jax.errors import CheckpointError, ConfigError, check_known
 from variator_jax.files import check_folder, is_url, wrap_errors
 from variator_jax.store import backbone as backbones
-from variator_jax.store import hugging_face, other_plugins, t5x
+from variator_jax.store import hugging_face, other_plugins, plugins, t5x
 from variator_jax.store.backbone import Backbone, Source, Stream
 from variator_jax.store.lora import Lora, collect_with_lora
-from variator_jax.store.plugins import (
-    INDEX,
-    Key,
-    Plugin,
-    by_key,
-    indexed_members,
-    load_plugin,
-    write_plugin,
-)
+from variator_jax.store.plugins import INDEX, Key, Plugin, load_plugin
 
 BACKBONE, HUGGING_FACE, T5X = "variator", "hf", "t5x"  # as `variator convert` calls them
 PLUGIN, PLUGIN_SET, LORA, RUN = "plugin", "plugin_set", "lora", "run"
@@ -197,7 +189,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if kind in (PLUGIN, RUN):
         members = [run_part(folder, "plugin")]
     elif os.path.lexists(folder / INDEX):
-        indexed = indexed_members(folder)
+        indexed = plugins.indexed_members(folder)
         if set(indexed) != set(members):
             names = ", ".join(sorted(item.name for item in set(indexed) ^ set(members)))
             raise CheckpointError(f"{folder / INDEX} and its folder differ: {names}.")
@@ -208,11 +200,10 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if len(set(called)) < len(called):
         held = {str(x.relative_to(folder)): n for x, n in zip(members, called, strict=True)}
         raise CheckpointError(f"{folder} has two plugins of one name: {held}.")
-    plugins = by_key(loaded)
-    owners = {plugin.description["backbone"]["fingerprint"] for plugin in plugins.values()}
+    owners = {plugin.description["backbone"]["fingerprint"] for plugin in loaded}
     if len(owners) > 1:
         raise CheckpointError(f"{folder} mixes backbones: {' and '.join(sorted(owners))}.")
-    return plugins
+    return plugins.by_key(loaded)
 
 
 def convert(
@@ -281,7 +272,7 @@ def convert_plugin(
         plugin = other_plugins.load_official(path, owner, residual_scale)
     else:
         plugin = other_plugins.load_t5x_plugin(path, owner, show_progress)
-    write_plugin(folder, plugin)
+    plugins.write_plugin(folder, plugin)
     return folder
 
 

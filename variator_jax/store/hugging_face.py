@@ -17,15 +17,8 @@ from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
 from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
-from variator_jax.store import arrays
-from variator_jax.store.backbone import (
-    Source,
-    Stream,
-    copy_vocabulary,
-    leaf_shapes,
-    make_source,
-    stored_config,
-)
+from variator_jax.store import arrays, backbone
+from variator_jax.store.backbone import Source, Stream, stored_config
 from variator_jax.store.description import parse, read_json
 from variator_jax.store.pickles import open_state_dict
 
@@ -33,10 +26,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 _WEIGHTS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _WRAPPERS = {"module.": "torch's DataParallel", "base_model.model.": "PEFT"}
 _WRAPPERS["_orig_mod."] = "torch.compile"
-_HOLDS = "|".join(
-    [r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"]
-    + [re.escape(name) for name in FILES]
-)
+_OWN = r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+_HOLDS = "|".join([_OWN, *map(re.escape, FILES)])
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # The embedding under other names, written by some versions of transformers.
@@ -261,16 +252,14 @@ def open_hf(path: str | os.PathLike) -> Source:
         if other is not table and not np.array_equal(table.read(), other.read()):
             hint = "a T5 1.1 has tie_word_embeddings false in its config.json"
             raise CheckpointError(f"{folder}: {name} differs from the embedding; {hint}.")
-    shapes = leaf_shapes(folder, config, len(weights) + 1)
+    shapes = backbone.leaf_shapes(folder, config, len(weights) + 1)
     paths = {name_of(path): path for path in shapes}
-    leaves = {}
-    for name, stored in {EMBEDDING: table, **weights}.items():
-        path = paths.get(name, name)
-        leaves[path] = _leaf(folder, path, stored)
+    stored = {paths.get(name, name): x for name, x in {EMBEDDING: table, **weights}.items()}
+    leaves = {path: _leaf(folder, path, array) for path, array in stored.items()}
     vocabulary = find_vocabulary(folder)
     if vocabulary is not None:
         arrays.check_downloaded(vocabulary)
-    return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
+    return backbone.make_source(folder, stored_config(config, leaves), leaves, vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, arrays.Stored]:
@@ -311,11 +300,7 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stor
     dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
 
     def read() -> np.ndarray:
-        array = stored.read()
-        if dtype != stored.dtype:
-            with np.errstate(over="ignore"):
-                array = array.astype(dtype)
-            arrays.check_finite(f"{folder}: {path} as {dtype}", array)
+        array = arrays.cast(f"{folder}: {path}", stored.read(), dtype)
         return np.asarray(array.T if transposed else array, order="C")
 
     return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
@@ -342,7 +327,7 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHAR
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
             write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
-        copy_vocabulary(stream.source.vocabulary_file, draft)
+        backbone.copy_vocabulary(stream.source.vocabulary_file, draft)
         if config.has_decoder:
             tokens = {key: value for key, value in _FIXED.items() if key.endswith("_token_id")}
             write_json(draft / GENERATION, tokens)

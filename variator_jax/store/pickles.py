@@ -141,7 +141,7 @@ class _Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor": _Name(_Tensor),
             "torch._utils._rebuild_tensor_v2": _Name(_Tensor),
             "torch._utils._rebuild_parameter": _Name(lambda tensor, *_: tensor),
-            "torch.Size": _Name(lambda sizes: _sizes(sizes)),
+            "torch.Size": _Name(_sizes),
         }
         for name, code in _STORAGES.items():
             self._names[f"torch.{name}"] = _Name(dtype=np.dtype(code))
@@ -275,8 +275,7 @@ class _Tensor(_Sealed):
 def _sizes(numbers: Any) -> tuple[int, ...]:
     """Sizes, strides or an offset: a few numbers below 2^58."""
     proper = isinstance(numbers, tuple | list) and len(numbers) <= 32
-    if not proper or not all(type(n) is int and 0 <= n < 1 << 58 for n in numbers):
-        raise ValueError("a tensor has no proper shape")
-    if math.prod(n for n in numbers if n) >= 1 << 58:
+    proper = proper and all(type(n) is int and 0 <= n < 1 << 58 for n in numbers)
+    if not proper or math.prod(n for n in numbers if n) >= 1 << 58:
         raise ValueError("a tensor has no proper shape")
     return tuple(numbers)

@@ -178,9 +178,8 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
         stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
         config = PluginConfig.from_json(record.config)
         expected = expected_leaves(config, stack)
-    names = {name: name for name in expected}
-    if not isinstance(record.config.get("sites"), list):
-        names = {name: _format_1_name(name, str(config.sites)) for name in expected}
+    new = isinstance(record.config.get("sites"), list)
+    names = {x: x if new else _format_1_name(x, str(config.sites)) for x in expected}
     stored = {names[name]: like for name, like in expected.items()}
     leaves = description.load_arrays(folder, "plugin", stored, record.file_checksums)
     leaves = {name: leaves[names[name]] for name in expected}
@@ -219,9 +218,8 @@ def to_variables(
         key: arrays.unflatten({x: jnp.array(leaves[f"params/{key}/{x}"]) for x in group})
         for key, group in specs.items()
     }
-    return PluginVariables(
-        params, {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
-    )
+    scales = {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
+    return PluginVariables(params, scales)
 
 
 def check_plugin(plugin: Plugin, backbone: Backbone) -> None:

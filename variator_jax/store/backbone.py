@@ -6,7 +6,6 @@ Our folder holds `backbone.json`, `backbone.safetensors` and the vocabulary.
 
 import dataclasses
 import functools
-import os
 import pathlib
 import re
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, wrap_errors
 from variator_jax.hf_tokenizer import FILES, JSON, PIECES, SETTINGS, vocabulary_files
 from variator_jax.store import arrays, description
 
@@ -56,7 +55,7 @@ class Source:
 
 
 def make_source(
-    origin: str | os.PathLike,
+    origin: AnyPath,
     config: T5Config,
     leaves: Mapping[str, arrays.Stored],
     vocabulary_file: pathlib.Path | None = None,
@@ -77,7 +76,7 @@ def make_source(
     return Source(str(origin), config, dict(sorted(leaves.items())), vocabulary_file)
 
 
-def leaf_shapes(origin: str | os.PathLike, config: T5Config, count: int) -> dict[str, Any]:
+def leaf_shapes(origin: AnyPath, config: T5Config, count: int) -> dict[str, Any]:
     """The leaves that a config needs, by path; `count` is how many a file has.
 
     Raises:
@@ -96,7 +95,7 @@ def _shapes(config: T5Config) -> dict[str, Any]:
     return arrays.flatten(shape_params(config))
 
 
-def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
+def memory_source(origin: AnyPath, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
     leaves = {
         path: arrays.Stored(tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
@@ -225,7 +224,7 @@ class _Description:
 
 
 def save_backbone(
-    path: str | os.PathLike, config: T5Config, params: dict, vocabulary_file: str | None = None
+    path: AnyPath, config: T5Config, params: dict, vocabulary_file: str | None = None
 ) -> str:
     """Writes a backbone folder atomically and returns the backbone's fingerprint.
 
@@ -238,7 +237,7 @@ def save_backbone(
     return write(path, Stream(memory_source(path, backbone)))
 
 
-def write(path: str | os.PathLike, stream: Stream) -> str:
+def write(path: AnyPath, stream: Stream) -> str:
     """Writes a backbone folder from a stream, 5 GB in memory at a time; see `save_backbone`."""
     with atomic_folder(path, replaces=("backbone.json",), holds=_HOLDS) as draft:
         arrays.write_arrays(draft, "backbone", stream)
@@ -253,7 +252,7 @@ def write(path: str | os.PathLike, stream: Stream) -> str:
     return stream.fingerprint
 
 
-def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
+def open_folder(path: AnyPath, verify: bool = True) -> Source:
     """The leaves of a backbone folder, after comparing its description and its checksums.
 
     Args:

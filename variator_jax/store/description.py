@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from variator_jax.errors import CheckpointError, did_you_mean
-from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, wrap_errors
 from variator_jax.store import arrays
 
 LARGEST = 1 << 24  # no setting of a T5 or a plugin comes near it; a damaged number does
@@ -67,7 +67,7 @@ def _title(name: str, fingerprint: str, lora: Mapping[str, str] | None) -> str:
 
 
 def save_folder(
-    path: str | os.PathLike,
+    path: AnyPath,
     kind: str,
     leaves: Mapping[str, Any],
     content: Mapping[str, Any],

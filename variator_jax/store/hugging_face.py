@@ -3,7 +3,6 @@
 Nothing here needs transformers or torch.
 """
 
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
+from variator_jax.files import AnyPath, atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store import arrays, backbone
 from variator_jax.store.backbone import Source, Stream, stored_config
@@ -217,7 +216,7 @@ def render_config(config: T5Config) -> dict[str, Any]:
     }
 
 
-def open_hf(path: str | os.PathLike) -> Source:
+def open_hf(path: AnyPath) -> Source:
     """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
 
     Args:
@@ -306,7 +305,7 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stor
     return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
-def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
+def write(path: AnyPath, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
     """Writes a folder that opens in transformers, atomically, one shard in memory at a time.
 
     Args:

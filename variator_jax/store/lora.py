@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, lora_weights, merge_weight, pairs
 from variator_jax.errors import CheckpointError
-from variator_jax.files import wrap_errors
+from variator_jax.files import AnyPath, wrap_errors
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone, Source, collect, read_leaf
 from variator_jax.store.description import Owner, check_belongs
@@ -59,7 +59,7 @@ class _Description:
 
 
 def save_lora(
-    path: str | os.PathLike,
+    path: AnyPath,
     config: LoraConfig,
     params: Mapping[str, Any],
     backbone: Backbone,
@@ -92,7 +92,7 @@ def save_lora(
     description.save_folder(path, "lora", leaves, content)
 
 
-def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora:
+def load_lora(path: AnyPath, backbone: Backbone | None = None) -> Lora:
     """Reads a LoRA folder, and checks that it belongs to `backbone` where one is given.
 
     Args:
@@ -123,7 +123,7 @@ def _expected(config: LoraConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
+def with_lora(backbone: Backbone, lora: Lora | AnyPath) -> Backbone:
     """The backbone with a LoRA merged into its weights.
 
     Args:
@@ -153,7 +153,7 @@ def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
 
 def collect_with_lora(
     source: Source,
-    lora: Lora | str | os.PathLike | None,
+    lora: Lora | AnyPath | None,
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> Backbone:
@@ -212,7 +212,7 @@ def _identity(lora: Lora) -> dict[str, str]:
 
 
 def load_on_mesh(
-    source: Source, mesh: Mesh | None, dtype: Any = None, lora: str | os.PathLike | None = None
+    source: Source, mesh: Mesh | None, dtype: Any = None, lora: AnyPath | None = None
 ) -> Backbone:
     """Reads a backbone, each array straight to its place: one at a time is in the host's memory.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
-from variator_jax.files import is_url, wrap_errors
+from variator_jax.files import AnyPath, is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import arrays, plugins, t5x
 from variator_jax.store.backbone import Backbone, Source, identify
@@ -33,7 +33,7 @@ SETTINGS = "variator_plugin.json"
 
 
 def load_official(
-    path: str | os.PathLike, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
+    path: AnyPath, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
 ) -> Plugin:
     """Reads an official plugin for a backbone of the same shape.
 
@@ -132,7 +132,7 @@ class _Settings:
 
 
 def load_t5x_plugin(
-    path: str | os.PathLike,
+    path: AnyPath,
     backbone: Backbone | None = None,
     progress: Callable[..., Iterable[str]] = iter,
 ) -> Plugin:

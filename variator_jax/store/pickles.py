@@ -10,7 +10,6 @@ import functools
 import io
 import math
 import mmap
-import os
 import pathlib
 import pickle
 import pickletools
@@ -21,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from variator_jax.files import wrap_errors
+from variator_jax.files import AnyPath, wrap_errors
 from variator_jax.store.arrays import Stored, check_downloaded
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older layout
@@ -41,7 +40,7 @@ _LARGEST_EXPANDED = 1 << 26  # numbers of a tensor that is larger than its stora
 _LARGEST_TUPLE = 1000  # objects in a tuple and the tuples in it; a tensor's has about ten
 
 
-def open_state_dict(path: str | os.PathLike) -> dict[str, Stored]:
+def open_state_dict(path: AnyPath) -> dict[str, Stored]:
     """The arrays of a pickled state dict by name, bfloat16 as `ml_dtypes.bfloat16`.
 
     A dict that holds the state dict under 'state_dict' or 'model', with other data, is accepted.

@@ -7,7 +7,6 @@ which folders are read as sets is decided in `formats.load_plugins`.
 
 import collections
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ import numpy as np
 from variator_jax.backbones.base import FfnStack, Stack
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
-from variator_jax.files import atomic_folder, check_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, check_folder, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
 from variator_jax.store import arrays, description
@@ -100,7 +99,7 @@ class _SetDescription:
 
 
 def save_plugin(
-    path: str | os.PathLike,
+    path: AnyPath,
     config: PluginConfig,
     variables: PluginVariables,
     backbone: Backbone,
@@ -126,7 +125,7 @@ def save_plugin(
     write_plugin(path, plugin)
 
 
-def write_plugin(path: str | os.PathLike, plugin: Plugin) -> None:
+def write_plugin(path: AnyPath, plugin: Plugin) -> None:
     """Writes a plugin folder as `save_plugin` does, with the description that the plugin has."""
     content = {"config": plugin.config.to_json(), **plugin.description}
     if matrices := _adapted(plugin.variables):
@@ -158,7 +157,7 @@ def describe_plugin(
     }
 
 
-def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Plugin:
+def load_plugin(path: AnyPath, backbone: Backbone | None = None) -> Plugin:
     """Reads a plugin folder, and checks that it belongs to `backbone` where one is given.
 
     Raises:
@@ -247,9 +246,7 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     arrays.check_arrays(owner, _leaves(plugin.variables), expected)
 
 
-def save_plugins(
-    path: str | os.PathLike, plugins: Mapping[Key, Plugin], backbone: Backbone
-) -> None:
+def save_plugins(path: AnyPath, plugins: Mapping[Key, Plugin], backbone: Backbone) -> None:
     """Writes a set atomically: one folder `ratio_<k>` or `<name>` a plugin, and the index.
 
     Args:

@@ -76,14 +76,12 @@ def accepted_answers(task_name: str, split: str) -> list[list[str]]:
     `batches(..., shuffle=False, repeat=False)`.
     """
     task, spec = task_or_mixture(task_name), get_spec(task_name)
-    name = "answers" if spec.many_answers else "targets"
     dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, seed=0)  # as `batches`
-    if not spec.many_answers and "targets_pretokenized" in dataset.element_spec:
-        name = "targets_pretokenized"
-    answers = dataset.map(lambda example: example[name]).as_numpy_iterator()
+    rows = dataset.as_numpy_iterator()
     if spec.many_answers:
-        return [split_answers(joined) for joined in answers]
+        return [split_answers(row["answers"]) for row in rows]
     decode = task.output_features["targets"].vocabulary.decode
+    answers = (row.get("targets_pretokenized", row["targets"]) for row in rows)
     texts = (x.decode() if isinstance(x, bytes) else decode(x.tolist()) for x in answers)
     return [[spec.answer(text)] for text in texts]
 

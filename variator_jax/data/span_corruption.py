@@ -61,8 +61,8 @@ def tokenize(
 
 def without_stubs(rows: Any) -> Any:
     """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
-    dataset = rows.filter(lambda tokens: tf.size(tokens) >= 2)
-    return dataset.map(lambda tokens: {"targets": tokens})
+    kept = rows.filter(lambda tokens: tf.size(tokens) >= 2)
+    return kept.map(lambda tokens: {"targets": tokens})
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
@@ -87,8 +87,7 @@ def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
 def noise_counts(length: int) -> tuple[int, int]:
     """Returns how many of `length` tokens are noise, and in how many spans."""
     noise = min(max(round(length * NOISE_DENSITY), 1), max(length - 1, 1))
-    spans = max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
-    return noise, spans
+    return noise, max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
 
 
 def corrupted_lengths(length: int) -> tuple[int, int]:

@@ -73,16 +73,16 @@ def evaluate(
     latencies = [measure_encoder_latency(c, plugins, shape, rounds) for c, shape, rounds in shapes]
     rows = [
         ratio_entry(
-            *(config, plugin, length),
+            *(config, plugins[ratio], length),
             quality=_scores(results[ratio]),
-            identical_to_backbone=runner.identical(plugin, variables),
+            identical_to_backbone=runner.identical(setting),
             latency=tuple(entries[ratio] for entries in latencies),
             details={
-                task: {**result.details, **runner.similarity_kept(task, plugin, variables)}
+                task: {**result.details, **runner.similarity_kept(task, setting)}
                 for task, result in results[ratio].items()
             },
         )
-        for ratio, (plugin, variables) in settings.items()
+        for ratio, setting in settings.items()
     ]
     owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
@@ -142,37 +142,30 @@ class Runner:
         log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
-    def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
+    def identical(self, setting: Settings) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        bare, spliced = self._encoder(None, None), self._encoder(config, variables)
+        bare, spliced = self._encoder(None), self._encoder(setting)
         batches = (next(self._data.batches(task)) for task in self._data.tasks())
         return all(
             np.asarray(bare(batch)).tobytes() == np.asarray(spliced(batch)).tobytes()
             for batch in batches
         )
 
-    def similarity_kept(
-        self, task: str, config: PluginConfig, variables: PluginVariables | None
-    ) -> dict[str, float]:
+    def similarity_kept(self, task: str, setting: Settings) -> dict[str, float]:
         """How far a plugin keeps the similarities of a task's texts; nothing at ratio 1."""
+        config, _ = setting
         if config.ratio == 1:
             return {}
         if task not in self._references:
-            self._references[task] = self._vectors(task, None, None)
-        return similarity.similarity_kept(
-            self._vectors(task, config, variables), self._references[task]
-        )
+            self._references[task] = self._vectors(task, None)
+        return similarity.similarity_kept(self._vectors(task, setting), self._references[task])
 
-    def _vectors(
-        self, task: str, config: PluginConfig | None, variables: PluginVariables | None
-    ) -> np.ndarray:
-        encode = self._encoder(config, variables)
-        return similarity.pooled_vectors(self._data.batches(task), encode)
+    def _vectors(self, task: str, setting: Settings | None) -> np.ndarray:
+        return similarity.pooled_vectors(self._data.batches(task), self._encoder(setting))
 
-    def _encoder(
-        self, config: PluginConfig | None, variables: PluginVariables | None
-    ) -> Callable[[Batch], Any]:
+    def _encoder(self, setting: Settings | None) -> Callable[[Batch], Any]:
         """Batch -> the encoder's states with a plugin, or without."""
+        config, variables = setting or (None, None)
         encode = scorers.encoder(SplicedModel(self._network, config), self._mesh)
         return functools.partial(encode, self._params, place_everywhere(variables, self._mesh))
 

@@ -19,7 +19,6 @@ from variator_jax.evaluation.data import Batch
 
 # Turns a batch into label scores, target scores or generated tokens.
 ScoreBatch = Callable[[Batch], Any]
-Decode = Callable[[Sequence[int]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def evaluate_generation(
     spec: TaskSpec,
     batches: Iterable[Batch],
     generate: ScoreBatch,
-    decode: Decode,
+    decode: Callable[[Sequence[int]], str],
     references: Sequence[Answers],
 ) -> TaskResult:
     """Token F1 of the decoded answers; `details` adds the exact match.
@@ -99,8 +98,7 @@ def evaluate_generation(
     for _, _, outputs in _scored(batches, generate):
         predictions += [spec.answer(decode(row)) for row in outputs.tolist()]
     score = token_f1(predictions, references)
-    exact = metrics.exact_match(predictions, references)
-    details = {"token_f1": score, "exact_match": exact}
+    details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
     scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]
     return TaskResult(score, len(references), None, details, scores)
 

@@ -205,11 +205,7 @@ def load_plugins(path: AnyPath, backbone: Backbone | None = None) -> dict[Key, P
 
 
 def convert(
-    source: str,
-    target: str,
-    path: AnyPath,
-    destination: AnyPath,
-    dtype: Any = None,
+    source: str, target: str, path: AnyPath, destination: AnyPath, dtype: Any = None
 ) -> str:
     """Converts a backbone, with its progress on stderr, and describes what was made.
 

@@ -132,9 +132,7 @@ class _Settings:
 
 
 def load_t5x_plugin(
-    path: AnyPath,
-    backbone: Backbone | None = None,
-    progress: Callable[..., Iterable[str]] = iter,
+    path: AnyPath, backbone: Backbone | None = None, progress: Callable[..., Iterable[str]] = iter
 ) -> Plugin:
     """Reads the plugin that a T5X run trained, and which backbone it belongs to.
 

@@ -47,9 +47,8 @@ class Plugin:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of parameters and output scales, as 64 hex digits."""
-        return arrays.fingerprint(
-            {"params": self.variables.params, "scales": self.variables.output_scales}
-        )
+        params, scales = self.variables.params, self.variables.output_scales
+        return arrays.fingerprint({"params": params, "scales": scales})
 
 
 def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:

@@ -90,15 +90,12 @@ class ByteTokenizer:
         names = {f"<extra_id_{i}>": first + i for i in range(count)}
         self._ids = names | {token.content: token.id for token in tokens if token.id is not None}
         self._flags = {token.content: token.flags for token in tokens}
-        self.sentinels: Mapping[str, int] = {
-            name: i for name, i in self._ids.items() if SENTINEL.fullmatch(name)
-        }
-        self.added: Sequence[str] = [
-            name for name, i in self._ids.items() if i >= first and name not in names
-        ]
+        ids = self._ids.items()
+        self.sentinels: Mapping[str, int] = {name: i for name, i in ids if SENTINEL.fullmatch(name)}
+        self.added: Sequence[str] = [name for name, i in ids if i >= first and name not in names]
         longest_first = sorted(map(re.escape, self._ids), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(longest_first) or SENTINEL.pattern})")
-        self._pieces = {i: name.encode() for name, i in self._ids.items() if i >= first}
+        self._pieces = {i: name.encode() for name, i in ids if i >= first}
         self._pieces |= {_FIRST_BYTE + i: bytes([i]) for i in range(_BYTES)}
         self.size: int = 1 + max(self._pieces)
 
@@ -173,10 +170,9 @@ def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
     for token in hf_tokenizer.added_tokens(folder):
         number = ids.get(token.content, token.id if listed else None)
         if number is None or token.id not in (None, number) or token.flags.get("single_word"):
-            raise CheckpointError(
-                f"{folder} adds {token.content!r} to ByT5's tokens, but not with this id in "
-                f"{SETTINGS}. ByT5Tokenizer.save_pretrained of transformers 5 writes it."
-            )
+            adds = f"{folder} adds {token.content!r} to ByT5's tokens"
+            remedy = "ByT5Tokenizer.save_pretrained of transformers 5 writes it"
+            raise CheckpointError(f"{adds}, but not with this id in {SETTINGS}. {remedy}.")
         flags = {**(stripped if number < _FIRST_BYTE else {}), **token.flags}
         tokens[token.content] = AddedToken(token.content, number, flags)
     return ByteTokenizer(vocab_size, list(tokens.values()))
@@ -231,16 +227,13 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
       ConfigError: for anything else, or naming the first id that does not exist.
     """
     if isinstance(tokens, jax.core.Tracer):
-        raise ConfigError(
-            f"{what} is traced: a model compiles its own calls. Inside jit, enter "
-            "variator_jax.splice round the network."
-        )
+        remedy = "Inside jit, enter variator_jax.splice round the network."
+        raise ConfigError(f"{what} is traced: a model compiles its own calls. {remedy}")
     array = _padded(what, tokens) if isinstance(tokens, (list, tuple)) else _array(what, tokens)
     if array.ndim != 2 or 0 in array.shape:
-        raise ConfigError(
-            f"{what} has shape {array.shape}; expected [batch, length], both 1 or more. One "
-            "sequence is a batch of one: [[...]]."
-        )
+        expected = "expected [batch, length], both 1 or more"
+        hint = "One sequence is a batch of one: [[...]]."
+        raise ConfigError(f"{what} has shape {array.shape}; {expected}. {hint}")
     wrong = np.argwhere((array < 0) | (array >= vocab_size))
     if wrong.size:
         row, column = wrong[0]
@@ -254,10 +247,9 @@ def check_padding(tokens: np.ndarray) -> None:
     wrong = np.argwhere((tokens[:, :-1] == 0) & (tokens[:, 1:] > 0))
     if wrong.size:
         row, column = wrong[0]
-        raise ConfigError(
-            f"token_ids has padding at position {column} of row {row}, before a token; a plugin "
-            "merges neighbours, so padding stands behind them."
-        )
+        place = f"position {column} of row {row}, before a token"
+        reason = "a plugin merges neighbours, so padding stands behind them"
+        raise ConfigError(f"token_ids has padding at {place}; {reason}.")
 
 
 def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:

@@ -22,6 +22,7 @@ from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
 
 Batch = dict[str, np.ndarray]
+Lengths = Mapping[str, int]  # of 'inputs' and 'targets', EOS included
 
 _FILLER = -1  # keeps a place until seqio, which strips padding first, has packed
 _registered: dict[str, tuple[list[str], list[float]]] = {}  # mixture -> its tasks and rates
@@ -90,7 +91,7 @@ def batches(
     task_name: str,
     split: str,
     batch_size: int,
-    feature_lengths: Mapping[str, int],
+    feature_lengths: Lengths,
     *,
     seed: int = 0,
     start_batch: int = 0,
@@ -186,9 +187,7 @@ def tasks_of(provider: Any, split: str) -> list[Any]:
     return [task for task in getattr(provider, "tasks", [provider]) if split in task.splits]
 
 
-def check_request(
-    provider: Any, split: str, lengths: Mapping[str, int], batch_size: int
-) -> dict[str, int]:
+def check_request(provider: Any, split: str, lengths: Lengths, batch_size: int) -> dict[str, int]:
     """Returns the feature lengths as integers.
 
     Raises:
@@ -232,7 +231,7 @@ def _lay_out(rows: Batch) -> Batch:
     return batch
 
 
-def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iterator[Row]:
+def pack(rows: Iterable[Row], lengths: Lengths, multiple: int) -> Iterator[Row]:
     """Yields rows that hold as many consecutive examples as fit.
 
     Args:
@@ -263,7 +262,7 @@ def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iter
         yield row
 
 
-def _empty_row(lengths: Mapping[str, int]) -> Row:
+def _empty_row(lengths: Lengths) -> Row:
     return {
         name + kind: np.zeros(length, np.int32)
         for name, length in lengths.items()

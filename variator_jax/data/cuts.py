@@ -5,13 +5,13 @@ inputs; what counts are targets that are longer than theirs.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from variator_jax.data._tf import tf
-from variator_jax.data.batches import check_request, task_or_mixture, tasks_of
+from variator_jax.data.batches import Lengths, check_request, task_or_mixture, tasks_of
 from variator_jax.data.docs_corpus import is_built
 from variator_jax.data.spec import get_spec, has_spec
 from variator_jax.data.tasks import LazySource
@@ -21,9 +21,7 @@ from variator_jax.files import is_url
 SAMPLE = 2_000  # examples of a task that are counted before a training run
 
 
-def count_cuts(
-    name: str, split: str, lengths: Mapping[str, int], most: int | None = None
-) -> list[str]:
+def count_cuts(name: str, split: str, lengths: Lengths, most: int | None = None) -> list[str]:
     """Counts the texts that are cut; returns a line for each task of a task or mixture.
 
     Args:
@@ -56,9 +54,7 @@ def count_cuts(
     return lines
 
 
-def describe_data(
-    name: str, split: str, lengths: Mapping[str, int], most: int | None = SAMPLE
-) -> list[str]:
+def describe_data(name: str, split: str, lengths: Lengths, most: int | None = SAMPLE) -> list[str]:
     """Returns the lines that a run begins with: how labels are read, and what is cut.
 
     Raises:
@@ -70,7 +66,7 @@ def describe_data(
     return [*notes, *count_cuts(name, split, lengths, most)]
 
 
-def describe_local(name: str, splits: Sequence[str], lengths: Mapping[str, int]) -> list[str]:
+def describe_local(name: str, splits: Sequence[str], lengths: Lengths) -> list[str]:
     """Returns `describe_data` of some splits where nothing must be built or downloaded for it.
 
     Raises:

@@ -94,8 +94,7 @@ def choose(labels: Labels, column: Iterable[str]) -> Reading:
         shared = {*counts} & {*first.table} & {*other.table}
         fits = not whole or rows_read(other) == counts.total()
         if fits and any(first.table[raw] != other.table[raw] for raw in shared):
-            raise DataError(
-                f"the labels {sorted(counts)[:10]} can be read in two ways: {first}; {other}. Give "
-                f"labels (TASK_LABELS) as a dict, such as {dict(other.table)}"
-            )
+            ways = f"the labels {sorted(counts)[:10]} can be read in two ways: {first}; {other}"
+            remedy = f"Give labels (TASK_LABELS) as a dict, such as {dict(other.table)}"
+            raise DataError(f"{ways}. {remedy}")
     return first

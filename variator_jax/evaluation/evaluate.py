@@ -144,12 +144,10 @@ class Runner:
 
     def identical(self, setting: Settings) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        bare, spliced = self._encoder(None), self._encoder(setting)
+        encoders = self._encoder(None), self._encoder(setting)
         batches = (next(self._data.batches(task)) for task in self._data.tasks())
-        return all(
-            np.asarray(bare(batch)).tobytes() == np.asarray(spliced(batch)).tobytes()
-            for batch in batches
-        )
+        states = ([np.asarray(encode(batch)).tobytes() for encode in encoders] for batch in batches)
+        return all(bare == spliced for bare, spliced in states)
 
     def similarity_kept(self, task: str, setting: Settings) -> dict[str, float]:
         """How far a plugin keeps the similarities of a task's texts; nothing at ratio 1."""

@@ -110,10 +110,8 @@ def _plugin(
     known = plugin.config.ratio if plugin else None
     of_sites = {site.ratio for site in plugin.config.parts} if plugin else set()
     if ratio is not None and ratio not in of_sites:
-        raise ConfigError(
-            f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH, or "
-            f"--gin.RATIO={known or 1}."
-        )
+        remedy = f"set PLUGIN_PATH, or --gin.RATIO={known or 1}"
+        raise ConfigError(f"RATIO is {ratio}, the plugin's ratio {known}: {remedy}.")
     return plugin
 
 
@@ -208,16 +206,15 @@ class ResultFile:
         if not (self._mark.is_file() and self.path.is_file()):
             return False
         known = _identity_in(self._mark)
-        differs = [
+        differs = ", ".join(
             f"{key} {known.get(key)!r} and not {value!r}"
             for key, value in self._identity.items()
             if known.get(key) != value
-        ]
+        )
         if differs:
-            raise ConfigError(
-                f"{self.path} holds the results of another run, with {', '.join(differs)}: name "
-                f"another INFER_OUTPUT_DIR, or remove {self._mark.name}."
-            )
+            remedy = f"name another INFER_OUTPUT_DIR, or remove {self._mark.name}"
+            other = f"{self.path} holds the results of another run, with {differs}"
+            raise ConfigError(f"{other}: {remedy}.")
         return True
 
     def resume(self) -> int:

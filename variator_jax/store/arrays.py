@@ -218,10 +218,8 @@ def check_arrays(
     for name, like in expected.items():
         shape, dtype = tuple(arrays[name].shape), np.dtype(arrays[name].dtype).name
         if shape != tuple(like.shape) or dtype not in dtypes:
-            raise CheckpointError(
-                f"{what}: {name} has shape {shape} of {dtype}; expected "
-                f"{tuple(like.shape)} of {' or '.join(dtypes)}."
-            )
+            right = f"{tuple(like.shape)} of {' or '.join(dtypes)}"
+            raise CheckpointError(f"{what}: {name} has shape {shape} of {dtype}; expected {right}.")
 
 
 def read_arrays(

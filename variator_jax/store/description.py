@@ -49,12 +49,10 @@ def check_belongs(what: str, content: Mapping[str, Any], backbone: Any) -> None:
     """
     owner = content["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
-        theirs = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
+        other = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
         ours = _title(backbone.config.name, backbone.fingerprint, backbone.lora)
         hint = " Give its LoRA, too (INITIAL_LORA_PATH)." if owner.get("lora") else ""
-        raise CheckpointError(
-            f"{what} belongs to backbone {theirs}; this backbone is {ours}.{hint}"
-        )
+        raise CheckpointError(f"{what} belongs to backbone {other}; this backbone is {ours}.{hint}")
     trained, given = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if trained and given and trained != given:
         problem = f"the vocabulary of fingerprint {trained}; the backbone's is {given}"

@@ -238,11 +238,10 @@ def open_hf(path: AnyPath) -> Source:
     if not tables:
         raise CheckpointError(f"{folder} is missing {EMBEDDING}, the embedding.")
     table = next(iter(tables.values()))
-    if len(table.shape) != 2:
-        raise CheckpointError(
-            f"{folder}: the embedding has shape {table.shape}; expected two axes."
-        )
-    config = parse_config(str(folder / CONFIG), content, table.shape[0])
+    shape = table.shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{folder}: the embedding has shape {shape}; expected two axes.")
+    config = parse_config(str(folder / CONFIG), content, shape[0])
     if config.has_decoder and config.logits_via_embedding and head is not None:
         tables[HEAD] = weights.pop(HEAD)
     elif config.has_decoder and not config.logits_via_embedding and is_tied(content):

@@ -200,10 +200,9 @@ def _check_fits(lora: Lora, weights: Mapping[str, Any]) -> None:
         expected = (a.shape[0], b.shape[1])
         found = tuple(weights[path].shape) if path in weights else None
         if found != expected:
-            raise CheckpointError(
-                f"The LoRA belongs to backbone {lora.description['backbone']['name']!r}: it "
-                f"changes {path} {expected}; this backbone has {found or 'none'}."
-            )
+            owner = lora.description["backbone"]["name"]
+            problem = f"it changes {path} {expected}; this backbone has {found or 'none'}"
+            raise CheckpointError(f"The LoRA belongs to backbone {owner!r}: {problem}.")
 
 
 def _identity(lora: Lora) -> dict[str, str]:

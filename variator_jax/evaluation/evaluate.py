@@ -15,12 +15,9 @@ from variator_jax.bench.arguments import Shape
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation import evaluator, scorers, similarity
+from variator_jax.evaluation import evaluator, schema, scorers, similarity
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
-from variator_jax.evaluation.schema import Backbone as BackboneEntry
-from variator_jax.evaluation.schema import Report, ratio_entry
-from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
@@ -41,7 +38,7 @@ def evaluate(
     initial_lora_path: str | None = None,
     latency_shapes: Sequence[tuple[str, int, int]] = (),
     mesh_shape: Sequence[int] | None = None,
-) -> Report:
+) -> schema.Report:
     """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
 
     Args:
@@ -66,13 +63,13 @@ def evaluate(
     notes += untimed
     runner = Runner(backbone, data, mesh)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
-    skip = functools.partial(skip_encoder_ffn, T5(config).stack())
+    skip = functools.partial(scorers.skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
     plugins = {ratio: plugin for ratio, (plugin, _) in settings.items()}
     log(f"  timing {', '.join(config.name for config, _, _ in shapes) or 'no encoder'}")
     latencies = [measure_encoder_latency(c, plugins, shape, rounds) for c, shape, rounds in shapes]
     rows = [
-        ratio_entry(
+        schema.ratio_entry(
             *(config, plugins[ratio], length),
             quality=_scores(results[ratio]),
             identical_to_backbone=runner.identical(setting),
@@ -84,10 +81,10 @@ def evaluate(
         )
         for ratio, setting in settings.items()
     ]
-    owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
+    owner = schema.Backbone(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
     scores = rows, _scores(control)
-    report = Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
+    report = schema.Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")

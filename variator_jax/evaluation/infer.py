@@ -24,7 +24,6 @@ from variator_jax.files import lock_folder, write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
-from variator_jax.store.formats import run_part
 from variator_jax.store.other_plugins import load_t5x_plugin
 
 MODES = ("predict", "score")
@@ -103,7 +102,7 @@ def _plugin(
     if ratio == 1:
         return None
     if path is not None:
-        plugin = load_plugin(run_part(path, "plugin"), backbone)
+        plugin = load_plugin(formats.run_part(path, "plugin"), backbone)
     elif formats.kind_of(checkpoint) == formats.T5X and t5x.open_checkpoint(checkpoint).plugin:
         # With a LoRA merged in, the backbone is not the checkpoint's own, and is refused.
         plugin = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)

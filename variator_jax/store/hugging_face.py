@@ -17,7 +17,6 @@ from variator_jax.errors import CheckpointError
 from variator_jax.files import AnyPath, atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
 from variator_jax.store import arrays, backbone
-from variator_jax.store.backbone import Source, Stream, stored_config
 from variator_jax.store.description import parse, read_json
 from variator_jax.store.pickles import open_state_dict
 
@@ -216,7 +215,7 @@ def render_config(config: T5Config) -> dict[str, Any]:
     }
 
 
-def open_hf(path: AnyPath) -> Source:
+def open_hf(path: AnyPath) -> backbone.Source:
     """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
 
     Args:
@@ -257,7 +256,7 @@ def open_hf(path: AnyPath) -> Source:
     vocabulary = find_vocabulary(folder)
     if vocabulary is not None:
         arrays.check_downloaded(vocabulary)
-    return backbone.make_source(folder, stored_config(config, leaves), leaves, vocabulary)
+    return backbone.make_source(folder, backbone.stored_config(config, leaves), leaves, vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, arrays.Stored]:
@@ -304,7 +303,7 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stor
     return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
-def write(path: AnyPath, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
+def write(path: AnyPath, stream: backbone.Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
     """Writes a folder that opens in transformers, atomically, one shard in memory at a time.
 
     Args:
@@ -317,7 +316,7 @@ def write(path: AnyPath, stream: Stream, shard_size: int = arrays.SHARD_SIZE) ->
     """
     config = stream.config
     if stream.dtype is None:
-        config = stored_config(config, stream.source.leaves)
+        config = backbone.stored_config(config, stream.source.leaves)
     content = render_config(config)
     named = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
     with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:

@@ -22,7 +22,6 @@ from variator_jax.errors import CheckpointError
 from variator_jax.files import AnyPath, wrap_errors
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone, Source, collect, read_leaf
-from variator_jax.store.description import Owner, check_belongs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Lora:
 @dataclasses.dataclass(frozen=True)
 class _Description:
     config: LoraConfig
-    backbone: Owner
+    backbone: description.Owner
     vocabulary_fingerprint: str | None
     weights: dict[str, list[int]]
     training: dict[str, Any]
@@ -107,7 +106,7 @@ def load_lora(path: AnyPath, backbone: Backbone | None = None) -> Lora:
         folder = folder / "lora"
     record, content = description.read_description(folder / "lora.json", "lora", _Description)
     if backbone is not None:
-        check_belongs(f"The LoRA in {folder}", content, backbone)
+        description.check_belongs(f"The LoRA in {folder}", content, backbone)
     with wrap_errors(f"{folder / 'lora.json'} is not usable"):
         expected = _expected(record.config, record.weights)
     leaves = description.load_arrays(folder, "lora", expected, record.file_checksums)
@@ -139,7 +138,7 @@ def with_lora(backbone: Backbone, lora: Lora | AnyPath) -> Backbone:
     """
     if not isinstance(lora, Lora):
         lora = load_lora(lora)
-    check_belongs("The LoRA", lora.description, backbone)
+    description.check_belongs("The LoRA", lora.description, backbone)
     weights = arrays.flatten(backbone.params)
     _check_fits(lora, weights)
     for path, (a, b) in pairs(lora.params):
@@ -186,7 +185,7 @@ def collect_with_lora(
     }
     backbone = collect(dataclasses.replace(source, leaves=leaves, fingerprint=None), dtype, place)
     bare = dataclasses.replace(backbone, params={}, fingerprint=digest.hexdigest())
-    check_belongs("The LoRA", lora.description, bare)
+    description.check_belongs("The LoRA", lora.description, bare)
     return dataclasses.replace(backbone, lora=_identity(lora))
 
 

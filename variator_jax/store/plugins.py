@@ -24,7 +24,6 @@ from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone
-from variator_jax.store.description import Owner, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
 Key = int | str  # a ratio, or the name of one of several plugins of the same ratio
@@ -64,15 +63,14 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     for name, count in collections.Counter(plugin.config.name for plugin in listed).items():
         if count > 1:
             sites = [p.config.description for p in listed if p.config.name == name]
-            raise PluginError(
-                f"Two plugins are called {name!r}: '{sites[0]}' and '{sites[1]}'. Give one another "
-                "name: PLUGIN_NAME in gin, given_name of PluginConfig."
-            )
+            both = f"'{sites[0]}' and '{sites[1]}'"
+            remedy = "Give one another name: PLUGIN_NAME in gin, given_name of PluginConfig"
+            raise PluginError(f"Two plugins are called {name!r}: {both}. {remedy}.")
     return dict(zip(keys, listed, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class _PluginOwner(Owner):
+class _PluginOwner(description.Owner):
     num_encoder_layers: int
     embed_dim: int
     lora: dict[str, str] | None = None  # fingerprint and task
@@ -91,7 +89,7 @@ class _Description:
 
 @dataclasses.dataclass(frozen=True)
 class _SetDescription:
-    backbone: Owner
+    backbone: description.Owner
     ratios: list[int]
     file_checksums: dict[str, str]
     names: list[str] = dataclasses.field(default_factory=list)
@@ -166,7 +164,7 @@ def load_plugin(path: AnyPath, backbone: Backbone | None = None) -> Plugin:
     file = folder / "plugin.json"
     record, content = description.read_description(file, "plugin", _Description, VERSION)
     if backbone is not None:
-        check_belongs(f"The plugin in {folder}", content, backbone)
+        description.check_belongs(f"The plugin in {folder}", content, backbone)
     owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
@@ -229,7 +227,7 @@ def check_plugin(plugin: Plugin, backbone: Backbone) -> None:
     """
     what = f"The plugin {plugin.config.name}"
     if "backbone" in plugin.description:
-        check_belongs(what, plugin.description, backbone)
+        description.check_belongs(what, plugin.description, backbone)
     check_shapes(what, plugin, backbone)
 
 
@@ -266,7 +264,7 @@ def save_plugins(path: AnyPath, plugins: Mapping[Key, Plugin], backbone: Backbon
             if key not in (plugin.config.ratio, plugin.config.name):
                 raise CheckpointError(f"{what} is given as that of ratio {key}.")
             if "backbone" in before:
-                check_belongs(what, before, backbone)
+                description.check_belongs(what, before, backbone)
             records = before.get("training"), before.get("quality")
             member = draft / _member(key)
             save_plugin(member, plugin.config, plugin.variables, backbone, *records)

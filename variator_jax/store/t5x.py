@@ -96,8 +96,7 @@ def open_checkpoint(path: AnyPath) -> Checkpoint:
             target = opener(origin, content)
             break
     else:
-        missing = f"no {_METADATA}, no {_LEGACY}"
-        raise CheckpointError(f"{folder} is not a T5X checkpoint: {missing}.")
+        raise CheckpointError(f"{folder} is not a T5X checkpoint: no {_METADATA}, no {_LEGACY}.")
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
     backbone = {name: array for name, array in target.items() if name not in plugin}
     return Checkpoint(re.sub("/state$", "", folder), origin, backbone, plugin)

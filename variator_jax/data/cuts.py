@@ -60,9 +60,9 @@ def describe_data(name: str, split: str, lengths: Lengths, most: int | None = SA
     Raises:
       DataError: as `count_cuts`.
     """
-    tasks = [task.name for task in tasks_of(task_or_mixture(name), split)]
-    notes = [f"{task}: {get_spec(task).note}" for task in tasks if has_spec(task)]
-    notes = [note for note in notes if not note.endswith(": ")]
+    tasks = tasks_of(task_or_mixture(name), split)
+    specs = [get_spec(task.name) for task in tasks if has_spec(task.name)]
+    notes = [f"{spec.name}: {spec.note}" for spec in specs if spec.note]
     return [*notes, *count_cuts(name, split, lengths, most)]
 
 

@@ -209,8 +209,7 @@ def _tokenize_passages(
         size = tf.size(tokens, out_type=tf.int64)
         count = (size + chunk - 1) // chunk
         parts = tf.data.Dataset.range(count)
-        cut = lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count]  # noqa: E731
-        return parts.map(cut)
+        return parts.map(lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count])
 
     return span_corruption.without_stubs(dataset.flat_map(split))
 

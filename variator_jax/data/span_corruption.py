@@ -61,8 +61,7 @@ def tokenize(
 
 def without_stubs(rows: Any) -> Any:
     """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
-    kept = rows.filter(lambda tokens: tf.size(tokens) >= 2)
-    return kept.map(lambda tokens: {"targets": tokens})
+    return rows.filter(lambda tokens: tf.size(tokens) >= 2).map(lambda tokens: {"targets": tokens})
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:

@@ -94,9 +94,8 @@ def evaluate_generation(
     Raises:
       DataError: if there is nothing to score.
     """
-    predictions: list[str] = []
-    for _, _, outputs in _scored(batches, generate):
-        predictions += [spec.answer(decode(row)) for row in outputs.tolist()]
+    rows = (row for _, _, outputs in _scored(batches, generate) for row in outputs.tolist())
+    predictions = [spec.answer(decode(row)) for row in rows]
     score = token_f1(predictions, references)
     details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
     scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]

@@ -26,7 +26,7 @@ from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
 from variator_jax.store.other_plugins import load_t5x_plugin
 
-MODES = ("predict", "score")
+MODES = {"predict": "prediction", "score": "score"}  # mode -> field of an answer
 _LOG_PERIOD = 100  # batches
 
 # A full batch -> an answer a row: token ids [batch, length], or scores [batch].
@@ -123,8 +123,7 @@ def _write_task(task: str, file: "ResultFile", mode: str, data: EvalData, answer
         answers = answer(batch)[: len(inputs)].tolist()
         if mode == "predict":
             answers = [decode(ids) for ids in answers]
-        name = {"predict": "prediction", "score": "score"}[mode]
-        file.append({"inputs": i, name: a} for i, a in zip(inputs, answers, strict=True))
+        file.append({"inputs": i, MODES[mode]: a} for i, a in zip(inputs, answers, strict=True))
         lines += len(inputs)
         if number % _LOG_PERIOD == 0:
             log(f"  {task}: {lines} examples")

@@ -71,8 +71,7 @@ def make_source(
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
-    shapes = leaf_shapes(origin, config, len(leaves))
-    arrays.check_arrays(origin, leaves, shapes, arrays.WEIGHTS)
+    arrays.check_arrays(origin, leaves, leaf_shapes(origin, config, len(leaves)), arrays.WEIGHTS)
     return Source(str(origin), config, dict(sorted(leaves.items())), vocabulary_file)
 
 

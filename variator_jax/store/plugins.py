@@ -266,8 +266,7 @@ def save_plugins(path: AnyPath, plugins: Mapping[Key, Plugin], backbone: Backbon
             if "backbone" in before:
                 description.check_belongs(what, before, backbone)
             records = before.get("training"), before.get("quality")
-            member = draft / _member(key)
-            save_plugin(member, plugin.config, plugin.variables, backbone, *records)
+            save_plugin(draft / _member(key), plugin.config, plugin.variables, backbone, *records)
         ratios = [key for key in plugins if isinstance(key, int)]
         content = {"backbone": description.owner_content(backbone), "ratios": ratios}
         if names := [key for key in plugins if isinstance(key, str)]:

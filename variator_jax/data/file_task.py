@@ -29,9 +29,7 @@ class _Rendering(NamedTuple):
     kind: Kind
     example: Callable[[rows.Fields], dict[str, Any]]
     arguments: list[Any]  # what `example` was made from, in JSON's types
-    labels: label_readings.Labels | None = (
-        None  # of a classification, whose targets are labels as in the file
-    )
+    labels: label_readings.Labels | None = None  # of a classification; targets are the raw labels
 
 
 def file_task(

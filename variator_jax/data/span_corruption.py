@@ -61,7 +61,8 @@ def tokenize(
 
 def without_stubs(rows: Any) -> Any:
     """Makes {'targets'} of int32 [rows, length]; leaves out what has no token to keep."""
-    return rows.filter(lambda tokens: tf.size(tokens) >= 2).map(lambda tokens: {"targets": tokens})
+    dataset = rows.filter(lambda tokens: tf.size(tokens) >= 2)
+    return dataset.map(lambda tokens: {"targets": tokens})
 
 
 def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from variator_jax.errors import CheckpointError, VariatorError
 
+AnyPath = str | os.PathLike
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
 _HOME = re.compile(r"""(?:^|(?<=[=,'"]))~\w*(?=/|['"]?$)""")
 
@@ -27,12 +28,12 @@ def expand_home(text: str) -> str:
     return _HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
-def is_url(path: str | os.PathLike) -> bool:
+def is_url(path: AnyPath) -> bool:
     """Whether a path has a scheme, such as gs:// or file://."""
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
-def check_folder(path: str | os.PathLike) -> Path:
+def check_folder(path: AnyPath) -> Path:
     """The path of a folder that exists.
 
     Raises:
@@ -101,9 +102,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(
-    path: str | os.PathLike, replaces: Collection[str] = (), holds: str = ""
-) -> Iterator[Path]:
+def atomic_folder(path: AnyPath, replaces: Collection[str] = (), holds: str = "") -> Iterator[Path]:
     """Yields a draft that becomes `path` on success; on failure `path` stays as it was.
 
     The old folder is moved aside before the draft takes its place. A writer killed between the two

@@ -16,22 +16,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from variator_jax import hf_tokenizer
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import wrap_errors
-from variator_jax.hf_tokenizer import (
-    JSON,
-    NAMED,
-    PIECES,
-    SENTINEL,
-    SETTINGS,
-    AddedToken,
-    added_tokens,
-    check_none_added,
-    check_unicode,
-    load_json,
-    read_settings,
-    tokenizer_class,
-)
+from variator_jax.hf_tokenizer import JSON, NAMED, PIECES, SENTINEL, SETTINGS, AddedToken
 
 PAD, EOS = 0, 1
 SENTINELS = 100
@@ -102,15 +90,12 @@ class ByteTokenizer:
         names = {f"<extra_id_{i}>": first + i for i in range(count)}
         self._ids = names | {token.content: token.id for token in tokens if token.id is not None}
         self._flags = {token.content: token.flags for token in tokens}
-        self.sentinels: Mapping[str, int] = {
-            name: i for name, i in self._ids.items() if SENTINEL.fullmatch(name)
-        }
-        self.added: Sequence[str] = [
-            name for name, i in self._ids.items() if i >= first and name not in names
-        ]
+        ids = self._ids.items()
+        self.sentinels: Mapping[str, int] = {name: i for name, i in ids if SENTINEL.fullmatch(name)}
+        self.added: Sequence[str] = [name for name, i in ids if i >= first and name not in names]
         longest_first = sorted(map(re.escape, self._ids), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(longest_first) or SENTINEL.pattern})")
-        self._pieces = {i: name.encode() for name, i in self._ids.items() if i >= first}
+        self._pieces = {i: name.encode() for name, i in ids if i >= first}
         self._pieces |= {_FIRST_BYTE + i: bytes([i]) for i in range(_BYTES)}
         self.size: int = 1 + max(self._pieces)
 
@@ -130,7 +115,7 @@ class ByteTokenizer:
                 parts[i + 1] = parts[i + 1].lstrip()
         ids: list[int] = []
         for part in parts:
-            content = [_FIRST_BYTE + byte for byte in check_unicode(part)]
+            content = [_FIRST_BYTE + byte for byte in hf_tokenizer.check_unicode(part)]
             ids += [self._ids[part]] if part in self._ids else content
         return ids if ids[-1:] == [EOS] else [*ids, EOS]
 
@@ -169,26 +154,25 @@ def load_tokenizer(path: Path, vocab_size: int = 384) -> Tokenizer:
     """
     if path.name not in (JSON, SETTINGS):
         return _load_pieces(path)
-    kind = tokenizer_class(read_settings(path.parent))
+    kind = hf_tokenizer.tokenizer_class(hf_tokenizer.read_settings(path.parent))
     if kind == "ByT5Tokenizer":
         return _load_bytes(path.parent, vocab_size)
     if path.name == SETTINGS:
         raise CheckpointError(f"{path} names a {kind}, but {JSON} and spiece.model are missing.")
-    return load_json(path)
+    return hf_tokenizer.load_json(path)
 
 
 def _load_bytes(folder: Path, vocab_size: int) -> ByteTokenizer:
-    listed = "added_tokens_decoder" in read_settings(folder)
+    listed = "added_tokens_decoder" in hf_tokenizer.read_settings(folder)
     ids = NAMED | dict(ByteTokenizer(vocab_size).sentinels)
     stripped = {"lstrip": True, "rstrip": True}  # of the first three, where no file has it
     tokens = {text: AddedToken(text, i, stripped) for text, i in ids.items() if i < _FIRST_BYTE}
-    for token in added_tokens(folder):
+    for token in hf_tokenizer.added_tokens(folder):
         number = ids.get(token.content, token.id if listed else None)
         if number is None or token.id not in (None, number) or token.flags.get("single_word"):
-            raise CheckpointError(
-                f"{folder} adds {token.content!r} to ByT5's tokens, but not with this id in "
-                f"{SETTINGS}. ByT5Tokenizer.save_pretrained of transformers 5 writes it."
-            )
+            adds = f"{folder} adds {token.content!r} to ByT5's tokens"
+            remedy = "ByT5Tokenizer.save_pretrained of transformers 5 writes it"
+            raise CheckpointError(f"{adds}, but not with this id in {SETTINGS}. {remedy}.")
         flags = {**(stripped if number < _FIRST_BYTE else {}), **token.flags}
         tokens[token.content] = AddedToken(token.content, number, flags)
     return ByteTokenizer(vocab_size, list(tokens.values()))
@@ -214,7 +198,7 @@ def _load_pieces(path: Path) -> PieceTokenizer:
         processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(proto.SerializeToString() or b"empty")
     tokenizer = PieceTokenizer(processor)
-    check_none_added(path, tokenizer.sentinels)
+    hf_tokenizer.check_none_added(path, tokenizer.sentinels)
     return tokenizer
 
 
@@ -243,16 +227,13 @@ def token_array(what: str, tokens: Any, vocab_size: int) -> np.ndarray:
       ConfigError: for anything else, or naming the first id that does not exist.
     """
     if isinstance(tokens, jax.core.Tracer):
-        raise ConfigError(
-            f"{what} is traced: a model compiles its own calls. Inside jit, enter "
-            "variator_jax.splice round the network."
-        )
+        remedy = "Inside jit, enter variator_jax.splice round the network."
+        raise ConfigError(f"{what} is traced: a model compiles its own calls. {remedy}")
     array = _padded(what, tokens) if isinstance(tokens, (list, tuple)) else _array(what, tokens)
     if array.ndim != 2 or 0 in array.shape:
-        raise ConfigError(
-            f"{what} has shape {array.shape}; expected [batch, length], both 1 or more. One "
-            "sequence is a batch of one: [[...]]."
-        )
+        expected = "expected [batch, length], both 1 or more"
+        hint = "One sequence is a batch of one: [[...]]."
+        raise ConfigError(f"{what} has shape {array.shape}; {expected}. {hint}")
     wrong = np.argwhere((array < 0) | (array >= vocab_size))
     if wrong.size:
         row, column = wrong[0]
@@ -266,10 +247,9 @@ def check_padding(tokens: np.ndarray) -> None:
     wrong = np.argwhere((tokens[:, :-1] == 0) & (tokens[:, 1:] > 0))
     if wrong.size:
         row, column = wrong[0]
-        raise ConfigError(
-            f"token_ids has padding at position {column} of row {row}, before a token; a plugin "
-            "merges neighbours, so padding stands behind them."
-        )
+        place = f"position {column} of row {row}, before a token"
+        reason = "a plugin merges neighbours, so padding stands behind them"
+        raise ConfigError(f"token_ids has padding at {place}; {reason}.")
 
 
 def _padded(what: str, rows: Sequence[Any]) -> np.ndarray:

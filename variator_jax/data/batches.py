@@ -22,6 +22,7 @@ from variator_jax.data.vocabulary import identity
 from variator_jax.errors import DataError, did_you_mean
 
 Batch = dict[str, np.ndarray]
+Lengths = Mapping[str, int]  # of 'inputs' and 'targets', EOS included
 
 _FILLER = -1  # keeps a place until seqio, which strips padding first, has packed
 _registered: dict[str, tuple[list[str], list[float]]] = {}  # mixture -> its tasks and rates
@@ -76,14 +77,12 @@ def accepted_answers(task_name: str, split: str) -> list[list[str]]:
     `batches(..., shuffle=False, repeat=False)`.
     """
     task, spec = task_or_mixture(task_name), get_spec(task_name)
-    name = "answers" if spec.many_answers else "targets"
     dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, seed=0)  # as `batches`
-    if not spec.many_answers and "targets_pretokenized" in dataset.element_spec:
-        name = "targets_pretokenized"
-    answers = dataset.map(lambda example: example[name]).as_numpy_iterator()
+    rows = dataset.as_numpy_iterator()
     if spec.many_answers:
-        return [split_answers(joined) for joined in answers]
+        return [split_answers(row["answers"]) for row in rows]
     decode = task.output_features["targets"].vocabulary.decode
+    answers = (row.get("targets_pretokenized", row["targets"]) for row in rows)
     texts = (x.decode() if isinstance(x, bytes) else decode(x.tolist()) for x in answers)
     return [[spec.answer(text)] for text in texts]
 
@@ -92,7 +91,7 @@ def batches(
     task_name: str,
     split: str,
     batch_size: int,
-    feature_lengths: Mapping[str, int],
+    feature_lengths: Lengths,
     *,
     seed: int = 0,
     start_batch: int = 0,
@@ -188,9 +187,7 @@ def tasks_of(provider: Any, split: str) -> list[Any]:
     return [task for task in getattr(provider, "tasks", [provider]) if split in task.splits]
 
 
-def check_request(
-    provider: Any, split: str, lengths: Mapping[str, int], batch_size: int
-) -> dict[str, int]:
+def check_request(provider: Any, split: str, lengths: Lengths, batch_size: int) -> dict[str, int]:
     """Returns the feature lengths as integers.
 
     Raises:
@@ -234,7 +231,7 @@ def _lay_out(rows: Batch) -> Batch:
     return batch
 
 
-def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iterator[Row]:
+def pack(rows: Iterable[Row], lengths: Lengths, multiple: int) -> Iterator[Row]:
     """Yields rows that hold as many consecutive examples as fit.
 
     Args:
@@ -265,7 +262,7 @@ def pack(rows: Iterable[Row], lengths: Mapping[str, int], multiple: int) -> Iter
         yield row
 
 
-def _empty_row(lengths: Mapping[str, int]) -> Row:
+def _empty_row(lengths: Lengths) -> Row:
     return {
         name + kind: np.zeros(length, np.int32)
         for name, length in lengths.items()

@@ -5,13 +5,13 @@ inputs; what counts are targets that are longer than theirs.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from variator_jax.data._tf import tf
-from variator_jax.data.batches import check_request, task_or_mixture, tasks_of
+from variator_jax.data.batches import Lengths, check_request, task_or_mixture, tasks_of
 from variator_jax.data.docs_corpus import is_built
 from variator_jax.data.spec import get_spec, has_spec
 from variator_jax.data.tasks import LazySource
@@ -21,9 +21,7 @@ from variator_jax.files import is_url
 SAMPLE = 2_000  # examples of a task that are counted before a training run
 
 
-def count_cuts(
-    name: str, split: str, lengths: Mapping[str, int], most: int | None = None
-) -> list[str]:
+def count_cuts(name: str, split: str, lengths: Lengths, most: int | None = None) -> list[str]:
     """Counts the texts that are cut; returns a line for each task of a task or mixture.
 
     Args:
@@ -41,9 +39,7 @@ def count_cuts(
     for task in tasks_of(provider, split):
         corrupts = has_spec(task.name) and get_spec(task.name).kind == "span_corruption"
         # Corruption fills the inputs, whatever length the targets then have.
-        given = (
-            {"inputs": lengths["inputs"], "targets": 2 * lengths["inputs"]} if corrupts else None
-        )
+        given = {**lengths, "targets": 2 * lengths["inputs"]} if corrupts else None
         rows = task.get_dataset(given, split, shuffle=False, num_epochs=1)
         rows = rows.map(lambda row: tf.stack([tf.size(row[x]) > lengths[x] for x in lengths]))
         rows = rows.take(-1 if most is None else most + 1).as_numpy_iterator()
@@ -58,21 +54,19 @@ def count_cuts(
     return lines
 
 
-def describe_data(
-    name: str, split: str, lengths: Mapping[str, int], most: int | None = SAMPLE
-) -> list[str]:
+def describe_data(name: str, split: str, lengths: Lengths, most: int | None = SAMPLE) -> list[str]:
     """Returns the lines that a run begins with: how labels are read, and what is cut.
 
     Raises:
       DataError: as `count_cuts`.
     """
-    tasks = [task.name for task in tasks_of(task_or_mixture(name), split)]
-    notes = [f"{task}: {get_spec(task).note}" for task in tasks if has_spec(task)]
-    notes = [note for note in notes if not note.endswith(": ")]
+    tasks = tasks_of(task_or_mixture(name), split)
+    specs = [get_spec(task.name) for task in tasks if has_spec(task.name)]
+    notes = [f"{spec.name}: {spec.note}" for spec in specs if spec.note]
     return [*notes, *count_cuts(name, split, lengths, most)]
 
 
-def describe_local(name: str, splits: Sequence[str], lengths: Mapping[str, int]) -> list[str]:
+def describe_local(name: str, splits: Sequence[str], lengths: Lengths) -> list[str]:
     """Returns `describe_data` of some splits where nothing must be built or downloaded for it.
 
     Raises:

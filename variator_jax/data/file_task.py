@@ -15,9 +15,7 @@ from variator_jax.data import labels as label_readings
 from variator_jax.data import rows, tasks
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data.fitting import template_parts
-from variator_jax.data.labels import Labels
 from variator_jax.data.spec import Kind, TaskSpec, verbalizer_ids
-from variator_jax.data.tasks import Examples
 from variator_jax.errors import DataError
 
 _SPLITS = ("train", "validation")
@@ -31,14 +29,14 @@ class _Rendering(NamedTuple):
     kind: Kind
     example: Callable[[rows.Fields], dict[str, Any]]
     arguments: list[Any]  # what `example` was made from, in JSON's types
-    labels: Labels | None = None  # of a classification, whose targets are labels as in the file
+    labels: label_readings.Labels | None = None  # of a classification; targets are the raw labels
 
 
 def file_task(
     path: str,
     template: str,
     target: str | None = None,
-    labels: Labels | None = None,
+    labels: label_readings.Labels | None = None,
     label_field: str = "label",
     validation_path: str | None = None,
     vocabulary: Any = None,
@@ -73,19 +71,17 @@ def file_task(
         if value is not None and not isinstance(value, str):
             raise DataError(f"{name} is {value!r}; expected a text, in quotes")
     kind: Kind = "generation" if labels is None else "classification"
-    known = (
-        [] if labels is None else [list(r.table.items()) for r in label_readings.readings(labels)]
-    )
+    readings = [] if labels is None else label_readings.readings(labels)
+    known = [list(reading.table.items()) for reading in readings]
     inputs = _template(template)
+    filled = _template(target) if target is not None and "{" in target else None
 
     def example(row: rows.Fields) -> dict[str, Any]:
         if target is None:
             return {"inputs": inputs(row), "targets": label_readings.label_of(row, label_field)}
-        answer = "".join(_template(target)(row)) if "{" in target else rows.text_field(row, target)
+        answer = "".join(filled(row)) if filled else rows.text_field(row, target)
         return {"inputs": inputs(row), "targets": answer}
 
-    if target is not None and "{" in target:
-        rows.template_fields(target)  # refuses a broken one now
     rendering = _Rendering(kind, example, [kind, template, target, known, label_field], labels)
     return _register(rendering, path, validation_path, vocabulary, tolerate_bad_rows)
 
@@ -144,7 +140,7 @@ def _reading(paths: list[Path], rendering: _Rendering) -> label_readings.Reading
 
 def _load(
     paths: list[Path], rendering: _Rendering, reading: label_readings.Reading | None, tolerated: int
-) -> dict[str, Examples]:
+) -> dict[str, tasks.Examples]:
     """Returns the examples of both splits, after all rows of all files were checked."""
 
     def convert(row: rows.Fields) -> dict[str, Any]:
@@ -162,7 +158,7 @@ def _load(
     return dict(zip(_SPLITS, examples, strict=True))
 
 
-def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
+def _hold_out(examples: tasks.Examples, path: Path) -> dict[str, tasks.Examples]:
     """Puts a tenth of the rows, at least one, into validation; rows of one input stay together.
 
     The fields of a row that the prompt has decide, in whatever order and with whatever words around
@@ -177,7 +173,7 @@ def _hold_out(examples: Examples, path: Path) -> dict[str, Examples]:
     if len(set(hashes)) < 2:
         raise DataError(f"{path}: one distinct input cannot be split into train and validation")
     limit = max(int(_HELD_OUT * 2**64), min(hashes) + 1)
-    splits: dict[str, Examples] = {"train": [], "validation": []}
+    splits: dict[str, tasks.Examples] = {"train": [], "validation": []}
     for example, number in zip(examples, hashes, strict=True):
         splits["validation" if number < limit else "train"].append(example)
     return splits

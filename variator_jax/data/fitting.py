@@ -70,8 +70,7 @@ def _fitted(parts: Any, whole: Any, room: int, encode: Any) -> Any:
         return tf.where(right, middle, fits), tf.where(right, too_long, middle)
 
     def search() -> Any:
-        longest = tf.reduce_max(tf.where(is_field, lengths, 0))
-        bounds = (tf.constant(0), longest)
+        bounds = (tf.constant(0), tf.reduce_max(tf.where(is_field, lengths, 0)))
         most, _ = tf.while_loop(lambda fits, too_long: too_long - fits > 1, halve, bounds)
         return cut_to(most)
 

@@ -68,10 +68,9 @@ def readings(labels: Labels) -> list[Reading]:
     if len(words) == 2 and set(plain) != set(_TRUTH):
         meant = {(no, yes)[i]: _TRUTH[i] for no, yes in _MEANINGS for i in (0, 1)}
         truths = [meant.get(word.lower()) for word in plain]
-        found.append(
-            Reading("truth values, in the order of the list", dict(zip(_TRUTH, words, strict=True)))
-        )
-        table, name = dict(zip(_TRUTH, words[::-1], strict=True)), "in the reverse order"
+        table, reverse = (dict(zip(_TRUTH, given, strict=True)) for given in (words, words[::-1]))
+        found.append(Reading("truth values, in the order of the list", table))
+        table, name = reverse, "in the reverse order"
         if set(truths) == set(_TRUTH):
             pairs = sorted(zip(map(str, truths), words, strict=True))
             table, name = dict(pairs), "by what the words mean"
@@ -95,8 +94,7 @@ def choose(labels: Labels, column: Iterable[str]) -> Reading:
         shared = {*counts} & {*first.table} & {*other.table}
         fits = not whole or rows_read(other) == counts.total()
         if fits and any(first.table[raw] != other.table[raw] for raw in shared):
-            raise DataError(
-                f"the labels {sorted(counts)[:10]} can be read in two ways: {first}; {other}. Give "
-                f"labels (TASK_LABELS) as a dict, such as {dict(other.table)}"
-            )
+            ways = f"the labels {sorted(counts)[:10]} can be read in two ways: {first}; {other}"
+            remedy = f"Give labels (TASK_LABELS) as a dict, such as {dict(other.table)}"
+            raise DataError(f"{ways}. {remedy}")
     return first

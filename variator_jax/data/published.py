@@ -203,22 +203,14 @@ def _tokenize_passages(
     dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
 ) -> Any:
     """Tokenizes {'targets'} to [1, tokens]; parts of equal size where one row does not fit."""
-    vocabulary = output_features["targets"].vocabulary
-    chunk = span_corruption.chunk_for(
-        sequence_length or span_corruption.DEFAULT_LENGTHS, vocabulary.extra_ids
-    )
-
-    def tokenize(example: Mapping[str, Any]) -> Any:
-        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
+    dataset, chunk = span_corruption.tokenize(dataset, sequence_length, output_features)
 
     def split(tokens: Any) -> Any:
         size = tf.size(tokens, out_type=tf.int64)
         count = (size + chunk - 1) // chunk
         parts = tf.data.Dataset.range(count)
-        cut = lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count]  # noqa: E731
-        return parts.map(cut)
+        return parts.map(lambda i: tokens[tf.newaxis, i * size // count : (i + 1) * size // count])
 
-    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     return span_corruption.without_stubs(dataset.flat_map(split))
 
 
@@ -286,9 +278,8 @@ def _source(tfds: str, dataset: Published, data_dir: str | None) -> Any:
         fitting = [published] if published.is_file() else list(folder.glob(f"{stem}*.{kind}*"))
         if len(fitting) > 1:
             names = ", ".join(sorted(file.name for file in fitting))
-            raise DataError(
-                f"{folder} has no {published.name}, but several that may be it: {names}"
-            )
+            several = f"but several that may be it: {names}"
+            raise DataError(f"{folder} has no {published.name}, {several}")
         if fitting:
             files[split] = fitting[0]
             if fitting[0] != published:

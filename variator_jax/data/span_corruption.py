@@ -16,7 +16,7 @@ from variator_jax.errors import DataError
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
-DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
+_DEFAULT_LENGTHS = {"inputs": 512, "targets": 128}
 _TEXTS_JOINED = 512  # how many texts are joined before they are cut into chunks
 
 
@@ -34,21 +34,29 @@ def tokenize_and_chunk(
       A dataset of {'targets': int32 [rows, chunk]}: all chunks of some hundred texts, and after
       them one shorter row.
     """
-    vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or DEFAULT_LENGTHS, vocabulary.extra_ids)
-
-    def tokenize(example: Mapping[str, Any]) -> Any:
-        # One text at a time: seqio's bytes of several would have to be of one length.
-        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
+    dataset, chunk = tokenize(dataset, sequence_length, output_features)
 
     def cut(tokens: Any) -> Any:
         full = tf.size(tokens) // chunk * chunk
         rows = tf.data.Dataset.from_tensors(tf.reshape(tokens[:full], [-1, chunk]))
         return rows.concatenate(tf.data.Dataset.from_tensors(tokens[tf.newaxis, full:]))
 
-    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.ragged_batch(_TEXTS_JOINED).map(lambda texts: texts.flat_values)
     return without_stubs(dataset.flat_map(cut))
+
+
+def tokenize(
+    dataset: Any, sequence_length: Mapping[str, int] | None, output_features: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """Returns the tokens of each text, int32 [tokens], and how many tokens fill the inputs."""
+    vocabulary = output_features["targets"].vocabulary
+    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+
+    def encode(example: Mapping[str, Any]) -> Any:
+        # One text at a time: seqio's bytes of several would have to be of one length.
+        return tf.ensure_shape(vocabulary.encode_tf(example["targets"]), [None])
+
+    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE), chunk
 
 
 def without_stubs(rows: Any) -> Any:
@@ -70,10 +78,8 @@ def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     def corrupt(example: Mapping[str, Any], seeds: Any) -> dict[str, Any]:
         tokens = tf.cast(example["targets"], tf.int32)
         mask = noise_mask(tf.shape(tokens), seeds)
-        return {
-            "inputs": replace_spans(tokens, mask, end),
-            "targets": replace_spans(tokens, ~mask, end),
-        }
+        replaced = {"inputs": mask, "targets": ~mask}
+        return {name: replace_spans(tokens, spans, end) for name, spans in replaced.items()}
 
     return corrupt(dataset).unbatch()
 
@@ -81,8 +87,7 @@ def corrupt_spans(dataset: Any, output_features: Mapping[str, Any]) -> Any:
 def noise_counts(length: int) -> tuple[int, int]:
     """Returns how many of `length` tokens are noise, and in how many spans."""
     noise = min(max(round(length * NOISE_DENSITY), 1), max(length - 1, 1))
-    spans = max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
-    return noise, spans
+    return noise, max(min(round(noise / MEAN_SPAN_LENGTH), noise, length - noise), 1)
 
 
 def corrupted_lengths(length: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ Scores = dict[str, float]
 
 # One example's accepted answers: a single text, or several of which the best counts.
 Answers = str | Sequence[str]
+Encode = Callable[[str], Sequence[int]]  # from a text to its token ids
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -148,9 +149,7 @@ def has_spec(name: str) -> bool:
     return name in _SPECS
 
 
-def prefix_ids(
-    spec: TaskSpec, encode: Callable[[str], Sequence[int]], unknown_id: int | None = None
-) -> list[int]:
+def prefix_ids(spec: TaskSpec, encode: Encode, unknown_id: int | None = None) -> list[int]:
     """Returns the tokens that begin every target of a task: one for a prefix, else none.
 
     Args:
@@ -168,9 +167,7 @@ def prefix_ids(
     return ids
 
 
-def verbalizer_ids(
-    spec: TaskSpec, encode: Callable[[str], Sequence[int]], unknown_id: int | None = None
-) -> list[int]:
+def verbalizer_ids(spec: TaskSpec, encode: Encode, unknown_id: int | None = None) -> list[int]:
     """Returns the first token id of each verbalizer after the prefix, in label order.
 
     A verbalizer may have several tokens: it is known, and scored, by the first.

@@ -282,9 +282,8 @@ def _sentinels_to_add(path: str) -> int:
     try:
         processor.LoadFromSerializedProto(_content(path) or b"empty")
     except RuntimeError as error:
-        raise DataError(
-            f"{path} is not a SentencePiece model, such as T5's spiece.model"
-        ) from error
+        expected = "a SentencePiece model, such as T5's spiece.model"
+        raise DataError(f"{path} is not {expected}") from error
     has_sentinels = processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id()
     return 0 if has_sentinels else EXTRA_IDS
 

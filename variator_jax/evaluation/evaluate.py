@@ -15,12 +15,9 @@ from variator_jax.bench.arguments import Shape
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.bench.output import hardware, log
 from variator_jax.errors import ConfigError
-from variator_jax.evaluation import evaluator, scorers, similarity
+from variator_jax.evaluation import evaluator, schema, scorers, similarity
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
-from variator_jax.evaluation.schema import Backbone as BackboneEntry
-from variator_jax.evaluation.schema import Report, ratio_entry
-from variator_jax.evaluation.scorers import skip_encoder_ffn
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
@@ -41,7 +38,7 @@ def evaluate(
     initial_lora_path: str | None = None,
     latency_shapes: Sequence[tuple[str, int, int]] = (),
     mesh_shape: Sequence[int] | None = None,
-) -> Report:
+) -> schema.Report:
     """Scores a backbone without and with each plugin, and writes the report to `model_dir`.
 
     Args:
@@ -66,28 +63,28 @@ def evaluate(
     notes += untimed
     runner = Runner(backbone, data, mesh)
     results = {ratio: runner.results(*setting) for ratio, setting in settings.items()}
-    skip = functools.partial(skip_encoder_ffn, T5(config).stack())
+    skip = functools.partial(scorers.skip_encoder_ffn, T5(config).stack())
     control = runner.results(None, None, lambda mask: skip(), "control without encoder FFNs")
     plugins = {ratio: plugin for ratio, (plugin, _) in settings.items()}
     log(f"  timing {', '.join(config.name for config, _, _ in shapes) or 'no encoder'}")
     latencies = [measure_encoder_latency(c, plugins, shape, rounds) for c, shape, rounds in shapes]
     rows = [
-        ratio_entry(
-            *(config, plugin, length),
+        schema.ratio_entry(
+            *(config, plugins[ratio], length),
             quality=_scores(results[ratio]),
-            identical_to_backbone=runner.identical(plugin, variables),
+            identical_to_backbone=runner.identical(setting),
             latency=tuple(entries[ratio] for entries in latencies),
             details={
-                task: {**result.details, **runner.similarity_kept(task, plugin, variables)}
+                task: {**result.details, **runner.similarity_kept(task, setting)}
                 for task, result in results[ratio].items()
             },
         )
-        for ratio, (plugin, variables) in settings.items()
+        for ratio, setting in settings.items()
     ]
-    owner = BackboneEntry(config.name, backbone_parameters(config), backbone.fingerprint)
+    owner = schema.Backbone(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
     scores = rows, _scores(control)
-    report = Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
+    report = schema.Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
@@ -142,37 +139,28 @@ class Runner:
         log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results
 
-    def identical(self, config: PluginConfig, variables: PluginVariables | None) -> bool:
+    def identical(self, setting: Settings) -> bool:
         """Whether the encoder's states are those of the bare module on each task, bit by bit."""
-        bare, spliced = self._encoder(None, None), self._encoder(config, variables)
+        encoders = self._encoder(None), self._encoder(setting)
         batches = (next(self._data.batches(task)) for task in self._data.tasks())
-        return all(
-            np.asarray(bare(batch)).tobytes() == np.asarray(spliced(batch)).tobytes()
-            for batch in batches
-        )
+        states = ([np.asarray(encode(batch)).tobytes() for encode in encoders] for batch in batches)
+        return all(bare == spliced for bare, spliced in states)
 
-    def similarity_kept(
-        self, task: str, config: PluginConfig, variables: PluginVariables | None
-    ) -> dict[str, float]:
+    def similarity_kept(self, task: str, setting: Settings) -> dict[str, float]:
         """How far a plugin keeps the similarities of a task's texts; nothing at ratio 1."""
+        config, _ = setting
         if config.ratio == 1:
             return {}
         if task not in self._references:
-            self._references[task] = self._vectors(task, None, None)
-        return similarity.similarity_kept(
-            self._vectors(task, config, variables), self._references[task]
-        )
+            self._references[task] = self._vectors(task, None)
+        return similarity.similarity_kept(self._vectors(task, setting), self._references[task])
 
-    def _vectors(
-        self, task: str, config: PluginConfig | None, variables: PluginVariables | None
-    ) -> np.ndarray:
-        encode = self._encoder(config, variables)
-        return similarity.pooled_vectors(self._data.batches(task), encode)
+    def _vectors(self, task: str, setting: Settings | None) -> np.ndarray:
+        return similarity.pooled_vectors(self._data.batches(task), self._encoder(setting))
 
-    def _encoder(
-        self, config: PluginConfig | None, variables: PluginVariables | None
-    ) -> Callable[[Batch], Any]:
+    def _encoder(self, setting: Settings | None) -> Callable[[Batch], Any]:
         """Batch -> the encoder's states with a plugin, or without."""
+        config, variables = setting or (None, None)
         encode = scorers.encoder(SplicedModel(self._network, config), self._mesh)
         return functools.partial(encode, self._params, place_everywhere(variables, self._mesh))
 

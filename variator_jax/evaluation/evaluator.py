@@ -12,21 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from variator_jax.data.spec import (
-    Answers,
-    TaskSpec,
-    accuracy,
-    binary_f1,
-    exact_match,
-    majority_score,
-    token_f1,
-)
+from variator_jax.data import spec as metrics
+from variator_jax.data.spec import Answers, TaskSpec, token_f1
 from variator_jax.errors import DataError, TrainingError
 from variator_jax.evaluation.data import Batch
 
 # Turns a batch into label scores, target scores or generated tokens.
 ScoreBatch = Callable[[Batch], Any]
-Decode = Callable[[Sequence[int]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +65,11 @@ def evaluate_classification(
             raise TrainingError(f"Scores of labels of task {spec.name!r} are not finite.")
         references += [_label(spec, label_ids, row, label_position) for row in targets]
         predictions += scores.argmax(axis=-1).tolist()
-    score = accuracy(predictions, references)
+    score = metrics.accuracy(predictions, references)
     details = {"accuracy": score}
     if len(label_ids) == 2:
-        details["binary_f1"] = binary_f1(predictions, references)
-    majority = majority_score(references)
+        details["binary_f1"] = metrics.binary_f1(predictions, references)
+    majority = metrics.majority_score(references)
     hits = [100.0 * (p == r) for p, r in zip(predictions, references, strict=True)]
     return TaskResult(score, len(references), majority, details, hits)
 
@@ -86,7 +78,7 @@ def evaluate_generation(
     spec: TaskSpec,
     batches: Iterable[Batch],
     generate: ScoreBatch,
-    decode: Decode,
+    decode: Callable[[Sequence[int]], str],
     references: Sequence[Answers],
 ) -> TaskResult:
     """Token F1 of the decoded answers; `details` adds the exact match.
@@ -102,11 +94,10 @@ def evaluate_generation(
     Raises:
       DataError: if there is nothing to score.
     """
-    predictions: list[str] = []
-    for _, _, outputs in _scored(batches, generate):
-        predictions += [spec.answer(decode(row)) for row in outputs.tolist()]
+    rows = (row for _, _, outputs in _scored(batches, generate) for row in outputs.tolist())
+    predictions = [spec.answer(decode(row)) for row in rows]
     score = token_f1(predictions, references)
-    details = {"token_f1": score, "exact_match": exact_match(predictions, references)}
+    details = {"token_f1": score, "exact_match": metrics.exact_match(predictions, references)}
     scores = [token_f1([p], [r]) for p, r in zip(predictions, references, strict=True)]
     return TaskResult(score, len(references), None, details, scores)
 

@@ -24,10 +24,9 @@ from variator_jax.files import lock_folder, write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
-from variator_jax.store.formats import run_part
 from variator_jax.store.other_plugins import load_t5x_plugin
 
-MODES = ("predict", "score")
+MODES = {"predict": "prediction", "score": "score"}  # mode -> field of an answer
 _LOG_PERIOD = 100  # batches
 
 # A full batch -> an answer a row: token ids [batch, length], or scores [batch].
@@ -103,17 +102,15 @@ def _plugin(
     if ratio == 1:
         return None
     if path is not None:
-        plugin = load_plugin(run_part(path, "plugin"), backbone)
+        plugin = load_plugin(formats.run_part(path, "plugin"), backbone)
     elif formats.kind_of(checkpoint) == formats.T5X and t5x.open_checkpoint(checkpoint).plugin:
         # With a LoRA merged in, the backbone is not the checkpoint's own, and is refused.
         plugin = load_t5x_plugin(checkpoint, backbone if backbone.lora else None)
     known = plugin.config.ratio if plugin else None
     of_sites = {site.ratio for site in plugin.config.parts} if plugin else set()
     if ratio is not None and ratio not in of_sites:
-        raise ConfigError(
-            f"RATIO is {ratio}, the plugin's ratio {known}: set PLUGIN_PATH, or "
-            f"--gin.RATIO={known or 1}."
-        )
+        remedy = f"set PLUGIN_PATH, or --gin.RATIO={known or 1}"
+        raise ConfigError(f"RATIO is {ratio}, the plugin's ratio {known}: {remedy}.")
     return plugin
 
 
@@ -126,8 +123,7 @@ def _write_task(task: str, file: "ResultFile", mode: str, data: EvalData, answer
         answers = answer(batch)[: len(inputs)].tolist()
         if mode == "predict":
             answers = [decode(ids) for ids in answers]
-        name = {"predict": "prediction", "score": "score"}[mode]
-        file.append({"inputs": i, name: a} for i, a in zip(inputs, answers, strict=True))
+        file.append({"inputs": i, MODES[mode]: a} for i, a in zip(inputs, answers, strict=True))
         lines += len(inputs)
         if number % _LOG_PERIOD == 0:
             log(f"  {task}: {lines} examples")
@@ -208,16 +204,15 @@ class ResultFile:
         if not (self._mark.is_file() and self.path.is_file()):
             return False
         known = _identity_in(self._mark)
-        differs = [
+        differs = ", ".join(
             f"{key} {known.get(key)!r} and not {value!r}"
             for key, value in self._identity.items()
             if known.get(key) != value
-        ]
+        )
         if differs:
-            raise ConfigError(
-                f"{self.path} holds the results of another run, with {', '.join(differs)}: name "
-                f"another INFER_OUTPUT_DIR, or remove {self._mark.name}."
-            )
+            remedy = f"name another INFER_OUTPUT_DIR, or remove {self._mark.name}"
+            other = f"{self.path} holds the results of another run, with {differs}"
+            raise ConfigError(f"{other}: {remedy}.")
         return True
 
     def resume(self) -> int:

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from variator_jax.bench import output
 from variator_jax.bench.latency import Latency
-from variator_jax.bench.output import GREY, NONE, bullets, colours, markdown_table
+from variator_jax.bench.output import GREY, NONE, bullets, colours, figure, markdown_table
 from variator_jax.errors import DataError
 from variator_jax.evaluation.schema import Backbone, RatioEntry, Report, Scores, targets_missed
 from variator_jax.files import write_json
@@ -195,7 +194,7 @@ def _score(score: float | None, reference: float | None) -> str:
 
 def plot_report(report: Report, path: Path) -> None:
     """Draws quality against ratio, and measured next to allowed speed-up, as a PNG at `path`."""
-    with output.figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
+    with figure(path, 2, (10.5, 4.9)) as (_, (left, right)):
         _draw_quality(left, report)
         _draw_speedup(right, report)
         for axes in (left, right):

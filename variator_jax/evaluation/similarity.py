@@ -49,10 +49,8 @@ def similarity_kept(vectors: np.ndarray, reference: np.ndarray) -> dict[str, flo
     if not all(np.ptp(own[pairs]) for own in cosines):
         return {}  # without differences there is no order
     nearest = min(_NEAREST, texts - 1)
-    found, expected = (
-        np.argsort(-(own - 4 * np.eye(texts)), axis=1, kind="stable")[:, :nearest]
-        for own in cosines
-    )
+    ranked = (np.argsort(-(own - 4 * np.eye(texts)), axis=1, kind="stable") for own in cosines)
+    found, expected = (others[:, :nearest] for others in ranked)
     kept = [len({*a} & {*b}) / nearest for a, b in zip(found, expected, strict=True)]
     spearman = float(stats.spearmanr(*(own[pairs] for own in cosines)).statistic)
     return {"similarity_spearman": 100 * spearman, "top10_overlap": 100 * float(np.mean(kept))}

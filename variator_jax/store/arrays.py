@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
-from variator_jax.files import wrap_errors
+from variator_jax.files import AnyPath, wrap_errors
 
 SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while it is written
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -159,7 +158,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def file_checksum(path: str | os.PathLike) -> str:
+def file_checksum(path: AnyPath) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits.
 
     Raises:
@@ -169,7 +168,7 @@ def file_checksum(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_finite(what: str | os.PathLike, array: np.ndarray) -> None:
+def check_finite(what: AnyPath, array: np.ndarray) -> None:
     """Refuses an array that no network can run with.
 
     Raises:
@@ -183,8 +182,18 @@ def check_finite(what: str | os.PathLike, array: np.ndarray) -> None:
         raise CheckpointError(f"{what} holds numbers that are NaN or infinite.")
 
 
+def cast(what: AnyPath, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """An array in another dtype; None keeps its own. Errors as `check_finite`."""
+    if dtype is None or array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    check_finite(f"{what} as {dtype}", array)
+    return array
+
+
 def check_arrays(
-    what: str | os.PathLike,
+    what: AnyPath,
     arrays: Mapping[str, Any],
     expected: Mapping[str, Any],
     dtypes: Collection[str] = ("float32",),
@@ -209,14 +218,12 @@ def check_arrays(
     for name, like in expected.items():
         shape, dtype = tuple(arrays[name].shape), np.dtype(arrays[name].dtype).name
         if shape != tuple(like.shape) or dtype not in dtypes:
-            raise CheckpointError(
-                f"{what}: {name} has shape {shape} of {dtype}; expected "
-                f"{tuple(like.shape)} of {' or '.join(dtypes)}."
-            )
+            right = f"{tuple(like.shape)} of {' or '.join(dtypes)}"
+            raise CheckpointError(f"{what}: {name} has shape {shape} of {dtype}; expected {right}.")
 
 
 def read_arrays(
-    what: str | os.PathLike, arrays: Mapping[str, Stored], expected: Mapping[str, Any]
+    what: AnyPath, arrays: Mapping[str, Stored], expected: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Reads the expected arrays, which must be float32 and finite.
 

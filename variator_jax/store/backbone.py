@@ -6,7 +6,6 @@ Our folder holds `backbone.json`, `backbone.safetensors` and the vocabulary.
 
 import dataclasses
 import functools
-import os
 import pathlib
 import re
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5Config, shape_params
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, wrap_errors
 from variator_jax.hf_tokenizer import FILES, JSON, PIECES, SETTINGS, vocabulary_files
 from variator_jax.store import arrays, description
 
@@ -56,7 +55,7 @@ class Source:
 
 
 def make_source(
-    origin: str | os.PathLike,
+    origin: AnyPath,
     config: T5Config,
     leaves: Mapping[str, arrays.Stored],
     vocabulary_file: pathlib.Path | None = None,
@@ -72,12 +71,11 @@ def make_source(
     Raises:
       CheckpointError: naming what is missing, unexpected, misshapen or mistyped.
     """
-    shapes = leaf_shapes(origin, config, len(leaves))
-    arrays.check_arrays(origin, leaves, shapes, arrays.WEIGHTS)
+    arrays.check_arrays(origin, leaves, leaf_shapes(origin, config, len(leaves)), arrays.WEIGHTS)
     return Source(str(origin), config, dict(sorted(leaves.items())), vocabulary_file)
 
 
-def leaf_shapes(origin: str | os.PathLike, config: T5Config, count: int) -> dict[str, Any]:
+def leaf_shapes(origin: AnyPath, config: T5Config, count: int) -> dict[str, Any]:
     """The leaves that a config needs, by path; `count` is how many a file has.
 
     Raises:
@@ -96,7 +94,7 @@ def _shapes(config: T5Config) -> dict[str, Any]:
     return arrays.flatten(shape_params(config))
 
 
-def memory_source(origin: str | os.PathLike, backbone: Backbone) -> Source:
+def memory_source(origin: AnyPath, backbone: Backbone) -> Source:
     """The leaves of a backbone in memory; errors as `make_source`."""
     leaves = {
         path: arrays.Stored(tuple(array.shape), array.dtype, functools.partial(np.asarray, array))
@@ -137,6 +135,7 @@ class Stream:
         self.source, self.dtype, self._progress = source, arrays.parse_dtype(dtype), progress
         self.config = _cast_config(source.config, self.dtype)
         self.bytes, self._digest = 0, arrays.Fingerprint()
+        self._known = source.fingerprint if self.dtype is None else None
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Paths and arrays, in the order of the paths.
@@ -147,15 +146,14 @@ class Stream:
         for path in self._progress(self.source.leaves):
             array = read_leaf(self.source, path, self.dtype)
             self.bytes += array.nbytes
-            if self.source.fingerprint is None or self.dtype is not None:
+            if self._known is None:
                 self._digest.add(path, array)
             yield path, array
 
     @property
     def fingerprint(self) -> str:
         """That of the arrays as they were cast, when all were read."""
-        known = self.source.fingerprint if self.dtype is None else None
-        return known or self._digest.hexdigest()
+        return self._known or self._digest.hexdigest()
 
     def backbone(self, params: dict) -> Backbone:
         """The backbone with these parameters, when all leaves were read."""
@@ -180,14 +178,9 @@ def copy_vocabulary(file: pathlib.Path | None, folder: pathlib.Path) -> None:
 
 def read_leaf(source: Source, path: str, dtype: np.dtype | None = None) -> np.ndarray:
     """Reads one leaf, cast to `dtype`; errors as `Stream`."""
-    array = source.leaves[path].read()
-    arrays.check_finite(f"{source.origin}: {path}", array)
-    if dtype is None or array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype)
-    arrays.check_finite(f"{source.origin}: {path} as {dtype}", array)
-    return array
+    what, array = f"{source.origin}: {path}", source.leaves[path].read()
+    arrays.check_finite(what, array)
+    return arrays.cast(what, array, dtype)
 
 
 def collect(
@@ -230,7 +223,7 @@ class _Description:
 
 
 def save_backbone(
-    path: str | os.PathLike, config: T5Config, params: dict, vocabulary_file: str | None = None
+    path: AnyPath, config: T5Config, params: dict, vocabulary_file: str | None = None
 ) -> str:
     """Writes a backbone folder atomically and returns the backbone's fingerprint.
 
@@ -243,7 +236,7 @@ def save_backbone(
     return write(path, Stream(memory_source(path, backbone)))
 
 
-def write(path: str | os.PathLike, stream: Stream) -> str:
+def write(path: AnyPath, stream: Stream) -> str:
     """Writes a backbone folder from a stream, 5 GB in memory at a time; see `save_backbone`."""
     with atomic_folder(path, replaces=("backbone.json",), holds=_HOLDS) as draft:
         arrays.write_arrays(draft, "backbone", stream)
@@ -258,7 +251,7 @@ def write(path: str | os.PathLike, stream: Stream) -> str:
     return stream.fingerprint
 
 
-def open_folder(path: str | os.PathLike, verify: bool = True) -> Source:
+def open_folder(path: AnyPath, verify: bool = True) -> Source:
     """The leaves of a backbone folder, after comparing its description and its checksums.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from variator_jax.errors import CheckpointError, did_you_mean
-from variator_jax.files import atomic_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, wrap_errors
 from variator_jax.store import arrays
 
 LARGEST = 1 << 24  # no setting of a T5 or a plugin comes near it; a damaged number does
@@ -49,12 +49,10 @@ def check_belongs(what: str, content: Mapping[str, Any], backbone: Any) -> None:
     """
     owner = content["backbone"]
     if owner["fingerprint"] != backbone.fingerprint:
-        theirs = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
+        other = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
         ours = _title(backbone.config.name, backbone.fingerprint, backbone.lora)
         hint = " Give its LoRA, too (INITIAL_LORA_PATH)." if owner.get("lora") else ""
-        raise CheckpointError(
-            f"{what} belongs to backbone {theirs}; this backbone is {ours}.{hint}"
-        )
+        raise CheckpointError(f"{what} belongs to backbone {other}; this backbone is {ours}.{hint}")
     trained, given = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if trained and given and trained != given:
         problem = f"the vocabulary of fingerprint {trained}; the backbone's is {given}"
@@ -67,7 +65,7 @@ def _title(name: str, fingerprint: str, lora: Mapping[str, str] | None) -> str:
 
 
 def save_folder(
-    path: str | os.PathLike,
+    path: AnyPath,
     kind: str,
     leaves: Mapping[str, Any],
     content: Mapping[str, Any],

@@ -9,20 +9,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from variator_jax.errors import CheckpointError, ConfigError, check_known
-from variator_jax.files import check_folder, is_url, wrap_errors
+from variator_jax.files import AnyPath, check_folder, is_url, wrap_errors
 from variator_jax.store import backbone as backbones
-from variator_jax.store import hugging_face, other_plugins, t5x
+from variator_jax.store import hugging_face, other_plugins, plugins, t5x
 from variator_jax.store.backbone import Backbone, Source, Stream
 from variator_jax.store.lora import Lora, collect_with_lora
-from variator_jax.store.plugins import (
-    INDEX,
-    Key,
-    Plugin,
-    by_key,
-    indexed_members,
-    load_plugin,
-    write_plugin,
-)
+from variator_jax.store.plugins import INDEX, Key, Plugin, load_plugin
 
 BACKBONE, HUGGING_FACE, T5X = "variator", "hf", "t5x"  # as `variator convert` calls them
 PLUGIN, PLUGIN_SET, LORA, RUN = "plugin", "plugin_set", "lora", "run"
@@ -48,7 +40,7 @@ PLUGINS = ("official", "t5x-run")  # sources of plugin folders
 _EVERY = 5.0  # seconds between two lines of progress
 
 
-def kind_of(path: str | os.PathLike) -> str:
+def kind_of(path: AnyPath) -> str:
     """The kind of what a path (a folder, or a URL) holds, one of this module's names.
 
     Raises:
@@ -85,7 +77,7 @@ def plugin_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     return [x for x in members if any((x / mark).exists() for mark in _MARKS[PLUGIN])]
 
 
-def run_part(path: str | os.PathLike, part: str) -> pathlib.Path:
+def run_part(path: AnyPath, part: str) -> pathlib.Path:
     """`path` itself, or the 'backbone' or 'plugin' folder in it where `path` is a run folder."""
     folder = pathlib.Path(path)
     return folder / part if (folder / part).is_dir() else folder
@@ -115,7 +107,7 @@ def unknown(folder: pathlib.Path, expected: str) -> CheckpointError:
     return CheckpointError(f"{folder} is not a {expected}: {held}.")
 
 
-def open_backbone(path: str | os.PathLike) -> Source:
+def open_backbone(path: AnyPath) -> Source:
     """The leaves of the backbone at a path, in any format, none of them read yet.
 
     Raises:
@@ -136,9 +128,7 @@ def open_backbone(path: str | os.PathLike) -> Source:
     raise unknown(folder, kinds)
 
 
-def load_backbone(
-    path: str | os.PathLike, dtype: Any = None, lora: Lora | str | os.PathLike | None = None
-) -> Backbone:
+def load_backbone(path: AnyPath, dtype: Any = None, lora: Lora | AnyPath | None = None) -> Backbone:
     """Reads a backbone folder, a Hugging Face folder, a T5X checkpoint or a run's backbone.
 
     Our own folders have checksums. In formats without them (Hugging Face's safetensors, raw data of
@@ -162,7 +152,7 @@ def load_backbone(
     return collect_with_lora(source, lora, dtype)
 
 
-def identify_backbone(path: str | os.PathLike) -> Backbone:
+def identify_backbone(path: AnyPath) -> Backbone:
     """The backbone at a path as `load_backbone` returns it, without the parameters.
 
     Each array is read for the fingerprint, one at a time.
@@ -173,7 +163,7 @@ def identify_backbone(path: str | os.PathLike) -> Backbone:
     return backbones.identify(open_backbone(path))
 
 
-def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> dict[Key, Plugin]:
+def load_plugins(path: AnyPath, backbone: Backbone | None = None) -> dict[Key, Plugin]:
     """Reads the plugins of one backbone, by ratio or name (`by_key`), in rising order of ratio.
 
     Args:
@@ -185,7 +175,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
       CheckpointError: if there is none, one is damaged, two have the same name, or not all belong
         to the same backbone.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, AnyPath):
         hint = "several are joined: [*load_plugins(a).values(), *load_plugins(b).values()]"
         raise CheckpointError(f"Expected the path of one folder, found {path!r}; {hint}.")
     folder = check_folder(path)
@@ -197,7 +187,7 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if kind in (PLUGIN, RUN):
         members = [run_part(folder, "plugin")]
     elif os.path.lexists(folder / INDEX):
-        indexed = indexed_members(folder)
+        indexed = plugins.indexed_members(folder)
         if set(indexed) != set(members):
             names = ", ".join(sorted(item.name for item in set(indexed) ^ set(members)))
             raise CheckpointError(f"{folder / INDEX} and its folder differ: {names}.")
@@ -208,19 +198,14 @@ def load_plugins(path: str | os.PathLike, backbone: Backbone | None = None) -> d
     if len(set(called)) < len(called):
         held = {str(x.relative_to(folder)): n for x, n in zip(members, called, strict=True)}
         raise CheckpointError(f"{folder} has two plugins of one name: {held}.")
-    plugins = by_key(loaded)
-    owners = {plugin.description["backbone"]["fingerprint"] for plugin in plugins.values()}
+    owners = {plugin.description["backbone"]["fingerprint"] for plugin in loaded}
     if len(owners) > 1:
         raise CheckpointError(f"{folder} mixes backbones: {' and '.join(sorted(owners))}.")
-    return plugins
+    return plugins.by_key(loaded)
 
 
 def convert(
-    source: str,
-    target: str,
-    path: str | os.PathLike,
-    destination: str | os.PathLike,
-    dtype: Any = None,
+    source: str, target: str, path: AnyPath, destination: AnyPath, dtype: Any = None
 ) -> str:
     """Converts a backbone, with its progress on stderr, and describes what was made.
 
@@ -255,9 +240,9 @@ def convert(
 
 def convert_plugin(
     source: str,
-    path: str | os.PathLike,
-    destination: str | os.PathLike,
-    backbone: str | os.PathLike | None = None,
+    path: AnyPath,
+    destination: AnyPath,
+    backbone: AnyPath | None = None,
     residual_scale: float = other_plugins.RESIDUAL_SCALE,
 ) -> pathlib.Path:
     """Makes a plugin folder of a file of the official release, or of a T5X run's checkpoint.
@@ -281,11 +266,11 @@ def convert_plugin(
         plugin = other_plugins.load_official(path, owner, residual_scale)
     else:
         plugin = other_plugins.load_t5x_plugin(path, owner, show_progress)
-    write_plugin(folder, plugin)
+    plugins.write_plugin(folder, plugin)
     return folder
 
 
-def new_folder(path: str | os.PathLike, target: str) -> pathlib.Path:
+def new_folder(path: AnyPath, target: str) -> pathlib.Path:
     """The folder to write in a format, which must not hold anything.
 
     Raises:

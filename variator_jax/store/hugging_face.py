@@ -3,7 +3,6 @@
 Nothing here needs transformers or torch.
 """
 
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -15,17 +14,9 @@ from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.attention import MAX_DISTANCE, NUM_BUCKETS
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import atomic_folder, check_folder, wrap_errors, write_json
+from variator_jax.files import AnyPath, atomic_folder, check_folder, wrap_errors, write_json
 from variator_jax.hf_tokenizer import FILES, find_vocabulary
-from variator_jax.store import arrays
-from variator_jax.store.backbone import (
-    Source,
-    Stream,
-    copy_vocabulary,
-    leaf_shapes,
-    make_source,
-    stored_config,
-)
+from variator_jax.store import arrays, backbone
 from variator_jax.store.description import parse, read_json
 from variator_jax.store.pickles import open_state_dict
 
@@ -33,10 +24,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 _WEIGHTS, _PICKLE, _INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _WRAPPERS = {"module.": "torch's DataParallel", "base_model.model.": "PEFT"}
 _WRAPPERS["_orig_mod."] = "torch.compile"
-_HOLDS = "|".join(
-    [r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"]
-    + [re.escape(name) for name in FILES]
-)
+_OWN = r"generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+_HOLDS = "|".join([_OWN, *map(re.escape, FILES)])
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # The embedding under other names, written by some versions of transformers.
@@ -226,7 +215,7 @@ def render_config(config: T5Config) -> dict[str, Any]:
     }
 
 
-def open_hf(path: str | os.PathLike) -> Source:
+def open_hf(path: AnyPath) -> backbone.Source:
     """The leaves of a folder of a T5, Flan-T5, mT5 or ByT5, with a decoder or without.
 
     Args:
@@ -248,11 +237,10 @@ def open_hf(path: str | os.PathLike) -> Source:
     if not tables:
         raise CheckpointError(f"{folder} is missing {EMBEDDING}, the embedding.")
     table = next(iter(tables.values()))
-    if len(table.shape) != 2:
-        raise CheckpointError(
-            f"{folder}: the embedding has shape {table.shape}; expected two axes."
-        )
-    config = parse_config(str(folder / CONFIG), content, table.shape[0])
+    shape = table.shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{folder}: the embedding has shape {shape}; expected two axes.")
+    config = parse_config(str(folder / CONFIG), content, shape[0])
     if config.has_decoder and config.logits_via_embedding and head is not None:
         tables[HEAD] = weights.pop(HEAD)
     elif config.has_decoder and not config.logits_via_embedding and is_tied(content):
@@ -261,16 +249,14 @@ def open_hf(path: str | os.PathLike) -> Source:
         if other is not table and not np.array_equal(table.read(), other.read()):
             hint = "a T5 1.1 has tie_word_embeddings false in its config.json"
             raise CheckpointError(f"{folder}: {name} differs from the embedding; {hint}.")
-    shapes = leaf_shapes(folder, config, len(weights) + 1)
+    shapes = backbone.leaf_shapes(folder, config, len(weights) + 1)
     paths = {name_of(path): path for path in shapes}
-    leaves = {}
-    for name, stored in {EMBEDDING: table, **weights}.items():
-        path = paths.get(name, name)
-        leaves[path] = _leaf(folder, path, stored)
+    stored = {paths.get(name, name): x for name, x in {EMBEDDING: table, **weights}.items()}
+    leaves = {path: _leaf(folder, path, array) for path, array in stored.items()}
     vocabulary = find_vocabulary(folder)
     if vocabulary is not None:
         arrays.check_downloaded(vocabulary)
-    return make_source(folder, stored_config(config, leaves), leaves, vocabulary)
+    return backbone.make_source(folder, backbone.stored_config(config, leaves), leaves, vocabulary)
 
 
 def _open_weights(folder: pathlib.Path) -> dict[str, arrays.Stored]:
@@ -311,17 +297,13 @@ def _leaf(folder: pathlib.Path, path: str, stored: arrays.Stored) -> arrays.Stor
     dtype = np.dtype("f4") if stored.dtype.name in ("float64", "int64", "int32") else stored.dtype
 
     def read() -> np.ndarray:
-        array = stored.read()
-        if dtype != stored.dtype:
-            with np.errstate(over="ignore"):
-                array = array.astype(dtype)
-            arrays.check_finite(f"{folder}: {path} as {dtype}", array)
+        array = arrays.cast(f"{folder}: {path}", stored.read(), dtype)
         return np.asarray(array.T if transposed else array, order="C")
 
     return arrays.Stored(stored.shape[::-1] if transposed else stored.shape, dtype, read)
 
 
-def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
+def write(path: AnyPath, stream: backbone.Stream, shard_size: int = arrays.SHARD_SIZE) -> None:
     """Writes a folder that opens in transformers, atomically, one shard in memory at a time.
 
     Args:
@@ -334,7 +316,7 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHAR
     """
     config = stream.config
     if stream.dtype is None:
-        config = stored_config(config, stream.source.leaves)
+        config = backbone.stored_config(config, stream.source.leaves)
     content = render_config(config)
     named = ((name_of(path), array.T if is_transposed(path) else array) for path, array in stream)
     with atomic_folder(path, replaces=(CONFIG,), holds=_HOLDS) as draft:
@@ -342,7 +324,7 @@ def write(path: str | os.PathLike, stream: Stream, shard_size: int = arrays.SHAR
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": stream.bytes}, "weight_map": files}
             write_json(draft / f"{_WEIGHTS}{_INDEX}", index)
-        copy_vocabulary(stream.source.vocabulary_file, draft)
+        backbone.copy_vocabulary(stream.source.vocabulary_file, draft)
         if config.has_decoder:
             tokens = {key: value for key, value in _FIXED.items() if key.endswith("_token_id")}
             write_json(draft / GENERATION, tokens)

@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, lora_weights, merge_weight, pairs
 from variator_jax.errors import CheckpointError
-from variator_jax.files import wrap_errors
+from variator_jax.files import AnyPath, wrap_errors
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone, Source, collect, read_leaf
-from variator_jax.store.description import Owner, check_belongs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Lora:
 @dataclasses.dataclass(frozen=True)
 class _Description:
     config: LoraConfig
-    backbone: Owner
+    backbone: description.Owner
     vocabulary_fingerprint: str | None
     weights: dict[str, list[int]]
     training: dict[str, Any]
@@ -59,7 +58,7 @@ class _Description:
 
 
 def save_lora(
-    path: str | os.PathLike,
+    path: AnyPath,
     config: LoraConfig,
     params: Mapping[str, Any],
     backbone: Backbone,
@@ -92,7 +91,7 @@ def save_lora(
     description.save_folder(path, "lora", leaves, content)
 
 
-def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora:
+def load_lora(path: AnyPath, backbone: Backbone | None = None) -> Lora:
     """Reads a LoRA folder, and checks that it belongs to `backbone` where one is given.
 
     Args:
@@ -107,7 +106,7 @@ def load_lora(path: str | os.PathLike, backbone: Backbone | None = None) -> Lora
         folder = folder / "lora"
     record, content = description.read_description(folder / "lora.json", "lora", _Description)
     if backbone is not None:
-        check_belongs(f"The LoRA in {folder}", content, backbone)
+        description.check_belongs(f"The LoRA in {folder}", content, backbone)
     with wrap_errors(f"{folder / 'lora.json'} is not usable"):
         expected = _expected(record.config, record.weights)
     leaves = description.load_arrays(folder, "lora", expected, record.file_checksums)
@@ -123,7 +122,7 @@ def _expected(config: LoraConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
+def with_lora(backbone: Backbone, lora: Lora | AnyPath) -> Backbone:
     """The backbone with a LoRA merged into its weights.
 
     Args:
@@ -139,7 +138,7 @@ def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
     """
     if not isinstance(lora, Lora):
         lora = load_lora(lora)
-    check_belongs("The LoRA", lora.description, backbone)
+    description.check_belongs("The LoRA", lora.description, backbone)
     weights = arrays.flatten(backbone.params)
     _check_fits(lora, weights)
     for path, (a, b) in pairs(lora.params):
@@ -153,7 +152,7 @@ def with_lora(backbone: Backbone, lora: Lora | str | os.PathLike) -> Backbone:
 
 def collect_with_lora(
     source: Source,
-    lora: Lora | str | os.PathLike | None,
+    lora: Lora | AnyPath | None,
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> Backbone:
@@ -186,7 +185,7 @@ def collect_with_lora(
     }
     backbone = collect(dataclasses.replace(source, leaves=leaves, fingerprint=None), dtype, place)
     bare = dataclasses.replace(backbone, params={}, fingerprint=digest.hexdigest())
-    check_belongs("The LoRA", lora.description, bare)
+    description.check_belongs("The LoRA", lora.description, bare)
     return dataclasses.replace(backbone, lora=_identity(lora))
 
 
@@ -200,10 +199,9 @@ def _check_fits(lora: Lora, weights: Mapping[str, Any]) -> None:
         expected = (a.shape[0], b.shape[1])
         found = tuple(weights[path].shape) if path in weights else None
         if found != expected:
-            raise CheckpointError(
-                f"The LoRA belongs to backbone {lora.description['backbone']['name']!r}: it "
-                f"changes {path} {expected}; this backbone has {found or 'none'}."
-            )
+            owner = lora.description["backbone"]["name"]
+            problem = f"it changes {path} {expected}; this backbone has {found or 'none'}"
+            raise CheckpointError(f"The LoRA belongs to backbone {owner!r}: {problem}.")
 
 
 def _identity(lora: Lora) -> dict[str, str]:
@@ -212,7 +210,7 @@ def _identity(lora: Lora) -> dict[str, str]:
 
 
 def load_on_mesh(
-    source: Source, mesh: Mesh | None, dtype: Any = None, lora: str | os.PathLike | None = None
+    source: Source, mesh: Mesh | None, dtype: Any = None, lora: AnyPath | None = None
 ) -> Backbone:
     """Reads a backbone, each array straight to its place: one at a time is in the host's memory.
 

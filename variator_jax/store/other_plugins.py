@@ -18,13 +18,12 @@ import numpy as np
 
 from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.errors import CheckpointError
-from variator_jax.files import is_url, wrap_errors
+from variator_jax.files import AnyPath, is_url, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables
 from variator_jax.store import arrays, plugins, t5x
 from variator_jax.store.backbone import Backbone, Source, identify
 from variator_jax.store.description import parse, parse_json
 from variator_jax.store.pickles import open_state_dict
-from variator_jax.store.plugins import Plugin
 
 # The official converter divides T5's residual stream by 100; its plugins were trained so.
 RESIDUAL_SCALE = 100.0
@@ -33,8 +32,8 @@ SETTINGS = "variator_plugin.json"
 
 
 def load_official(
-    path: str | os.PathLike, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
-) -> Plugin:
+    path: AnyPath, backbone: Backbone, residual_scale: float = RESIDUAL_SCALE
+) -> plugins.Plugin:
     """Reads an official plugin for a backbone of the same shape.
 
     The file does not name the backbone it was trained beside, so only the shape can be checked.
@@ -55,7 +54,7 @@ def load_official(
     config, variables = plugin_from_state_dict(state, residual_scale, str(path))
     source = f"official release, {pathlib.Path(path).name}"
     training = {"source": source, "residual_scale": residual_scale}
-    plugin = Plugin(config, variables, plugins.describe_plugin(backbone, training))
+    plugin = plugins.Plugin(config, variables, plugins.describe_plugin(backbone, training))
     plugins.check_shapes(str(path), plugin, backbone)
     return plugin
 
@@ -132,10 +131,8 @@ class _Settings:
 
 
 def load_t5x_plugin(
-    path: str | os.PathLike,
-    backbone: Backbone | None = None,
-    progress: Callable[..., Iterable[str]] = iter,
-) -> Plugin:
+    path: AnyPath, backbone: Backbone | None = None, progress: Callable[..., Iterable[str]] = iter
+) -> plugins.Plugin:
     """Reads the plugin that a T5X run trained, and which backbone it belongs to.
 
     The backbone is the one in the checkpoint, read for its fingerprint one array at a time.
@@ -158,7 +155,7 @@ def load_t5x_plugin(
     return dataclasses.replace(plugin, description=description)
 
 
-def open_run(checkpoint: t5x.Checkpoint) -> tuple[Source, Plugin]:
+def open_run(checkpoint: t5x.Checkpoint) -> tuple[Source, plugins.Plugin]:
     """The backbone of a checkpoint with a plugin, not read yet, and the plugin.
 
     Both are complete and of the right shapes; the plugin's description is its training alone.
@@ -183,7 +180,7 @@ def open_run(checkpoint: t5x.Checkpoint) -> tuple[Source, Plugin]:
     variables = plugins.to_variables(config, stack, {x: leaves[_name(x)] for x in expected})
     training = {"source": f"T5X run, {pathlib.Path(checkpoint.folder).name}", **settings.training}
     training["initial_checkpoint_path"] = settings.initial_checkpoint_path
-    return source, Plugin(config, variables, {"training": training})
+    return source, plugins.Plugin(config, variables, {"training": training})
 
 
 def t5x_plugin(folder: str) -> PluginConfig:

@@ -10,7 +10,6 @@ import functools
 import io
 import math
 import mmap
-import os
 import pathlib
 import pickle
 import pickletools
@@ -21,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from variator_jax.files import wrap_errors
+from variator_jax.files import AnyPath, wrap_errors
 from variator_jax.store.arrays import Stored, check_downloaded
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older layout
@@ -41,7 +40,7 @@ _LARGEST_EXPANDED = 1 << 26  # numbers of a tensor that is larger than its stora
 _LARGEST_TUPLE = 1000  # objects in a tuple and the tuples in it; a tensor's has about ten
 
 
-def open_state_dict(path: str | os.PathLike) -> dict[str, Stored]:
+def open_state_dict(path: AnyPath) -> dict[str, Stored]:
     """The arrays of a pickled state dict by name, bfloat16 as `ml_dtypes.bfloat16`.
 
     A dict that holds the state dict under 'state_dict' or 'model', with other data, is accepted.
@@ -141,7 +140,7 @@ class _Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor": _Name(_Tensor),
             "torch._utils._rebuild_tensor_v2": _Name(_Tensor),
             "torch._utils._rebuild_parameter": _Name(lambda tensor, *_: tensor),
-            "torch.Size": _Name(lambda sizes: _sizes(sizes)),
+            "torch.Size": _Name(_sizes),
         }
         for name, code in _STORAGES.items():
             self._names[f"torch.{name}"] = _Name(dtype=np.dtype(code))
@@ -275,8 +274,7 @@ class _Tensor(_Sealed):
 def _sizes(numbers: Any) -> tuple[int, ...]:
     """Sizes, strides or an offset: a few numbers below 2^58."""
     proper = isinstance(numbers, tuple | list) and len(numbers) <= 32
-    if not proper or not all(type(n) is int and 0 <= n < 1 << 58 for n in numbers):
-        raise ValueError("a tensor has no proper shape")
-    if math.prod(n for n in numbers if n) >= 1 << 58:
+    proper = proper and all(type(n) is int and 0 <= n < 1 << 58 for n in numbers)
+    if not proper or math.prod(n for n in numbers if n) >= 1 << 58:
         raise ValueError("a tensor has no proper shape")
     return tuple(numbers)

@@ -7,7 +7,6 @@ which folders are read as sets is decided in `formats.load_plugins`.
 
 import collections
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -20,12 +19,11 @@ import numpy as np
 from variator_jax.backbones.base import FfnStack, Stack
 from variator_jax.backbones.t5 import T5
 from variator_jax.errors import CheckpointError, PluginError
-from variator_jax.files import atomic_folder, check_folder, wrap_errors
+from variator_jax.files import AnyPath, atomic_folder, check_folder, wrap_errors
 from variator_jax.plugin import PluginConfig, PluginVariables, plugin_specs
 from variator_jax.plugin.sites.ffn import LAYER
 from variator_jax.store import arrays, description
 from variator_jax.store.backbone import Backbone
-from variator_jax.store.description import Owner, check_belongs
 
 INDEX, VERSION = "plugins.json", 2
 Key = int | str  # a ratio, or the name of one of several plugins of the same ratio
@@ -48,9 +46,8 @@ class Plugin:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of parameters and output scales, as 64 hex digits."""
-        return arrays.fingerprint(
-            {"params": self.variables.params, "scales": self.variables.output_scales}
-        )
+        params, scales = self.variables.params, self.variables.output_scales
+        return arrays.fingerprint({"params": params, "scales": scales})
 
 
 def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
@@ -66,15 +63,14 @@ def by_key(plugins: Iterable[Plugin]) -> dict[Key, Plugin]:
     for name, count in collections.Counter(plugin.config.name for plugin in listed).items():
         if count > 1:
             sites = [p.config.description for p in listed if p.config.name == name]
-            raise PluginError(
-                f"Two plugins are called {name!r}: '{sites[0]}' and '{sites[1]}'. Give one another "
-                "name: PLUGIN_NAME in gin, given_name of PluginConfig."
-            )
+            both = f"'{sites[0]}' and '{sites[1]}'"
+            remedy = "Give one another name: PLUGIN_NAME in gin, given_name of PluginConfig"
+            raise PluginError(f"Two plugins are called {name!r}: {both}. {remedy}.")
     return dict(zip(keys, listed, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class _PluginOwner(Owner):
+class _PluginOwner(description.Owner):
     num_encoder_layers: int
     embed_dim: int
     lora: dict[str, str] | None = None  # fingerprint and task
@@ -93,14 +89,14 @@ class _Description:
 
 @dataclasses.dataclass(frozen=True)
 class _SetDescription:
-    backbone: Owner
+    backbone: description.Owner
     ratios: list[int]
     file_checksums: dict[str, str]
     names: list[str] = dataclasses.field(default_factory=list)
 
 
 def save_plugin(
-    path: str | os.PathLike,
+    path: AnyPath,
     config: PluginConfig,
     variables: PluginVariables,
     backbone: Backbone,
@@ -126,7 +122,7 @@ def save_plugin(
     write_plugin(path, plugin)
 
 
-def write_plugin(path: str | os.PathLike, plugin: Plugin) -> None:
+def write_plugin(path: AnyPath, plugin: Plugin) -> None:
     """Writes a plugin folder as `save_plugin` does, with the description that the plugin has."""
     content = {"config": plugin.config.to_json(), **plugin.description}
     if matrices := _adapted(plugin.variables):
@@ -158,7 +154,7 @@ def describe_plugin(
     }
 
 
-def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Plugin:
+def load_plugin(path: AnyPath, backbone: Backbone | None = None) -> Plugin:
     """Reads a plugin folder, and checks that it belongs to `backbone` where one is given.
 
     Raises:
@@ -168,7 +164,7 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
     file = folder / "plugin.json"
     record, content = description.read_description(file, "plugin", _Description, VERSION)
     if backbone is not None:
-        check_belongs(f"The plugin in {folder}", content, backbone)
+        description.check_belongs(f"The plugin in {folder}", content, backbone)
     owner = record.backbone
     if owner.num_encoder_layers > _MOST_LAYERS:
         raise CheckpointError(f"{file} is not usable: {owner.num_encoder_layers} encoder layers.")
@@ -178,9 +174,8 @@ def load_plugin(path: str | os.PathLike, backbone: Backbone | None = None) -> Pl
         stack = FfnStack(owner.num_encoder_layers, owner.embed_dim, known=matrices)
         config = PluginConfig.from_json(record.config)
         expected = expected_leaves(config, stack)
-    names = {name: name for name in expected}
-    if not isinstance(record.config.get("sites"), list):
-        names = {name: _format_1_name(name, str(config.sites)) for name in expected}
+    new = isinstance(record.config.get("sites"), list)
+    names = {x: x if new else _format_1_name(x, str(config.sites)) for x in expected}
     stored = {names[name]: like for name, like in expected.items()}
     leaves = description.load_arrays(folder, "plugin", stored, record.file_checksums)
     leaves = {name: leaves[names[name]] for name in expected}
@@ -219,9 +214,8 @@ def to_variables(
         key: arrays.unflatten({x: jnp.array(leaves[f"params/{key}/{x}"]) for x in group})
         for key, group in specs.items()
     }
-    return PluginVariables(
-        params, {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
-    )
+    scales = {key: jnp.array(leaves[f"output_scales/{key}"]) for key in specs}
+    return PluginVariables(params, scales)
 
 
 def check_plugin(plugin: Plugin, backbone: Backbone) -> None:
@@ -233,7 +227,7 @@ def check_plugin(plugin: Plugin, backbone: Backbone) -> None:
     """
     what = f"The plugin {plugin.config.name}"
     if "backbone" in plugin.description:
-        check_belongs(what, plugin.description, backbone)
+        description.check_belongs(what, plugin.description, backbone)
     check_shapes(what, plugin, backbone)
 
 
@@ -249,9 +243,7 @@ def check_shapes(what: str, plugin: Plugin, backbone: Backbone) -> None:
     arrays.check_arrays(owner, _leaves(plugin.variables), expected)
 
 
-def save_plugins(
-    path: str | os.PathLike, plugins: Mapping[Key, Plugin], backbone: Backbone
-) -> None:
+def save_plugins(path: AnyPath, plugins: Mapping[Key, Plugin], backbone: Backbone) -> None:
     """Writes a set atomically: one folder `ratio_<k>` or `<name>` a plugin, and the index.
 
     Args:
@@ -272,10 +264,9 @@ def save_plugins(
             if key not in (plugin.config.ratio, plugin.config.name):
                 raise CheckpointError(f"{what} is given as that of ratio {key}.")
             if "backbone" in before:
-                check_belongs(what, before, backbone)
+                description.check_belongs(what, before, backbone)
             records = before.get("training"), before.get("quality")
-            member = draft / _member(key)
-            save_plugin(member, plugin.config, plugin.variables, backbone, *records)
+            save_plugin(draft / _member(key), plugin.config, plugin.variables, backbone, *records)
         ratios = [key for key in plugins if isinstance(key, int)]
         content = {"backbone": description.owner_content(backbone), "ratios": ratios}
         if names := [key for key in plugins if isinstance(key, str)]:

@@ -23,7 +23,7 @@ from flax import serialization, traverse_util
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.backbones.t5.config import with_name
 from variator_jax.errors import CheckpointError
-from variator_jax.files import check_folder, is_url, wrap_errors
+from variator_jax.files import AnyPath, check_folder, is_url, wrap_errors
 from variator_jax.store.arrays import Stored, unflatten
 from variator_jax.store.backbone import Source, Stream, make_source, stored_config
 
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
     plugin: dict[str, Stored]
 
 
-def open_t5x(path: str | os.PathLike) -> Source:
+def open_t5x(path: AnyPath) -> Source:
     """The leaves of a checkpoint of T5X, scanned or not; a plugin in it is ignored.
 
     Args:
@@ -70,7 +70,7 @@ def backbone_source(checkpoint: Checkpoint, config: T5Config | None = None) -> S
     return make_source(checkpoint.origin, stored_config(config, leaves), leaves)
 
 
-def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(path: AnyPath) -> Checkpoint:
     """Opens every array of a checkpoint in either layout.
 
     Args:
@@ -96,8 +96,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
             target = opener(origin, content)
             break
     else:
-        missing = f"no {_METADATA}, no {_LEGACY}"
-        raise CheckpointError(f"{folder} is not a T5X checkpoint: {missing}.")
+        raise CheckpointError(f"{folder} is not a T5X checkpoint: no {_METADATA}, no {_LEGACY}.")
     plugin = {name: array for name, array in target.items() if name.startswith(PLUGIN)}
     backbone = {name: array for name, array in target.items() if name not in plugin}
     return Checkpoint(re.sub("/state$", "", folder), origin, backbone, plugin)
@@ -295,7 +294,7 @@ def _check_deducible(source: Source) -> None:
             raise CheckpointError(f"Backbone {config.name!r} has {name} {ours}; {hint}.")
 
 
-def write(path: str | os.PathLike, stream: Stream) -> pathlib.Path:
+def write(path: AnyPath, stream: Stream) -> pathlib.Path:
     """Writes a checkpoint that T5X restores, with Orbax, from memory as a whole.
 
     Args:
@@ -323,7 +322,7 @@ def write(path: str | os.PathLike, stream: Stream) -> pathlib.Path:
     return folder
 
 
-def target_folder(path: str | os.PathLike) -> pathlib.Path:
+def target_folder(path: AnyPath) -> pathlib.Path:
     """The folder `checkpoint_<step>` that writing to `path` makes; T5X asks for such a name."""
     folder = pathlib.Path(path)
     return folder if _STEP.fullmatch(folder.name) else folder / "checkpoint_0"

@@ -24,7 +24,7 @@ _SMALL_INIT = nn.initializers.normal(stddev=0.01)
 _ZEROS = nn.initializers.zeros
 
 
-def compression_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
+def merge_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
     """The arrays that score the members of a group."""
     return {
         "compression/kernel": ArraySpec(
@@ -34,7 +34,7 @@ def compression_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
     }
 
 
-def decompression_specs(embed: int, width: int) -> dict[str, ArraySpec]:
+def expand_specs(embed: int, width: int) -> dict[str, ArraySpec]:
     """The arrays of the bottleneck, `width` wide."""
     inwards = ArraySpec((embed, width), ("embed", "plugin_hidden"), _SMALL_INIT)
     outwards = ArraySpec((width, embed), ("plugin_hidden", "embed"), _SMALL_INIT)
@@ -47,12 +47,12 @@ def decompression_specs(embed: int, width: int) -> dict[str, ArraySpec]:
     }
 
 
-def compression_flops(ratio: int, embed: int, learned: bool = True) -> int:
+def merge_flops(ratio: int, embed: int, learned: bool = True) -> int:
     """FLOPs of merging one group: the scores and the weighted sum."""
     return 2 * ratio * embed + (2 * ratio * embed * ratio if learned else 0)
 
 
-def decompression_flops(ratio: int, embed: int, width: int) -> int:
+def expand_flops(ratio: int, embed: int, width: int) -> int:
     """FLOPs of expanding one group: y W_r once, x W_x and the product with W_2 for each member."""
     return 2 * embed * width + ratio * 4 * embed * width
 
@@ -94,7 +94,7 @@ def merge(weights: jax.Array, x: jax.Array) -> jax.Array:
 def compress(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> jax.Array:
     """Merges `[batch, groups, k, embed]` into `[batch, groups, embed]`, see `merge_weights`."""
     weights = merge_weights(arrays, x, members)
-    return merge(weights, x * members[..., None].astype(x.dtype))
+    return constrain(merge(weights, x * members[..., None].astype(x.dtype)))
 
 
 def decompress(

@@ -90,6 +90,7 @@ def _run(
     job: Job, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, log: RunLog
 ) -> TrainResult:
     data, optimizer, parts = config.data, config.optimizer, config.num_microbatches
+    exported = pathlib.Path(config.model_dir, job.part)
     params, frozen = job.start()
     # A copy, because the step gives its input's buffers up and these may be the backbone's own.
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
@@ -99,7 +100,7 @@ def _run(
         left = config.schedule.train_steps - int(state.step)
         log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
         if left and jax.process_index() == 0:
-            _set_aside(config)
+            _set_aside(exported)
     step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
     step = jit_train_step(step_fn, state, mesh)
 
@@ -115,17 +116,15 @@ def _run(
         log.print(f"  stopped and saved at step {last}; the same command continues")
         return TrainResult(last, True, None)
     summary = {"task": data.task, "steps": last, "batch_size": data.batch_size}
-    exported = job.export(state.params, frozen, summary)
+    job.export(exported, state.params, frozen, summary)
     meshes.wait_for_all("exported")
     log.print(f"  wrote {exported}")
     return TrainResult(last, False, exported)
 
 
-def _set_aside(config: TrainConfig) -> None:
+def _set_aside(exported: pathlib.Path) -> None:
     """Renames what a shorter run has exported, which would pass for the result of this one."""
-    part = "backbone" if config.trained == "student" else config.trained
-    exported = pathlib.Path(config.model_dir, part)
-    names = (exported.with_name(f"{part}_before_{number}") for number in itertools.count(1))
+    names = (exported.with_name(f"{exported.name}_before_{n}") for n in itertools.count(1))
     with wrap_errors(f"{exported} cannot be renamed"):
         if exported.is_dir():
             exported.rename(next(name for name in names if not name.exists()))

@@ -85,9 +85,11 @@ def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tup
         other = [f"{path} {shape}" for path, shape in matched.items() if len(shape) != 2]
         if other or not matched:
             found = other[0] if other else "no weight"
-            known = ", ".join(_kinds(flat))
+            matrices = (path for path, leaf in flat.items() if len(leaf.shape) == 2)
+            # One path for all layers of a stack.
+            known = sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})
             raise ConfigError(
-                f"The site {site!r} of a LoRA matches {found}; the matrices are {known}."
+                f"The site {site!r} of a LoRA matches {found}; the matrices are {', '.join(known)}."
             )
         weights |= matched
     return dict(sorted(weights.items()))
@@ -159,9 +161,3 @@ def merge_weight(
     merged *= config.scale
     merged += weight.astype(np.float32)
     return merged.astype(np.float32).astype(weight.dtype)
-
-
-def _kinds(paths: Mapping[str, Any]) -> list[str]:
-    """The paths of all matrices, with one path for all layers of a stack."""
-    matrices = (path for path, leaf in paths.items() if len(leaf.shape) == 2)
-    return sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})

@@ -26,12 +26,9 @@ _ZEROS = nn.initializers.zeros
 
 def merge_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
     """The arrays that score the members of a group."""
-    return {
-        "compression/kernel": ArraySpec(
-            (ratio * embed, ratio), ("plugin_in", "plugin_ratio"), _SCORES_INIT
-        ),
-        "compression/bias": ArraySpec((ratio,), ("plugin_ratio",), _ZEROS),
-    }
+    kernel = ArraySpec((ratio * embed, ratio), ("plugin_in", "plugin_ratio"), _SCORES_INIT)
+    bias = ArraySpec((ratio,), ("plugin_ratio",), _ZEROS)
+    return {"compression/kernel": kernel, "compression/bias": bias}
 
 
 def expand_specs(embed: int, width: int) -> dict[str, ArraySpec]:
@@ -71,13 +68,9 @@ def merge_weights(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> ja
     if arrays:
         # The scores see the whole group, so what stays out of the merge must be 0 there, too.
         x = x * members[..., None].astype(x.dtype)
+        whole, kernel = x.reshape(*x.shape[:2], -1), arrays["kernel"].astype(x.dtype)
         # [batch, groups, k * embed] @ [k * embed, k]
-        scores = jnp.dot(
-            x.reshape(*x.shape[:2], -1),
-            arrays["kernel"].astype(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scores = scores + arrays["bias"]
+        scores = jnp.dot(whole, kernel, preferred_element_type=jnp.float32) + arrays["bias"]
     else:
         scores = jnp.zeros(members.shape, jnp.float32)
     return masked_softmax(scores, members).astype(x.dtype)

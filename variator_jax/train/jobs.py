@@ -20,13 +20,8 @@ from variator_jax.backbones.lora import init_lora, lora_weights
 from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import wrap_errors, write_json
-from variator_jax.plugin import (
-    PluginConfig,
-    PluginVariables,
-    calibrate,
-    init_plugin,
-    site_output_rms,
-)
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin.splice import calibrate, site_output_rms
 from variator_jax.store import Backbone, Plugin, load_plugin, save_backbone, save_lora, save_plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.description import config_content

@@ -16,13 +16,8 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, init_lora
 from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.plugin import (
-    PluginConfig,
-    flops_allowed_speedup,
-    flops_saved,
-    init_plugin,
-    plugin_parameters,
-)
+from variator_jax.plugin import PluginConfig, init_plugin, plugin_parameters
+from variator_jax.plugin.arrays import flops_allowed_speedup, flops_saved
 from variator_jax.store.arrays import parse_dtype
 from variator_jax.train.step import moment_shardings
 from variator_jax.train.student import student_leaves, student_shape

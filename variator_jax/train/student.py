@@ -155,12 +155,8 @@ def student_shape(config: T5Config, length: int, plugin: PluginConfig) -> T5Conf
     if (layers, width) == (config.num_encoder_layers, config.encoder_mlp):
         return config
     fewer = f"_layers{layers}" if layers < config.num_encoder_layers else ""
-    return dataclasses.replace(
-        config,
-        name=f"{config.name}{fewer}_ffn{width}",
-        num_encoder_layers=layers,
-        encoder_mlp_dim=width,
-    )
+    name = f"{config.name}{fewer}_ffn{width}"
+    return dataclasses.replace(config, name=name, num_encoder_layers=layers, encoder_mlp_dim=width)
 
 
 def student_leaves(params: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +59,6 @@ class LoraConfig:
     def scale(self) -> float:
         """What `A @ B` is multiplied by."""
         return self.alpha / self.rank
-
-
-class Pair(NamedTuple):
-    """What one weight is changed by."""
-
-    a: Any  # [in, rank] float32
-    b: Any  # [rank, out] float32
 
 
 def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -119,11 +112,11 @@ def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> 
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
-    """The path of each weight with its A and B, in the order of the paths."""
+def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The path of each weight with its A `[in, rank]` and B `[rank, out]`, rising by path."""
     flat = traverse_util.flatten_dict(dict(lora), sep="/")
     for path in sorted({name.rpartition("/")[0] for name in flat}):
-        yield path, Pair(flat[f"{path}/a"], flat[f"{path}/b"])
+        yield path, (flat[f"{path}/a"], flat[f"{path}/b"])
 
 
 def merge_lora(params: Mapping[str, Any], lora: Mapping[str, Any], config: LoraConfig) -> dict:

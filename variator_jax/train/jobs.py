@@ -103,9 +103,8 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     if config.data.packed:
         check_packing(config.data.pack_multiple, plugin.period)
     backbone = load_initial_backbone(config, mesh, config.backbone_dtype)
-    initial = None
-    if config.initial_plugin_path is not None:
-        initial = initial_plugin(config.initial_plugin_path, plugin, backbone.config)
+    path = config.initial_plugin_path
+    initial = None if path is None else initial_plugin(path, plugin, backbone.config)
 
     def start() -> tuple[dict, tuple[dict, dict]]:
         variables = initial.variables if initial else fresh_plugin(config, backbone, mesh)

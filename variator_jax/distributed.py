@@ -199,10 +199,8 @@ def _join(process: Process) -> None:
     if process.count > 1:
         _relay_stderr()
     # JAX ends the process from C++ where the others do not come in time; this timer comes first.
-    timers = [
-        threading.Timer(PATIENCE_SECONDS, _report_waiting, (process,)),
-        threading.Timer(JOIN_SECONDS, _give_up, (process,)),
-    ]
+    waits = ((PATIENCE_SECONDS, _report_waiting), (JOIN_SECONDS, _give_up))
+    timers = [threading.Timer(seconds, act, (process,)) for seconds, act in waits]
     for timer in timers:
         timer.daemon = True
         timer.start()

@@ -9,8 +9,8 @@ from golden_vectors import backbone, load, relative_error, under
 from variator_jax.backbones.t5 import T5
 from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginVariables
+from variator_jax.plugin.compression import compress, decompress
 from variator_jax.plugin.groups import to_groups
-from variator_jax.plugin.sites.ffn import compress, decompress
 from variator_jax.store.other_plugins import plugin_from_state_dict
 from variator_jax.train.losses import cross_entropy, hidden_mse
 

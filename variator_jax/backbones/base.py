@@ -4,7 +4,7 @@ A new family of backbones is one folder next to this file whose classes have the
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -173,14 +173,15 @@ class FfnStack:
 
     def stream(self, role: str, args: tuple, kwargs: dict) -> jax.Array:
         """The first argument that is an array `[batch, length, embed]` of floats."""
-        return ([*args, *kwargs.values()])[_stream_index(args, kwargs)]
+        values = [*args, *kwargs.values()]
+        return values[_stream_index(values)]
 
     def with_stream(
         self, role: str, args: tuple, kwargs: dict, stream: jax.Array
     ) -> tuple[tuple, dict]:
         """The same arguments with another residual stream."""
         values = [*args, *kwargs.values()]
-        values[_stream_index(args, kwargs)] = stream
+        values[_stream_index(values)] = stream
         keywords = dict(zip(kwargs, values[len(args) :], strict=True))
         return tuple(values[: len(args)]), keywords
 
@@ -192,16 +193,11 @@ class FfnStack:
 _PARTS = {"layer": "", "ffn": "mlp", "attention": "attention"}
 
 
-def _stream_index(args: tuple, kwargs: dict) -> int:
-    values = [*args, *kwargs.values()]
-    indices = [
-        i
-        for i, value in enumerate(values)
-        if getattr(value, "ndim", 0) == 3 and jnp.issubdtype(value.dtype, jnp.floating)
-    ]
-    if not indices:
-        raise TypeError(
-            "The module was called without floats [batch, length, embed]; found arguments of "
-            f"types {[type(value).__name__ for value in values]}."
-        )
-    return indices[0]
+def _stream_index(values: Sequence[Any]) -> int:
+    for i, value in enumerate(values):
+        if getattr(value, "ndim", 0) == 3 and jnp.issubdtype(value.dtype, jnp.floating):
+            return i
+    raise TypeError(
+        "The module was called without floats [batch, length, embed]; found arguments of "
+        f"types {[type(value).__name__ for value in values]}."
+    )

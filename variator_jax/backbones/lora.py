@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +61,6 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-class Pair(NamedTuple):
-    """What one weight is changed by."""
-
-    a: Any  # [in, rank] float32
-    b: Any  # [rank, out] float32
-
-
 def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """The weights that a LoRA changes: path -> (in, out), in the order of the paths.
 
@@ -85,9 +78,11 @@ def lora_weights(config: LoraConfig, params: Mapping[str, Any]) -> dict[str, tup
         other = [f"{path} {shape}" for path, shape in matched.items() if len(shape) != 2]
         if other or not matched:
             found = other[0] if other else "no weight"
-            known = ", ".join(_kinds(flat))
+            matrices = (path for path, leaf in flat.items() if len(leaf.shape) == 2)
+            # One path for all layers of a stack.
+            known = sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})
             raise ConfigError(
-                f"The site {site!r} of a LoRA matches {found}; the matrices are {known}."
+                f"The site {site!r} of a LoRA matches {found}; the matrices are {', '.join(known)}."
             )
         weights |= matched
     return dict(sorted(weights.items()))
@@ -117,11 +112,11 @@ def init_lora(config: LoraConfig, params: Mapping[str, Any], rng: jax.Array) -> 
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, Pair]]:
-    """The path of each weight with its A and B, in the order of the paths."""
+def pairs(lora: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The path of each weight with its A `[in, rank]` and B `[rank, out]`, rising by path."""
     flat = traverse_util.flatten_dict(dict(lora), sep="/")
     for path in sorted({name.rpartition("/")[0] for name in flat}):
-        yield path, Pair(flat[f"{path}/a"], flat[f"{path}/b"])
+        yield path, (flat[f"{path}/a"], flat[f"{path}/b"])
 
 
 def merge_lora(params: Mapping[str, Any], lora: Mapping[str, Any], config: LoraConfig) -> dict:
@@ -159,9 +154,3 @@ def merge_weight(
     merged *= config.scale
     merged += weight.astype(np.float32)
     return merged.astype(np.float32).astype(weight.dtype)
-
-
-def _kinds(paths: Mapping[str, Any]) -> list[str]:
-    """The paths of all matrices, with one path for all layers of a stack."""
-    matrices = (path for path, leaf in paths.items() if len(leaf.shape) == 2)
-    return sorted({re.sub(r"layers_\d+", r"layers_<i>", path) for path in matrices})

@@ -19,13 +19,13 @@ import optax
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.backbones.t5 import T5, T5Config, shape_params
+from variator_jax.backbones.t5 import T5, T5Config
 from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
-from variator_jax.train.plan import weights_dtype
+from variator_jax.train.plan import placed_shapes, weights_dtype
 from variator_jax.train.settings import check_divides
 from variator_jax.train.step import TrainState, init_state, jit_train_step, make_train_step
 
@@ -145,11 +145,7 @@ class Step:
         def placed(tree: Any, sharding: Any) -> Any:
             return jax.tree.map(lambda x: x.update(sharding=sharding), tree)
 
-        weights = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, self.weight_dtype, sharding=place),
-            shape_params(self.config),
-            meshes.parameter_shardings(self.config, self.mesh),
-        )
+        weights = placed_shapes(self.config, self.mesh, self.weight_dtype)
         stack = T5(self.config).stack()
         fresh = jax.eval_shape(lambda: init_plugin(self.plugin, stack, jax.random.key(0)))
         state = jax.eval_shape(lambda params: init_state(params, self.optimizer), fresh.params)

@@ -122,8 +122,7 @@ def bench_encoder(
     peak, seconds = timed_with_peak(calls, config.dtype, settings.rounds)
     rows = []
     for key, plugin in plugins.items():
-        ratio = None if isinstance(key, str) else key
-        name = plugin.description if ratio is None else f"k={ratio}"
+        ratio, name = (None, key) if isinstance(key, str) else (key, f"k={key}")
         flops = stack_flops(stack, shape.length, plugin, shape.batch)
         allowed = flops_allowed_speedup(stack, shape.length, plugin)
         name = "k=1, the backbone" if ratio == 1 else name

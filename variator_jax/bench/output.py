@@ -57,10 +57,12 @@ def figure(
         drawing.savefig(path)
 
 
-def doubling_axis(axes: Any, values: Sequence[int], label: str) -> None:
-    """Makes x a logarithmic axis with ticks at `values`, and draws the grid."""
+def doubling_axis(
+    axes: Any, values: Sequence[float], label: str, names: Sequence[str] | None = None
+) -> None:
+    """Makes x a logarithmic axis with ticks at `values`, or `names` there, and draws the grid."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [str(value) for value in values])
+    axes.set_xticks(values, names or [str(value) for value in values])
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.grid(alpha=0.25, lw=0.6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from variator_jax.bench.output import COLOURS, GREY, STYLE
+from variator_jax.bench.output import COLOURS, GREY, STYLE, doubling_axis
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER
 
 _HOLLOW = dict(marker="o", ms=4, ls="--", lw=0.9, mfc="white")
@@ -218,11 +218,8 @@ def _references(axes: Any, rows: pd.DataFrame, upright: bool = False) -> None:
 
 
 def _log_axis(axes: Any, label: str, ticks: dict[Any, str]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.minorticks_off()
+    doubling_axis(axes, list(ticks), label, list(ticks.values()))
     axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-    axes.set_xlabel(label)
 
 
 def _draw_shares(axes: Any, rows: pd.DataFrame, x: str, label: str, colour: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from variator_jax.bench.output import hardware
+from variator_jax.bench.output import NONE, hardware
 from variator_jax.experiment import figures, score
 from variator_jax.experiment.grid import ARMS, MEAN, METHOD, TEACHER, Experiment
 from variator_jax.experiment.paired import LENGTH, as_table, paired_gaps, paired_table, sizes_table
@@ -41,7 +41,6 @@ _PUBLISHED = (
 # What a cell's record holds beside its score, the same for each of its seeds.
 _COSTS = ["flops_saved", "extra_parameters", "extra_parameters_share", "parameters", "majority"]
 _LATENCY = ["milliseconds", "spread", "speedup", "allowed"]
-_NONE = "–"
 _HEADLINES = ("accuracy", "token_f1")  # these are the scores themselves
 
 
@@ -91,9 +90,8 @@ def rows(records: Rows, latency: Iterable[Mapping[str, Any]] = ()) -> pd.DataFra
     cells = pd.DataFrame(records).astype({"majority": float})
     if cells["task"].nunique() > 1:
         seeds = cells.groupby(["backbone", "arm", "ratio", "seed"], sort=False)
-        means = (
-            seeds[["score", *_COSTS]].mean(skipna=False).assign(examples=seeds["examples"].sum())
-        )
+        means = seeds[["score", *_COSTS]].mean(skipna=False)
+        means["examples"] = seeds["examples"].sum()
         means = means.reset_index().astype({"extra_parameters": int, "parameters": int})
         cells = pd.concat([cells, means.assign(task=MEAN, details=[{}] * len(means))])
     pairs = ["backbone", "task", "seed"]
@@ -157,12 +155,10 @@ def _markdown(
     if METHOD in experiment.arms:
         sections += ["## Sizes and latency", size_table(table)]
     if latency:
-        passes = (
-            "{backbone}: {batch} x {length} tokens in {dtype} on {hardware}".format(**x)
-            for x in latency
-        )
+        words = "{backbone}: {batch} x {length} tokens in {dtype} on {hardware}"
+        passes = dict.fromkeys(words.format(**row) for row in latency)
         sections.append(
-            f"Encoder passes ({'; '.join(dict.fromkeys(passes))}), medians of interleaved rounds; "
+            f"Encoder passes ({'; '.join(passes)}), medians of interleaved rounds; "
             "the last column is the measured speed-up over the one that the saved FLOPs allow."
         )
     if neurons:
@@ -187,7 +183,7 @@ def quality_table(rows: pd.DataFrame) -> str:
     for (arm, ratio), group in rows.groupby(["arm", "ratio"], sort=False):
         line = _names(arm, ratio) | {row["task"]: _score(row) for _, row in group.iterrows()}
         overall = group.iloc[-1]
-        line |= {gap: _NONE if arm == TEACHER else _gap(overall), **_costs(overall)}
+        line |= {gap: NONE if arm == TEACHER else _gap(overall), **_costs(overall)}
         for row in group.itertuples():
             names = [name for name in row.details if name not in _HEADLINES]
             line |= {f"{row.task} {name}": _plain(row.details[name]) for name in names}
@@ -290,7 +286,7 @@ def _gap(row: pd.Series) -> str:
 
 
 def _plain(value: float, form: str = "{:.1f}") -> str:
-    return _NONE if pd.isna(value) else form.format(value)
+    return NONE if pd.isna(value) else form.format(value)
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -45,14 +45,8 @@ from variator_jax.experiment import rivals
 from variator_jax.experiment.grid import ARMS, METHOD, TEACHER, Cell, Experiment, configure, scoring
 from variator_jax.files import write_json
 from variator_jax.model import Intervention, SplicedModel
-from variator_jax.plugin import (
-    PluginConfig,
-    PluginVariables,
-    init_plugin,
-    intercept_modules,
-    plugin_parameters,
-    stack_flops,
-)
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin, intercept_modules
+from variator_jax.plugin.arrays import plugin_parameters, stack_flops
 from variator_jax.plugin.groups import make_groups, to_groups
 from variator_jax.store import Backbone, Plugin, load_backbone, load_plugin
 from variator_jax.train.student import student_leaves

@@ -24,17 +24,14 @@ _SMALL_INIT = nn.initializers.normal(stddev=0.01)
 _ZEROS = nn.initializers.zeros
 
 
-def compression_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
+def merge_specs(ratio: int, embed: int) -> dict[str, ArraySpec]:
     """The arrays that score the members of a group."""
-    return {
-        "compression/kernel": ArraySpec(
-            (ratio * embed, ratio), ("plugin_in", "plugin_ratio"), _SCORES_INIT
-        ),
-        "compression/bias": ArraySpec((ratio,), ("plugin_ratio",), _ZEROS),
-    }
+    kernel = ArraySpec((ratio * embed, ratio), ("plugin_in", "plugin_ratio"), _SCORES_INIT)
+    bias = ArraySpec((ratio,), ("plugin_ratio",), _ZEROS)
+    return {"compression/kernel": kernel, "compression/bias": bias}
 
 
-def decompression_specs(embed: int, width: int) -> dict[str, ArraySpec]:
+def expand_specs(embed: int, width: int) -> dict[str, ArraySpec]:
     """The arrays of the bottleneck, `width` wide."""
     inwards = ArraySpec((embed, width), ("embed", "plugin_hidden"), _SMALL_INIT)
     outwards = ArraySpec((width, embed), ("plugin_hidden", "embed"), _SMALL_INIT)
@@ -47,12 +44,12 @@ def decompression_specs(embed: int, width: int) -> dict[str, ArraySpec]:
     }
 
 
-def compression_flops(ratio: int, embed: int, learned: bool = True) -> int:
+def merge_flops(ratio: int, embed: int, learned: bool = True) -> int:
     """FLOPs of merging one group: the scores and the weighted sum."""
     return 2 * ratio * embed + (2 * ratio * embed * ratio if learned else 0)
 
 
-def decompression_flops(ratio: int, embed: int, width: int) -> int:
+def expand_flops(ratio: int, embed: int, width: int) -> int:
     """FLOPs of expanding one group: y W_r once, x W_x and the product with W_2 for each member."""
     return 2 * embed * width + ratio * 4 * embed * width
 
@@ -71,13 +68,9 @@ def merge_weights(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> ja
     if arrays:
         # The scores see the whole group, so what stays out of the merge must be 0 there, too.
         x = x * members[..., None].astype(x.dtype)
+        whole, kernel = x.reshape(*x.shape[:2], -1), arrays["kernel"].astype(x.dtype)
         # [batch, groups, k * embed] @ [k * embed, k]
-        scores = jnp.dot(
-            x.reshape(*x.shape[:2], -1),
-            arrays["kernel"].astype(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scores = scores + arrays["bias"]
+        scores = jnp.dot(whole, kernel, preferred_element_type=jnp.float32) + arrays["bias"]
     else:
         scores = jnp.zeros(members.shape, jnp.float32)
     return masked_softmax(scores, members).astype(x.dtype)
@@ -94,7 +87,7 @@ def merge(weights: jax.Array, x: jax.Array) -> jax.Array:
 def compress(arrays: Arrays | None, x: jax.Array, members: jax.Array) -> jax.Array:
     """Merges `[batch, groups, k, embed]` into `[batch, groups, embed]`, see `merge_weights`."""
     weights = merge_weights(arrays, x, members)
-    return merge(weights, x * members[..., None].astype(x.dtype))
+    return constrain(merge(weights, x * members[..., None].astype(x.dtype)))
 
 
 def decompress(

@@ -8,13 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variator_jax.errors import PluginError
-from variator_jax.plugin.schedule import (
-    SITE_KINDS,
-    describe_site,
-    from_fields,
-    make_site,
-    parse_site,
-)
+from variator_jax.plugin.schedule import SITE_KINDS, build, describe_site, make_site, parse_site
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
 
@@ -161,7 +155,7 @@ class PluginConfig:
           PluginError: for an unknown field or kind, or a value that cannot be.
         """
         if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
-            return from_fields(cls, dict(content))
+            return build(cls, dict(content))
         for name in content.keys() - {"pool_padding", "sites", "name"}:
             raise PluginError(
                 f"Unknown field {name!r}; a newer version of this library may know it."
@@ -170,9 +164,8 @@ class PluginConfig:
         for site in content["sites"]:
             fields = dict(site) if isinstance(site, Mapping) else {}
             sites.append(make_site(fields.pop("kind", None), fields))
-        own: dict[str, Any] = {"pool_padding": content.get("pool_padding", False)}
-        own["given_name"] = content.get("name", "")
-        return cls(**own, sites=sites) if sites else cls(1)
+        padding, name = content.get("pool_padding", False), content.get("name", "")
+        return cls(sites=sites, pool_padding=padding, given_name=name) if sites else cls(1)
 
     def to_run(self) -> dict[str, Any]:
         """The form in which the records of runs are compared: without the name."""

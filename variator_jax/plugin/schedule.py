@@ -65,11 +65,11 @@ def make_site(kind: str, fields: dict[str, Any]) -> Site:
             f"No site is of kind {kind!r}.{did_you_mean(str(kind), SITE_KINDS)} Known: "
             f"{', '.join(SITE_KINDS)}. A newer version of this library may know it."
         )
-    site: Site = from_fields(SITE_KINDS[kind], fields)
+    site: Site = build(SITE_KINDS[kind], fields)
     return site
 
 
-def from_fields(kind: type, fields: dict[str, Any]) -> Any:
+def build(kind: type, fields: dict[str, Any]) -> Any:
     """A dataclass from its fields by name; lists become tuples.
 
     Raises:
@@ -91,15 +91,12 @@ def from_fields(kind: type, fields: dict[str, Any]) -> Any:
 
 def describe_site(site: Site) -> str:
     """The inverse of `parse_site`; settings that have their default are left out."""
-    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(site)}  # type: ignore[arg-type]
-    values = {
-        name: getattr(site, name)
-        for name, field in fields.items()
-        if name not in ("ratio", "layers") and getattr(site, name) != field.default
-    }
-    layers = getattr(site, "layers", None)
-    numbers = "all" if layers is None else ",".join(_runs(layers))
-    settings = [f"{name}={value}" for name, value in values.items()]
+    settings = [
+        f"{field.name}={getattr(site, field.name)}"
+        for field in dataclasses.fields(site)  # type: ignore[arg-type]
+        if field.name not in ("ratio", "layers") and getattr(site, field.name) != field.default
+    ]
+    numbers = "all" if site.layers is None else ",".join(_runs(site.layers))
     return " ".join([site.kind, numbers, f"x{site.ratio}", *settings])
 
 

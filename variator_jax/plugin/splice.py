@@ -10,7 +10,6 @@ serves every backbone only if the plugin works in units of them.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -300,9 +299,8 @@ def site_output_rms(
 def calibrate(plugin: PluginVariables, rms: dict[str, jax.Array]) -> PluginVariables:
     """Returns the plugin with its output scales set to the measured ones of its keys."""
     floor = jnp.float32(1e-6)  # modules that add nothing would otherwise divide by zero
-    return dataclasses.replace(
-        plugin, output_scales={key: jnp.maximum(rms[key], floor) for key in plugin.output_scales}
-    )
+    scales = {key: jnp.maximum(rms[key], floor) for key in plugin.output_scales}
+    return PluginVariables(plugin.params, scales)
 
 
 def _rms(x: jax.Array, valid: jax.Array) -> jax.Array:

@@ -20,13 +20,8 @@ from variator_jax.backbones.lora import init_lora, lora_weights
 from variator_jax.backbones.t5 import T5, T5Config, init_params
 from variator_jax.errors import CheckpointError, ConfigError
 from variator_jax.files import wrap_errors, write_json
-from variator_jax.plugin import (
-    PluginConfig,
-    PluginVariables,
-    calibrate,
-    init_plugin,
-    site_output_rms,
-)
+from variator_jax.plugin import PluginConfig, PluginVariables, init_plugin
+from variator_jax.plugin.splice import calibrate, site_output_rms
 from variator_jax.store import Backbone, Plugin, load_plugin, save_backbone, save_lora, save_plugin
 from variator_jax.store.arrays import fingerprint
 from variator_jax.store.description import config_content
@@ -52,13 +47,15 @@ class Job:
       objective: what a step minimises.
       identity: what makes the run this one; a run folder is never continued as another.
       start: makes the trained and the frozen arrays on the mesh, after the folder was checked.
-      export: writes the trained arrays, with a summary of the run, and returns the folder.
+      part: the folder that is exported, in the run folder: 'plugin', 'backbone' or 'lora'.
+      export: writes the trained arrays into a folder, with a summary of the run.
     """
 
     objective: Objective
     identity: dict[str, Any]
     start: Callable[[], tuple[Any, Any]]
-    export: Callable[[Any, Any, Mapping[str, Any]], pathlib.Path]
+    part: str
+    export: Callable[[pathlib.Path, Any, Any, Mapping[str, Any]], None]
 
 
 def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
@@ -78,26 +75,26 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
         fresh = init_params(shape, jax.random.key(config.seed))
         return meshes.place_parameters(fresh, shape, mesh), None
 
-    def export(params: dict, frozen: None, training: Mapping[str, Any]) -> pathlib.Path:
-        return export_backbone(config, shape, params)
+    def export(folder: pathlib.Path, params: dict, frozen: None, training: object) -> None:
+        export_backbone(folder, config, shape, params)
 
     identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
     if initial is None:
         of_run = {"name", "remat", "dtype", "dropout_rate"}  # recorded by the run, or no shape
         known = {k: v for k, v in config_content(shape).items() if k not in of_run}
         identity |= {f"shape_{name}": value for name, value in known.items()}
-    return Job(TaskTraining(T5(shape)), identity, start, export)
+    return Job(TaskTraining(T5(shape)), identity, start, "backbone", export)
 
 
-def export_backbone(config: TrainConfig, shape: T5Config, params: dict) -> pathlib.Path:
-    """Writes a trained backbone into the run folder; all processes call this together."""
+def export_backbone(
+    folder: pathlib.Path, config: TrainConfig, shape: T5Config, params: dict
+) -> None:
+    """Writes a trained backbone into a folder; all processes call this together."""
     from variator_jax.data.vocabulary import local_model_file
 
-    folder = pathlib.Path(config.model_dir) / "backbone"
     gathered = jax.tree.map(meshes.gather, params)
     if jax.process_index() == 0:
         save_backbone(folder, shape, gathered, local_model_file(config.data.vocabulary()))
-    return folder
 
 
 def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
@@ -106,21 +103,18 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
     if config.data.packed:
         check_packing(config.data.pack_multiple, plugin.period)
     backbone = load_initial_backbone(config, mesh, config.backbone_dtype)
-    initial = None
-    if config.initial_plugin_path is not None:
-        initial = initial_plugin(config.initial_plugin_path, plugin, backbone.config)
+    path = config.initial_plugin_path
+    initial = None if path is None else initial_plugin(path, plugin, backbone.config)
 
     def start() -> tuple[dict, tuple[dict, dict]]:
         variables = initial.variables if initial else fresh_plugin(config, backbone, mesh)
         placed = meshes.place_everywhere(variables, mesh)
         return placed.params, (backbone.params, placed.output_scales)
 
-    def export(params: dict, frozen: tuple, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(config.model_dir) / "plugin"
+    def export(folder: pathlib.Path, params: dict, frozen: tuple, training: Mapping) -> None:
         trained = PluginVariables(params, frozen[1])
         if jax.process_index() == 0:
             save_plugin(folder, plugin, trained, backbone, training=training)
-        return folder
 
     identity = {
         "trained": "plugin",
@@ -130,7 +124,7 @@ def plugin_job(config: TrainConfig, mesh: Mesh) -> Job:
         "initial_scales": fingerprint(initial.variables.output_scales) if initial else None,
     }
     objective = Distillation(T5(backbone.config), plugin, config.loss)
-    return Job(objective, identity, start, export)
+    return Job(objective, identity, start, "plugin", export)
 
 
 def fresh_plugin(config: TrainConfig, backbone: Backbone, mesh: Mesh) -> PluginVariables:
@@ -210,15 +204,13 @@ def lora_job(config: TrainConfig, mesh: Mesh) -> Job:
         fresh = init_lora(lora, backbone.params, jax.random.key(config.seed))
         return meshes.place_everywhere(fresh, mesh), backbone.params
 
-    def export(params: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
-        folder = pathlib.Path(config.model_dir) / "lora"
+    def export(folder: pathlib.Path, params: dict, frozen: dict, training: Mapping) -> None:
         if jax.process_index() == 0:
             save_lora(folder, lora, params, backbone, training)
-        return folder
 
     settings = dataclasses.asdict(lora)
     identity = {"trained": "lora", "lora": settings, "backbone": backbone.fingerprint}
-    return Job(LoraTraining(T5(backbone.config), lora), identity, start, export)
+    return Job(LoraTraining(T5(backbone.config), lora), identity, start, "lora", export)
 
 
 def _check_decoder(shape: T5Config) -> None:

@@ -81,10 +81,8 @@ def optimizer(
     adam = optax.scale_by_adam()
     decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
     # optax's Adafactor flips the sign itself, and its own decay is not scaled by the learning rate.
-    flipped = (
-        optax.add_decayed_weights(-weight_decay),
-        optax.scale_by_learning_rate(rate, flip_sign=False),
-    )
+    upwards = optax.scale_by_learning_rate(rate, flip_sign=False)
+    flipped = (optax.add_decayed_weights(-weight_decay), upwards)
     optimizers = {
         "adamw": (adam, *decayed),
         "adamw_relative": (adam, optax.scale_by_param_block_rms(), *decayed),

@@ -16,13 +16,8 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.lora import LoraConfig, init_lora
 from variator_jax.backbones.t5 import T5, T5Config, shape_params
 from variator_jax.backbones.t5.cost import backbone_parameters
-from variator_jax.plugin import (
-    PluginConfig,
-    flops_allowed_speedup,
-    flops_saved,
-    init_plugin,
-    plugin_parameters,
-)
+from variator_jax.plugin import PluginConfig, init_plugin, plugin_parameters
+from variator_jax.plugin.arrays import flops_allowed_speedup, flops_saved
 from variator_jax.store.arrays import parse_dtype
 from variator_jax.train.step import moment_shardings
 from variator_jax.train.student import student_leaves, student_shape
@@ -147,10 +142,10 @@ def plan(
     dtype = weights_dtype(trained, backbone, backbone_dtype)
     rows, length, key = batch_size // num_microbatches, feature_lengths["inputs"], jax.random.key(0)
     mesh = meshes.make_mesh(backbone, rows, mesh_shape, bytes_per_weight=dtype.itemsize)
-    weights = _placed(backbone, mesh)
+    weights = placed_shapes(backbone, mesh)
     parts = [Part.of("backbone", weights, dtype)]
     if trained == "student":
-        moved = student_leaves(_placed(student_shape(backbone, length, plugin), mesh))
+        moved = student_leaves(placed_shapes(student_shape(backbone, length, plugin), mesh))
         parts.append(Part.of("student", moved))
     elif trained == "lora":
         moved = jax.eval_shape(lambda: init_lora(lora or LoraConfig(), weights, key))
@@ -170,10 +165,10 @@ def plan(
     return Plan(backbone, used if compressed else (), tuple(parts), mesh.size, length)
 
 
-def _placed(config: T5Config, mesh: Any) -> dict:
-    """A backbone's tree of shapes, each with its sharding."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        dict(shape_params(config)),
-        meshes.parameter_shardings(config, mesh),
-    )
+def placed_shapes(config: T5Config, mesh: Any, dtype: Any = None) -> dict:
+    """A backbone's tree of shapes, each with its sharding, in `dtype` or that of fresh weights."""
+
+    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shape_params(config), meshes.parameter_shardings(config, mesh))

@@ -67,15 +67,8 @@ class DataConfig:
     def _batches(self, split: str, **kwargs: Any) -> Iterator[HostBatch]:
         from variator_jax.data.batches import batches
 
-        return batches(
-            self.task,
-            split,
-            self.batch_size,
-            self.feature_lengths,
-            packed=self.packed,
-            pad_inputs_to_multiple=self.pack_multiple,
-            **kwargs,
-        )
+        kwargs |= {"packed": self.packed, "pad_inputs_to_multiple": self.pack_multiple}
+        return batches(self.task, split, self.batch_size, self.feature_lengths, **kwargs)
 
     def describe(self) -> list[str]:
         """How labels are read and how many texts of the first examples are cut, a line each.

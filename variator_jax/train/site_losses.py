@@ -62,36 +62,24 @@ class SiteLosses:
         self, student: Outputs, teacher: Outputs, mask: Mask, arrays: Mapping[str, Any]
     ) -> dict[str, jax.Array]:
         """Each term's sum over the batch; `arrays` are the plugin's parameters, by key."""
-        found = {
-            "residual": sum(
-                losses.relative_mse(student.hidden[path], teacher.hidden[path], mask.valid)[0]
-                for path in self._streams
-            ),
-            "neurons": sum(
-                self._neurons(key, path, student, teacher, mask, arrays)
-                for key, (_, _, paths) in self._merges.items()
-                for path in paths
-            ),
-        }
-        return {name: jnp.asarray(found[name]) for name in self.coefficients}
 
-    def _neurons(
-        self,
-        key: str,
-        path: str,
-        student: Outputs,
-        teacher: Outputs,
-        mask: Mask,
-        arrays: Mapping[str, Any],
-    ) -> jax.Array:
-        site, merged_from, _ = self._merges[key]
-        groups = self._groups(site, mask)
-        # [batch, groups, k]
-        weights = site.weights(arrays[key], student.hidden[merged_from], groups)
-        # [batch, groups, k, neurons] -> [batch, groups, neurons]
-        members = groups.split(teacher.hidden[path])
-        expected = jnp.einsum("bgk,bgkn->bgn", weights, members)
-        return losses.relative_mse(student.hidden[path], expected, groups.valid)[0]
+        def residual(path: str) -> jax.Array:
+            return losses.relative_mse(student.hidden[path], teacher.hidden[path], mask.valid)[0]
+
+        def neurons(key: str, path: str) -> jax.Array:
+            site, merged_from, _ = self._merges[key]
+            groups = self._groups(site, mask)
+            # [batch, groups, k]
+            weights = site.weights(arrays[key], student.hidden[merged_from], groups)
+            # [batch, groups, k, neurons] -> [batch, groups, neurons]
+            members = groups.split(teacher.hidden[path])
+            expected = jnp.einsum("bgk,bgkn->bgn", weights, members)
+            return losses.relative_mse(student.hidden[path], expected, groups.valid)[0]
+
+        merged = [(key, path) for key, (_, _, paths) in self._merges.items() for path in paths]
+        found = {"residual": sum(map(residual, self._streams))}
+        found["neurons"] = sum(neurons(key, path) for key, path in merged)
+        return {name: jnp.asarray(found[name]) for name in self.coefficients}
 
     def _groups(self, site: Any, mask: Mask) -> Groups:
         return make_groups(mask, site.ratio, self._plugin.pool_padding)

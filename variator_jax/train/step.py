@@ -115,8 +115,7 @@ def make_eval_step(objective: Objective) -> Callable[[Any, Any, Batch], tuple[Me
     """Builds `(trained, frozen, batch) -> (sums, weights)`, which add up over batches."""
 
     def eval_step(params: Any, frozen: Any, batch: Batch) -> tuple[Metrics, Metrics]:
-        sums = objective.terms(params, frozen, batch, None)
-        return sums, objective.weights(batch)
+        return objective.terms(params, frozen, batch, None), objective.weights(batch)
 
     return eval_step
 

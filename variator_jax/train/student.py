@@ -115,14 +115,14 @@ def student_job(config: TrainConfig, mesh: Mesh) -> Job:
         placed = {path: meshes.place(fresh[path], shardings[path]) for path in fresh}
         return placed, teacher.params
 
-    def export(trained: dict, frozen: dict, training: Mapping[str, Any]) -> pathlib.Path:
-        return export_backbone(config, student, whole_student(trained, frozen))
+    def export(folder: pathlib.Path, trained: dict, frozen: dict, training: object) -> None:
+        export_backbone(folder, config, student, whole_student(trained, frozen))
 
     identity = {"trained": "student", "backbone": teacher.fingerprint, "ratio": plugin.ratio}
     identity["encoder_mlp_dim"] = student.encoder_mlp
     identity["encoder_layers"] = student.num_encoder_layers
     objective = StudentDistillation(T5(teacher.config), T5(student), config.loss)
-    return Job(objective, identity, start, export)
+    return Job(objective, identity, start, "backbone", export)
 
 
 def student_shape(config: T5Config, length: int, plugin: PluginConfig) -> T5Config:
@@ -155,12 +155,8 @@ def student_shape(config: T5Config, length: int, plugin: PluginConfig) -> T5Conf
     if (layers, width) == (config.num_encoder_layers, config.encoder_mlp):
         return config
     fewer = f"_layers{layers}" if layers < config.num_encoder_layers else ""
-    return dataclasses.replace(
-        config,
-        name=f"{config.name}{fewer}_ffn{width}",
-        num_encoder_layers=layers,
-        encoder_mlp_dim=width,
-    )
+    name = f"{config.name}{fewer}_ffn{width}"
+    return dataclasses.replace(config, name=name, num_encoder_layers=layers, encoder_mlp_dim=width)
 
 
 def student_leaves(params: dict[str, Any]) -> dict[str, Any]:

@@ -14,22 +14,14 @@ from jax.sharding import Mesh
 from variator_jax import mesh as meshes
 from variator_jax.errors import check_known
 from variator_jax.files import wrap_errors
+from variator_jax.train import step as steps
 from variator_jax.train.checks import check_steps
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
 from variator_jax.train.loop import HostBatch, fit
 from variator_jax.train.plan import weights_dtype
 from variator_jax.train.run_folder import Checkpoints, RunLog
 from variator_jax.train.settings import DataConfig, TrainConfig
-from variator_jax.train.step import (
-    Metrics,
-    TrainState,
-    init_state,
-    jit_train_step,
-    make_eval_step,
-    make_train_step,
-    mean_loss,
-    placed_state,
-)
+from variator_jax.train.step import Metrics, TrainState
 from variator_jax.train.student import student_job
 
 JOBS: dict[str, Callable[[TrainConfig, Mesh], Job]] = {
@@ -90,18 +82,19 @@ def _run(
     job: Job, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, log: RunLog
 ) -> TrainResult:
     data, optimizer, parts = config.data, config.optimizer, config.num_microbatches
+    exported = pathlib.Path(config.model_dir, job.part)
     params, frozen = job.start()
     # A copy, because the step gives its input's buffers up and these may be the backbone's own.
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    state = placed_state(init_state(copy, optimizer), mesh)
+    state = steps.placed_state(steps.init_state(copy, optimizer), mesh)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         left = config.schedule.train_steps - int(state.step)
         log.print(f"  resuming at step {int(state.step)}, {left or 'nothing'} left to train")
         if left and jax.process_index() == 0:
-            _set_aside(config)
-    step_fn = make_train_step(job.objective, optimizer, parts, config.seed)
-    step = jit_train_step(step_fn, state, mesh)
+            _set_aside(exported)
+    step_fn = steps.make_train_step(job.objective, optimizer, parts, config.seed)
+    step = steps.jit_train_step(step_fn, state, mesh)
 
     def on_mesh(state: TrainState, batch: HostBatch) -> tuple[TrainState, Metrics]:
         with meshes.activations(mesh):
@@ -115,17 +108,15 @@ def _run(
         log.print(f"  stopped and saved at step {last}; the same command continues")
         return TrainResult(last, True, None)
     summary = {"task": data.task, "steps": last, "batch_size": data.batch_size}
-    exported = job.export(state.params, frozen, summary)
+    job.export(exported, state.params, frozen, summary)
     meshes.wait_for_all("exported")
     log.print(f"  wrote {exported}")
     return TrainResult(last, False, exported)
 
 
-def _set_aside(config: TrainConfig) -> None:
+def _set_aside(exported: pathlib.Path) -> None:
     """Renames what a shorter run has exported, which would pass for the result of this one."""
-    part = "backbone" if config.trained == "student" else config.trained
-    exported = pathlib.Path(config.model_dir, part)
-    names = (exported.with_name(f"{part}_before_{number}") for number in itertools.count(1))
+    names = (exported.with_name(f"{exported.name}_before_{n}") for n in itertools.count(1))
     with wrap_errors(f"{exported} cannot be renamed"):
         if exported.is_dir():
             exported.rename(next(name for name in names if not name.exists()))
@@ -136,7 +127,7 @@ def _evaluation(
 ) -> Callable[[TrainState], dict[str, float]] | None:
     if not data.eval_batches:
         return None
-    eval_step = jax.jit(make_eval_step(job.objective))
+    eval_step = jax.jit(steps.make_eval_step(job.objective))
     validation = functools.cache(data.validation)  # the same batches each time
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -148,7 +139,7 @@ def _evaluation(
                 for part in meshes.global_microbatches(batch, mesh, num_microbatches)
             ]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)
-        means = mean_loss(sums, weights, job.objective)
+        means = steps.mean_loss(sums, weights, job.objective)
         return {name: float(value) for name, value in means.items()}
 
     return evaluate

@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.partitioning import param_with_axes
 
 from variator_jax.backbones.t5.config import T5Config
-from variator_jax.backbones.t5.layers import ATTENTION_INIT, Dense, Initializer, constrain, dropout
+from variator_jax.backbones.t5.layers import (
+    ATTENTION_INIT,
+    Dense,
+    Initializer,
+    constrain,
+    dropout,
+    weight,
+)
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -28,10 +34,8 @@ def padding_mask(
       query_segments: `[batch, query]` int of a packed batch, or None.
       key_segments: `[batch, key]` int.
     """
-    mask = jnp.broadcast_to(
-        key_valid[:, None, None, :],
-        (*key_valid.shape[:1], 1, query_valid.shape[1], key_valid.shape[1]),
-    )
+    shape = (key_valid.shape[0], 1, query_valid.shape[1], key_valid.shape[1])
+    mask = jnp.broadcast_to(key_valid[:, None, None, :], shape)
     if query_segments is not None and key_segments is not None:
         mask = mask & (query_segments[:, None, :, None] == key_segments[:, None, None, :])
     return mask
@@ -72,14 +76,10 @@ class RelativePositionBias(nn.Module):
     @nn.compact
     def __call__(self, query_length: int, key_length: int) -> jax.Array:
         """Looks the bucket of each query and key position up, both counted from 0."""
+        config, axes = self.config, ("heads", "relpos_buckets")
+        init, shape = nn.initializers.normal(config.relpos_stddev), (config.num_heads, NUM_BUCKETS)
         # [heads, buckets]
-        table = param_with_axes(
-            "rel_embedding",
-            nn.initializers.normal(self.config.relpos_stddev),
-            (self.config.num_heads, NUM_BUCKETS),
-            jnp.dtype(self.config.param_dtype),
-            axes=("heads", "relpos_buckets"),
-        )
+        table = weight("rel_embedding", init, shape, axes, config)
         # [query, key]
         offset = jnp.arange(key_length)[None, :] - jnp.arange(query_length)[:, None]
         bucket = relative_position_bucket(offset, self.bidirectional)
@@ -138,19 +138,15 @@ class MultiHeadAttention(nn.Module):
         context = (context / total).astype(value.dtype)
         # [batch, query, heads * head_dim]
         context = jnp.swapaxes(context, 1, 2).reshape(*query_input.shape[:2], -1)
-        out = Dense(
-            query_input.shape[-1], self.config, ("joined_kv", "embed"), ATTENTION_INIT, name="out"
-        )
-        return out(context)
+        width, axes = query_input.shape[-1], ("joined_kv", "embed")
+        return Dense(width, self.config, axes, ATTENTION_INIT, name="out")(context)
 
     def _project(self, x: jax.Array, name: str, init: Initializer) -> jax.Array:
         """`[batch, length, embed] -> [batch, heads, length, head_dim]`."""
-        config = self.config
-        dense = Dense(
-            config.num_heads * config.head_dim, config, ("embed", "joined_kv"), init, name=name
-        )
+        heads, head_dim = self.config.num_heads, self.config.head_dim
+        dense = Dense(heads * head_dim, self.config, ("embed", "joined_kv"), init, name=name)
         # [batch, length, heads, head_dim]
-        x = dense(x).reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        x = dense(x).reshape(*x.shape[:2], heads, head_dim)
         # Heads first, once: both products then run over the last two axes, a third faster on CPU.
         return constrain(jnp.swapaxes(x, 1, 2), "batch", "heads", "length", "kv")
 

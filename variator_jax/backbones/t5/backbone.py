@@ -5,15 +5,7 @@ from collections.abc import Collection
 
 import jax
 
-from variator_jax.backbones.base import (
-    INTERMEDIATES,
-    Batch,
-    FfnStack,
-    Mask,
-    Outputs,
-    captured,
-    captures,
-)
+from variator_jax.backbones import base
 from variator_jax.backbones.t5.config import T5Config
 from variator_jax.backbones.t5.cost import attention_flops, ffn_flops
 from variator_jax.backbones.t5.decoding import beam_decode, greedy_decode
@@ -22,7 +14,7 @@ from variator_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Stack(FfnStack):
+class T5Stack(base.FfnStack):
     """The encoder or the decoder of a T5, with T5X's module paths."""
 
     config: T5Config | None = None
@@ -85,10 +77,10 @@ class T5:
     def apply(
         self,
         params: dict,
-        batch: Batch,
+        batch: base.Batch,
         dropout_rng: jax.Array | None = None,
         capture: Collection[str] = (),
-    ) -> Outputs:
+    ) -> base.Outputs:
         """One pass over a batch in T5X's names; with dropout where an rng is given."""
         dropout = dropout_rng is not None and self.config.dropout_rate > 0
         outputs, variables = self.module.apply(
@@ -100,10 +92,10 @@ class T5:
             enable_dropout=dropout,
             method="forward",
             rngs={"dropout": dropout_rng} if dropout else None,
-            mutable=[INTERMEDIATES],
-            capture_intermediates=captures(capture),
+            mutable=[base.INTERMEDIATES],
+            capture_intermediates=base.captures(capture),
         )
-        return outputs._replace(hidden=outputs.hidden | captured(variables))
+        return outputs._replace(hidden=outputs.hidden | base.captured(variables))
 
     def encode(
         self, params: dict, tokens: jax.Array, segment_ids: jax.Array | None = None
@@ -124,12 +116,13 @@ class T5:
             return greedy_decode(self.module, params, encoded, tokens, max_length)
         return beam_decode(self.module, params, encoded, tokens, max_length, num_beams)
 
-    def masks(self, batch: Batch) -> dict[str, Mask]:
+    def masks(self, batch: base.Batch) -> dict[str, base.Mask]:
         """The mask of each stack; token 0 is padding, and starts a decoder."""
         valid = batch["encoder_input_tokens"] > 0
-        masks = {"encoder": Mask(valid, batch.get("encoder_segment_ids"))}
+        masks = {"encoder": base.Mask(valid, batch.get("encoder_segment_ids"))}
         if "decoder_loss_weights" in batch:
-            masks["decoder"] = Mask(batch["decoder_loss_weights"], batch.get("decoder_segment_ids"))
+            segments = batch.get("decoder_segment_ids")
+            masks["decoder"] = base.Mask(batch["decoder_loss_weights"], segments)
         return masks
 
     def stack(self, name: str = "encoder") -> T5Stack:

@@ -3,6 +3,8 @@
 Attention lives in `attention.py`, the stack of layers in `network.py`.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -26,6 +28,13 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def weight(
+    name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], config: T5Config
+) -> jax.Array:
+    """A parameter of the module that calls this, in the config's `param_dtype`."""
+    return param_with_axes(name, init, shape, jnp.dtype(config.param_dtype), axes=axes)
+
+
 class Dense(nn.Module):
     """A matrix product without bias: `[..., in] -> [..., features]`, one 2-D kernel as in T5X."""
 
@@ -39,13 +48,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Multiplies in `dtype`, which defaults to the config's."""
         dtype = jnp.dtype(self.dtype or self.config.dtype)
-        kernel = param_with_axes(
-            "kernel",
-            self.kernel_init,
-            (x.shape[-1], self.features),
-            jnp.dtype(self.config.param_dtype),
-            axes=self.axes,
-        )
+        shape = (x.shape[-1], self.features)
+        kernel = weight("kernel", self.kernel_init, shape, self.axes, self.config)
         # Pinned by its own axes: where a mesh cuts weights along their width, each is gathered
         # here, when it is used. Left alone, XLA gathers the whole batch's activations instead.
         return jnp.dot(x.astype(dtype), constrain(kernel.astype(dtype), *self.axes))
@@ -59,13 +63,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis and returns the config's dtype."""
-        scale = param_with_axes(
-            "scale",
-            nn.initializers.ones,
-            (x.shape[-1],),
-            jnp.dtype(self.config.param_dtype),
-            axes=("embed",),
-        )
+        scale = weight("scale", nn.initializers.ones, x.shape[-1:], ("embed",), self.config)
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
@@ -80,20 +78,15 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         """Creates the table `[vocab, embed]`."""
-        self.embedding = param_with_axes(
-            "embedding",
-            nn.initializers.normal(stddev=1.0),
-            (self.config.vocab_size, self.config.embed_dim),
-            jnp.dtype(self.config.param_dtype),
-            axes=("vocab", "embed"),
-        )
+        config, init = self.config, nn.initializers.normal(stddev=1.0)
+        shape = (config.vocab_size, config.embed_dim)
+        self.embedding = weight("embedding", init, shape, ("vocab", "embed"), config)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Looks up `[batch, length]` int tokens: `[batch, length, embed]`."""
         # T5X's exporters trace with float tokens, so cast; a gather beats its one-hot product here.
-        return jnp.take(self.embedding, tokens.astype(jnp.int32), axis=0).astype(
-            jnp.dtype(self.config.dtype)
-        )
+        rows = jnp.take(self.embedding, tokens.astype(jnp.int32), axis=0)
+        return rows.astype(jnp.dtype(self.config.dtype))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits against the table, in float32: `[..., embed] -> [..., vocab]`."""
@@ -116,14 +109,13 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         """Applies the layer; `deterministic=False` drops hidden units out."""
         config = self.config
-        hidden = None
-        for name, activation in zip(config.mlp_inputs, config.mlp_activations, strict=True):
-            # [..., mlp]
-            branch = Dense(self.features, config, ("embed", "mlp"), name=name)(x)
-            branch = _ACTIVATIONS[activation](branch)
-            hidden = branch if hidden is None else hidden * branch
-        hidden = dropout(config, hidden, deterministic)
-        if hidden is not None and hidden.ndim == 3:
+        # [..., mlp]
+        branches = [
+            _ACTIVATIONS[activation](Dense(self.features, config, ("embed", "mlp"), name=name)(x))
+            for name, activation in zip(config.mlp_inputs, config.mlp_activations, strict=True)
+        ]
+        hidden = dropout(config, functools.reduce(operator.mul, branches), deterministic)
+        if hidden.ndim == 3:
             hidden = constrain(hidden, "batch", "length", "mlp")
         # [..., embed]
         return Dense(config.embed_dim, config, ("mlp", "embed"), name="wo")(hidden)

@@ -12,16 +12,7 @@ import jax
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import PluginError, check_known, check_whole
-from variator_jax.plugin.compression import (
-    compress,
-    compression_flops,
-    compression_specs,
-    constrain,
-    decompress,
-    decompression_flops,
-    decompression_specs,
-    merge_weights,
-)
+from variator_jax.plugin import compression
 from variator_jax.plugin.groups import Groups, from_groups
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
@@ -91,9 +82,9 @@ class Ffn(base.Site):
         """The same arrays in each layer; the ablations have fewer."""
         specs: dict[str, ArraySpec] = {}
         if self.compression == "learned":
-            specs |= compression_specs(self.ratio, width)
+            specs |= compression.merge_specs(self.ratio, width)
         if self.decompression == "bottleneck":
-            specs |= decompression_specs(width, self.bottleneck)
+            specs |= compression.expand_specs(width, self.bottleneck)
         return specs
 
     def merges(self, stack: Stack) -> dict[str, Merge]:
@@ -107,7 +98,7 @@ class Ffn(base.Site):
 
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
-        return merge_weights(arrays.get("compression"), groups.split(x), groups.members)
+        return compression.merge_weights(arrays.get("compression"), groups.split(x), groups.members)
 
     def rows(self, length: int, groups: int) -> tuple[int, int, int]:
         """The FFN runs on one row a group."""
@@ -115,9 +106,9 @@ class Ffn(base.Site):
 
     def group_flops(self, width: int) -> int:
         """Merging, and expanding by the bottleneck."""
-        flops = compression_flops(self.ratio, width, self.compression == "learned")
+        flops = compression.merge_flops(self.ratio, width, self.compression == "learned")
         if self.decompression == "bottleneck":
-            flops += decompression_flops(self.ratio, width, self.bottleneck)
+            flops += compression.expand_flops(self.ratio, width, self.bottleneck)
         return flops
 
     def run(self, call: Call) -> jax.Array:
@@ -128,9 +119,10 @@ class Ffn(base.Site):
         # [batch, groups, k, embed]
         x = groups.split(stream)
         # [batch, groups, embed]
-        merged = compress(arrays.get("compression"), x, groups.members)
-        args, kwargs = stack.with_stream("ffn", call.args, call.kwargs, constrain(merged))
+        merged = compression.compress(arrays.get("compression"), x, groups.members)
+        args, kwargs = stack.with_stream("ffn", call.args, call.kwargs, merged)
         y = call.run(*args, **kwargs)
         # [batch, groups, k, embed]
-        z = decompress(arrays.get("decompression"), y, x, arrays["output_scale"], groups.receivers)
-        return constrain(from_groups(z, stream.shape[1]))
+        bottleneck, scale = arrays.get("decompression"), arrays["output_scale"]
+        z = compression.decompress(bottleneck, y, x, scale, groups.receivers)
+        return compression.constrain(from_groups(z, stream.shape[1]))

@@ -13,12 +13,7 @@ import jax.numpy as jnp
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import PluginError
-from variator_jax.plugin.compression import (
-    compress,
-    compression_flops,
-    compression_specs,
-    constrain,
-)
+from variator_jax.plugin import compression
 from variator_jax.plugin.groups import pool_keys
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import ArraySpec, Call
@@ -44,7 +39,7 @@ class KeyValue(base.Site):
 
     def specs(self, width: int) -> dict[str, ArraySpec]:
         """A merge; nothing is expanded."""
-        return compression_specs(self.ratio, width)
+        return compression.merge_specs(self.ratio, width)
 
     def rows(self, length: int, groups: int) -> tuple[int, int, int]:
         """One key a group."""
@@ -52,7 +47,7 @@ class KeyValue(base.Site):
 
     def group_flops(self, width: int) -> int:
         """Merging."""
-        return compression_flops(self.ratio, width)
+        return compression.merge_flops(self.ratio, width)
 
     def whole(self, stack: Stack, path: str, layers: Sequence[int]) -> bool:
         """Queries, and what the attention returns, are whole."""
@@ -65,7 +60,7 @@ class KeyValue(base.Site):
         def merged(keys: jax.Array) -> jax.Array:
             # [batch, length, embed] -> [batch, groups, embed]
             x = groups.split(keys)
-            return constrain(compress(call.arrays["compression"], x, groups.members))
+            return compression.compress(call.arrays["compression"], x, groups.members)
 
         seen: list[jax.Array] = []
 
@@ -81,9 +76,8 @@ class KeyValue(base.Site):
                 )
             return key_bias
 
-        args, kwargs = base.replace_arguments(
-            call, "attention", {"keys": merged, "mask": pooled, "bias": biased}
-        )
+        changes = {"keys": merged, "mask": pooled, "bias": biased}
+        args, kwargs = base.replace_arguments(call, "attention", changes)
         out = call.run(*args, **kwargs)
         if groups.packed:
             # An example that lies in another's last group has no key of its own: the softmax of

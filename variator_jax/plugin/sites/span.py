@@ -14,25 +14,15 @@ the stream: unlike a variable of Python, it may cross the boundary of a remateri
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from variator_jax.backbones.base import Stack
 from variator_jax.errors import PluginError, check_whole
-from variator_jax.plugin.compression import (
-    compression_flops,
-    compression_specs,
-    constrain,
-    decompress,
-    decompression_flops,
-    decompression_specs,
-    merge,
-    merge_weights,
-    stored_gradient,
-)
+from variator_jax.plugin import compression
 from variator_jax.plugin.groups import Groups, from_groups, pool_mask, stride_bias
 from variator_jax.plugin.sites import base
 from variator_jax.plugin.sites.base import Arrays, ArraySpec, Call, Merge
@@ -91,7 +81,8 @@ class Span(base.Site):
 
     def specs(self, width: int) -> dict[str, ArraySpec]:
         """Compression and decompression of a span."""
-        return compression_specs(self.ratio, width) | decompression_specs(width, self.bottleneck)
+        merging = compression.merge_specs(self.ratio, width)
+        return merging | compression.expand_specs(width, self.bottleneck)
 
     def rows(self, length: int, groups: int) -> tuple[int, int, int]:
         """One row a group in every part of a layer."""
@@ -99,8 +90,8 @@ class Span(base.Site):
 
     def group_flops(self, width: int) -> int:
         """Merging and expanding."""
-        merging = compression_flops(self.ratio, width)
-        return merging + decompression_flops(self.ratio, width, self.bottleneck)
+        merging = compression.merge_flops(self.ratio, width)
+        return merging + compression.expand_flops(self.ratio, width, self.bottleneck)
 
     def merges(self, stack: Stack) -> dict[str, Merge]:
         """The FFNs of all layers of a span; what is merged is the stream before the first."""
@@ -114,7 +105,7 @@ class Span(base.Site):
     def weights(self, arrays: Arrays, x: jax.Array, groups: Groups) -> jax.Array:
         """`[batch, length, embed] -> [batch, groups, k]`."""
         x = groups.split(_normalised(x))
-        return merge_weights(arrays["compression"], x, groups.members)
+        return compression.merge_weights(arrays["compression"], x, groups.members)
 
     def change(self, before: jax.Array, after: jax.Array) -> jax.Array:
         """Layers give the whole residual stream back."""
@@ -124,39 +115,34 @@ class Span(base.Site):
         """Opens the span before its first layer, runs a layer, and closes it after the last."""
         stack, arrays, groups = call.stack, call.arrays, call.groups
         lasts = {around.last for around in self.around(stack).values()}
-        stream = next(iter(call.args), None)
-        opened = (
-            stream
-            if isinstance(stream, Opened)
-            else self._open(stack.stream("layer", call.args, call.kwargs), arrays, groups)
-        )
-        args, kwargs = base.replace_arguments(
-            call,
-            "layer",
-            {
-                "stream": lambda _: opened.merged,
-                "mask": lambda mask: pool_mask(mask, groups),
-                "bias": lambda bias: stride_bias(bias, groups),
-                "valid": lambda _: groups.valid,
-            },
-        )
+        opened: Any = next(iter(call.args), None)
+        if not isinstance(opened, Opened):
+            opened = self._open(stack.stream("layer", call.args, call.kwargs), arrays, groups)
+        changes: dict[str, Callable[[Any], Any]] = {
+            "stream": lambda _: opened.merged,
+            "mask": lambda mask: pool_mask(mask, groups),
+            "bias": lambda bias: stride_bias(bias, groups),
+            "valid": lambda _: groups.valid,
+        }
+        args, kwargs = base.replace_arguments(call, "layer", changes)
         opened = opened._replace(merged=call.run(*args, **kwargs))
         return self._close(opened, arrays, groups) if call.path in lasts else opened
 
     def _open(self, stream: jax.Array, arrays: Arrays, groups: Groups) -> Opened:
-        stream = stored_gradient(stream)
+        stream = compression.stored_gradient(stream)
         weights = self.weights(arrays, stream, groups)
         # [batch, groups, embed]
-        merged = constrain(merge(weights, groups.split(stream)))
+        merged = compression.constrain(compression.merge(weights, groups.split(stream)))
         return Opened(merged, merged, stream)
 
     def _close(self, opened: Opened, arrays: Arrays, groups: Groups) -> jax.Array:
         """`[batch, length, embed]`: each token's stream with what its group's layers added."""
+        bottleneck, scale = arrays["decompression"], arrays["output_scale"]
         # [batch, groups, k, embed]
         x = groups.split(_normalised(opened.stream))
         change = opened.merged - opened.start
-        z = decompress(arrays["decompression"], change, x, arrays["output_scale"], groups.receivers)
-        return constrain(opened.stream + from_groups(z, opened.stream.shape[1]))
+        z = compression.decompress(bottleneck, change, x, scale, groups.receivers)
+        return compression.constrain(opened.stream + from_groups(z, opened.stream.shape[1]))
 
 
 def _normalised(x: jax.Array) -> jax.Array:

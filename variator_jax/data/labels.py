@@ -68,9 +68,9 @@ def readings(labels: Labels) -> list[Reading]:
     if len(words) == 2 and set(plain) != set(_TRUTH):
         meant = {(no, yes)[i]: _TRUTH[i] for no, yes in _MEANINGS for i in (0, 1)}
         truths = [meant.get(word.lower()) for word in plain]
-        table, reverse = (dict(zip(_TRUTH, given, strict=True)) for given in (words, words[::-1]))
-        found.append(Reading("truth values, in the order of the list", table))
-        table, name = reverse, "in the reverse order"
+        in_order = dict(zip(_TRUTH, words, strict=True))
+        found.append(Reading("truth values, in the order of the list", in_order))
+        table, name = dict(zip(_TRUTH, words[::-1], strict=True)), "in the reverse order"
         if set(truths) == set(_TRUTH):
             pairs = sorted(zip(map(str, truths), words, strict=True))
             table, name = dict(pairs), "by what the words mean"

@@ -20,7 +20,7 @@ from variator_jax.data.tasks import LazySource, is_registered
 from variator_jax.errors import DataError
 
 Row = dict[str, np.ndarray]  # name -> int32 [length], padded with zeros
-Lengths = tuple[tuple[str, int], ...]  # of 'inputs' and 'targets'
+LengthItems = tuple[tuple[str, int], ...]  # of 'inputs' and 'targets'
 
 _BYTES_IN_MEMORY = 512 * 2**20  # of one epoch of one task
 _CHUNK = 256  # rows that are taken from TensorFlow together
@@ -42,7 +42,7 @@ class Order:
     """
 
     split: str
-    lengths: Lengths
+    lengths: LengthItems
     seed: int
     shuffle: bool
     repeat: bool
@@ -145,7 +145,7 @@ def _fits_in_memory(task: Any, order: Order) -> bool:
     return count is not None and 4 * count * sum(dict(order.lengths).values()) <= _BYTES_IN_MEMORY
 
 
-def _epoch(task: Any, split: str, lengths: Lengths, seed: int) -> Row:
+def _epoch(task: Any, split: str, lengths: LengthItems, seed: int) -> Row:
     """Returns the examples of one epoch in the task's own order: int32 [rows, length] each.
 
     `seed` decides the noise. Every epoch of span corruption has the same size: text is cut before
@@ -162,7 +162,7 @@ _fixed_epoch = functools.lru_cache(maxsize=12)(_epoch)
 _noisy_epoch = functools.lru_cache(maxsize=3)(_epoch)
 
 
-def _read(task: Any, split: str, lengths: Lengths, start: int, **options: Any) -> Iterator[Row]:
+def _read(task: Any, split: str, lengths: LengthItems, start: int, **options: Any) -> Iterator[Row]:
     """Yields what the task's seqio pipeline gives, trimmed and padded, from row `start` on."""
     shapes = {name: [length] for name, length in lengths}
     dataset = task.get_dataset(dict(lengths), split, **options)

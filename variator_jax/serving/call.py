@@ -39,7 +39,7 @@ class Call:
           VariatorError: as `Service.submit`.
           ApiError: if the client leaves.
         """
-        named = choice.model_dump(include={"plugin", "ratio", "max_ratio"})
+        named = {"plugin": choice.plugin, "ratio": choice.ratio, "max_ratio": choice.max_ratio}
         cut = choice.cut(self.engine.limits.max_length)
         submitted = self.service.submit(task.name, inputs, cut=cut, **named, **options)
         answer = await self._until_client_leaves(submitted)

@@ -102,11 +102,11 @@ async def rerank_documents(body: schemas.DocumentsRequest, call: Asked) -> schem
     if body.truncate is None:
         body = body.model_copy(update={"truncate": True})
     scores, answer = await _scores(call, body, texts)
-    shown = [schemas.Document(text=text) if body.return_documents else None for text in texts]
-    results = [
-        schemas.RankedDocument(index=i, relevance_score=scores[i], document=shown[i])
-        for i in _best_first(scores)[: body.top_n]
-    ]
+    best = _best_first(scores)[: body.top_n]
+    results = [schemas.RankedDocument(index=i, relevance_score=scores[i]) for i in best]
+    if body.return_documents:
+        for result in results:
+            result.document = schemas.Document(text=texts[result.index])
     usage = _usage(answer.tokens)
     billed = {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": usage.total_tokens}}
     return schemas.RankedDocuments(

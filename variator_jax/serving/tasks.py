@@ -151,10 +151,11 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
     texts = (value,) if isinstance(value, str) else value
     if all(isinstance(item, int) for item in texts):
         return _checked_ids(task, texts, tokenizer, cut)  # type: ignore[arg-type]
-    if len(texts) != len(task.fields):
-        takes = " and ".join(task.fields)
-        raise ConfigError(f"Task {task.name!r} takes {takes}; found {len(texts)} texts.")
-    fields = dict(zip(task.fields, map(str, texts), strict=True))
+    if len(texts) != len(names := task.fields):
+        raise ConfigError(
+            f"Task {task.name!r} takes {' and '.join(names)}; found {len(texts)} texts."
+        )
+    fields = dict(zip(names, map(str, texts), strict=True))
     most = 16 * cut.longest  # characters, with runs of spaces as one; a token rarely has 16
     if cut.allowed:  # no tokenizer is given more than could stay
         step = -1 if cut.keep_end else 1

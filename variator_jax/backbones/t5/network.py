@@ -192,9 +192,14 @@ class Transformer(nn.Module):
         encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
         if not self.config.has_decoder:
             return Outputs({"encoder": encoded}, None)
-        tokens = encoder_input_tokens, decoder_input_tokens
-        segments = encoder_segment_ids, decoder_segment_ids
-        decoded = self.decode_hidden(encoded, *tokens, *segments, enable_dropout=enable_dropout)
+        decoded = self.decode_hidden(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            enable_dropout=enable_dropout,
+        )
         return Outputs({"encoder": encoded, "decoder": decoded}, self.logits(decoded))
 
     def encode(

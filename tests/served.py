@@ -47,8 +47,13 @@ def model():
 
 def pooled(model, texts, **options):
     """The texts' vectors by the library: means of the tokens', of length 1."""
-    means = [np.asarray(model.encode(text, **options))[0].mean(axis=0) for text in texts]
-    return np.array([mean / np.linalg.norm(mean) for mean in means])
+    vectors = means(model, texts, **options)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def means(model, texts, **options):
+    """The mean of each text's states."""
+    return np.array([np.asarray(model.encode(x, **options))[0].mean(axis=0) for x in texts])
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from task_batches import texts
+from task_batches import take, texts
 
 from variator_jax.data import rows
 from variator_jax.data.file_task import file_task
@@ -58,3 +58,19 @@ def test_any_label_column_is_read_one_way_or_refused(tmp_path, column, words):
     read = [[way.get(str(label).lower()) for label in column] for way in ways]
     assert [target for _, target in texts(task)] in read
     assert all(f"is {word!r}" in get_spec(task).note for word in words)
+
+
+@settings(max_examples=10, **QUICK)
+@given(st.text("ab \u00e9\u7684", min_size=1, max_size=80).filter(str.strip), st.integers(12, 60))
+def test_any_length_keeps_the_prompt(tmp_path, text, length):
+    path = tmp_path / "any.jsonl"
+    path.write_text("\n".join([json.dumps({"text": text})] * 2))
+    both = {"validation_path": str(path), "vocabulary": byte_vocabulary()}
+    task = file_task(str(path), "Q: {text} A:", target="{text}", **both)
+    (batch,) = take(1, task, size=2, lengths={"inputs": length, "targets": 4})
+    whole = f"Q: {text.strip()} A:"
+    for ids in batch["encoder_input_tokens"].tolist():
+        made = byte_vocabulary().decode(ids)
+        fits = len(whole.encode()) < length
+        assert made == whole if fits else made.startswith("Q: ") and made.endswith(" A:")
+        assert fits or whole.startswith(made[:-3])

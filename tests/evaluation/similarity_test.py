@@ -34,7 +34,9 @@ def test_the_correlation_is_scipys_over_pairs_of_different_texts_and_equal_ones_
         reference, vectors = (np.eye(2)[rng.integers(0, 2, 30)] for _ in range(2))
     cosines = [(own @ own.T)[np.triu_indices(30, 1)] for own in (vectors, reference)]
     found = similarity_kept(vectors, reference)["similarity_spearman"]
-    assert found == pytest.approx(100 * scipy.stats.spearmanr(*cosines).statistic)
+    # Of two values, ranks are affine.
+    expected = np.corrcoef(*cosines)[0, 1] if equal else scipy.stats.spearmanr(*cosines).statistic
+    assert found == pytest.approx(100 * expected)
 
 
 def test_vectors_are_means_over_tokens_and_empty_rows_do_not_count():

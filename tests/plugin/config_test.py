@@ -39,6 +39,7 @@ MIXED = PluginConfig(sites=(Ffn(4, layers=(0, 1)), Ffn(2, layers=(2,), compressi
     ({"given_name": "Grüße"}, "name is a letter, .* found 'Grüße'"),
     ({"given_name": True}, "name is a letter, .* found True"),
     ({"sites": (KeyValue(2),), "pool_padding": True}, "FFN sites only"),
+    ({"sites": (Ffn(4), Ffn(8))}, r"ratio is 2; its sites have \[4, 8\]"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(fields, message):
     with pytest.raises(PluginError, match=message):
@@ -130,6 +131,7 @@ def test_format_1_is_read_and_absent_fields_take_their_defaults(content, expecte
     ({"sites": [{"ratio": 4}]}, "of kind None.*Known: ffn"),
     ({"sites": [{"kind": "ffn"}]}, "Ffn cannot have the fields {}: .*'ratio'"),
     ({"sites": [{"kind": "span", "ratio": 2, "size": -1}]}, "size of a span is -1; .* at least 0"),
+    ({"sites": [{"kind": "kv", "ratio": 2, "rank": 1.5}]}, r"rank of the adapters is 1\.5"),
     ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
     ({"sites": [], "pool_paddings": True}, "Unknown field 'pool_paddings'; a newer version"),
 ])  # fmt: skip

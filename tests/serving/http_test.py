@@ -154,6 +154,7 @@ BAD = [
     ("/embed", {"inputs": []}, 400, "inputs"),
     ("/embed", {"inputs": "x", "ratio": 3}, 422, "not loaded"),
     ("/embed", {"inputs": "x" * 5000}, 422, "truncate"),
+    ("/embed", {"inputs": ["x" * 5000]}, 422, "truncate"),
     ("/predict", {"inputs": "x", "task": "lettre"}, 422, "Did you mean 'letter'?"),
     ("/predict", {"inputs": ["x", "y"], "task": "letter"}, 422, "letter"),
     ("/embed", {"inputs": ["x"] * 2049}, 413, "2048"),

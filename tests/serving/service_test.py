@@ -62,6 +62,7 @@ async def test_pooled_vectors_are_means_of_length_1_and_scores_compare_them():
         np.testing.assert_allclose(mean, states.mean(axis=0), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=1e-6)
     np.testing.assert_allclose(score, pooled[0] @ pooled[1], rtol=1e-5)
+    assert sum(shares.values()) == pytest.approx(1)
     assert np.log(shares["a"] / shares["b"]) == pytest.approx(raw["a"] - raw["b"], abs=1e-4)
 
 
@@ -176,6 +177,8 @@ async def test_monot5_scores_are_those_of_transformers(tmp_path):
         ids = tokenizer(asked.format(query=query, text=text), return_tensors="pt").input_ids
         with torch.no_grad():
             logits = network(input_ids=ids, decoder_input_ids=torch.tensor([start])).logits[0, -1]
+        share = torch.softmax(logits[[true, false]], 0)[0].item()
+        assert 1 / (1 + np.exp(-score)) == pytest.approx(share, abs=1e-4)
         assert score == pytest.approx((logits[true] - logits[false]).item(), abs=5e-4)
     assert np.std(scores) > 0.1
 
@@ -253,8 +256,12 @@ async def test_a_request_that_cannot_be_answered_names_the_reason():
         for task, inputs, options, error, words in (
             ("embedd", ["x"], {}, ConfigError, "embed"),
             ("embed", [], {}, ConfigError, "found none"),
+            ("embed", ["x" * 99], {}, ConfigError, "truncate"),
+            ("embed", [[300, 9]], {}, ConfigError, "check_embedding_ctx_length=False"),
             ("relevant", ["x"], {}, ConfigError, "query and text"),
             ("similar", ["x"], {}, ConfigError, "a query and a text"),
+            ("embed", ["x"], {"ratio": 3}, PluginError, "not loaded"),
+            ("embed", ["x"], {"plugin": "non"}, PluginError, "none"),
             ("letter", ["x"], {"plugin": "none", "ratio": 4}, PluginError, "has ratio 1"),
             ("letter", ["x"], {"ratio": 4, "max_ratio": 2}, PluginError, "above max_ratio 2"),
             ("embed", list(map(str, range(200))), {}, ConfigError, "the most is 2,048"),

@@ -165,6 +165,8 @@ class TestDamage:
         (lambda x: x["backbone"].update(num_encoder_layers=10**5), "100000 encoder layers"),
         (lambda x: x["config"].update(sites=[{**SITE, "ratio": 0}]), "ratio is 0"),
         (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 7]}]), r"layers \[7\]"),
+        (lambda x: x["config"].update(sites=[{**SITE, "bottleneck": 16}]), "has shape"),
+        (lambda x: x["config"].update(sites=[{**SITE, "layers": [0, 1, 2]}]), "is missing"),
     ])  # fmt: skip
     def test_a_forged_description(self, copies, change, words):
         edit(copies / "plugin" / "plugin.json", change)

@@ -120,6 +120,8 @@ class TestRefusals:
     @pytest.mark.parametrize(("name", "array", "words"), [
         (QUERY, None, "is missing encoder/layers_1/attention/query/kernel"),
         ("lm_head.weight", None, "is missing decoder/logits_dense/kernel"),
+        ("qa_outputs.weight", np.zeros(3), "unexpected qa_outputs.weight"),
+        (QUERY, np.zeros((3, 3), np.float32), r"shape \(3, 3\)"),
         (QUERY, np.zeros((12, 16), np.int8), "I8.*Quantised"),
         (QUERY, np.full((12, 16), np.inf, np.float32), "infinite"),
         (QUERY.replace("q.w", "relative_attention_bias.w"), np.zeros((32, 3)), "unexpected"),

@@ -64,6 +64,7 @@ def test_only_what_is_named_is_changed_and_by_the_formula(owner, folder, merged)
     named = lora_weights(CONFIG, owner.params)
     for path in named:
         np.testing.assert_allclose(after[path], expected[path], rtol=1e-6, atol=1e-6)
+        assert np.abs(after[path] - before[path]).max() > 1e-2
     kept = zip(jax.tree.leaves(owner.params), jax.tree.leaves(merged.params), strict=True)
     assert sum(one is two for one, two in kept) == len(before) - len(named)
     assert merged.fingerprint == fingerprint(merged.params) != owner.fingerprint

@@ -100,6 +100,8 @@ def test_plugins_of_two_backbones_are_refused_with_both_fingerprints(tmp_path):
 
 def test_a_set_is_replaced_only_if_it_holds_nothing_else(tmp_path):
     save_plugins(tmp_path, PLUGINS, BACKBONE)
+    save_plugins(tmp_path, {2: PLUGINS[2]}, BACKBONE)
+    assert list(load_plugins(tmp_path)) == [2]
     (tmp_path / "ratio_2" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds ratio_2/notes.txt"):
         save_plugins(tmp_path, PLUGINS, BACKBONE)
@@ -129,6 +131,8 @@ def test_a_member_that_is_damaged_or_gone_or_new_is_told(tmp_path):
     save_plugins(folder, PLUGINS, BACKBONE)
     _save(folder / "ratio_8", 16)
     fails("plugins.json and its folder differ: ratio_8")
+    (folder / "plugins.json").unlink()
+    fails("two plugins of one name: .*'ratio_8': 'ffn_x16', 'ratio_16': 'ffn_x16'")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ class TestRead:
         (newest / "variator_plugin.json").unlink()
         refused(newest, f"There is no variator_plugin.json in {newest}")
 
+    def test_every_setting_comes_from_the_runs_file(self, tmp_path):
+        config = PluginConfig(3, layers=(0, 2), pool_padding=True, decompression="repeat")
+        _, variables = write_run(tmp_path, config)
+        same_plugin(load_t5x_plugin(tmp_path), config, variables)
+
 
 class TestOwner:
     def test_the_users_backbone_in_any_dtype_of_the_same_fingerprint(self, tmp_path):

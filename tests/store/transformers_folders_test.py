@@ -16,7 +16,6 @@ from variator_jax.backbones.t5 import Transformer
 from variator_jax.store import hugging_face, load_backbone
 
 torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # two take longer over arrays this small
 transformers = pytest.importorskip("transformers")
 
 GATED = state_dict(small_t5.backbone(small_t5.GATED))
@@ -122,6 +121,15 @@ def network(config):
     return jax.jit(outputs, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads of torch take longer over arrays this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def assert_equal_outputs(model, backbone):
     tokens, targets = np.arange(2, 9)[None], np.arange(3, 6)[None]
     found = network(dataclasses.replace(backbone.config, name=""))(backbone.params, tokens, targets)
@@ -200,6 +208,7 @@ def test_expanded_and_integer_tensors_of_a_pickle(tmp_path):
 
 PREFIXED = {"module.": "torch's DataParallel", "base_model.model.": "PEFT.*merge_and_unload"}
 PREFIXED |= {"_orig_mod.": "torch.compile", "model.": "another model"}
+PREFIXED |= {"transformer.": "another model"}
 
 
 def prefixed(prefix):
@@ -212,14 +221,21 @@ def prefixed(prefix):
     (GATED | {"shared.weight": np.array(1, np.float32)}, {}, r"has shape \(\); expected two"),
     (GATED | {"shared.weight": TABLE[0].copy()}, {}, r"has shape \(16,\); expected two axes"),
     (norm("float64") | {NORM: np.full(16, 1e300)}, {}, "encoder_norm/scale as float32 holds"),
+    (norm("bool"), {}, f"{NORM} is BOOL"),
     (GATED, dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
     (GATED, dict(tie_word_embeddings=True), "lm_head.weight differs from the embedding"),
     (GATED, dict(scale_decoder_outputs=True), "lm_head.weight differs from the embedding"),
     (PLAIN, TIED | dict(MT5, model_type="t5"), "'t5' and architectures .'MT5For.*scales"),
     (PLAIN, TIED | dict(model_type="mt5"), "'mt5' and architectures .'T5For.*Correct"),
+    # transformers 4 makes a random one, transformers 5 takes the embedding.
+    (PLAIN, TIED | dict(tie_word_embeddings=False), "is missing decoder/logits_dense"),
     (PLAIN, TIED | dict(dense_act_fn="gelu"), "dense_act_fn 'gelu'"),
     (PLAIN, TIED | dict(is_gated_act=True), "is missing .*wi_0"),
     (GATED, dict(is_gated_act=False), "is missing .*wi/kernel"),
+    (GATED, dict(hidden_size=17), "expected .*17"),
+    (GATED, dict(num_hidden_layers=4), "is missing encoder/layers_3"),
+    (GATED, dict(num_layers=LEFT_OUT, num_decoder_layers=LEFT_OUT, num_hidden_layers=3),
+     "is missing decoder/layers_"),
     *((PLAIN, TIED | dict(feed_forward_proj=x), x) for x in ("tanh", "linear")),
 ])  # fmt: skip
 def test_the_rest_is_refused_by_name(state, changes, words, tmp_path):

@@ -49,6 +49,9 @@ def _distillation(optimizer, losses=ALL_LOSSES, num_microbatches=1):
 
 def test_the_plugin_moves_lowers_its_loss_and_the_backbone_stays_bit_identical():
     state, frozen, step = _distillation(optax.adamw(1e-2, weight_decay=0.1))
+    # The optimizer's state has the plugin's size: two moments and a counter.
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * size + 1
     before, backbone = jax.device_get((state.params, frozen))
     losses = []
     for _ in range(20):

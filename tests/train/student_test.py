@@ -132,7 +132,7 @@ def test_a_student_of_full_width_is_its_teacher_and_a_narrow_one_learns_from_it(
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state)) - 1
     assert moments == 2 * sum(x.size for x in state.params.values())
     step, batch = jax.jit(make_train_step(objective, optimizer)), next(tiny_runs.DATA.train(0))
-    before, losses = jax.device_get(state.params), []
+    (before, whole), losses = jax.device_get((state.params, params)), []
     for _ in range(5):
         state, metrics = step(state, params, batch)
         losses.append(float(metrics["loss"]))
@@ -140,6 +140,7 @@ def test_a_student_of_full_width_is_its_teacher_and_a_narrow_one_learns_from_it(
     assert losses[0] > 1e-3 and losses[-1] < losses[0]
     for path, leaf in before.items():
         assert (np.asarray(state.params[path]) != leaf).any(), path
+    assert_same(whole, params)
 
 
 def test_a_run_exports_a_backbone_that_shares_all_but_its_encoders_kernels(teacher, trained):

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from variator_jax.errors import VariatorError
+from variator_jax.plugin.config import NONE
 from variator_jax.serving.engine import Engine
 from variator_jax.serving.policy import ArrivalRate, Load, PolicyConfig, Slowdown, State, next_state
-from variator_jax.serving.tasks import NONE
 
 _LOG = logging.getLogger("uvicorn.error")
 _AHEAD = 0.8  # of a batch's expected time, after which the next one is made

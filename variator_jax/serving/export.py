@@ -31,9 +31,10 @@ from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
+from variator_jax.plugin.config import NONE
 from variator_jax.serving.engine import check_rows_apart
 from variator_jax.serving.sentences import Encoder, arrays_of
-from variator_jax.serving.tasks import NONE, mean_pool, normalized, through_dense
+from variator_jax.serving.tasks import mean_pool, normalized, through_dense
 from variator_jax.store import Plugin
 from variator_jax.store.backbone import copy_vocabulary
 from variator_jax.store.description import owner_content

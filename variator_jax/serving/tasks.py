@@ -163,10 +163,10 @@ def token_ids(task: TaskConfig, value: Input, tokenizer: Tokenizer, cut: Cut) ->
         kept = {k: re.match(rf"(\s*\S){{0,{most}}}", text) for k, text in long.items()}
         fields |= {k: match[0][::step] for k, match in kept.items() if match}
     filled, owner = task.prompt.format_map(fields), f"An input of task {task.name!r}"
-    # Before work is done for it.
-    if not cut.allowed and (characters := len(" ".join(filled.split()))) > most:
-        found = f"{characters:,} characters; the longest has {most:,}, which is 16 a token"
-        raise ConfigError(f"{owner} has {found}. Set truncate to have it cut.")
+    if not cut.allowed and len(filled) > most:  # before work is done for it
+        if (characters := len(" ".join(filled.split()))) > most:
+            found = f"{characters:,} characters; the longest has {most:,}, which is 16 a token"
+            raise ConfigError(f"{owner} has {found}. Set truncate to have it cut.")
     ids = text_ids(tokenizer, filled)
     if len(ids) > cut.longest and not cut.allowed:
         found = f"{len(ids):,} tokens; the longest has {cut.longest:,}"

@@ -97,7 +97,6 @@ def test_the_configured_function_is_called(variator, calls, command, call):
 TRAIN = "train --gin_file=train.gin"
 REFUSED = {
     "train": "no gin file",
-    "train --gin_file=trian.gin": "'train.gin'",
     TRAIN: "--gin.MODEL_DIR=VALUE",
     "train --gin_fil=train.gin": "'--gin_file'",
     "train --gin_file=evaluate.gin --gin.MODEL_DIR=x": "one that does, such as nano_docs",

@@ -1,8 +1,9 @@
-"""Tiny backbones and plugins of random numbers, made without compiling anything."""
+"""Tiny backbones, plugins and LoRAs of random numbers, made without compiling anything."""
 
 import jax
 import numpy as np
 
+from variator_jax.backbones.lora import init_lora
 from variator_jax.backbones.t5 import T5, get_config, shape_params
 from variator_jax.plugin import init_plugin
 from variator_jax.store.arrays import flatten as flat  # noqa: F401  (for tests)
@@ -25,6 +26,11 @@ def random_plugin(settings, config, seed=0):
     shapes = jax.eval_shape(lambda: init_plugin(settings, stack, jax.random.key(0)))
     found = _random(shapes, seed)
     return found.replace(output_scales=jax.tree.map(np.abs, found.output_scales))
+
+
+def random_lora(config, params, seed=0):
+    """A LoRA that changes every one of its weights of a backbone."""
+    return _random(jax.eval_shape(lambda: init_lora(config, params, jax.random.key(0))), seed)
 
 
 def _random(shapes, seed):

@@ -209,6 +209,7 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
       ConfigError: if the tokenizer refuses the text, or reads a token of padding in it, which
         would be masked.
     """
+    hf_tokenizer.check_unicode(text)
     ids = tokenizer.encode(text)
     if PAD in ids:
         raise ConfigError(f"A text holds '<pad>', the token of padding: {text[:60]!r}.")

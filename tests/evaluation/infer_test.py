@@ -51,11 +51,11 @@ if TASK not in seqio.TaskRegistry.names():
     seqio.MixtureRegistry.add(BOTH, [TASK, OTHER], default_rate=1)
 
 
-def _save_backbone(folder, seed=0, scale=1.0):
+def _save_backbone(folder, scale=1.0):
     """A backbone that answers with letters, and other inputs with other ones."""
     # Kernels without a mean: with one, a random decoder answers the same whatever it reads.
     params = jax.tree.map(
-        lambda x: (x - x.mean()) * 2 if x.ndim > 1 else np.ones_like(x), random_params(TINY, seed)
+        lambda x: (x - x.mean()) * 2 if x.ndim > 1 else np.ones_like(x), random_params(TINY)
     )
     letters = WORDS.encode("abcdefghijklmnopqrstuvwxyz")
     logits = params["decoder"]["logits_dense"]["kernel"]
@@ -69,9 +69,8 @@ def _save_backbone(folder, seed=0, scale=1.0):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The folder of a backbone, as a run leaves it, with plugins of ratio 2 and 4, and another."""
+    """The folder of a backbone, as a run leaves it, with plugins of ratio 2 and 4."""
     folder = tmp_path_factory.mktemp("models")
-    _save_backbone(folder / "other", seed=1)
     owner = _save_backbone(folder)
     for ratio in (2, 4):
         settings = PluginConfig(ratio, bottleneck=4)
@@ -271,13 +270,11 @@ def test_an_interrupted_run_continues_behind_its_last_complete_batch(
     ({"output_dir": None}, "INFER_OUTPUT_DIR is None"),
     ({"output_dir": "gs://bucket/x"}, "path of a local folder"),
     ({"initial_checkpoint_path": None}, "set CHECKPOINT_PATH"),
-    ({"data": EvalData("infer_test_onne", LENGTHS)}, f"Did you mean '{TASK}'"),
     ({"data": EvalData(TASK, LENGTHS, split="empty")}, "no examples in the split 'empty'"),
     ({"data": EvalData(LONG, LENGTHS)}, "only 384 embeddings"),
     ({"plugin_path": "nowhere"}, "There is no folder .nowhere"),
     ({"ratio": 4}, "RATIO is 4, the plugin's ratio None: .* --gin.RATIO=1"),
     ({"ratio": 4, "plugin_path": "plugin_2"}, "4, the plugin's ratio 2: .* --gin.RATIO=2"),
-    ({"initial_checkpoint_path": "other", "plugin_path": "plugin_2"}, "belongs to backbone"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(models, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(models)

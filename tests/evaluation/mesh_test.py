@@ -44,8 +44,8 @@ def results(folder: Path, mesh_shape=None) -> dict:
         ],
         "served": {
             plugin: [
-                [row.pooled.tolist() for row in engine.run("embed", plugin, ROWS)],
-                np.asarray(engine.run("generate 3 1", plugin, ROWS)).tolist(),
+                [row.pooled.tolist() for row in engine.dispatch("embed", plugin, ROWS)()],
+                np.asarray(engine.dispatch("generate 3 1", plugin, ROWS)()).tolist(),
             ]
             for plugin in engine.ratios
         },

@@ -20,19 +20,19 @@ def test_a_batch_has_the_rows_that_give_the_most_rows_a_second():
     assert batch_rows({1: 1.0}, 3) == 1  # larger ones took too long
 
 
-class Collector:
-    """Rows of requests and the order in which they were answered."""
+def row(length, gears, program="embed"):
+    return Row([5] * (length - 1) + [1], program, gears)
 
-    def __init__(self):
-        self.done, self.all_done = [], threading.Event()
 
-    def row(self, name, length, gears, program="embed", of=1):
-        def done(result, gear):
-            self.done.append((name, gear, result))
-            if len(self.done) == of:
-                self.all_done.set()
+def put(batcher, rows):
+    """The rows, in the queue."""
+    batcher.put(rows)
+    return rows
 
-        return Row([5] * (length - 1) + [1], program, gears, done)
+
+def answers(rows, seconds=30):
+    """The result of each row, or its exception."""
+    return [row.result.exception(seconds) or row.result.result() for row in rows]
 
 
 @pytest.fixture
@@ -46,11 +46,10 @@ def batcher(monkeypatch):
 
 
 def test_a_batch_has_one_program_one_plugin_and_lengths_of_the_oldest_or_below(batcher):
-    collector = Collector()
     kinds = [*itertools.product((9, 30), (0, 1), ("embed", "labels"))]
-    batcher.put([collector.row(kind, kind[0], [kind[1]], kind[2], of=24) for kind in 3 * kinds])
-    assert collector.all_done.wait(30)
-    assert all(name[1] == gear for name, gear, _ in collector.done)
+    rows = put(batcher, [row(length, [gear], program) for length, gear, program in 3 * kinds])
+    assert not any(isinstance(answer, Exception) for answer in answers(rows))
+    assert [row.gears for row in rows] == [[gear] for _, gear, _ in 3 * kinds]
     for program, _, ids, _ in batcher.starts:
         assert program in ("embed", "labels")
         assert len(ids) <= batcher._engine.limits.rows(32 if max(map(len, ids)) > 16 else 16)
@@ -61,23 +60,20 @@ def test_a_batch_has_one_program_one_plugin_and_lengths_of_the_oldest_or_below(b
 
 
 def test_all_rows_of_a_request_have_the_plugin_of_its_first(batcher):
-    collector, shared = Collector(), [0, 1]
-    batcher.put([collector.row(i, 9, shared, of=40) for i in range(40)])
-    assert collector.all_done.wait(30)
-    assert {gear for _, gear, _ in collector.done} == {0} and shared == [0]
+    shared = [0, 1]
+    answers(put(batcher, [row(9, shared) for _ in range(40)]))
+    assert shared == [0] and {plugin for _, plugin, *_ in batcher.starts} == {"none"}
 
 
 def test_a_batch_that_fails_is_the_error_of_its_rows_and_the_next_ones_run(
     batcher, monkeypatch, caplog
 ):
-    bad, fine = Collector(), Collector()
     monkeypatch.setattr(batcher._engine.model, "encode", lambda *_, **__: 1 / 0)
-    batcher.put([bad.row("bad", 9, [0])])
-    assert bad.all_done.wait(30) and isinstance(bad.done[0][2], BackendError)
-    assert "ZeroDivisionError" in caplog.text and "Zero" not in str(bad.done[0][2])
+    [bad] = answers(put(batcher, [row(9, [0])]))
+    assert isinstance(bad, BackendError)
+    assert "ZeroDivisionError" in caplog.text and "Zero" not in str(bad)
     monkeypatch.undo()
-    batcher.put([fine.row("fine", 9, [0])])
-    assert fine.all_done.wait(30) and not isinstance(fine.done[0][2], Exception)
+    assert not isinstance(answers(put(batcher, [row(9, [0])]))[0], Exception)
 
 
 def with_latency(monkeypatch, seconds):
@@ -88,9 +84,7 @@ def with_latency(monkeypatch, seconds):
 
 def test_an_answer_does_not_wait_for_the_time_that_its_batch_was_expected_to_take(monkeypatch):
     batcher = Batcher(with_latency(monkeypatch, 20.0), PolicyConfig(), most_wait=60.0)
-    collector = Collector()
-    batcher.put([collector.row("early", 9, [0])])
-    assert collector.all_done.wait(5)
+    answers(put(batcher, [row(9, [0])]), 5)
     batcher.end()
 
 
@@ -110,9 +104,8 @@ def test_the_next_batch_is_given_to_the_device_shortly_before_the_last_ends(monk
         return results
 
     monkeypatch.setattr(engine, "dispatch", dispatch)
-    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=60.0), Collector()
-    batcher.put([collector.row(i, 30, [0], of=8) for i in range(8)])
-    assert collector.all_done.wait(10)
+    batcher = Batcher(engine, PolicyConfig(), most_wait=60.0)
+    answers(put(batcher, [row(30, [0]) for _ in range(8)]), 10)
     batcher.end()
     gaps = [start - end for start, end in zip(started[2:], ended, strict=False)]
     assert len(gaps) >= 3 and min(gaps) > 0.04
@@ -121,16 +114,15 @@ def test_the_next_batch_is_given_to_the_device_shortly_before_the_last_ends(monk
 def test_a_request_that_the_queue_has_no_room_for_is_refused_by_its_own_cost(
     held_device, monkeypatch
 ):
-    engine, collector = with_latency(monkeypatch, 0.1), Collector()
-    batcher = Batcher(engine, PolicyConfig(), most_wait=0.5)
-    batcher.put([collector.row(i, 30, [0], of=3) for i in range(2)])
+    batcher = Batcher(with_latency(monkeypatch, 0.1), PolicyConfig(), most_wait=0.5)
+    rows = put(batcher, [row(30, [0]) for _ in range(2)])
     while batcher.state()["queued"] > 1:
         time.sleep(0.001)
     with pytest.raises(Overloaded):
-        batcher.put([collector.row(i, 30, [0]) for i in range(9)])
-    batcher.put([collector.row(2, 30, [0], of=3)])
+        batcher.put([row(30, [0]) for _ in range(9)])
+    rows += put(batcher, [row(30, [0])])
     held_device.set()
-    assert collector.all_done.wait(10)
+    answers(rows, 10)
     batcher.end()
 
 
@@ -138,27 +130,25 @@ def test_what_waits_of_a_request_costs_what_its_plugin_does(held_device, monkeyp
     engine, shared = served.warm(), [0, 1]
     slow = {key: 1.0 if key[1] == "none" else 0.5 for key in engine.latency}
     monkeypatch.setattr(engine, "latency", slow)
-    batcher, collector = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0), Collector()
-    batcher.put([collector.row(i, 30, shared, of=5) for i in range(5)])
+    batcher = Batcher(engine, PolicyConfig(target=60.0), most_wait=60.0)
+    rows = put(batcher, [row(30, shared) for _ in range(5)])
     while batcher.state()["queued"] > 4:
         time.sleep(0.001)
     assert len({*batcher._queued["embed"].tolist()}) == 1  # [4, 4] or [2, 2], not [4, 2]
     held_device.set()
-    assert collector.all_done.wait(10)
+    answers(rows, 10)
     batcher.end()
 
 
 def test_a_batcher_that_fails_gives_its_error_to_all_that_wait(monkeypatch):
-    engine = served.warm()
-    batcher, collector = Batcher(engine, PolicyConfig(), most_wait=60.0), Collector()
+    batcher = Batcher(served.warm(), PolicyConfig(), most_wait=60.0)
     assert batcher.alive
     monkeypatch.setattr("variator_jax.serving.batcher.batch_rows", lambda *_: 1 / 0)
-    batcher.put([collector.row(i, 9, [0], of=3) for i in range(3)])
-    assert collector.all_done.wait(10)
-    assert all(isinstance(result, BackendError) for *_, result in collector.done)
+    found = answers(put(batcher, [row(9, [0]) for _ in range(3)]), 10)
+    assert all(isinstance(answer, BackendError) for answer in found)
     assert not batcher.alive
     with pytest.raises(BackendError):
-        batcher.put([collector.row("late", 9, [0])])
+        batcher.put([row(9, [0])])
     batcher.end()
 
 

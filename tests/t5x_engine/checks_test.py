@@ -16,7 +16,6 @@ from variator_jax import cli, gin_utils
 from variator_jax.commands import engines
 from variator_jax.data import tasks
 from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import lock_folder
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import arrays, save_backbone, save_plugin
 
@@ -150,16 +149,6 @@ def test_a_vocabulary_beyond_the_embeddings_and_an_export_without_version(engine
         t5x_engine.preflight(model=engine_model(), task=name)
     with pytest.raises(ConfigError, match="must end in a version number"):
         t5x_engine.preflight(model=engine_model(), output_dir="exported")
-
-
-def test_results_have_one_writer_until_its_process_ends(engine_model, t5x_engine, tmp_path):
-    infer = functools.partial(t5x_engine.preflight, model=engine_model(), results_dir=str(tmp_path))
-    with lock_folder(tmp_path), pytest.raises(CheckpointError, match="in use by process"):
-        infer()
-    for _ in range(2):
-        infer()
-    with pytest.raises(CheckpointError, match="in use by process"), lock_folder(tmp_path):
-        pass
 
 
 def test_what_a_stopped_run_of_other_settings_left_is_refused(engine_model, t5x_engine, tmp_path):

@@ -1,4 +1,4 @@
-"""Two finished runs that the tests of this folder share: a backbone, and a plugin of it."""
+"""What the tests of this folder share: two finished runs, and a backbone for each module."""
 
 import dataclasses
 
@@ -21,3 +21,8 @@ def plugin_run(backbone_run, tmp_path_factory):
     path = str(backbone_run)
     tiny_runs.run(folder, initial_checkpoint_path=path, checkpoint_period=3, data=EVALUATED)
     return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("work"))

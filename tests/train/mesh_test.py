@@ -28,11 +28,6 @@ ON_ONE = {"plugin": {}} | {name: CASES[name] for name in list(CASES)[3:]}
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("meshes"))
-
-
-@pytest.fixture(scope="module")
 def found(work):
     """The results of one child process with four devices; meanwhile this one runs on its one."""
     path = str(work / "backbone")

@@ -27,11 +27,6 @@ def start_pair(cases):
     return [tiny_runs.start(cases, devices=2, place=(address, 2, index)) for index in range(2)]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return tiny_runs.save_tiny_backbone(tmp_path_factory.mktemp("processes"))
-
-
 def case(work, name, **settings):
     backbone = {"initial_checkpoint_path": str(work / "backbone")}
     arguments = {"model_dir": str(work / name), "steps": STEPS, "mesh_shape": MESH}

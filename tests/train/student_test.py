@@ -176,7 +176,6 @@ def test_a_student_starts_in_float32_from_a_rounded_teacher(teacher):
 
 @pytest.mark.parametrize("settings, error, message", [
     ({"plugin": None}, ConfigError, "set RATIO"),
-    ({"initial_checkpoint_path": None}, ConfigError, "set INITIAL_CHECKPOINT_PATH"),
     ({"trained": "backbone", "initial_checkpoint_path": "student"}, CheckpointError, "mlp"),
     ({"model_dir": "student", "plugin": PluginConfig(2)}, CheckpointError, "another run"),
 ])  # fmt: skip

@@ -20,12 +20,11 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, T5Config
-from variator_jax.bench.output import readable
 from variator_jax.errors import ConfigError
 from variator_jax.plugin import PluginConfig, init_plugin
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Distillation
-from variator_jax.train.plan import placed_shapes, weights_dtype
+from variator_jax.train.plan import placed_shapes, readable, weights_dtype
 from variator_jax.train.settings import check_divides
 from variator_jax.train.step import TrainState, init_state, jit_train_step, make_train_step
 

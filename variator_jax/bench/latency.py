@@ -123,7 +123,7 @@ def bench_encoder(
     rows = []
     for key, plugin in plugins.items():
         ratio, name = (None, key) if isinstance(key, str) else (key, f"k={key}")
-        flops = stack_flops(stack, shape.length, plugin, shape.batch)
+        flops = shape.batch * stack_flops(stack, shape.length, plugin)
         allowed = flops_allowed_speedup(stack, shape.length, plugin)
         name = "k=1, the backbone" if ratio == 1 else name
         rows.append(Timing(name, seconds[key], flops, ratio, allowed))

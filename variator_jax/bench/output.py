@@ -37,11 +37,6 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def readable(count: int) -> str:
-    """Bytes as GiB, or MiB below one."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
-
-
 @contextlib.contextmanager
 def figure(
     path: Path, panels: int, size: tuple[float, float], **options: Any

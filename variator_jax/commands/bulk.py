@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from variator_jax.bench.arguments import positives
+from variator_jax.bench.arguments import positive, positives
 from variator_jax.commands.registry import command, listed
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
 
@@ -28,18 +28,18 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     add("--field", default="text", help="the text's field in a .jsonl object (default: text)")
     add("--prompt", default="{text}", help="what surrounds a text, such as 'query: {text}'")
     vectors = "mean: a vector a text; none: a vector a token (default: mean)"
-    add("--pooling", default="mean", help=vectors)
+    add("--pooling", default="mean", choices=("mean", "none"), help=vectors)
     whole = "leave a pooled vector at its length; by default it gets the length 1"
     add("--no_normalize", action="store_true", help=whole)
-    add("--dtype", default="float32", help="of the vectors: float32 or bf16 (default: float32)")
+    add("--dtype", default="float32", choices=("float32", "bf16"), help="of the vectors")
     longest = "tokens of the longest text, end included; longer ones are bad rows "
     longest += "(default: 512, or what a folder of sentence-transformers has)"
-    add("--max_length", type=int, metavar="N", help=longest)
+    add("--max_length", type=positive, metavar="N", help=longest)
     add("--truncate", action="store_true", help="cut longer texts, and count them")
     window = "rows that are sorted by length together, and go to one file (default: 2048)"
-    add("--window", type=int, default=2048, metavar="N", help=window)
+    add("--window", type=positive, default=2048, metavar="N", help=window)
     tokens = "tokens of a batch, padding included (default: 4096)"
-    add("--batch_tokens", type=int, default=4096, metavar="N", help=tokens)
+    add("--batch_tokens", type=positive, default=4096, metavar="N", help=tokens)
 
 
 @command("encode", _encode_arguments)
@@ -60,7 +60,7 @@ def _encode(args: argparse.Namespace) -> None:
     encoder = load_encoder(args.backbone)
     longest = (encoder.max_length or 512) if args.max_length is None else args.max_length
     texts = Texts(args.field, args.prompt, longest, args.truncate)
-    dtype = {"bf16": "bfloat16", "f32": "float32"}.get(args.dtype, args.dtype)
+    dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
     shape = (not args.no_normalize, dtype, args.window, args.batch_tokens)
     settings = BulkSettings(texts, args.pooling, *shape)
     plugin = _choose(args, encoder.backbone)
@@ -98,9 +98,9 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", help="the server (default: http://127.0.0.1:8080); its token is VARIATOR_TOKEN")
-    add("--route", metavar="NAME", help="embed (the default), rerank or predict")
+    add("--route", choices=("embed", "rerank", "predict"), help="(default: embed)")
     shapes = "steady (default), burst (--peak in the middle third), ramp (from --rate to --peak)"
-    add("--shape", metavar="NAME", help=shapes)
+    add("--shape", choices=("steady", "burst", "ramp"), help=shapes)
     add("--rate", type=float, metavar="R", help="requests a second (default: 10)")
     add("--peak", type=float, metavar="R", help="of burst and ramp (default: 3 x --rate)")
     add("--seconds", type=float, metavar="S", help="how long requests leave (default: 60)")

@@ -106,9 +106,10 @@ def _finish(folder: pathlib.Path, seconds: dict[str, float]) -> None:
     from variator_jax.evaluation.report import read_report, write_report
     from variator_jax.evaluation.schema import targets_missed
 
-    report = dataclasses.replace(read_report(folder / "report.json"), seconds=seconds)
-    notes = (_NOTE,) if targets_missed(report) else ()
-    write_report(dataclasses.replace(report, notes=notes), folder, promised=True)
+    report = read_report(folder / "report.json")
+    notes = [note for note in report.notes if note != _NOTE]
+    notes += [_NOTE] if targets_missed(report) else []
+    write_report(dataclasses.replace(report, seconds=seconds, notes=notes), folder, promised=True)
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(_NEXT.format(folder=folder))
 

@@ -63,7 +63,10 @@ def _serve(args: argparse.Namespace) -> None:
 
     token = bearer_token(args.token_file)  # before the weights are loaded
     (backbone, dense, longest), plugins, tasks = load(args)
-    engine.keep_compiled(os.path.expanduser(args.cache))
+    # The next start on the same kind of machine reads programs and latencies from there.
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     length, rows = (longest or 512, 64) if args.backbone else (64, 8)
     limits = engine.EngineLimits.up_to(args.max_length or length, args.max_rows or rows)
     shape, mesh = args.mesh_shape, None

@@ -117,9 +117,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TokenizerVocabulary) and identity(self) == identity(other)
 
-    def __reduce__(self) -> Any:
-        return TokenizerVocabulary, (self.file,)
-
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.file})"
 
@@ -263,6 +260,11 @@ def _with_whole_words(model: bytes, words: Iterable[str]) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def _file(vocabulary: seqio.Vocabulary) -> str | None:
+    model = getattr(vocabulary, "sentencepiece_model_file", None)
+    return getattr(vocabulary, "file", model)
+
+
 def _content(path: str) -> bytes:
     """Returns the bytes of a model file or URL."""
     try:
@@ -293,13 +295,10 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
 
     A `tokenizer.json` is one, too; bytes are identified by their class and size.
     """
-    if isinstance(vocabulary, TokenizerVocabulary):
-        content = _content(vocabulary.file)
-    elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        content = _content(vocabulary.sentencepiece_model_file)
-    else:
-        content = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}".encode()
-    return hashlib.sha256(content).hexdigest()
+    if (file := _file(vocabulary)) is not None:
+        return hashlib.sha256(_content(file)).hexdigest()
+    name = f"{type(vocabulary).__name__}:{vocabulary.vocab_size}"
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def identity(vocabulary: seqio.Vocabulary) -> str:
@@ -322,12 +321,8 @@ def identity(vocabulary: seqio.Vocabulary) -> str:
 
 def local_model_file(vocabulary: seqio.Vocabulary) -> str | None:
     """Returns the path of a vocabulary's model file, None for bytes; of a URL's, that of a copy."""
-    if isinstance(vocabulary, TokenizerVocabulary):
-        return vocabulary.file
-    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return None
-    file = vocabulary.sentencepiece_model_file
-    if not is_url(file):
+    file = _file(vocabulary)
+    if file is None or not is_url(file):
         return file
     path = docs_corpus.cache_root() / "vocabularies" / f"{fingerprint(vocabulary)}.model"
     if not path.is_file():

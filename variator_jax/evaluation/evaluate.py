@@ -83,8 +83,10 @@ def evaluate(
     ]
     owner = schema.Backbone(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
+    known = {task: result.majority for task, result in results[1].items()}
+    majority = {task: score for task, score in known.items() if score is not None}
     scores = rows, _scores(control)
-    report = schema.Report(owner, hardware(), seconds, runner.majority, *scores, length, notes)
+    report = schema.Report(owner, hardware(), seconds, majority, *scores, length, notes)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
@@ -115,7 +117,6 @@ class Runner:
     def __init__(self, backbone: Backbone, data: EvalData, mesh: Mesh | None = None) -> None:
         self._network, self._mesh, self._data = T5(backbone.config), mesh, data
         self._params = backbone.params if mesh else jax.device_put(backbone.params)
-        self.majority: dict[str, float] = {}
         self._references: dict[str, np.ndarray] = {}  # task -> vectors without a plugin
 
     def results(
@@ -127,14 +128,11 @@ class Runner:
     ) -> dict[str, evaluator.TaskResult]:
         """Task -> result, with a plugin, or an intervention in its place, or neither.
 
-        Also fills in `majority`, which no plugin changes. `name` is what the screen shows; by
-        default the ratio.
+        `name` is what the screen shows; by default the ratio.
         """
         model = SplicedModel(self._network, config, intervention)
         placed = place_everywhere(variables, self._mesh)
         results = {task: self._result(task, model, placed) for task in self._data.tasks()}
-        known = {task: result.majority for task, result in results.items()}
-        self.majority |= {task: score for task, score in known.items() if score is not None}
         name = name or (config.name if config and config.name else "ratio 1")
         log(f"  {name}: " + "  ".join(f"{k} {v:.1f}" for k, v in _scores(results).items()))
         return results

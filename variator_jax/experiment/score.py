@@ -20,7 +20,6 @@ import functools
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,6 @@ def score_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "extra_parameters": extra,
         "extra_parameters_share": extra / parameters,
         "parameters": parameters,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -74,28 +74,24 @@ def init_arrays(specs: dict[str, ArraySpec], rng: jax.Array) -> dict:
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def stack_flops(
-    stack: Stack, length: int, plugin: PluginConfig | None = None, batch: int = 1
-) -> int:
-    """FLOPs of one pass through a stack, with a plugin in place or without.
+def stack_flops(stack: Stack, length: int, plugin: PluginConfig | None = None) -> int:
+    """FLOPs of one row's pass through a stack, with a plugin in place or without.
 
     Args:
       stack: of the backbone.
-      length: tokens a row, padding included. A length that the ratio does not divide is filled up
-        to whole groups, as the plugin does.
+      length: tokens of the row, padding included. A length that the ratio does not divide is filled
+        up to whole groups, as the plugin does.
       plugin: its settings, None for the backbone itself.
-      batch: rows.
 
     Raises:
-      ConfigError: for a size below 1.
+      ConfigError: for a length below 1.
       PluginError: for a plugin of layers that the stack does not have.
     """
     check_whole("The length of a row", length)
-    check_whole("The number of rows", batch)
     layers = range(stack.layers)
     flops = sum(stack.flops(layer, length, length, length) for layer in layers)
     changes = (site.flops(stack, length) for site in plugin.parts) if plugin else ()
-    return batch * (flops + sum(changes))
+    return flops + sum(changes)
 
 
 def flops_saved(stack: Stack, length: int, plugin: PluginConfig | None) -> float:

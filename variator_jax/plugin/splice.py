@@ -153,9 +153,13 @@ def splice(
             return biases.call(call, args, kwargs)
         site, key = points[path]
         arrays = {**plugin.params[key], "output_scale": plugin.output_scales[key]}
-        with biases.inside(site):
+        outer = biases.span
+        biases.span = site.ratio if site.kind == "span" else outer
+        try:
             merged = groups[site.ratio], biases.of_keys.get(site.ratio)
             return site.call(Call(path, call, args, kwargs, known, arrays, *merged))
+        finally:
+            biases.span = outer
 
     needed = [*points, *biases.needed]
     with intercept_modules(wanted, handler, also={biases.path}, needed=needed):
@@ -176,29 +180,16 @@ class _Biases:
         self.needed = [path for site in sites if path and site.kind != "ffn"]
         self._groups = groups
         self._key_ratios = {site.ratio for site in sites if site.kind == "kv"}
-        self._spans: list[int] = []  # ratios of the spans whose layers are running
+        self.span = 0  # ratio of the span one of whose layers is running; 0 outside of spans
         self.of_keys: dict[int, jax.Array] = {}  # ratio -> [batch, heads, length, groups]
-
-    @contextlib.contextmanager
-    def inside(self, site: Site) -> Iterator[None]:
-        """While active, a module of this site runs."""
-        if site.kind != "span":
-            yield
-            return
-        self._spans.append(site.ratio)
-        try:
-            yield
-        finally:
-            self._spans.pop()
 
     def call(self, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The bias for `(query length, key length)`, of merged vectors inside a span."""
-        if self._spans:
-            ratio = self._spans[-1]
-            length = self._rounded(ratio)
+        if self.span:
+            length = self._rounded(self.span)
             # [1, heads, length, length] -> [batch, heads, groups, groups]
             bias = call(length, length, *args[2:], **kwargs)
-            return stride_bias(bias, self._groups[ratio])
+            return stride_bias(bias, self._groups[self.span])
         if not self._key_ratios:
             return call(*args, **kwargs)
         queries, keys = args[:2]

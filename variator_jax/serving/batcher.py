@@ -38,6 +38,10 @@ class Overloaded(VariatorError):
         self.retry_after_s = retry_after_s
 
 
+class TooLarge(VariatorError):
+    """The answer would be larger than a client may ask for."""
+
+
 class BackendError(VariatorError):
     """The device or the server failed; the request may be right."""
 
@@ -64,20 +68,18 @@ class Row:
     ids: Sequence[int]
     program: str
     gears: list[int]
-    done: Callable[[Any, int], None]
     per_token: bool = False
+    result: concurrent.futures.Future = dataclasses.field(default_factory=concurrent.futures.Future)
     arrived: float = 0.0
     length: int = 0
     cost: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     waiting: bool = False
-    cancelled: bool = False
 
 
 class _Batch(NamedTuple):
     """A batch that was given to the device at `began`, and what waits for its results."""
 
     rows: list[Row]
-    gear: int
     began: float
     expected: float  # seconds
     results: Callable[[], list[Any]]
@@ -171,7 +173,7 @@ class Batcher:
         """Forgets rows that nobody waits for any more."""
         with self._changed:
             for row in rows:
-                row.cancelled = True
+                row.result.cancel()
             self._remove([row for row in rows if row.waiting])
 
     def end(self) -> None:
@@ -238,7 +240,7 @@ class Batcher:
             rows = [*taken, *self._rows]
             self._remove(list(self._rows))
         for row in rows:
-            row.done(self._failure, 0)
+            _resolve(row, self._failure)
 
     def _next(self) -> tuple[list[Row], int] | None:
         """The next batch and its gear, when it is time for it; None at the end."""
@@ -307,7 +309,7 @@ class Batcher:
             failed = concurrent.futures.Future[list[Any]]()
             failed.set_exception(error)
             results = failed.result
-        batch = _Batch(rows, gear, began, self._engine.latency[bucket], results)
+        batch = _Batch(rows, began, self._engine.latency[bucket], results)
         with self._changed:
             self._running.append(batch)
             self.batches, self._last = self.batches + 1, (program, gear)
@@ -328,8 +330,14 @@ class Batcher:
             self._running.popleft()
             self._changed.notify()
         for row, result in zip(batch.rows, results, strict=True):
-            if not row.cancelled:
-                row.done(result, batch.gear)
+            _resolve(row, result)
+
+
+def _resolve(row: Row, result: Any) -> None:
+    """Gives a row its result or an exception, unless nobody waits for it any more."""
+    if row.result.set_running_or_notify_cancel():
+        give = row.result.set_exception if isinstance(result, Exception) else row.result.set_result
+        give(result)
 
 
 def padded(rows: int) -> int:

@@ -8,14 +8,13 @@ from fastapi import Request, Response
 
 from variator_jax import __version__
 from variator_jax.errors import did_you_mean
+from variator_jax.hf_tokenizer import check_unicode
 from variator_jax.serving.errors import ApiError
-from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token, TokensRequest
+from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token
 from variator_jax.serving.service import Answer
-from variator_jax.serving.tasks import TaskConfig, token_ids
+from variator_jax.serving.tasks import TaskConfig
 from variator_jax.texts import EOS, PAD
 
-#: Numbers that an answer of /embed_all may hold: 20 bytes each in JSON, 80 MB together.
-MOST_NUMBERS = 1 << 22
 #: Bytes of the texts of /tokenize, each of which can be a token: 70 bytes each, 18 MB together.
 MOST_BYTES = 1 << 18
 
@@ -53,22 +52,6 @@ class Call:
         """A large answer, which a thread writes as JSON: it would hold up all other requests."""
         content, headers = await asyncio.to_thread(write), dict(self._response.headers)
         return Response(content, media_type="application/json", headers=headers)
-
-    async def check_numbers(
-        self, task: TaskConfig, inputs: Sequence[Any], body: TokensRequest
-    ) -> None:
-        """Refuses vectors of more tokens than an answer holds, before they are computed."""
-        model, longest = self.engine.model, self.engine.limits.max_length
-        width, cut = model.backbone.config.embed_dim, body.cut(longest)
-
-        def tokens() -> int:
-            return sum(len(token_ids(task, one, model.tokenizer, cut)) for one in inputs)
-
-        most = MOST_NUMBERS // width
-        if len(inputs) * longest <= most or await asyncio.to_thread(tokens) <= most:
-            return
-        reason = f"inputs: an answer holds at most {MOST_NUMBERS:,} numbers, {width} for each token"
-        raise ApiError("too_large", f"{reason}; send fewer texts, or use variator encode.")
 
     def task(self, kind: str, name: str | None, pairs: bool = False) -> TaskConfig:
         """The task of that name, or the first of that kind; if there is one, that takes pairs."""
@@ -110,7 +93,7 @@ class Call:
           ApiError: for more text than `MOST_BYTES`.
           ConfigError: for a text that the tokenizer refuses.
         """
-        if (found := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
+        if (found := sum(len(check_unicode(text)) for text in texts)) > MOST_BYTES:
             reason = f"at most {MOST_BYTES:,} bytes of text; found {found:,}"
             raise ApiError("too_large", f"inputs: {reason}.")
         tokenizer = self.engine.model.tokenizer
@@ -140,7 +123,6 @@ class Call:
             "max_client_batch_size": MOST_TEXTS,
             "auto_truncate": False,
             "plugins": [{"name": name, "ratio": ratio} for name, ratio in ratios.items()],
-            "ratios": sorted({*ratios.values()}),
             "tasks": [
                 {"name": task.name, "kind": task.kind, "pairs": task.takes_pairs} for task in tasks
             ],

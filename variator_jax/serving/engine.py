@@ -48,15 +48,6 @@ class EngineLimits:
     batch_tokens: int = 4096
     most_rows: int = 64
 
-    def __post_init__(self) -> None:
-        if list(self.lengths) != sorted({*self.lengths}) or not self.lengths:
-            raise ConfigError(f"Lengths rise; found {self.lengths}.")
-        if self.lengths[0] < 1 or self.batch_tokens < self.lengths[-1]:
-            raise ConfigError(
-                f"A batch of {self.batch_tokens} tokens holds no row of {self.lengths[-1]}: raise "
-                "batch_tokens, or lower the longest length."
-            )
-
     @property
     def max_length(self) -> int:
         """Tokens of the longest row."""
@@ -77,20 +68,11 @@ class EngineLimits:
                 yield 1 << power, length
 
     @classmethod
-    def up_to(cls, max_length: int, most_rows: int) -> "EngineLimits":
-        """The default lengths below `max_length`, and that one."""
-        lengths = (*(n for n in cls.lengths if n < max_length), max_length)
-        return cls(lengths, max(cls.batch_tokens, max_length), most_rows)
-
-
-def keep_compiled(folder: str | os.PathLike) -> None:
-    """Keeps every compiled program of this process and its latency in a folder.
-
-    The next start of the same server on the same kind of machine reads them, and times a sample.
-    """
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    def up_to(
+        cls, longest: int, rows: int, tokens: int = 4096, lengths: Sequence[int] = lengths
+    ) -> "EngineLimits":
+        """Those of the lengths that are below `longest`, and that one."""
+        return cls((*(n for n in lengths if n < longest), longest), max(tokens, longest), rows)
 
 
 class Embedded(NamedTuple):
@@ -197,7 +179,7 @@ class Engine:
     ) -> None:
         """Compiles and times every program on every plugin and bucket.
 
-        Latencies that an earlier start has kept are not measured again (see `keep_compiled`).
+        Latencies that an earlier start has kept in JAX's compilation cache are not measured again.
 
         Args:
           progress: called with how many of how many are done.
@@ -266,7 +248,7 @@ class Engine:
 
     def _run_once(self, bucket: Bucket) -> None:
         program, plugin, rows, length = bucket
-        self.run(program, plugin, [[2] * (length - 1) + [1]] * rows)
+        self.dispatch(program, plugin, [[2] * (length - 1) + [1]] * rows)()
 
     def _measure(self, bucket: Bucket) -> float:
         """The median seconds of a compiled batch; slow ones run once."""
@@ -294,10 +276,6 @@ class Engine:
             self.row_seconds(program, plugin, longest) / self.row_seconds(program, NONE, longest)
             for program in self.programs
         )
-
-    def run(self, program: str, plugin: str, rows: Rows) -> list[Any]:
-        """Runs rows of token ids; returns what `dispatch` does, on the host."""
-        return self.dispatch(program, plugin, rows)()
 
     def dispatch(
         self, program: str, plugin: str, rows: Rows, per_token: Sequence[bool] = ()

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from variator_jax.errors import VariatorError
 from variator_jax.serving import schemas
-from variator_jax.serving.batcher import BackendError, Overloaded
+from variator_jax.serving.batcher import BackendError, Overloaded, TooLarge
 
 
 class _Kind(NamedTuple):
@@ -51,7 +51,7 @@ _EMPTY = {"string_too_short", "too_short"}
 _MOST_ERRORS = 32  # of one body, of which three are answered
 
 
-class ApiError(Exception):
+class ApiError(VariatorError):
     """A request that is refused.
 
     Args:
@@ -101,19 +101,13 @@ def error_response(path: str, error: ApiError) -> JSONResponse:
     return JSONResponse(content.model_dump(), status, headers)
 
 
-async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-    """Answers an `ApiError`."""
-    return error_response(request.url.path, error)
-
-
 async def on_variator_error(request: Request, error: VariatorError) -> JSONResponse:
     """Answers a full queue, a failed batch, or what the client can mend."""
-    if isinstance(error, Overloaded):
-        refused = ApiError("overloaded", str(error), retry_after=error.retry_after_s)
-    else:
-        kind = "backend" if isinstance(error, BackendError) else "invalid"
-        refused = ApiError(kind, str(error))
-    return error_response(request.url.path, refused)
+    kinds = {Overloaded: "overloaded", BackendError: "backend", TooLarge: "too_large"}
+    if not isinstance(error, ApiError):
+        wait = error.retry_after_s if isinstance(error, Overloaded) else None
+        error = ApiError(kinds.get(type(error), "invalid"), str(error), retry_after=wait)
+    return error_response(request.url.path, error)
 
 
 async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -19,7 +19,6 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as AnyHttpException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -94,7 +93,6 @@ def create_app(
     app = FastAPI(title="variator", version=__version__, description=about, lifespan=life)
     app.state.service, app.state.limits, app.state.model = service, limits, model
     app.state.metrics, app.state.started = Metrics(service.snapshot), int(time.time())
-    app.exception_handler(errors.ApiError)(errors.on_api_error)
     app.exception_handler(VariatorError)(errors.on_variator_error)
     app.exception_handler(RequestValidationError)(errors.on_validation_error)
     app.exception_handler(AnyHttpException)(errors.on_http_error)
@@ -148,7 +146,6 @@ class _Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).setdefault("x-variator-plugin", "none")
             await send(message)
 
         try:

@@ -16,11 +16,13 @@ import numpy as np
 
 from variator_jax.errors import ConfigError, PluginError, check_known
 from variator_jax.plugin.config import AUTO
-from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row
+from variator_jax.serving.batcher import BackendError, Batcher, Overloaded, Row, TooLarge
 from variator_jax.serving.engine import Embedded, Engine
 from variator_jax.serving.policy import PolicyConfig
 from variator_jax.serving.tasks import Cut, Input, TaskConfig, normalized, probabilities, token_ids
 
+#: Numbers that an answer of vectors of tokens may hold: 20 bytes each in JSON, 80 MB together.
+MOST_NUMBERS = 1 << 22
 _RECENT, _RECENT_S = 2_000, 60.0  # requests and seconds of which percentiles are made
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -82,7 +84,7 @@ class Service:
         self._started, self.progress = False, (0, 0)
         self._policy = PolicyConfig(target=slo_ms / 1000)
         self._threads = concurrent.futures.ThreadPoolExecutor(limits.tokenizers, "variator-tokens")
-        self._batcher: Batcher | None = None
+        self._batcher: Batcher  # that `start` makes
         self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
         self._counts = collections.Counter[str]()
         self._compiled, self._open = 0, 0
@@ -90,12 +92,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether every program is compiled and batches run."""
-        return self._started and self._running.alive
+        return self._started and self._batcher.alive
 
     @property
     def broken(self) -> bool:
         """Whether batches have ended by an error."""
-        return self._started and not self._running.alive
+        return self._started and not self._batcher.alive
 
     async def start(self) -> None:
         """Compiles every program; `ready` is true behind it."""
@@ -121,7 +123,7 @@ class Service:
     async def drain(self) -> None:
         """Answers what is queued and refuses what comes."""
         was_started, self._started = self._started, False
-        if self._batcher and was_started:
+        if was_started:
             await asyncio.to_thread(self._batcher.end)
             jax.monitoring.unregister_event_duration_listener(self._count_compilation)
         self._threads.shutdown(wait=False)
@@ -161,25 +163,27 @@ class Service:
           BackendError: if a result is not finite.
         """
         began = time.monotonic()
-        check_known("No task is named", task, self.engine.tasks)
-        if not inputs:
-            raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
         given = config, inputs, cut or Cut(self.engine.limits.max_length)
         with self._admitted():
             loop = asyncio.get_running_loop()
             ids = await loop.run_in_executor(self._threads, self._tokenize, *given)
+            width = self.engine.model.backbone.config.embed_dim
+            if per_token and width * sum(map(len, ids)) > MOST_NUMBERS:
+                found = f"at most {MOST_NUMBERS:,} numbers, {width} for each token"
+                raise TooLarge(
+                    f"An answer holds {found}; send fewer texts, or use variator encode."
+                )
             results, gear = await self._run(config.program, gears, ids, per_token)
         if not all(map(_is_finite, results)):
             raise BackendError("The encoding is not finite.")
         now = time.monotonic()
         self._latencies.append((now, now - began))
-        self._counts["answered"] += len(inputs)
         values = self._values(config, results, max_new_tokens, normalize, per_token, raw_scores)
         # [inputs, rows]: a pair of texts may be two rows.
         lengths: np.ndarray = np.reshape([len(row) for row in ids], (len(inputs), -1))
-        return Answer(values, self._running.gears[gear], lengths.sum(axis=1).tolist())
+        return Answer(values, self._batcher.gears[gear], lengths.sum(axis=1).tolist())
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -189,7 +193,7 @@ class Service:
         try:
             if self._open > self.limits.requests:
                 raise Overloaded(self.slo_ms / 1000)
-            self._running.check_room()
+            self._batcher.check_room()
             yield
         except Overloaded:
             self._counts["refused"] += 1
@@ -208,21 +212,15 @@ class Service:
             "p50_ms": p50,
             "p99_ms": p99,
             "compilations": self._compiled,
-            **{name: self._counts[name] for name in ("requests", "answered", "refused")},
-            **(self._batcher.state() if self._batcher else {}),
+            **{name: self._counts[name] for name in ("requests", "refused")},
+            **(self._batcher.state() if self._started else {}),
         }
-
-    @property
-    def _running(self) -> Batcher:
-        if self._batcher is None:
-            raise ConfigError("The service has not been started.")
-        return self._batcher
 
     def _gears(
         self, task: TaskConfig, name: str | None, ratio: int | None, most: int | None
     ) -> list[int]:
         """The gears that may answer a request, the slowest first."""
-        gears, ratios = self._running.gears, self.engine.ratios
+        gears, ratios = self._batcher.gears, self.engine.ratios
         if name is not None:
             check_known("No plugin is named", name, ratios, PluginError)
         if name is not None and ratio not in (None, ratios[name]):
@@ -231,7 +229,7 @@ class Service:
             name = task.plugin
         if name is None and ratio is None:
             # Ratio 1, the first, is below every cap.
-            free = self._running.shifting
+            free = self._batcher.shifting
             return [i for i in free if most is None or ratios[gears[i]] <= most] or [0]
         named = [own for own in gears if own == name or (name is None and ratios[own] == ratio)]
         if not named:
@@ -260,25 +258,22 @@ class Service:
         self, program: str, gears: Sequence[int], ids: Sequence[list[int]], per_token: bool
     ) -> tuple[list[Any], int]:
         """Results of rows in their order, equal ones run once, and their gear."""
-        loop = asyncio.get_running_loop()
-        futures: dict[tuple[int, ...], asyncio.Future[tuple[Any, int]]] = {}
-        rows, shared = [], list(gears)
-        for row_ids in {tuple(row): None for row in ids}:
-            future = futures[row_ids] = loop.create_future()
-            rows.append(Row(row_ids, program, shared, _resolves(loop, future), per_token))
+        shared = list(gears)
+        rows = {key: Row(key, program, shared, per_token) for key in map(tuple, ids)}
         limits = self.engine.limits
-        tokens = sum(limits.length(len(row.ids)) for row in rows)
+        tokens = sum(limits.length(len(key)) for key in rows)
         most = self.limits.full_batches * limits.batch_tokens
         if tokens > most:
             found = f"{tokens:,} tokens, padding included"
             raise ConfigError(f"The request has {found}; the most is {most:,}.")
-        self._running.put(rows)
+        self._batcher.put(list(rows.values()))
         try:
-            done = dict(zip(futures, await asyncio.gather(*futures.values()), strict=True))
+            waiting = (asyncio.wrap_future(row.result) for row in rows.values())
+            done = dict(zip(rows, await asyncio.gather(*waiting), strict=True))
         except BaseException:  # the client left, or a batch failed
-            self._running.drop(rows)
+            self._batcher.drop(list(rows.values()))
             raise
-        return [done[tuple(row)][0] for row in ids], rows[0].gears[0]
+        return [done[tuple(row)] for row in ids], shared[0]
 
     def _values(
         self,
@@ -311,20 +306,6 @@ class Service:
 
     def _count_compilation(self, event: str, duration: float, **kwargs: Any) -> None:
         self._compiled += event == _COMPILED
-
-
-def _resolves(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> Any:
-    """A function for the batcher's thread that gives a future its result."""
-
-    def resolve(result: Any, gear: int) -> None:
-        if future.done():
-            return
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result((result, gear))
-
-    return lambda result, gear: loop.call_soon_threadsafe(resolve, result, gear)
 
 
 def _is_finite(result: Any) -> bool:

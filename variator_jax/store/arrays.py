@@ -12,7 +12,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
+from variator_jax.errors import CheckpointError, check_known
 from variator_jax.files import AnyPath, wrap_errors
 
 SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while it is written
@@ -41,9 +41,7 @@ def parse_dtype(dtype: Any) -> np.dtype | None:
         return None
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     name = _SHORT.get(name, name)
-    if name not in WEIGHTS:
-        near = did_you_mean(name, [*WEIGHTS, *_SHORT])
-        raise ConfigError(f"Weights have no dtype {name!r}, only {', '.join(WEIGHTS)}.{near}")
+    check_known("Weights have no dtype", name, WEIGHTS)
     return np.dtype(name)
 
 
@@ -130,32 +128,23 @@ def write_arrays(
     return files
 
 
-class Fingerprint:
-    """SHA-256 over names, shapes and values rounded to bfloat16; add leaves in order of names.
-
-    The rounding gives a backbone one fingerprint whether it is held in float32 or in bfloat16.
-    """
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def add(self, name: str, leaf: np.ndarray) -> None:
-        """Takes one array in."""
-        self._digest.update(f"{name} {leaf.shape}\n".encode())
-        rounded = np.asarray(leaf, order="C").reshape(-1).astype(_BFLOAT16, copy=False)
-        self._digest.update(rounded.view(np.uint8).data)
-
-    def hexdigest(self) -> str:
-        """The fingerprint as 64 hex digits."""
-        return self._digest.hexdigest()
-
-
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """The `Fingerprint` of a tree of arrays, in numpy or on devices, as 64 hex digits."""
-    digest = Fingerprint()
+    """SHA-256 of a tree of arrays, in numpy or on devices, as 64 hex digits; see `add_leaf`."""
+    digest = hashlib.sha256()
     for name, leaf in sorted(flatten(params).items()):
-        digest.add(name, np.asarray(leaf))
+        add_leaf(digest, name, np.asarray(leaf))
     return digest.hexdigest()
+
+
+def add_leaf(digest: Any, name: str, leaf: np.ndarray) -> None:
+    """Takes one array into the SHA-256 of a fingerprint; arrays come in the order of their names.
+
+    Name, shape and the values rounded to bfloat16 count, so that a backbone has one fingerprint
+    whether it is held in float32 or in bfloat16.
+    """
+    digest.update(f"{name} {leaf.shape}\n".encode())
+    rounded = np.asarray(leaf, order="C").reshape(-1).astype(_BFLOAT16, copy=False)
+    digest.update(rounded.view(np.uint8).data)
 
 
 def file_checksum(path: AnyPath) -> str:

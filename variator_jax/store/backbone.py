@@ -6,6 +6,7 @@ Our folder holds `backbone.json`, `backbone.safetensors` and the vocabulary.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import re
 import shutil
@@ -134,7 +135,7 @@ class Stream:
     ) -> None:
         self.source, self.dtype, self._progress = source, arrays.parse_dtype(dtype), progress
         self.config = _cast_config(source.config, self.dtype)
-        self.bytes, self._digest = 0, arrays.Fingerprint()
+        self.bytes, self._digest = 0, hashlib.sha256()
         self._known = source.fingerprint if self.dtype is None else None
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -147,7 +148,7 @@ class Stream:
             array = read_leaf(self.source, path, self.dtype)
             self.bytes += array.nbytes
             if self._known is None:
-                self._digest.add(path, array)
+                arrays.add_leaf(self._digest, path, array)
             yield path, array
 
     @property

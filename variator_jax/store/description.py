@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from variator_jax.errors import CheckpointError, did_you_mean
+from variator_jax.errors import CheckpointError, check_known
 from variator_jax.files import AnyPath, atomic_folder, wrap_errors
 from variator_jax.store import arrays
 
@@ -234,9 +234,7 @@ def parse(kind: Any, value: Any, context: str) -> Any:
 def _parse_dataclass(kind: Any, content: dict[str, Any], context: str) -> Any:
     annotations = typing.get_type_hints(kind)
     for name in content:
-        if name not in annotations:
-            near = did_you_mean(name, annotations)
-            raise CheckpointError(f"{context} has an unknown field {name[:100]!r}.{near}")
+        check_known(f"{context} has no field", name[:100], annotations, CheckpointError)
     values = {name: parse(annotations[name], x, f"{context}.{name}") for name, x in content.items()}
     with wrap_errors(f"{context} is not usable"):
         return kind(**values)

@@ -6,6 +6,7 @@ that were trained on it.
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -172,11 +173,11 @@ def collect_with_lora(
         return collect(source, dtype, place)
     lora = lora if isinstance(lora, Lora) else load_lora(lora)
     _check_fits(lora, source.leaves)
-    changes, config, digest = dict(pairs(lora.params)), lora.config, arrays.Fingerprint()
+    changes, config, digest = dict(pairs(lora.params)), lora.config, hashlib.sha256()
 
     def read(path: str) -> np.ndarray:
         array = read_leaf(source, path)
-        digest.add(path, array)  # in the order of the paths, as fingerprints want it
+        arrays.add_leaf(digest, path, array)  # in the order of the paths, as fingerprints want it
         return merge_weight(array, *changes[path], config) if path in changes else array
 
     leaves = {

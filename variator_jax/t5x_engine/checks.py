@@ -6,27 +6,22 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
-import atexit
-import contextlib
-import functools
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from flax import traverse_util
-from t5x import checkpoints, models, utils
+from t5x import checkpoints, utils
 from tensorflow.io import gfile
 
 from variator_jax.backbones.t5 import T5Config
 from variator_jax.data.batches import digest, task_or_mixture
 from variator_jax.data.cuts import describe_local
 from variator_jax.errors import CheckpointError, ConfigError, check_known
-from variator_jax.files import lock_folder
 from variator_jax.plugin import PluginConfig
 from variator_jax.store import Plugin, formats, load_plugin, t5x
 from variator_jax.store.description import config_content
@@ -62,7 +57,7 @@ def preflight(
     results_of: Mapping[str, Any] | None = None,
     mesh_shape: Sequence[int] | None = None,
     num_partitions: int = 1,
-) -> models.BaseModel:
+) -> None:
     """Checks what gin has made, and what T5X checks late or never.
 
     Args:
@@ -104,7 +99,6 @@ def preflight(
         check_same_run(model_dir, model, training or {})
     if results_dir is not None:
         _check_results(results_dir, _results_identity(model, task, results_of or {}))
-    return model
 
 
 def _check_task(task: str, feature_lengths: Mapping[str, int] | None, backbone: T5Config) -> None:
@@ -136,8 +130,6 @@ def _plugin_folder(path: str) -> str:
 
 def _check_results(folder: str, identity: dict[str, Any]) -> None:
     """T5X leaves finished files alone, whatever they are the results of."""
-    if jax.process_index() == 0 and not formats.is_url(folder):
-        _hold(folder)
     before, now = _read_json(folder, _RESULTS), _as_json(identity)
     files, parts = (gfile.glob(os.path.join(folder, x, "*.COMPLETED")) for x in ("", "tmp-*"))
     if not parts:  # which a stopped run left: they are of so many batches each
@@ -148,14 +140,6 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
             "keep; choose another folder."
         )
     _write_json(folder, _RESULTS, identity)
-
-
-@functools.cache
-def _hold(folder: str) -> None:
-    """Makes this process the only writer of a folder until it ends."""
-    lock = contextlib.ExitStack()
-    lock.enter_context(lock_folder(Path(folder)))
-    atexit.register(lock.close)
 
 
 def check_same_run(

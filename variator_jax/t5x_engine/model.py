@@ -25,6 +25,7 @@ from variator_jax.train.checks import check_trainable
 from variator_jax.train.losses import LossConfig
 from variator_jax.train.objectives import Comparison
 from variator_jax.train.site_losses import SiteLosses
+from variator_jax.train.step import combine
 
 # The modules whose outputs are the last hidden states, in T5X's network.
 LAST_NORMS = ("encoder/encoder_norm", "decoder/decoder_norm")
@@ -95,11 +96,8 @@ class DistillationModel(models.EncoderDecoderModel):
         arrays = t5x_network.from_tree(params[PLUGIN]).params
         sums = self._comparison.compare(student, teacher, batch, arrays)
         weights = self._whole_weights or self._comparison.weights(batch)
-        means = {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
-        loss = jnp.asarray(
-            sum(c * means[name] for name, c in self._comparison.coefficients.items())
-        )
-        return loss, _metrics({"loss": loss, **means}, batch)
+        loss, figures = combine(sums, weights, self._comparison.coefficients)
+        return loss, _metrics(figures, batch)
 
     def outputs(self, params: Any, batch: Batch, compressed: bool) -> Outputs:
         """Last hidden states and logits of one pass, with the plugin in place or without it."""
@@ -170,7 +168,8 @@ def model(
     if optimizer is not None:
         check_trainable(plugin, T5(backbone).stack())
     start = Start(plugin, backbone, plugin_path, seed)
-    stack, loss = t5x_network.stack_of(backbone), loss or LossConfig()
+    layers, loss = backbone.num_encoder_layers, loss or LossConfig()
+    stack = t5x_network.T5XStack(layers, backbone.embed_dim, prefix="encoder", config=backbone)
     _ = start.loaded  # refuses now what cannot be loaded, and is not read while T5X traces
     network = network or t5x_network.network_of(backbone)
     module = t5x_network.SplicedTransformer(network, plugin, stack)

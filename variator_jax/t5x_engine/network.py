@@ -195,12 +195,6 @@ class T5XStack(T5Stack):
         return {"inputs_q": "queries", "inputs_kv": "keys", "mask": "mask", "bias": "bias"}
 
 
-def stack_of(config: T5Config) -> T5XStack:
-    """The encoder of a backbone as T5X's network runs it."""
-    layers = config.num_encoder_layers
-    return T5XStack(layers, config.embed_dim, prefix="encoder", config=config)
-
-
 def network_of(config: T5Config) -> nn.Module:
     """T5X's network of a backbone's shape.
 
@@ -274,13 +268,11 @@ class SplicedTransformer(nn.Module):
         self,
         encoder_input_tokens: jax.Array,
         encoder_segment_ids: jax.Array | None = None,
-        enable_dropout: bool = True,
-        compressed: bool = True,
+        **options: Any,
     ) -> jax.Array:
-        """The encoder's output `[batch, length, embed]`, as long as its input."""
-        options = dict(encoder_segment_ids=encoder_segment_ids, enable_dropout=enable_dropout)
-        with self._spliced(encoder_input_tokens, encoder_segment_ids, compressed):
-            return self.network.encode(encoder_input_tokens, **options)
+        """The compressed encoder's output `[batch, length, embed]`, as long as its input."""
+        with self._spliced(encoder_input_tokens, encoder_segment_ids, compressed=True):
+            return self.network.encode(encoder_input_tokens, encoder_segment_ids, **options)
 
     def decode(self, *args: Any, **kwargs: Any) -> jax.Array:
         """The network's own decoder, which no plugin touches."""

@@ -46,7 +46,8 @@ class Job:
     Attributes:
       objective: what a step minimises.
       identity: what makes the run this one; a run folder is never continued as another.
-      start: makes the trained and the frozen arrays on the mesh, after the folder was checked.
+      start: makes the trained and the frozen arrays on the mesh, after the folder was checked;
+        called once.
       part: the folder that is exported, in the run folder: 'plugin', 'backbone' or 'lora'.
       export: writes the trained arrays into a folder, with a summary of the run.
     """
@@ -71,7 +72,10 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
 
     def start() -> tuple[dict, None]:
         if initial is not None:
-            return initial.params, None
+            # Kept here, they would be in memory to the end of the run, which trains a copy.
+            params = dict(initial.params)
+            initial.params.clear()
+            return params, None
         fresh = init_params(shape, jax.random.key(config.seed))
         return meshes.place_parameters(fresh, shape, mesh), None
 

@@ -64,11 +64,8 @@ class Comparison:
             )
         self._embed_dim, self._temperature = backbone.config.embed_dim, config.temperature
         self._sites, self._masks = sites, backbone.masks
-
-    @property
-    def capture(self) -> Collection[str]:
-        """Paths of the modules whose results must be among the hidden states of both."""
-        return self._sites.capture if self._sites else ()
+        # Paths of the modules whose results must be among the hidden states of both.
+        self.capture: Collection[str] = sites.capture if sites else ()
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Valid elements of the hidden states, texts, valid positions of the targets."""
@@ -128,10 +125,15 @@ class TeacherStudent(Comparison):
         sites = SiteLosses(plugin, stack, config) if plugin else None
         super().__init__(config, teacher.backbone, sites)
 
-    def run(
-        self, teacher: tuple[Any, Any], student: tuple[Any, Any], batch: Batch
+    def arguments(self, trained: Any, frozen: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Parameters and plugin arrays of the teacher, and those of the student."""
+        raise NotImplementedError
+
+    def terms(
+        self, trained: Any, frozen: Any, batch: Batch, rng: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """The terms, for parameters and plugin arrays of both; the teacher gets no gradient."""
+        """Runs teacher and student and compares them; the teacher gets no gradient."""
+        teacher, student = self.arguments(trained, frozen)
         expected = self._teacher.apply(*teacher, batch, capture=self.capture)
         outputs = self._student.apply(*student, batch, capture=self.capture)
         arrays = student[1].params if student[1] else {}
@@ -147,13 +149,10 @@ class Distillation(TeacherStudent):
     def __init__(self, backbone: Backbone, plugin: PluginConfig, config: LossConfig) -> None:
         super().__init__(SplicedModel(backbone), SplicedModel(backbone, plugin), config)
 
-    def terms(
-        self, trained: dict, frozen: tuple[dict, dict], batch: Batch, rng: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Runs teacher and student and compares them."""
+    def arguments(self, trained: dict, frozen: tuple[dict, dict]) -> tuple[Any, Any]:
+        """The backbone's parameters for both, the plugin's arrays for the student alone."""
         backbone, output_scales = frozen
-        plugin = PluginVariables(trained, output_scales)
-        return self.run((backbone, None), (backbone, plugin), batch)
+        return (backbone, None), (backbone, PluginVariables(trained, output_scales))
 
 
 class TaskTraining:

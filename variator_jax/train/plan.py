@@ -71,7 +71,7 @@ class Plan:
     length: int
 
     def __str__(self) -> str:
-        stack, total = T5(self.backbone).stack(), _readable(sum(part.bytes for part in self.parts))
+        stack, total = T5(self.backbone).stack(), readable(sum(part.bytes for part in self.parts))
         named = [
             f"plugin {plugin.name} of sites {plugin.description}: "
             f"{plugin_parameters(plugin, stack) / backbone_parameters(self.backbone):.2%} of its "
@@ -81,7 +81,7 @@ class Plan:
             for plugin in self.plugins
             if plugin.parts
         ]
-        rows = [f"{p.name:<28}{p.numbers:>18,}{_readable(p.bytes):>14}" for p in self.parts]
+        rows = [f"{p.name:<28}{p.numbers:>18,}{readable(p.bytes):>14}" for p in self.parts]
         return "\n".join(
             (
                 f"backbone {self.backbone.name}, {self.devices} device(s)",
@@ -93,12 +93,9 @@ class Plan:
         )
 
 
-def _readable(count: int) -> str:
-    """Bytes in the unit that keeps the number short."""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.2f} {units[0]}"
+def readable(count: int) -> str:
+    """Bytes as GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
 
 
 def weights_dtype(trained: str, backbone: T5Config, backbone_dtype: str | None) -> np.dtype:

@@ -9,7 +9,7 @@ import optax
 
 from variator_jax.backbones.lora import LoraConfig
 from variator_jax.backbones.t5 import T5Config
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_whole
 from variator_jax.plugin import PluginConfig
 from variator_jax.train.loop import HostBatch, Schedule
 from variator_jax.train.losses import LossConfig
@@ -44,8 +44,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
-        if self.eval_batches < 0:
-            raise ConfigError(f"EVAL_BATCHES is {self.eval_batches}; it is 0, for none, or more.")
+        check_whole("EVAL_BATCHES", self.eval_batches, 0)
 
     def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
         """The endless training batches from batch `start` on; the same ones in every run.

@@ -14,7 +14,6 @@ from flax import struct
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
-from variator_jax.errors import ConfigError
 from variator_jax.train.objectives import Batch, Objective
 
 Metrics = dict[str, jax.Array]
@@ -52,21 +51,16 @@ def moment_shardings(opt_state: Any, params: Any) -> Any:
     Optimizers keep moments in trees of the parameters' form, so the path of a moment ends like that
     of its parameter, and its shape is the same; counters and factored moments have no parameter.
     """
-    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = _names(path)
-        ends = (names[start:] for start in range(len(names)))
+        ends = (path[start:] for start in range(len(path)))
         parameter = next((by_path[end] for end in ends if end in by_path), None)
         if parameter is None or parameter.shape != leaf.shape:
             return False
         return parameter.sharding or False  # a tree must not have None as a leaf
 
     return jax.tree_util.tree_map_with_path(sharding, opt_state)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def jit_train_step(train_step: TrainStep, state: TrainState, mesh: Mesh) -> Any:
@@ -95,12 +89,12 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        weights = {name: jnp.maximum(w, 1.0) for name, w in objective.weights(batch).items()}
+        weights = objective.weights(batch)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_fn(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
             sums = objective.terms(params, frozen, micro, jax.random.fold_in(rng, index))
-            return _combine(sums, weights, objective.coefficients)
+            return combine(sums, weights, objective.coefficients)
 
         grads, metrics = _accumulate(loss_fn, state.params, batch, num_microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -120,18 +114,14 @@ def make_eval_step(objective: Objective) -> Callable[[Any, Any, Batch], tuple[Me
     return eval_step
 
 
-def mean_loss(
-    sums: Mapping[str, jax.Array], weights: Mapping[str, jax.Array], objective: Objective
-) -> Metrics:
-    """The loss and its terms from what `make_eval_step` returned, added up over batches."""
-    weights = {name: jnp.maximum(w, 1.0) for name, w in weights.items()}
-    return _combine(dict(sums), weights, objective.coefficients)[1]
-
-
-def _combine(
+def combine(
     sums: dict[str, jax.Array], weights: Mapping[str, jax.Array], coefficients: Mapping[str, float]
 ) -> tuple[jax.Array, Metrics]:
-    means = {name: total / weights[name] for name, total in sums.items()}
+    """The loss, and as metrics it and each term's mean: its sum over its weight, or over 1.
+
+    A microbatch's sums over the whole batch's weights are its shares, which add up to the means.
+    """
+    means = {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
     loss = sum(coefficient * means[name] for name, coefficient in coefficients.items())
     return jnp.asarray(loss), {"loss": jnp.asarray(loss), **means}
 
@@ -146,12 +136,6 @@ def _accumulate(
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if num_microbatches == 1:
         return grad_fn(params, batch, jnp.int32(0))
-    size = next(iter(batch.values())).shape[0]
-    if size % num_microbatches:
-        raise ConfigError(
-            f"A batch of {size} does not divide into {num_microbatches} microbatches; choose a "
-            f"divisor of {size}."
-        )
     # [microbatches, batch / microbatches, ...]: strided rows, so each microbatch is spread over all
     # devices.
     micro = jax.tree.map(

@@ -25,7 +25,7 @@ from variator_jax.model import SplicedModel
 from variator_jax.plugin import PluginConfig, stack_flops
 from variator_jax.train.jobs import Job, export_backbone, load_initial_backbone
 from variator_jax.train.losses import LossConfig
-from variator_jax.train.objectives import Batch, TeacherStudent
+from variator_jax.train.objectives import TeacherStudent
 from variator_jax.train.settings import TrainConfig
 
 _LAYER = re.compile(r"encoder/layers_\d+/")
@@ -44,11 +44,9 @@ class StudentDistillation(TeacherStudent):
     def __init__(self, teacher: T5, student: T5, config: LossConfig) -> None:
         super().__init__(SplicedModel(teacher), SplicedModel(student), config)
 
-    def terms(
-        self, trained: dict, frozen: dict, batch: Batch, rng: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Runs teacher and student and compares them."""
-        return self.run((frozen, None), (whole_student(trained, frozen), None), batch)
+    def arguments(self, trained: dict, frozen: dict) -> tuple[Any, Any]:
+        """The teacher's parameters and the student's; no plugin."""
+        return (frozen, None), (whole_student(trained, frozen), None)
 
 
 def whole_student(trained: Mapping[str, Any], teacher: dict) -> dict:

@@ -85,8 +85,9 @@ def _run(
     exported = pathlib.Path(config.model_dir, job.part)
     params, frozen = job.start()
     # A copy, because the step gives its input's buffers up and these may be the backbone's own.
-    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    state = steps.placed_state(steps.init_state(copy, optimizer), mesh)
+    params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    state = steps.placed_state(steps.init_state(params, optimizer), mesh)
+    del params  # A resumed run would keep them beside its own.
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         left = config.schedule.train_steps - int(state.step)
@@ -139,7 +140,7 @@ def _evaluation(
                 for part in meshes.global_microbatches(batch, mesh, num_microbatches)
             ]
         sums, weights = jax.tree.map(lambda *parts: sum(parts), *totals)
-        means = steps.mean_loss(sums, weights, job.objective)
+        means = steps.combine(sums, weights, job.objective.coefficients)[1]
         return {name: float(value) for name, value in means.items()}
 
     return evaluate

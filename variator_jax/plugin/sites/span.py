@@ -65,9 +65,7 @@ class Span(base.Site):
         check_whole("The bottleneck", self.bottleneck, error=PluginError)
         check_whole("The size of a span", self.size, 0, PluginError)
         layers = self.layers
-        if layers is not None and (
-            not layers or tuple(layers) != tuple(range(layers[0], layers[-1] + 1))
-        ):
+        if layers and tuple(layers) != tuple(range(layers[0], layers[-1] + 1)):
             raise PluginError(
                 f"A span's layers follow one another, such as (3, 4, 5); found {layers}."
             )

@@ -83,6 +83,7 @@ TASKS = {
     "{}": "valid array; found {}",
     "[]": "no tasks",
     '[{"kind": "embed"}]': "name: Field required",
+    '[{"name": " ", "kind": "embed"}]': "empty name",
     '[{"name": "a", "kind": "classify", "labels": "ab"}]': "labels: .* found 'ab'",
     '[{"name": "a", "kind": "generate", "max_length": "3"}]': "max_length: .*; found '3'",
     '[{"name": "a", "kind": "generate", "num_beams": true}]': "num_beams: .*; found True",

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.commands import quickstart
 from variator_jax.errors import DataError
 from variator_jax.evaluation.report import read_report, report_markdown, write_report
 from variator_jax.evaluation.schema import Backbone, Latency, Report, ratio_entry, targets_missed
@@ -81,6 +82,15 @@ def test_the_files_have_the_promised_fields_and_read_back(tmp_path):
     image = (tmp_path / "report.png").read_bytes()
     width, height = struct.unpack(">II", image[16:24])
     assert image.startswith(b"\x89PNG\r\n") and width >= 1600 and height >= 700
+
+
+def test_the_quickstart_keeps_the_notes_of_its_evaluation(tmp_path):
+    report = with_ratio(good_report(notes=("A remark.",)), 4, quality=quality(20.0, 50.0))
+    write_report(report, tmp_path)
+    for _ in range(2):  # as when the same command is given again
+        quickstart._finish(tmp_path, {"train": 1.0})
+    found = read_report(tmp_path / "report.json")
+    assert found.notes == ("A remark.", quickstart._NOTE) and found.seconds == {"train": 1.0}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"ratios": []}', '{"backbone": {"size": 3}}', None])

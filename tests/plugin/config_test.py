@@ -133,7 +133,7 @@ def test_format_1_is_read_and_absent_fields_take_their_defaults(content, expecte
     ({"sites": [{"kind": "span", "ratio": 2, "size": -1}]}, "size of a span is -1; .* at least 0"),
     ({"sites": [{"kind": "kv", "ratio": 2, "rank": 1.5}]}, r"rank of the adapters is 1\.5"),
     ({"ratio": 4, "layers": 1.5}, "cannot have the fields"),
-    ({"sites": [], "pool_paddings": True}, "no field 'pool_paddings'. Did you mean 'pool_padding'"),
+    ({"sites": [], "pool_paddings": True}, "Unknown field 'pool_paddings'; a newer version"),
 ])  # fmt: skip
 def test_unknown_fields_and_kinds_name_the_nearest_and_values_are_checked(content, message):
     with pytest.raises(PluginError, match=message):

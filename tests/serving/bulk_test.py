@@ -173,6 +173,9 @@ def test_a_file_without_a_good_row_has_arrays_of_no_rows(backbone, tmp_path):
 
 def test_settings_that_no_run_has_are_refused():
     for wrong, reason in (
+        ({"pooling": "max"}, "Known: mean, none"),
+        ({"dtype": "int8"}, "Known: float32, bfloat16"),
+        ({"window": 0}, "1 or more"),
         ({"texts": Texts(prompt="query")}, "found 0"),
         ({"texts": Texts(prompt="{query}")}, "no {text}"),
     ):

@@ -105,6 +105,13 @@ def test_the_command_exports_pooled_vectors_for_another_platform(tmp_path, capsy
     assert "--backbone goes with --format jax" in capsys.readouterr().err
 
 
+def test_a_plugin_that_was_never_saved_is_exported(tmp_path):
+    fresh = dataclasses.replace(PLUGINS[2], description={})
+    settings = ExportSettings("encode", batches=(2,), lengths=(16,))
+    files = export_programs(tmp_path / "exported", Encoder(BACKBONE), [fresh], settings)
+    assert files == ["none_2x16.jaxexport", "ffn_x2_2x16.jaxexport"]
+
+
 def test_a_plugin_of_another_backbone_is_refused(tmp_path):
     other = make_plugin(2, Backbone(SHAPE, BACKBONE.params, "f" * 64))
     with pytest.raises(VariatorError, match="f{8}"):

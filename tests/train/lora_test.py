@@ -159,10 +159,12 @@ def test_it_is_refused_where_it_is_not_merged(work, tmp_path):
             _plugin(work, tmp_path, trained=trained, initial_lora_path=str(work / "tuned"))
 
 
-def test_a_run_needs_a_decoder(work, tmp_path):
+def test_a_run_needs_a_decoder_and_sites(work, tmp_path):
     encoder = dataclasses.replace(tiny_runs.TINY, num_decoder_layers=0)
     with pytest.raises(ConfigError, match="no decoder"):
         _train(work, tmp_path, backbone=encoder)
+    with pytest.raises(ConfigError, match="matches no weight"):
+        _train(work, tmp_path, lora=LoraConfig(sites=("nothing",)))
 
 
 def test_the_plan_of_a_run_counts_a_and_b(capsys):

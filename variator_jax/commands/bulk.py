@@ -28,10 +28,10 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     add("--field", default="text", help="the text's field in a .jsonl object (default: text)")
     add("--prompt", default="{text}", help="what surrounds a text, such as 'query: {text}'")
     vectors = "mean: a vector a text; none: a vector a token (default: mean)"
-    add("--pooling", default="mean", choices=("mean", "none"), help=vectors)
+    add("--pooling", default="mean", help=vectors)
     whole = "leave a pooled vector at its length; by default it gets the length 1"
     add("--no_normalize", action="store_true", help=whole)
-    add("--dtype", default="float32", choices=("float32", "bf16"), help="of the vectors")
+    add("--dtype", default="float32", help="of the vectors: float32 or bf16 (default: float32)")
     longest = "tokens of the longest text, end included; longer ones are bad rows "
     longest += "(default: 512, or what a folder of sentence-transformers has)"
     add("--max_length", type=positive, metavar="N", help=longest)
@@ -60,7 +60,7 @@ def _encode(args: argparse.Namespace) -> None:
     encoder = load_encoder(args.backbone)
     longest = (encoder.max_length or 512) if args.max_length is None else args.max_length
     texts = Texts(args.field, args.prompt, longest, args.truncate)
-    dtype = {"bf16": "bfloat16"}.get(args.dtype, args.dtype)
+    dtype = {"bf16": "bfloat16", "f32": "float32"}.get(args.dtype, args.dtype)
     shape = (not args.no_normalize, dtype, args.window, args.batch_tokens)
     settings = BulkSettings(texts, args.pooling, *shape)
     plugin = _choose(args, encoder.backbone)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from variator_jax.errors import PluginError, check_known
+from variator_jax.errors import PluginError
 from variator_jax.plugin.schedule import SITE_KINDS, build, describe_site, make_site, parse_site
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import ENCODER_MLP, Ffn
@@ -156,9 +156,10 @@ class PluginConfig:
         """
         if not isinstance(content.get("sites"), list):  # format 1: the fields of this class
             return build(cls, dict(content))
-        known = ("pool_padding", "sites", "name")
-        for name in content:
-            check_known("A plugin has no field", name, known, PluginError)
+        for name in content.keys() - {"pool_padding", "sites", "name"}:
+            raise PluginError(
+                f"Unknown field {name!r}; a newer version of this library may know it."
+            )
         sites: list[Site] = []
         for site in content["sites"]:
             fields = dict(site) if isinstance(site, Mapping) else {}

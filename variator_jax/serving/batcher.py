@@ -56,13 +56,12 @@ class Row:
       gears: the indices of the plugins that may serve it, slowest first. The rows of a request
         share the list: the gear of the first that runs is that of all, so that scores and vectors
         of a request can be compared.
-      done: called in one of the batcher's threads with its result and the gear, or an exception.
       per_token: of 'embed', whether the vectors of its tokens are asked for.
+      result: of its result or an exception; cancelled when nobody waits for it any more.
       arrived: when, on `time.monotonic`.
       length: its bucket of lengths.
       cost: `[gears]` seconds of a full batch that it takes, at each gear of the policy.
       waiting: whether it is in the queue.
-      cancelled: whether nobody waits for it any more.
     """
 
     ids: Sequence[int]

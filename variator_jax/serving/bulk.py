@@ -22,7 +22,7 @@ from variator_jax import mesh as meshes
 from variator_jax.backbones.base import Batch
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import lock_folder
 from variator_jax.model import LENGTH_BUCKETS, SplicedModel, VariatorModel
 from variator_jax.serving.encoded import Counts, EncodedFolder, Prepared
@@ -43,6 +43,8 @@ from variator_jax.store.arrays import fingerprint
 from variator_jax.store.description import owner_content
 from variator_jax.texts import Tokenizer
 
+POOLINGS = ("mean", "none")
+DTYPES = ("float32", "bfloat16")
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -67,6 +69,11 @@ class BulkSettings:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
+        check_known("--pooling is", self.pooling, POOLINGS)
+        check_known("--dtype is", self.dtype, DTYPES)
+        sizes = (self.texts.max_length, self.window, self.batch_tokens)
+        if min(sizes) < 1:
+            raise ConfigError(f"max_length, window and batch_tokens are 1 or more; found {sizes}.")
         if task_of(self.texts.prompt).fields != ("text",):
             raise ConfigError(f"The prompt {self.texts.prompt!r} has no {{text}}, or other fields.")
 

@@ -8,7 +8,6 @@ from fastapi import Request, Response
 
 from variator_jax import __version__
 from variator_jax.errors import did_you_mean
-from variator_jax.hf_tokenizer import check_unicode
 from variator_jax.serving.errors import ApiError
 from variator_jax.serving.schemas import MOST_TEXTS, Choice, Token
 from variator_jax.serving.service import Answer
@@ -93,7 +92,7 @@ class Call:
           ApiError: for more text than `MOST_BYTES`.
           ConfigError: for a text that the tokenizer refuses.
         """
-        if (found := sum(len(check_unicode(text)) for text in texts)) > MOST_BYTES:
+        if (found := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
             reason = f"at most {MOST_BYTES:,} bytes of text; found {found:,}"
             raise ApiError("too_large", f"inputs: {reason}.")
         tokenizer = self.engine.model.tokenizer

@@ -4,20 +4,19 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 import variator_jax
-from variator_jax.bench.output import hardware
+from variator_jax.bench.output import hardware, log
 from variator_jax.files import is_url, write_json
 from variator_jax.model import VariatorModel
 
 #: (program, plugin, rows, length)
 Bucket = tuple[str, str, int, int]
-_BROKEN = OSError, ValueError, TypeError
 
 
 class KeptLatencies:
@@ -39,7 +38,7 @@ class KeptLatencies:
         self._file = Path(folder) / f"latencies_{name.hexdigest()[:16]}.json" if local else None
         self.seconds: dict[Bucket, float] = {}
         if self._file and self._file.is_file():
-            with contextlib.suppress(*_BROKEN):
+            with self._unless_broken("read"):
                 rows = json.loads(self._file.read_text())
                 self.seconds = {(p, name, int(r), int(n)): float(s) for p, name, r, n, s in rows}
 
@@ -47,5 +46,12 @@ class KeptLatencies:
         """Keeps new ones for the next start."""
         self.seconds |= seconds
         if self._file and seconds:
-            with contextlib.suppress(*_BROKEN):
+            with self._unless_broken("written"):
                 write_json(self._file, [[*bucket, s] for bucket, s in self.seconds.items()])
+
+    @contextlib.contextmanager
+    def _unless_broken(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, TypeError) as error:
+            log(f"{self._file} cannot be {done}: {error}")

@@ -97,7 +97,7 @@ def row_ids(line: bytes, suffix: str, tokenizer: Tokenizer, texts: Texts) -> tup
     for allowed in (False, True)[: 1 + texts.truncate]:
         try:
             return token_ids(task, text, tokenizer, Cut(texts.max_length, allowed)), allowed
-        except ConfigError as error:
+        except (ConfigError, UnicodeError) as error:
             reason = str(error)
     raise RowError(reason)
 
@@ -122,6 +122,8 @@ def _text(line: bytes, suffix: str, field: str) -> str:
         raise RowError(f"expected a text, found {json.dumps(value)[:40]}")
     if not value.strip():
         raise RowError("the text is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError("half a surrogate pair, which is not text")
     return value
 
 

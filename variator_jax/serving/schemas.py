@@ -7,7 +7,8 @@ item ends their validation, so that no body makes an error an item.
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from variator_jax.serving.tasks import Cut
 
@@ -17,7 +18,18 @@ MOST_TEXTS = 2048
 MOST_IDS = 1 << 15
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"Half a surrogate pair at character {error.start}"
+        raise PydanticCustomError("not_unicode", "{reason}", {"reason": reason}) from error
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_unicode)]
+Text = Annotated[AnyText, Field(min_length=1)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
 OneOrTwo = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2)]
@@ -145,7 +157,7 @@ class RerankRequest(Choice):
     """POST /rerank, in TEI's form."""
 
     query: Text
-    texts: Inputs[str]
+    texts: Inputs[AnyText]
     raw_scores: bool = False
     return_text: bool = False
 
@@ -202,14 +214,14 @@ class TeiError(BaseModel):
 class Document(_Strict):
     """A document with its text in a field."""
 
-    text: str
+    text: AnyText
 
 
 class DocumentsRequest(Choice):
     """POST /v1/rerank and /v2/rerank. Documents that are too long are cut, as Cohere does."""
 
     query: Text
-    documents: Inputs[str | Document]
+    documents: Inputs[AnyText | Document]
     model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None

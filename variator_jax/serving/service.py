@@ -160,9 +160,11 @@ class Service:
           ConfigError: for a task or an input that cannot be answered.
           PluginError: for a plugin that is not loaded.
           Overloaded: if the queue is full, or the service is about to end.
+          TooLarge: for more vectors of tokens than an answer holds.
           BackendError: if a result is not finite.
         """
         began = time.monotonic()
+        check_known("No task is named", task, self.engine.tasks)
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
         given = config, inputs, cut or Cut(self.engine.limits.max_length)

@@ -61,6 +61,8 @@ class TaskConfig:
     prefix: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ConfigError(f"A task of kind {self.kind!r} has an empty name.")
         task = f"Task {self.name!r}"
         check_known(f"{task} is of kind", self.kind, KINDS)
         fewest = {"classify": 2, "rerank": 2 if self.labels else 0}.get(self.kind, 0)

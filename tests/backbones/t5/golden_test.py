@@ -3,11 +3,13 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_vectors import backbone, load, relative_error, under
 
 from variator_jax.backbones.t5 import Transformer
+from variator_jax.backbones.t5.attention import relative_position_bucket
 
 TOLERANCE = 2e-5
 
@@ -31,3 +33,11 @@ def test_outputs_match_transformers(version, length):
         ("logits", decoder, found.logits),
     ]:
         assert relative_error(np.asarray(array)[at], batch[part][at]) < TOLERANCE, part
+
+
+@pytest.mark.parametrize("stack,bidirectional", [("enc", True), ("dec", False)])
+def test_position_buckets_match_at_every_offset(stack, bidirectional):
+    golden = load("t5_t5_1_0_plain")
+    offsets = jnp.asarray(golden["bucket_offsets"])
+    found = relative_position_bucket(offsets, bidirectional)
+    np.testing.assert_array_equal(found, golden[f"{stack}_buckets"])

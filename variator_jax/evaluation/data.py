@@ -60,6 +60,12 @@ class EvalData:
             log(f"  {line}")
         return [f"{line}." for line in lines]
 
+    def digest(self, task: str) -> str:
+        """Identifies the task's examples, see `data.batches.digest`."""
+        from variator_jax.data.batches import digest
+
+        return digest(task, self.split)
+
     def batches(self, task: str, start: int = 0) -> Iterator[Batch]:
         """One pass in the task's own order from batch `start` on, in T5X's layout.
 

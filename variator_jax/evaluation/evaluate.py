@@ -83,14 +83,17 @@ def evaluate(
     ]
     owner = schema.Backbone(config.name, backbone_parameters(config), backbone.fingerprint)
     seconds = {"evaluate": time.monotonic() - started}
-    known = {task: result.majority for task, result in results[1].items()}
-    majority = {task: score for task, score in known.items() if score is not None}
-    scores = rows, _scores(control)
-    report = schema.Report(owner, hardware(), seconds, majority, *scores, length, notes)
+    scores = _majorities(results[1]), rows, _scores(control)
+    report = schema.Report(owner, hardware(), seconds, *scores, length, notes)
     write_report(report, model_dir)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
     return report
+
+
+def _majorities(results: Mapping[str, evaluator.TaskResult]) -> dict[str, float]:
+    """Task -> score of the majority class, of the tasks that have one."""
+    return {k: result.majority for k, result in results.items() if result.majority is not None}
 
 
 def _timed(

@@ -73,8 +73,6 @@ def infer(
     check_known("INFER_MODE is", mode, MODES)
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
-    from variator_jax.data.batches import digest
-
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     if not backbone.config.has_decoder:
         raise ConfigError(f"Backbone {backbone.config.name!r} has no decoder that could answer.")
@@ -85,7 +83,7 @@ def infer(
     files = {}
     for task in data.tasks():
         path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
-        own = {"task": task, "data": digest(task, data.split)}
+        own = {"task": task, "data": data.digest(task)}
         files[task] = ResultFile(path, identity | own, data.batch_size)
     with lock_folder(Path(output_dir)):
         for task in [task for task, file in files.items() if not file.finished()]:

@@ -168,8 +168,7 @@ def model(
     if optimizer is not None:
         check_trainable(plugin, T5(backbone).stack())
     start = Start(plugin, backbone, plugin_path, seed)
-    layers, loss = backbone.num_encoder_layers, loss or LossConfig()
-    stack = t5x_network.T5XStack(layers, backbone.embed_dim, prefix="encoder", config=backbone)
+    stack, loss = t5x_network.stack_of(backbone), loss or LossConfig()
     _ = start.loaded  # refuses now what cannot be loaded, and is not read while T5X traces
     network = network or t5x_network.network_of(backbone)
     module = t5x_network.SplicedTransformer(network, plugin, stack)

@@ -195,6 +195,12 @@ class T5XStack(T5Stack):
         return {"inputs_q": "queries", "inputs_kv": "keys", "mask": "mask", "bias": "bias"}
 
 
+def stack_of(config: T5Config) -> T5XStack:
+    """The encoder of a backbone as T5X's network runs it."""
+    layers = config.num_encoder_layers
+    return T5XStack(layers, config.embed_dim, prefix="encoder", config=config)
+
+
 def network_of(config: T5Config) -> nn.Module:
     """T5X's network of a backbone's shape.
 

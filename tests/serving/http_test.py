@@ -124,6 +124,8 @@ def test_what_clients_send_and_expect_beside_the_letter_of_their_api(client):
     bare = {"inputs": "<extra_id_0> x", "add_special_tokens": False}
     texts = [token["text"] for token in client.post("/tokenize", json=bare).json()[0]]
     assert texts[0] == "<extra_id_0>" and "</s>" not in texts
+    for answer in (client.get("/info"), client.post("/nowhere")):
+        assert answer.headers["x-variator-plugin"] == "none"
 
 
 def test_what_is_not_finite_is_an_error_in_every_form(client, monkeypatch):

@@ -120,8 +120,8 @@ def test_a_server_that_is_not_there_or_refuses_the_request_is_reported():
     with served(lambda *_: (422, 1)) as (url, *_):
         with pytest.raises(VariatorError, match="/rerank answers 422"):
             run(Load(url=url, route="rerank"))
-    for wrong in ({"rate": 0}, {"seconds": -1}):
-        with pytest.raises(VariatorError, match="above 0"):
+    for wrong in ({"shape": "square"}, {"route": "embeds"}, {"rate": 0}, {"seconds": -1}):
+        with pytest.raises(VariatorError, match="Known: steady|Did you mean|above 0"):
             Load(**wrong)
 
 

@@ -45,9 +45,9 @@ def test_a_minute_of_three_times_the_load_is_answered_in_time_or_refused(tmp_pat
     assert not total.failed and 0 < total.refused < total.requests
     # [answered], milliseconds
     answered = np.array([1e3 * (s.seconds - s.behind) for s in result.samples if s.status == 200])
-    # Other tests may have come to the cores since it was timed, and a machine may stop for seconds.
-    slowdown = max(1.0, state["slowdown"])
-    assert np.percentile(answered, 90) < 2 * SLO_MS * slowdown and total.ratio > 2
-    assert total.goodput > 0.2 / (fastest * slowdown)
+    # Other tests may have come to the cores since it was timed.
+    slowdown = max(1.0, *(row["slowdown"] for row in result.metrics if "slowdown" in row))
+    assert np.percentile(answered, 99) < 2 * SLO_MS * slowdown and total.ratio > 2
+    assert total.goodput > 0.2 / (fastest * max(1.0, state["slowdown"]))
     memory = [row["memory"] for row in result.metrics if "memory" in row]
     assert memory[-1] < 1.05 * memory[len(memory) // 5]

@@ -209,6 +209,10 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
         assert refused and all(error.retry_after_s > 0 for error in refused)
         assert len(refused) < len(answers) and service.snapshot()["refused"] == len(refused)
         assert (await service.submit("letter", ["again"])).plugin == "none"
+    async with served.started(Limits(requests=2)) as service:
+        requests = [service.submit("letter", [f"{i}"]) for i in range(3)]
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        assert [isinstance(answer, Overloaded) for answer in answers] == [False, False, True]
 
 
 @served.run
@@ -250,8 +254,14 @@ async def test_draining_answers_what_is_queued_and_refuses_what_comes(held_devic
 async def test_a_request_that_cannot_be_answered_names_the_reason():
     async with served.started() as service:
         for task, inputs, options, error, words in (
+            ("embedd", ["x"], {}, ConfigError, "embed"),
+            ("embed", [], {}, ConfigError, "found none"),
+            ("embed", ["x" * 99], {}, ConfigError, "truncate"),
+            ("embed", [[300, 9]], {}, ConfigError, "check_embedding_ctx_length=False"),
             ("relevant", ["x"], {}, ConfigError, "query and text"),
             ("similar", ["x"], {}, ConfigError, "a query and a text"),
+            ("embed", ["x"], {"ratio": 3}, PluginError, "not loaded"),
+            ("embed", ["x"], {"plugin": "non"}, PluginError, "none"),
             ("letter", ["x"], {"plugin": "none", "ratio": 4}, PluginError, "has ratio 1"),
             ("letter", ["x"], {"ratio": 4, "max_ratio": 2}, PluginError, "above max_ratio 2"),
             ("embed", list(map(str, range(200))), {}, ConfigError, "the most is 2,048"),

@@ -71,6 +71,9 @@ def test_microbatches_give_the_update_of_the_whole_batch():
         state, metrics = step(state, frozen, _batch())
         results.append((state.params, metrics))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), *results)
+    state, frozen, step = _distillation(SGD, num_microbatches=3)
+    with pytest.raises(ConfigError, match="4 does not divide into 3"):
+        step(state, frozen, _batch())
 
 
 def test_padding_the_batch_changes_neither_loss_nor_gradient():

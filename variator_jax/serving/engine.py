@@ -48,6 +48,15 @@ class EngineLimits:
     batch_tokens: int = 4096
     most_rows: int = 64
 
+    def __post_init__(self) -> None:
+        if list(self.lengths) != sorted({*self.lengths}) or not self.lengths:
+            raise ConfigError(f"Lengths rise; found {self.lengths}.")
+        if self.lengths[0] < 1 or self.batch_tokens < self.lengths[-1]:
+            raise ConfigError(
+                f"A batch of {self.batch_tokens} tokens holds no row of {self.lengths[-1]}: raise "
+                "batch_tokens, or lower the longest length."
+            )
+
     @property
     def max_length(self) -> int:
         """Tokens of the longest row."""

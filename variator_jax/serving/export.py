@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from variator_jax.backbones.t5 import T5
 from variator_jax.bench.output import log
-from variator_jax.errors import check_known
+from variator_jax.errors import ConfigError, check_known
 from variator_jax.files import atomic_folder, write_json
 from variator_jax.hf_tokenizer import FILES
 from variator_jax.model import SplicedModel
@@ -65,6 +65,9 @@ class ExportSettings:
         check_known("No program is for the task", self.task, TASKS)
         for platform in self.platforms:
             check_known("No program is for the platform", platform, PLATFORMS)
+        sizes = (*self.batches, *self.lengths)
+        if not self.batches or not self.lengths or min(sizes) < 1:
+            raise ConfigError(f"Batches and lengths are 1 or more; found {sizes}.")
 
 
 def export_programs(

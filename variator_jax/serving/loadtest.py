@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 
-from variator_jax.errors import ConfigError, DataError
+from variator_jax.errors import ConfigError, DataError, check_known
 from variator_jax.files import wrap_errors
 
+SHAPES = ("steady", "burst", "ramp")
+ROUTES = ("embed", "rerank", "predict")
 FAILED = 0  # in place of a status: no answer
 _SAMPLED_EVERY = 1.0  # seconds between two looks at /metrics
 _WORDS = "the library returns a list of values and draws one line for each axis in file".split()
 _METRICS = {  # of the server -> our names
     "process_resident_memory_bytes": "memory",
     "variator_compilations": "compilations",
+    "variator_slowdown": "slowdown",
 }
 
 
@@ -60,6 +63,8 @@ class Load:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_known("The shape of the load is", self.shape, SHAPES)
+        check_known("The route is", self.route, ROUTES)
         numbers = (self.rate, self.highest, self.seconds, self.words, self.documents, self.timeout)
         if not all(0 < number < float("inf") for number in numbers):
             raise ConfigError(f"Rates, seconds and sizes are above 0; found {self}.")

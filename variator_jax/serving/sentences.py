@@ -38,9 +38,11 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
         return Encoder(load_backbone(path))
     folder = check_folder(path)
     file = folder / MODULES
-    with wrap_errors(f"{file} is not a list of modules"):
+    with wrap_errors(f"{file} is not readable JSON"):
         modules = json.loads(file.read_text(encoding="utf-8"))
-        parts = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in modules]
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise CheckpointError(f"{file} is not a list of modules.")
+    parts = [(str(m.get("type")).rpartition(".")[2], folder / str(m.get("path"))) for m in modules]
     kinds = [kind for kind, _ in parts]
     known = [kind for kind in kinds if kind in _ORDER]
     if known != kinds or sorted(kinds, key=_ORDER.index) != kinds or kinds[:2] != _ORDER[:2]:

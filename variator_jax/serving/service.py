@@ -165,6 +165,8 @@ class Service:
         """
         began = time.monotonic()
         check_known("No task is named", task, self.engine.tasks)
+        if not inputs:
+            raise ConfigError("A request has one input or more; found none.")
         config = self.engine.tasks[task]
         gears = self._gears(config, plugin, ratio, max_ratio)
         given = config, inputs, cut or Cut(self.engine.limits.max_length)

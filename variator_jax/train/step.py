@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
+from variator_jax.errors import ConfigError
 from variator_jax.train.objectives import Batch, Objective
 
 Metrics = dict[str, jax.Array]
@@ -136,6 +137,12 @@ def _accumulate(
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if num_microbatches == 1:
         return grad_fn(params, batch, jnp.int32(0))
+    size = next(iter(batch.values())).shape[0]
+    if size % num_microbatches:
+        raise ConfigError(
+            f"A batch of {size} does not divide into {num_microbatches} microbatches; choose a "
+            f"divisor of {size}."
+        )
     # [microbatches, batch / microbatches, ...]: strided rows, so each microbatch is spread over all
     # devices.
     micro = jax.tree.map(

@@ -113,6 +113,12 @@ class TestBuckets:
         exact = VariatorModel(BACKBONE, PLUGINS, buckets=None).encode(TOKENS, ratio=4)
         np.testing.assert_array_equal(exact, _by_hand(PLUGINS[4], TOKENS))
 
+    def test_ratio_1_is_the_default_and_ratios_differ(self, model):
+        states = [np.asarray(model.encode(TOKENS, ratio=r))[TOKENS > 0] for r in (1, 2, 4)]
+        np.testing.assert_array_equal(model.encode(TOKENS)[TOKENS > 0], states[0])
+        for one, other in zip(states, states[1:], strict=False):
+            assert np.abs(one - other).max() > 1e-3
+
     def test_where_padding_is_pooled_the_shape_is_exact(self):
         settings = dataclasses.replace(PLUGINS[4].config, pool_padding=True)
         pooled = dataclasses.replace(PLUGINS[4], config=settings)
@@ -162,22 +168,28 @@ class TestPlugins:
 
     def test_two_of_the_same_kinds_and_ratio_have_names_of_their_own(self, tmp_path):
         named = _plugin(sites="span all x4 rank=2", given_name="with_adapters")
-        plugins = by_key([PLUGINS[2], _plugin(sites="span all x4"), named])
-        save_plugins(tmp_path / "set", plugins, BACKBONE)
-        found = load_plugins(tmp_path / "set", BACKBONE)
-        assert list(found) == list(plugins) == [2, "span_x4", "with_adapters"]
-        assert [x.config for x in found.values()] == [x.config for x in plugins.values()]
-        model = VariatorModel(BACKBONE, found)
-        assert model.names == ("ffn_x2", "span_x4", "with_adapters")
+        save_plugins(tmp_path / "set", by_key([_plugin(sites="span all x4"), named]), BACKBONE)
+        model = VariatorModel(BACKBONE, load_plugins(tmp_path / "set"))
+        assert set(model.names) == {"with_adapters", "span_x4"}
         with pytest.raises(VariatorError, match="Two plugins are called 'fast'"):
             by_key(_plugin(ratio=ratio, given_name="fast") for ratio in (2, 4))
-        one, other = (model.encode(TOKENS, plugin=name) for name in model.names[1:])
+        one, other = (model.encode(TOKENS, plugin=name) for name in model.names)
         assert (one != other).any()
 
-    def test_another_shape_is_refused_even_without_a_fingerprint(self):
+    def test_a_stranger_is_refused_with_both_fingerprints(self):
+        stranger = make_plugin(4, dataclasses.replace(BACKBONE, fingerprint="f" * 64))
+        with pytest.raises(VariatorError, match="plugin ffn_x4 belongs to") as error:
+            VariatorModel(BACKBONE, {2: PLUGINS[2], 4: stranger})
+        assert "f" * 64 in str(error.value) and BACKBONE.fingerprint in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [({"embed_dim": 16}, "has shape"), ({"num_encoder_layers": 2}, "has unexpected")],
+    )
+    def test_another_shape_is_refused_even_without_a_fingerprint(self, shape, words):
         settings = PluginConfig(4, bottleneck=4)
-        variables = random_plugin(settings, dataclasses.replace(SHAPE, embed_dim=16))
-        with pytest.raises(VariatorError, match="has shape"):
+        variables = random_plugin(settings, dataclasses.replace(SHAPE, **shape))
+        with pytest.raises(VariatorError, match=words):
             VariatorModel(BACKBONE, Plugin(settings, variables))
 
     def test_two_of_a_ratio_and_a_wrong_key_are_refused(self):

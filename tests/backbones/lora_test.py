@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TINY, flat, random_lora, random_params
+from tiny import TINY, flat, random_params
 
 from variator_jax.backbones import lora as loras
 from variator_jax.backbones.lora import LoraConfig, init_lora, lora_weights, merge_weight, pairs
@@ -18,6 +18,20 @@ from variator_jax.errors import ConfigError
 SHAPE = dataclasses.replace(TINY, num_heads=3, head_dim=4)
 PARAMS = random_params(SHAPE)
 SMALL = LoraConfig(rank=4, alpha=6.0)
+
+
+def random_lora(config=SMALL, seed=0):
+    """A LoRA that changes every one of its weights, as numpy arrays."""
+    shapes = jax.eval_shape(lambda: init_lora(config, PARAMS, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.3, x.shape), "f4"), shapes)
+
+
+def test_a_fresh_one_is_the_backbone_bit_for_bit():
+    fresh = init_lora(LoraConfig(), PARAMS, jax.random.key(1))
+    merged = flat(loras.merge_lora(PARAMS, fresh, LoraConfig()))
+    for path, leaf in flat(PARAMS).items():
+        assert np.asarray(merged[path]).tobytes() == leaf.tobytes(), path
 
 
 def test_a_is_uniform_as_torchs_kaiming_with_slope_root_five_and_b_is_zero():
@@ -37,7 +51,7 @@ def test_a_is_uniform_as_torchs_kaiming_with_slope_root_five_and_b_is_zero():
 @given(rank=st.integers(1, 5), alpha=st.floats(0.5, 50), seed=st.integers(0, 9))
 def test_merging_is_the_papers_formula_and_leaves_the_rest_alone(rank, alpha, seed):
     config = LoraConfig(rank, alpha)
-    lora, before = random_lora(config, PARAMS, seed), flat(PARAMS)
+    lora, before = random_lora(config, seed), flat(PARAMS)
     merged = flat(loras.merge_lora(PARAMS, lora, config))
     changed = dict(pairs(lora))
     for path, leaf in before.items():
@@ -54,7 +68,7 @@ def test_merging_is_the_papers_formula_and_leaves_the_rest_alone(rank, alpha, se
 
 def test_the_sum_is_made_in_float32_and_then_cast():
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
-    lora = random_lora(SMALL, PARAMS)
+    lora = random_lora()
     merged, before = flat(loras.merge_lora(half, lora, SMALL)), flat(half)
     for path, (a, b) in pairs(lora):
         assert merged[path].dtype == jnp.bfloat16

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from variator_jax.data import published, spec
 from variator_jax.data._tf import seqio
@@ -91,6 +93,12 @@ def test_seqios_evaluator_scores_glue_and_squad(tmp_path, verbalizer_model):
     task = published.squad_task(verbalizer_model, str(tmp_path))
     for answer in (None, "<extra_id_0> Yes <extra_id_1> No"):
         assert _evaluated(task, answer) == {"exact_match": 100.0, "token_f1": 100.0}
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
+def test_the_majority_is_the_best_constant_answer(labels):
+    best = max(spec.accuracy([label] * len(labels), labels) for label in range(4))
+    assert spec.majority_score(labels) == best and spec.accuracy(labels, labels) == 100.0
 
 
 def test_binary_f1_by_hand():

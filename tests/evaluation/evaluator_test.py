@@ -14,6 +14,7 @@ from variator_jax.evaluation.evaluator import (
 PAIR = TaskSpec("pair", "classification", ("yes", "no"))
 TOPIC = TaskSpec("topic", "classification", ("red", "blue", "green"))
 PREFIXED = TaskSpec("prefixed", "classification", ("yes", "no"), prefix="<extra_id_0>")
+STORY = TaskSpec("story", "generation")
 ASKED = TaskSpec("asked", "generation", prefix="<extra_id_0>", many_answers=True)
 SPANS = TaskSpec("spans", "span_corruption")
 
@@ -93,6 +94,10 @@ def test_span_corruption_means_over_target_tokens():
     assert result.details["perplexity"] == pytest.approx(np.exp(2.0))
 
 
-def test_no_target_token_at_all_is_refused():
-    with pytest.raises(DataError, match="no target token"):
+def test_no_example_at_all_is_refused():
+    with pytest.raises(DataError):
+        pair()
+    with pytest.raises(DataError):
+        evaluate_generation(STORY, [], answered(2), str, [])
+    with pytest.raises(DataError):
         evaluate_span_corruption(SPANS, [], answered(2))

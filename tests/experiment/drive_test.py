@@ -33,6 +33,8 @@ def score(experiment, cell):
 def test_a_grid_may_grow_by_what_is_new_but_not_change_its_recipe(tmp_path, capsys):
     first = drive.drive(_experiment(tmp_path, seeds=(0,)), {}, run_training, score)
     larger = _experiment(tmp_path)
+    assert "score     5 of 10 done" in drive.describe(larger)
+    assert "missing: score nano sst2 student k=4 seed 1" in drive.describe(larger)
     both = drive.drive(larger, {}, run_training, score)
     assert len(both) == 2 * len(first) and all(record in both for record in first)
     assert drive.drive(larger, {}, None, None) == both

@@ -84,3 +84,14 @@ def test_t5_student_losses_and_gradients_match_the_official_model(version, batch
     _, official_grads = plugin_from_state_dict(under(expected, "grad."))
     errors = jax.tree.map(relative_error, grads, official_grads.params)
     assert all(error < TOLERANCE for error in jax.tree.leaves(errors))
+
+
+def test_the_official_scale_is_an_output_scale_of_100():
+    golden = load("scale100_t5_1_0_4")
+    # The official norm's epsilon of 1e-6 acts on a residual stream 1/100 as large: 1e-6 * 100^2.
+    config, params = backbone(golden, "1_0", layer_norm_epsilon=1e-2)
+    plugin_config, plugin = plugin_from_state_dict(under(golden, "plugin_official/"))
+    student = jax.jit(lambda: _run(config, params, plugin_config, plugin, golden))()
+    assert relative_error(student.hidden["encoder"], golden["student.enc"]) < TOLERANCE
+    assert relative_error(student.hidden["decoder"], golden["student.dec"]) < TOLERANCE
+    assert relative_error(student.logits, golden["student.logits"]) < TOLERANCE

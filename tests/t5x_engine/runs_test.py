@@ -61,6 +61,13 @@ def test_spans_merged_keys_adapters_and_their_losses_agree_too(work, original):
     assert late < early
 
 
+def test_the_log_has_the_terms_of_the_loss_and_its_sum(trained):
+    tags = ("loss", "encoder_hidden", "decoder_hidden")
+    total, *terms = (t5x_runs.losses(trained, tag) for tag in tags)
+    for step, loss in total.items():
+        assert loss == pytest.approx(sum(term[step] for term in terms), rel=1e-5)
+
+
 def test_microbatches_and_packing_agree_too_and_t5x_runs_by_hand(work, trained, original):
     """`python -m t5x.train`, with the search path that the commands use, and no command of ours."""
     options = {"PACK": True, "PACK_MULTIPLE": 4, "NUM_MICROBATCHES": 2, "TRAIN_STEPS": 8}

@@ -98,9 +98,9 @@ def _choose(args: argparse.Namespace, backbone: "Backbone") -> "Plugin | None":
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", help="the server (default: http://127.0.0.1:8080); its token is VARIATOR_TOKEN")
-    add("--route", choices=("embed", "rerank", "predict"), help="(default: embed)")
+    add("--route", metavar="NAME", help="embed (the default), rerank or predict")
     shapes = "steady (default), burst (--peak in the middle third), ramp (from --rate to --peak)"
-    add("--shape", choices=("steady", "burst", "ramp"), help=shapes)
+    add("--shape", metavar="NAME", help=shapes)
     add("--rate", type=float, metavar="R", help="requests a second (default: 10)")
     add("--peak", type=float, metavar="R", help="of burst and ramp (default: 3 x --rate)")
     add("--seconds", type=float, metavar="S", help="how long requests leave (default: 60)")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from variator_jax.errors import PluginError, check_known
+from variator_jax.errors import PluginError, did_you_mean
 from variator_jax.plugin.sites.base import Site
 from variator_jax.plugin.sites.ffn import Ffn
 from variator_jax.plugin.sites.key_value import KeyValue
@@ -60,7 +60,11 @@ def make_site(kind: str, fields: dict[str, Any]) -> Site:
     Raises:
       PluginError: for an unknown kind or field, with the nearest name.
     """
-    check_known("No site is of kind", kind, SITE_KINDS, PluginError)
+    if kind not in SITE_KINDS:
+        raise PluginError(
+            f"No site is of kind {kind!r}.{did_you_mean(str(kind), SITE_KINDS)} Known: "
+            f"{', '.join(SITE_KINDS)}. A newer version of this library may know it."
+        )
     site: Site = build(SITE_KINDS[kind], fields)
     return site
 
@@ -73,7 +77,11 @@ def build(kind: type, fields: dict[str, Any]) -> Any:
     """
     names = [field.name for field in dataclasses.fields(kind)]
     for name in fields:
-        check_known(f"{kind.__name__} has no field", name, names, PluginError)
+        if name not in names:
+            raise PluginError(
+                f"{kind.__name__} has no field {name!r}.{did_you_mean(name, names)} A newer "
+                "version of this library may know it."
+            )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
         return kind(**values)

@@ -78,7 +78,7 @@ class EngineLimits:
 
     @classmethod
     def up_to(
-        cls, longest: int, rows: int, tokens: int = 4096, lengths: Sequence[int] = lengths
+        cls, longest: int, rows: int, tokens: int = batch_tokens, lengths: Sequence[int] = lengths
     ) -> "EngineLimits":
         """Those of the lengths that are below `longest`, and that one."""
         return cls((*(n for n in lengths if n < longest), longest), max(tokens, longest), rows)

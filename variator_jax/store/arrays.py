@@ -12,7 +12,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from variator_jax.errors import CheckpointError, check_known
+from variator_jax.errors import CheckpointError, ConfigError, did_you_mean
 from variator_jax.files import AnyPath, wrap_errors
 
 SHARD_SIZE = 5 * 10**9  # bytes in one safetensors file, and so in memory while it is written
@@ -41,7 +41,9 @@ def parse_dtype(dtype: Any) -> np.dtype | None:
         return None
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     name = _SHORT.get(name, name)
-    check_known("Weights have no dtype", name, WEIGHTS)
+    if name not in WEIGHTS:
+        near = did_you_mean(name, [*WEIGHTS, *_SHORT])
+        raise ConfigError(f"Weights have no dtype {name!r}, only {', '.join(WEIGHTS)}.{near}")
     return np.dtype(name)
 
 

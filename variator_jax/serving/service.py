@@ -84,7 +84,7 @@ class Service:
         self._started, self.progress = False, (0, 0)
         self._policy = PolicyConfig(target=slo_ms / 1000)
         self._threads = concurrent.futures.ThreadPoolExecutor(limits.tokenizers, "variator-tokens")
-        self._batcher: Batcher  # that `start` makes
+        self._batcher: Batcher | None = None
         self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
         self._counts = collections.Counter[str]()
         self._compiled, self._open = 0, 0
@@ -92,12 +92,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether every program is compiled and batches run."""
-        return self._started and self._batcher.alive
+        return self._started and self._running.alive
 
     @property
     def broken(self) -> bool:
         """Whether batches have ended by an error."""
-        return self._started and not self._batcher.alive
+        return self._started and not self._running.alive
 
     async def start(self) -> None:
         """Compiles every program; `ready` is true behind it."""
@@ -123,7 +123,7 @@ class Service:
     async def drain(self) -> None:
         """Answers what is queued and refuses what comes."""
         was_started, self._started = self._started, False
-        if was_started:
+        if self._batcher and was_started:
             await asyncio.to_thread(self._batcher.end)
             jax.monitoring.unregister_event_duration_listener(self._count_compilation)
         self._threads.shutdown(wait=False)
@@ -187,7 +187,7 @@ class Service:
         values = self._values(config, results, max_new_tokens, normalize, per_token, raw_scores)
         # [inputs, rows]: a pair of texts may be two rows.
         lengths: np.ndarray = np.reshape([len(row) for row in ids], (len(inputs), -1))
-        return Answer(values, self._batcher.gears[gear], lengths.sum(axis=1).tolist())
+        return Answer(values, self._running.gears[gear], lengths.sum(axis=1).tolist())
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -197,7 +197,7 @@ class Service:
         try:
             if self._open > self.limits.requests:
                 raise Overloaded(self.slo_ms / 1000)
-            self._batcher.check_room()
+            self._running.check_room()
             yield
         except Overloaded:
             self._counts["refused"] += 1
@@ -217,14 +217,20 @@ class Service:
             "p99_ms": p99,
             "compilations": self._compiled,
             **{name: self._counts[name] for name in ("requests", "refused")},
-            **(self._batcher.state() if self._started else {}),
+            **(self._batcher.state() if self._batcher else {}),
         }
+
+    @property
+    def _running(self) -> Batcher:
+        if self._batcher is None:
+            raise ConfigError("The service has not been started.")
+        return self._batcher
 
     def _gears(
         self, task: TaskConfig, name: str | None, ratio: int | None, most: int | None
     ) -> list[int]:
         """The gears that may answer a request, the slowest first."""
-        gears, ratios = self._batcher.gears, self.engine.ratios
+        gears, ratios = self._running.gears, self.engine.ratios
         if name is not None:
             check_known("No plugin is named", name, ratios, PluginError)
         if name is not None and ratio not in (None, ratios[name]):
@@ -233,7 +239,7 @@ class Service:
             name = task.plugin
         if name is None and ratio is None:
             # Ratio 1, the first, is below every cap.
-            free = self._batcher.shifting
+            free = self._running.shifting
             return [i for i in free if most is None or ratios[gears[i]] <= most] or [0]
         named = [own for own in gears if own == name or (name is None and ratios[own] == ratio)]
         if not named:
@@ -270,12 +276,12 @@ class Service:
         if tokens > most:
             found = f"{tokens:,} tokens, padding included"
             raise ConfigError(f"The request has {found}; the most is {most:,}.")
-        self._batcher.put(list(rows.values()))
+        self._running.put(list(rows.values()))
         try:
             waiting = (asyncio.wrap_future(row.result) for row in rows.values())
             done = dict(zip(rows, await asyncio.gather(*waiting), strict=True))
         except BaseException:  # the client left, or a batch failed
-            self._batcher.drop(list(rows.values()))
+            self._running.drop(list(rows.values()))
             raise
         return [done[tuple(row)] for row in ids], shared[0]
 

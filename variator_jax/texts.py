@@ -55,8 +55,10 @@ class PieceTokenizer:
         """The ids of a text, the end of the sequence included.
 
         Raises:
-          ConfigError: for a sentinel that there is not, or a token that only transformers finds.
+          ConfigError: for a sentinel that there is not, a token that only transformers finds, or a
+            text that is not Unicode.
         """
+        hf_tokenizer.check_unicode(text)
         _check_sentinels(text, self.sentinels)
         for name, number in NAMED.items():
             if name in text:
@@ -209,7 +211,6 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
       ConfigError: if the tokenizer refuses the text, or reads a token of padding in it, which
         would be masked.
     """
-    hf_tokenizer.check_unicode(text)
     ids = tokenizer.encode(text)
     if PAD in ids:
         raise ConfigError(f"A text holds '<pad>', the token of padding: {text[:60]!r}.")

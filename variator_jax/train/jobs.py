@@ -63,30 +63,30 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
     """Trains the whole backbone on the task's own loss, from a folder or from random weights."""
     _check_decoder(config.shape)
     check_vocabulary(config.data.task, config.data.vocabulary(), config.shape)
-    shape, initial = config.shape, None
+    shape = config.shape
+    identity: dict[str, Any] = {"trained": "backbone"}
+    # Taken out by `start`: kept, they would be in memory while the run trains a copy.
+    loaded: list[dict] = []
     if config.initial_checkpoint_path is not None:
         # A backbone that is stored in bfloat16 is trained in the run's dtype: the small updates of
         # fine-tuning would be lost in its rounding.
         initial = load_initial_backbone(config, mesh, shape.param_dtype)
-        shape = initial.config
+        shape, identity["backbone"] = initial.config, initial.fingerprint
+        loaded.append(initial.params)
+    else:
+        of_run = {"name", "remat", "dtype", "dropout_rate"}  # recorded by the run, or no shape
+        known = {k: v for k, v in config_content(shape).items() if k not in of_run}
+        identity |= {"backbone": shape.name, **{f"shape_{name}": v for name, v in known.items()}}
 
     def start() -> tuple[dict, None]:
-        if initial is not None:
-            # Kept here, they would be in memory to the end of the run, which trains a copy.
-            params = dict(initial.params)
-            initial.params.clear()
-            return params, None
+        if loaded:
+            return loaded.pop(), None
         fresh = init_params(shape, jax.random.key(config.seed))
         return meshes.place_parameters(fresh, shape, mesh), None
 
     def export(folder: pathlib.Path, params: dict, frozen: None, training: object) -> None:
         export_backbone(folder, config, shape, params)
 
-    identity = {"trained": "backbone", "backbone": initial.fingerprint if initial else shape.name}
-    if initial is None:
-        of_run = {"name", "remat", "dtype", "dropout_rate"}  # recorded by the run, or no shape
-        known = {k: v for k, v in config_content(shape).items() if k not in of_run}
-        identity |= {f"shape_{name}": value for name, value in known.items()}
     return Job(TaskTraining(T5(shape)), identity, start, "backbone", export)
 
 

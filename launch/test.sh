@@ -23,5 +23,6 @@ python="$ROOT/.venv/bin/python"
 
 "$python" -m ruff check --no-cache .
 "$python" -m mypy --cache-dir=/dev/null
-# A file stays with one worker, so that what its tests share is made once.
-exec "$python" -m pytest -n 2 --dist loadfile "$@" </dev/null
+# A file stays with one worker, so that what its tests share is made once. In their own order: sorted
+# by the number of tests, the files of one long test would come last, beside an idle worker.
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" </dev/null

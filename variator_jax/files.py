@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from variator_jax.errors import CheckpointError, VariatorError
+from variator_jax.errors import CheckpointError, ConfigError, VariatorError
 
 AnyPath = str | os.PathLike
 _ABANDONED = 86_400  # seconds after which the draft of a killed writer is removed
@@ -160,6 +160,17 @@ def _check_replaceable(target: Path, replaces: Collection[str], holds: str) -> N
     if others or (names and not set(names) & set(replaces)):
         lost = (others or names)[0]
         raise CheckpointError(f"{target} holds {lost}, which would be lost; name a new folder.")
+
+
+def make_output(folder: Path) -> None:
+    """Makes a folder for results, before work is done that could not be kept there.
+
+    Raises:
+      ConfigError: if nothing can be written into it.
+    """
+    with wrap_errors(f"--output {folder} cannot be written into", ConfigError):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextlib.contextmanager

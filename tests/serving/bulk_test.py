@@ -153,6 +153,21 @@ def test_other_settings_another_input_and_foreign_folders_are_refused(
     assert contents(whole) == before
 
 
+def test_a_finished_run_takes_no_more_windows_and_a_lost_one_is_made_again(backbone, tmp_path):
+    texts, out, settings = tmp_path / "a.txt", tmp_path / "out", bulk.BulkSettings(window=2)
+    texts.write_text("a\nb\nc\nd\n")
+    encode_file(texts, out, Encoder(backbone[1]), None, settings)
+    before = contents(out)
+    texts.write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(VariatorError, match="has more lines than"):
+        encode_file(texts, out, Encoder(backbone[1]), None, settings)
+    assert contents(out) == before
+    texts.write_text("a\nb\nc\nd\n")
+    (out / "encoded-000000.safetensors").unlink()
+    encode_file(texts, out, Encoder(backbone[1]), None, settings)
+    assert contents(out) == before
+
+
 def test_vectors_that_are_not_finite_make_bad_rows(backbone, tmp_path):
     (tmp_path / "texts.txt").write_text("a\nb\n")
     params = backbone[1].params

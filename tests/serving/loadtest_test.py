@@ -123,6 +123,12 @@ def test_a_server_that_is_not_there_or_refuses_the_request_is_reported():
     for wrong in ({"shape": "square"}, {"route": "embeds"}, {"rate": 0}, {"seconds": -1}):
         with pytest.raises(VariatorError, match="Known: steady|Did you mean|above 0"):
             Load(**wrong)
+    for url in ("http://127.0.0.1:80x0", "http://127.0.0.1:99999"):
+        with pytest.raises(VariatorError, match=f"'{url}' is no URL: .*[Pp]ort"):
+            Load(url=url)
+    with pytest.raises(VariatorError, match="The seed is -1"):
+        Load(seed=-1)
+    assert "secret" not in repr(Load(token="secret"))
 
 
 def test_intervals_have_the_percentiles_rates_and_ratios_of_their_own_samples():
@@ -157,6 +163,9 @@ def test_the_command_prints_and_plots(tmp_path, capsys, monkeypatch):
         assert cli.main([*command, f"--output={tmp_path}"]) == 0
         printed = capsys.readouterr().out
         assert cli.main([*command, "--against=none"]) == 2
+        sent_before = len(sent)
+        assert cli.main([*command, f"--output={tmp_path / 'loadtest.md'}"]) == 2
+        assert len(sent) == sent_before
     assert "| from s | offered/s |" in printed and "Compilations during the test: 0." in printed
     assert {x.name for x in tmp_path.iterdir()} == {f"loadtest.{x}" for x in ("json", "md", "png")}
     written = json.loads((tmp_path / "loadtest.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 import served
 import small_t5
 import tiny
+import tiny_model
 
 from variator_jax.data.vocabulary import train_sentencepiece
 from variator_jax.errors import ConfigError, PluginError
@@ -133,6 +134,9 @@ def test_the_next_start_runs_a_sample_alone_and_nothing_compiles_behind_it(tmp_p
         assert not [name for name in compiled if "compile" in name or "trace" in name]
         seconds[0] = 3.0  # a machine that has become slower
         slower, again = start()
+        # Lengths that are new: those that are kept are still compared.
+        first.limits = engine.EngineLimits((16, 24), 32)
+        assert first._as_fast_as(slower.latency) and not first._as_fast_as(first.latency)
         monkeypatch.setattr(latencies, "hardware", lambda: "another machine")
         _, other = start()
         for file in tmp_path.glob("latencies_*"):
@@ -146,6 +150,12 @@ def test_the_next_start_runs_a_sample_alone_and_nothing_compiles_behind_it(tmp_p
     assert sample == [(program, "none", 1, 16) for program in first.programs]
     assert len(again) == 1 + 12 and set(slower.latency.values()) == {3.0}
     assert len(other) == len(damaged) == 12
+
+
+def test_a_vocabulary_that_cannot_be_used_is_refused_before_anything_is_compiled():
+    backbone = dataclasses.replace(tiny_model.BACKBONE, vocabulary_file=None)
+    with pytest.raises(ConfigError, match="has no vocabulary"):
+        engine.Engine(backbone, [], [served.TASKS[0]])
 
 
 @served.run

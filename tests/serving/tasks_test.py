@@ -33,6 +33,8 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
     (("t", "embed", "no field"), "found 0"),
     (("t", "embed", "{text} {text}"), "a field twice"),
     (("t", "embed", "{open"), "no prompt"),
+    (("t", "embed", "{text:d}"), "cannot be filled with texts: Unknown format code"),
+    (("t", "embed", "{text:{width}}"), "cannot be filled with texts: KeyError 'width'"),
 ])  # fmt: skip
 def test_a_task_that_cannot_be_is_refused(settings, words):
     with pytest.raises(ConfigError, match=words):

@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from variator_jax.bench.budget import Step
 from variator_jax.bench.output import hardware, log
 from variator_jax.bench.results import STEP, BenchResult, Measurement, Timing
 from variator_jax.errors import ConfigError
-from variator_jax.files import write_json
+from variator_jax.files import make_output, write_json
 from variator_jax.plugin import PluginConfig
 from variator_jax.train import optimizers
 from variator_jax.train.losses import LossConfig
@@ -43,9 +42,8 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
       ConfigError: where the memory does not suffice, or `output` cannot be written into.
     """
     try:
-        if output is not None:  # Before measuring what could not be kept.
-            Path(output).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=output).close()
+        if output is not None:
+            make_output(Path(output))
         result = measure(settings)
         print(results.bench_markdown(result).rstrip())
         if output is not None:

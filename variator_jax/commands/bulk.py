@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from variator_jax.bench.arguments import positive, positives
 from variator_jax.commands.registry import command, listed
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
+from variator_jax.files import make_output
 
 if TYPE_CHECKING:
     from variator_jax.store import Backbone, Plugin
@@ -147,6 +148,8 @@ def _loadtest(args: argparse.Namespace) -> None:
     if args.search:
         print(loadreport.compare(load, args.target_ms, args.against).markdown())
         return
+    if args.output:
+        make_output(Path(args.output))
     result = run(load)
     print(loadreport.markdown(result, load, args.target_ms))
     if args.output:

@@ -68,6 +68,7 @@ class EncodedFolder:
         ]
         if differs:
             raise ConfigError(f"{path} is that of another run, with {', '.join(differs)}.")
+        self._files: int | None = known.get("files")  # of the run, once it has been finished
         for draft in [*path.glob(".encode*"), *path.glob(f".{BAD_ROWS}*")]:  # of a killed run
             draft.unlink()
 
@@ -89,7 +90,17 @@ class EncodedFolder:
         return Counts(*record["counts"])
 
     def write(self, done: Prepared, arrays: dict[str, np.ndarray]) -> None:
-        """Writes the file of a window."""
+        """Writes the file of a window.
+
+        Raises:
+          ConfigError: if a finished run had no such window.
+        """
+        if self._files is not None:
+            if done.number >= self._files:
+                raise ConfigError(
+                    f"The input has more lines than {self._path} was made of; name a new --output."
+                )
+            write_json(self._index, {**read_json(self._index), "finished": False})
         record = {"digest": done.window.digest, "counts": done.counts, "bad": done.bad}
         write_file(self._file(done.number), save(arrays, {_KEY: json.dumps(record)}))
 

@@ -145,6 +145,7 @@ class Engine:
             that its vocabulary cannot tell apart.
         """
         self.model = VariatorModel(backbone, list(plugins), mesh, limits.lengths)
+        tokenizer = self.model.tokenizer  # raises now what is wrong with the vocabulary
         self.tasks = {task.name: task for task in tasks}
         self.limits, self.latency, self._mesh = limits, dict[Bucket, float](), mesh
         loaded = list(self.model.plugins.values())
@@ -152,7 +153,7 @@ class Engine:
         for plugin in loaded:
             check_rows_apart(plugin)
         self._check_tasks(tasks)
-        self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
+        self.labels = {t.name: label_ids(t, tokenizer) for t in tasks if t.labels}
         self._label_ids = sorted({*itertools.chain(*self.labels.values())})
         # Of a program that scores labels, what the decoder is given: [1, tokens].
         self._starts = {t.program: self._start(t) for t in tasks if t.labels}
@@ -220,8 +221,9 @@ class Engine:
     def _as_fast_as(self, seconds: Mapping[Bucket, float]) -> bool:
         """Whether each program takes about as long as an earlier start has kept, in a sample."""
         for program in self.programs:
-            bucket = program, NONE, 1, self.limits.max_length
-            if bucket in seconds:
+            buckets = [(program, NONE, 1, length) for length in self.limits.lengths]
+            if known := [bucket for bucket in buckets if bucket in seconds]:
+                bucket = known[-1]
                 self._run_once(bucket)
                 if not 0.5 < self._measure(bucket) / seconds[bucket] < 2:
                     return False

@@ -109,7 +109,6 @@ def _server(run: Run) -> list[str]:
 
 def write(run: Run, load: Load, target_ms: float, folder: Path) -> None:
     """Writes `loadtest.json`, `loadtest.md` and, where there is matplotlib, `loadtest.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = intervals(run, load, target_ms, _BINS)
     # The token is a secret, and a NaN is no JSON.
     settings = {**dataclasses.asdict(load), "token": None, "target_ms": target_ms}

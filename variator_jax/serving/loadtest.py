@@ -6,6 +6,7 @@ at which its request was to leave, so a client that is behind does not flatter t
 
 import asyncio
 import dataclasses
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 
-from variator_jax.errors import ConfigError, DataError, check_known
+from variator_jax.errors import ConfigError, DataError, check_known, check_whole
 from variator_jax.files import wrap_errors
 
 SHAPES = ("steady", "burst", "ramp")
@@ -58,7 +59,7 @@ class Load:
     texts: str | None = None
     documents: int = 8
     plugin: str | None = None
-    token: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)  # a secret
     timeout: float = 60.0
     seed: int = 0
 
@@ -68,6 +69,9 @@ class Load:
         numbers = (self.rate, self.highest, self.seconds, self.words, self.documents, self.timeout)
         if not all(0 < number < float("inf") for number in numbers):
             raise ConfigError(f"Rates, seconds and sizes are above 0; found {self}.")
+        check_whole("The seed", self.seed, 0)
+        with wrap_errors(f"{self.url!r} is no URL", ConfigError):
+            _ = httpx.URL(self.url), urllib.parse.urlsplit(self.url).port  # checks its range
 
     @property
     def highest(self) -> float:

@@ -99,6 +99,8 @@ class TaskConfig:
             raise ConfigError(f"{found} has fields that are no names; expected such as {{text}}.")
         if len({*fields}) < len(fields):
             raise ConfigError(f"{found} has a field twice; expected two names that differ.")
+        with wrap_errors(f"{found} cannot be filled with texts", ConfigError):
+            self.prompt.format_map(dict.fromkeys(fields, "text"))
 
     @property
     def embeds(self) -> bool:

@@ -3,13 +3,16 @@ import pickle
 from pathlib import Path
 
 import pytest
+import seqio
 
 from variator_jax.backbones.t5 import get_config
 from variator_jax.data import docs_corpus
 from variator_jax.data import vocabulary as vocabularies
 from variator_jax.data._tf import tf
+from variator_jax.data.span_corruption import tokenize
 from variator_jax.data.vocabulary import load_vocabulary
 from variator_jax.errors import CheckpointError, DataError
+from variator_jax.texts import load_tokenizer
 from variator_jax.train.checks import check_vocabulary
 
 
@@ -97,6 +100,23 @@ def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path, verbalizer_model)
         assert vocabulary.vocab_size == plain.vocab_size
         text = "Yes <extra_id_0> No <extra_id_99>"
         assert vocabulary.encode(text) == plain.encode(text)
+        # Span corruption of so many tokens would take ordinary pieces for sentinels.
+        features = {"targets": seqio.Feature(vocabulary)}
+        with pytest.raises(DataError, match="need 114 sentinels, but the vocabulary has 100"):
+            tokenize(None, {"inputs": 2048, "targets": 480}, features)
+
+
+def test_sentinels_of_a_model_that_span_corruption_could_not_use_are_refused(tmp_path):
+    path = tmp_path / "spiece.model"
+    names = [
+        f"<extra_id_{i}>" for i in range(3)
+    ]  # as spm_train's user_defined_symbols: at the start
+    path.write_bytes(vocabularies.train_sentencepiece(["one two"] * 9, 110, names))
+    vocabulary, texts = load_vocabulary(path), load_tokenizer(path)
+    assert vocabulary.vocab_size == texts.size
+    assert [*vocabulary.encode("one <extra_id_1>"), 1] == texts.encode("one <extra_id_1>")
+    with pytest.raises(DataError, match="spiece.model has <extra_id_0> in another place"):
+        tokenize(None, None, {"targets": seqio.Feature(vocabulary)})
 
 
 def test_a_vocabulary_is_trained_once_and_has_whole_words_and_sentinels(tmp_path):

@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 
 from variator_jax import gin_utils
+from variator_jax.data import batches
 from variator_jax.errors import ConfigError, VariatorError
 from variator_jax.experiment import drive
 from variator_jax.experiment.grid import Experiment, plan
@@ -158,7 +159,19 @@ def test_sites_and_losses_that_do_not_fit_are_found_before_anything_runs(tmp_pat
         drive.preflight(_small(tmp_path, PLUGINS={"x": macros}))
 
 
-def test_missing_data_are_found_before_anything_runs(tmp_path):
+def test_a_plugin_may_be_added_that_sets_what_other_macros_read(tmp_path):
+    def grid(**plugins):
+        return _small(tmp_path, PLUGINS=plugins)
+
+    first = {"SITES": ("span all",)}
+    drive.drive(grid(a=first), drive.preflight(grid(a=first)), run_training, score)
+    more = {**first, "ADAPT_STEPS": 800}  # the recipe's TRAIN_STEPS are these
+    _lock(grid(a=first, b=more))
+    with pytest.raises(ConfigError, match="a is .*ADAPT_STEPS.*Give the plugin another name"):
+        _lock(grid(a=more))
+
+
+def test_missing_and_changed_data_are_found_before_anything_runs(tmp_path, monkeypatch):
     (tmp_path / "texts").mkdir()
     for name in ("one.txt", "valid.txt"):
         (tmp_path / "texts" / name).write_text("A sentence about a river and a town.\n" * 800)
@@ -166,3 +179,11 @@ def test_missing_data_are_found_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="sst2.gin: DATA_DIR .*no local folder"):
         drive.preflight(experiment, data=True)
     drive.preflight(experiment)
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    for name in ("train", "dev"):
+        (tmp_path / "glue" / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\na river\t1\n")
+    drive.drive(experiment, drive.preflight(experiment, data=True), run_training, score)
+    drive.lock(experiment, drive.preflight(experiment, data=True))
+    monkeypatch.setattr(batches, "digest", lambda task, split: "that of other rows")
+    with pytest.raises(ConfigError, match="sst2.gin: DATA is "):
+        drive.lock(experiment, drive.preflight(experiment, data=True))

@@ -78,6 +78,8 @@ def test_the_method_is_compared_with_the_arms_of_its_ratio_seed_by_seed():
     # Gains are +1.0 and -0.5; teacher and control have no ratio.
     (line,) = _lines(report.rivals_table(report.rows(records)))[2:]
     assert line == ["smaller student, distilled", "4", "+0.2 ± 1.1"]
+    one = [record for record in records if (record["arm"], record["seed"]) != ("student", 1)]
+    assert _lines(report.rivals_table(report.rows(one)))[2][2] == "+1.0"
     assert report.rivals_table(report.rows(RECORDS)) == ""
 
 

@@ -19,6 +19,7 @@ from tiny import TINY, random_params
 
 from variator_jax import mesh as meshes
 from variator_jax.backbones.t5 import T5, get_config
+from variator_jax.data import batches
 from variator_jax.data.tasks import text_to_text_task
 from variator_jax.data.vocabulary import byte_vocabulary
 from variator_jax.errors import CheckpointError, ConfigError, PluginError
@@ -255,6 +256,27 @@ def test_other_rows_under_the_same_name_make_another_run(monkeypatch):
     monkeypatch.setattr(source, "make", lambda split: [*rows[:-1], rows[0]])
     changed = identity()
     assert [name for name in before if before[name] != changed[name]] == ["DATA"]
+
+
+def test_a_mixture_of_the_same_name_and_other_rates_is_another_run(monkeypatch):
+    tasks = [tiny_runs.TASK, f"{tiny_runs.TASK}_again"]
+    text_to_text_task(tasks[1], lambda split: [], ("train",), byte_vocabulary())
+    name = batches.mixture(tasks, (1, 3), "train_test_mixture")
+    identity = tiny_runs.config(data=dataclasses.replace(EVALUATED, task=name)).identity
+    before = identity()
+    assert before["RATES"] == [1.0, 3.0]
+    monkeypatch.setattr(seqio.get_mixture_or_task(name), "get_rate", lambda task: 1.0)
+    changed = identity()
+    assert [name for name in before if before[name] != changed[name]] == ["RATES"]
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS is 0"),
+    ({"trained": "plugin", "backbone_dtype": "float16"}, "'float16', .* set it to 'bfloat16'"),
+])  # fmt: skip
+def test_settings_with_a_result_that_could_not_be_used_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_runs.config(**settings)
 
 
 def test_a_negative_number_of_held_out_batches_is_refused():

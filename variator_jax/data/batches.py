@@ -146,9 +146,9 @@ def batches(
 def _rows(name: str, order: Order, start: int, multiple: int | None) -> Iterator[Row]:
     """Yields rows from row `start` on: examples, or with `multiple` packed ones."""
     provider = task_or_mixture(name)
+    shares = np.array(task_rates(provider, order.split))
     tasks = tasks_of(provider, order.split)
-    rates = np.array([provider.get_rate(task) for task in tasks] if tasks[1:] else [1.0])
-    rows = examples(tasks, rates / rates.sum(), order, start if multiple is None else 0)
+    rows = examples(tasks, shares / shares.sum(), order, start if multiple is None else 0)
     if multiple is None:
         return rows
     return itertools.islice(pack(rows, dict(order.lengths), multiple), start, None)
@@ -185,6 +185,12 @@ def digest(task_name: str, split: str) -> str:
 def tasks_of(provider: Any, split: str) -> list[Any]:
     """Returns the single seqio tasks of a task or mixture that have a split."""
     return [task for task in getattr(provider, "tasks", [provider]) if split in task.splits]
+
+
+def task_rates(provider: Any, split: str) -> list[float]:
+    """Returns the rates at which a mixture draws from its tasks that have a split."""
+    tasks = tasks_of(provider, split)
+    return [float(provider.get_rate(task)) for task in tasks] if tasks[1:] else [1.0]
 
 
 def check_request(provider: Any, split: str, lengths: Lengths, batch_size: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from absl import logging
 
 from variator_jax.data._tf import seqio, tf
 from variator_jax.errors import DataError
+from variator_jax.hf_tokenizer import SENTINEL
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
@@ -50,7 +51,7 @@ def tokenize(
 ) -> tuple[Any, int]:
     """Returns the tokens of each text, int32 [tokens], and how many tokens fill the inputs."""
     vocabulary = output_features["targets"].vocabulary
-    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, vocabulary.extra_ids)
+    chunk = chunk_for(sequence_length or _DEFAULT_LENGTHS, sentinel_count(vocabulary))
 
     def encode(example: Mapping[str, Any]) -> Any:
         # One text at a time: seqio's bytes of several would have to be of one length.
@@ -106,6 +107,29 @@ def chunk_length(inputs_length: int) -> int:
         raise DataError(f"span corruption needs inputs of at least 3 tokens, not {inputs_length}")
     lengths = range(2 * inputs_length)  # beyond what fits
     return max(n for n in lengths if corrupted_lengths(n)[0] <= inputs_length)
+
+
+def own_sentinels(processor: Any) -> dict[int, str]:
+    """The id and the name of each sentinel that is a piece of a model, as texts.py finds them."""
+    pieces = ((i, processor.IdToPiece(i)) for i in range(processor.GetPieceSize()))
+    return {i: match[0] for i, piece in pieces if (match := SENTINEL.search(piece))}
+
+
+def sentinel_count(vocabulary: seqio.Vocabulary) -> int:
+    """Returns how many sentinels count down from a vocabulary's end, those of its file included.
+
+    Raises:
+      DataError: if the file's own are elsewhere: ids at the end would be ordinary pieces.
+    """
+    if vocabulary.extra_ids or not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.extra_ids
+    own, last = own_sentinels(vocabulary.tokenizer), vocabulary.vocab_size - 1
+    if wrong := [name for i, name in own.items() if name != f"<extra_id_{last - i}>"]:
+        expected = "span corruption counts sentinels down from the last piece, <extra_id_0>"
+        raise DataError(
+            f"{vocabulary.sentencepiece_model_file} has {wrong[0]} in another place: {expected}"
+        )
+    return len(own)
 
 
 def chunk_for(lengths: Mapping[str, int], extra_ids: int) -> int:

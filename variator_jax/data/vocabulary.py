@@ -19,6 +19,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio, tf
+from variator_jax.data.span_corruption import own_sentinels
 from variator_jax.data.tasks import absolute, missing_file, read_text_lines, text_files
 from variator_jax.errors import DataError
 from variator_jax.files import is_url, write_file
@@ -286,8 +287,7 @@ def _sentinels_to_add(path: str) -> int:
     except RuntimeError as error:
         expected = "a SentencePiece model, such as T5's spiece.model"
         raise DataError(f"{path} is not {expected}") from error
-    has_sentinels = processor.PieceToId("\u2581<extra_id_0>") != processor.unk_id()
-    return 0 if has_sentinels else EXTRA_IDS
+    return 0 if own_sentinels(processor) else EXTRA_IDS
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:

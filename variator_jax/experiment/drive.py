@@ -5,11 +5,12 @@ checkpoint.
 """
 
 import datetime
+import functools
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ Configs = dict[str, dict[str, str]]
 # Macros that differ from run to run; the last is inference's, by default the initial one.
 _PER_RUN = {"MODEL_DIR", "SEED", "RATIO", "INITIAL_CHECKPOINT_PATH", "INITIAL_PLUGIN_PATH"}
 _PER_RUN |= {"CHECKPOINT_PATH"}
+_MACRO = r"%([A-Z]\w*)"
 # Macros that may change, for they change no number.
 _FREE = {"LOG_PERIOD", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS", "EVAL_PERIOD", "MESH_SHAPE"}
 
@@ -49,29 +51,12 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
       ConfigError: what the first step of a run would raise, after the names of its files.
     """
     from variator_jax.train import loop, optimizers, settings
-    from variator_jax.train.checks import check_trainable
-    from variator_jax.train.objectives import Distillation
-    from variator_jax.train.student import StudentDistillation, student_shape
-
-    def check_method(step: Step) -> None:
-        """Refuses sites, losses and rivals that do not fit each other, or the backbone."""
-        backbone = T5(gin_utils.configured(get_config)())
-        plugin, loss = gin_utils.configured(PluginConfig)(), gin_utils.configured(LossConfig)()
-        length = gin_utils.macro("TASK_FEATURE_LENGTHS")["inputs"]
-        if step.cell:
-            plugin = gin_utils.configured(PluginConfig)(ratio=step.cell.ratio)
-            rivals.same_flops_ratio(backbone.stack(), length, plugin)
-        elif step.kind == "student":
-            student = T5(student_shape(backbone.config, length, plugin))
-            StudentDistillation(backbone, student, loss)
-        else:
-            Distillation(backbone, check_trainable(plugin, backbone.stack()), loss)
 
     # What a run of training is made of, as far as making it costs little.
     parts: list[Callable[..., object]] = [optimizers.optimizer, loop.Schedule]
     parts += [settings.DataConfig] if data else []
     configs: Configs = {}
-    checked = []
+    checked, examples = [], functools.cache(_examples)
     for step in plan(experiment):
         own = step.macros.keys() - (_PER_RUN - {"RATIO"})
         shared = {name: step.macros[name] for name in own}
@@ -81,20 +66,56 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
         checked.append((step.files, shared, rival))
         try:
             configure(experiment, step)
-            for function in parts if step.cell is None else ():
-                gin_utils.configured(function)()
+            made: list[Any] = [gin_utils.configured(part)() for part in parts if step.cell is None]
             if rival or step.kind in ("pretrain", "adapt", "student"):
-                check_method(step)
+                _check_method(step)
         except VariatorError as error:
             reason = str(error).partition("\n  In call to configurable")[0]  # gin's addition
             raise ConfigError(f"{step.config}: {reason}") from None
         # What an arm sets is part of the arm, not of the recipe.
         arm = {k for k, value in step.macros.items() if value != experiment.settings.get(k)}
-        read = set(re.findall(r"%([A-Z]\w*)", gin_utils.resolved_config()))
-        names = sorted(read - _PER_RUN - _FREE - arm)
-        macros = {name: str(gin_utils.macro(name)) for name in names}
+        text = gin_utils.resolved_config()
+        names = {*re.findall(_MACRO, text)} - _PER_RUN - _FREE - _derived(text, arm)
+        macros = {name: str(gin_utils.macro(name)) for name in sorted(names)}
+        if data and made:
+            macros["DATA"] = examples(made[-1].task)
         configs[step.config] = configs.get(step.config, {}) | macros
     return configs
+
+
+def _check_method(step: Step) -> None:
+    """Refuses sites, losses and rivals that do not fit each other, or the backbone."""
+    from variator_jax.train.checks import check_trainable
+    from variator_jax.train.objectives import Distillation
+    from variator_jax.train.student import StudentDistillation, student_shape
+
+    backbone = T5(gin_utils.configured(get_config)())
+    plugin, loss = gin_utils.configured(PluginConfig)(), gin_utils.configured(LossConfig)()
+    length = gin_utils.macro("TASK_FEATURE_LENGTHS")["inputs"]
+    if step.cell:
+        plugin = gin_utils.configured(PluginConfig)(ratio=step.cell.ratio)
+        rivals.same_flops_ratio(backbone.stack(), length, plugin)
+    elif step.kind == "student":
+        student = T5(student_shape(backbone.config, length, plugin))
+        StudentDistillation(backbone, student, loss)
+    else:
+        Distillation(backbone, check_trainable(plugin, backbone.stack()), loss)
+
+
+def _examples(task: str) -> str:
+    """What identifies the examples that are in memory, with which scores are compared, too."""
+    from variator_jax.data.batches import digest
+
+    return " ".join(digest(task, split)[:16] for split in ("train", "validation"))
+
+
+def _derived(text: str, names: Collection[str]) -> set[str]:
+    """Macros and those whose value in a gin file reads them, directly or through others."""
+    found = set(names)
+    values = dict(re.findall(r"^([A-Z]\w*) = ((?:.|\n )*)", text, re.MULTILINE))
+    while more := {k for k, v in values.items() if found & {*re.findall(_MACRO, v)}} - found:
+        found |= more
+    return found
 
 
 def lock(experiment: Experiment, configs: Configs) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def rivals_table(rows: pd.DataFrame) -> str:
     for (arm, ratio), group in rivals.groupby(["arm", "ratio"], sort=False):
         line = _names(arm, ratio)
         for row in group.itertuples():
-            gains = pd.Series(ours[ratio, row.task]) - pd.Series(row.scores)
+            gains = (pd.Series(ours[ratio, row.task]) - pd.Series(row.scores)).dropna()
             deviation = f" ± {gains.std():.1f}" if len(gains) > 1 else ""
             line[row.task] = f"{gains.mean():+.1f}{deviation}"
         lines.append(line)

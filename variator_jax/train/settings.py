@@ -138,6 +138,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_divides("NUM_MICROBATCHES", self.num_microbatches, self.data.batch_size)
+        if self.keep_checkpoints is not None:
+            check_whole("KEEP_CHECKPOINTS", self.keep_checkpoints)
+        if self.trained in ("plugin", "lora") and self.backbone_dtype == "float16":
+            raise ConfigError(
+                "BACKBONE_DTYPE is 'float16', whose rounding makes another backbone of the stored "
+                "one, to which the result would not belong; set it to 'bfloat16' or None."
+            )
         if self.initial_lora_path is not None and self.trained != "plugin":
             raise ConfigError(
                 f"INITIAL_LORA_PATH is for a plugin run; TRAINED is {self.trained!r}. Save the "
@@ -149,13 +156,14 @@ class TrainConfig:
 
         The settings of an optimizer that `optimizers.optimizer` has not made are not known.
         """
-        from variator_jax.data.batches import digest
+        from variator_jax.data.batches import digest, task_or_mixture, task_rates
         from variator_jax.data.vocabulary import fingerprint
 
         kept = dataclasses.asdict(self.data) | getattr(self.optimizer, "settings", {})
         del kept["eval_batches"]
         kept["VOCABULARY"] = fingerprint(self.data.vocabulary())
         kept["DATA"] = digest(self.data.task, "train")
+        kept["RATES"] = task_rates(task_or_mixture(self.data.task), "train")
         kept |= {"INIT_SEED": self.seed, "BACKBONE_DTYPE": self.backbone_dtype}
         kept |= {name.upper(): getattr(self.backbone, name) for name in ("dtype", "dropout_rate")}
         losses = {} if self.trained in ("backbone", "lora") else dataclasses.asdict(self.loss)

@@ -365,7 +365,7 @@ def _bucketed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
 
 def _cut(array: Any, rows: int, length: int) -> jax.Array:
     """The first rows and positions; on the host: each new slice on the device compiles."""
-    if array.shape[:2] == (rows, length):
+    if isinstance(array, jax.Array) and array.shape[:2] == (rows, length):
         return array
     return jax.device_put(np.asarray(array)[:rows, :length])
 

@@ -37,6 +37,8 @@ def results(folder: Path, mesh_shape=None) -> dict:
     tasks = [TaskConfig("embed", "embed"), TaskConfig("name", "generate", max_length=3)]
     engine = Engine(backbone, plugins, tasks, EngineLimits((8,), 32, 4), mesh=mesh)
     engine.warm_up()
+    # [batch, length] of a bucket, and shorter: a JAX array in both cases.
+    assert all(isinstance(engine.model.encode(np.ones((2, n), int)), jax.Array) for n in (7, 8))
     return {
         "logits": [
             np.asarray(engine.model.logits(TOKENS, TOKENS[:, :1] * 0, ratio=ratio)).tolist()

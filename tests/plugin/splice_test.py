@@ -247,6 +247,7 @@ RANKS = PluginConfig(2, rank=4)
     (PluginConfig(4), PluginConfig(4, compression="mean"), "'compression/bias' is not in the plug"),
     (PluginConfig(4, compression="mean"), PluginConfig(4), "'compression/bias' is not of its sett"),
     (PluginConfig(4), PluginConfig(4, rank=2), "'adapters/.*' is not of its settings, ffn all x4"),
+    (PluginConfig(4), PluginConfig(2), r"shape \(32, 2\); its .* have \(width, 4\)"),
 ])  # fmt: skip
 def test_sites_without_a_module_a_stack_or_their_arrays_are_refused(config, given, message):
     tokens, plugin = jnp.ones((1, 4), jnp.int32), given and plugin_of(given)

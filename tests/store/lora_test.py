@@ -136,6 +136,10 @@ def test_a_plugin_beside_a_merged_backbone_is_refused_beside_the_bare_one(
     with pytest.raises(CheckpointError, match=reason):
         VariatorModel(merged, load_plugin(tmp_path / "bare"))
     assert VariatorModel(with_lora(owner, folder), plugin).ratios == (1, 2)
+    save_hf(tmp_path / "hf", owner)
+    rounded = with_lora(load_backbone(tmp_path / "hf", "bfloat16"), folder)
+    with pytest.raises(CheckpointError, match=r"merged into other weights: load_backbone\(path"):
+        load_plugin(tmp_path / "plugin", rounded)
     assert merged.lora["fingerprint"] in describe(tmp_path / "plugin")
 
 

@@ -10,6 +10,7 @@ serves every backbone only if the plugin works in units of them.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -221,10 +222,17 @@ def _points(
             f"{', '.join(sorted(params)) or 'no site'}."
         )
     for key, specs in plugin_specs(config, stack).items():
-        have = traverse_util.flatten_dict(params[key], sep="/").keys()
-        if differ := sorted(have ^ specs.keys()):
+        arrays = traverse_util.flatten_dict(params[key], sep="/")
+        if differ := sorted(arrays.keys() ^ specs.keys()):
             reason = "is not in the plugin" if differ[0] in specs else "is not of its settings"
             raise PluginError(f"{key}: the array {differ[0]!r} {reason}, {config.description}.")
+        for name, spec in specs.items():
+            # The width of a network of one's own is not known: 0 in its stack.
+            expected, have = [size or "width" for size in spec.shape], arrays[name].shape
+            pairs = itertools.zip_longest(have, expected)
+            if any(size not in (found, "width") for found, size in pairs):
+                shape = f"has the shape {have}; its settings, {config.description}, have"
+                raise PluginError(f"{key}: {name!r} {shape} ({', '.join(map(str, expected))}).")
     return points
 
 

@@ -51,7 +51,13 @@ def check_belongs(what: str, content: Mapping[str, Any], backbone: Any) -> None:
     if owner["fingerprint"] != backbone.fingerprint:
         other = _title(owner["name"], owner["fingerprint"], owner.get("lora"))
         ours = _title(backbone.config.name, backbone.fingerprint, backbone.lora)
-        hint = " Give its LoRA, too (INITIAL_LORA_PATH)." if owner.get("lora") else ""
+        merged = owner.get("lora")
+        hint = " Give its LoRA, too (INITIAL_LORA_PATH)." if merged else ""
+        if merged and backbone.lora and merged["fingerprint"] == backbone.lora["fingerprint"]:
+            # Merging before and after rounding gives different weights.
+            hint = (
+                " Its LoRA was merged into other weights: load_backbone(path, dtype=..., lora=...)."
+            )
         raise CheckpointError(f"{what} belongs to backbone {other}; this backbone is {ours}.{hint}")
     trained, given = content["vocabulary_fingerprint"], backbone.vocabulary_fingerprint
     if trained and given and trained != given:

@@ -127,7 +127,8 @@ def with_lora(backbone: Backbone, lora: Lora | AnyPath) -> Backbone:
     """The backbone with a LoRA merged into its weights.
 
     Args:
-      backbone: the one that the LoRA was trained on.
+      backbone: the one that the LoRA was trained on. One that was cast when it was loaded gives
+        other sums than `load_backbone(path, dtype, lora)`, which casts them, as training does.
       lora: a LoRA, or the folder of one or of a run that trained one.
 
     Returns:

@@ -53,6 +53,7 @@ def test_empty_rows_fill_a_batch_up_and_change_nothing():
         )
         np.testing.assert_array_equal(among[: len(TOKENS)], alone)
         assert not none.any()  # nothing to wait for
+        assert not among[len(TOKENS) :].any()
 
 
 def test_enough_beams_find_the_best_sequence_of_all():

@@ -109,7 +109,9 @@ def beam_decode(
 
     state = jax.lax.while_loop(unfinished, body, _no_beams(batch, num_beams, max_length, cache))
     has_finished = state.finished[:, :1] > _NEVER
-    return jnp.where(has_finished, state.finished_tokens[:, 0], state.tokens[:, 0])
+    best = jnp.where(has_finished, state.finished_tokens[:, 0], state.tokens[:, 0])
+    # An empty row is not waited for: its tokens would depend on the other rows.
+    return jnp.where(empty[:, None], 0, best)
 
 
 class _Beams(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,23 @@ def test_what_a_stopped_run_of_other_settings_left_is_refused(engine_model, t5x_
     infer(results_of={"batch_size": 4, "decode_fn": t5x_engine.preflight})
     with pytest.raises(ConfigError, match="holds results of another run"):
         infer(results_of={"batch_size": 8})
+
+
+def test_results_of_a_checkpoint_that_was_written_again_are_refused(
+    engine_model, t5x_engine, backbone, tmp_path
+):
+    folder, results = tmp_path / "checkpoint_3", {"checkpoint": str(tmp_path)}
+    infer = functools.partial(
+        t5x_engine.preflight, model=engine_model(), results_dir=str(tmp_path / "scores")
+    )
+    t5x_files.save_t5x(folder, backbone)
+    infer(results_of=results)
+    (tmp_path / "scores" / "task-score.jsonl.COMPLETED").touch()
+    infer(results_of=results)
+    shutil.rmtree(folder)
+    t5x_files.save_t5x(folder, backbone)  # at the same path, as by a run that was made again
+    with pytest.raises(ConfigError, match="holds results of another run"):
+        infer(results_of=results)
 
 
 def t5x_count(size):

@@ -115,7 +115,12 @@ def _results_identity(
     """What decides the results of inference: the settings, and what their paths hold now."""
     identity = {**settings, "sites": model.start.plugin.description}
     if settings.get("checkpoint"):
-        identity["checkpoint"] = _open(absolute_path(settings["checkpoint"]))[0]
+        folder, _ = _open(absolute_path(settings["checkpoint"]))
+        indices = (
+            os.path.join(folder, name) for name in ("state/_METADATA", "_METADATA", "checkpoint")
+        )
+        written = next(gfile.stat(index).mtime_nsec for index in indices if gfile.exists(index))
+        identity |= {"checkpoint": folder, "checkpoint_written": written}
     if task is not None and "split" in settings:
         identity["data"] = digest(task, settings["split"])
     if (loaded := model.start.loaded) is not None:

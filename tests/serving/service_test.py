@@ -17,7 +17,7 @@ from variator_jax.errors import ConfigError, PluginError
 from variator_jax.plugin import PluginConfig
 from variator_jax.serving import engine, latencies
 from variator_jax.serving.batcher import Overloaded
-from variator_jax.serving.service import Limits
+from variator_jax.serving.service import Limits, Service
 from variator_jax.serving.tasks import TaskConfig
 from variator_jax.store import Plugin, load_backbone
 
@@ -155,7 +155,7 @@ def test_the_next_start_runs_a_sample_alone_and_nothing_compiles_behind_it(tmp_p
 def test_a_vocabulary_that_cannot_be_used_is_refused_before_anything_is_compiled():
     backbone = dataclasses.replace(tiny_model.BACKBONE, vocabulary_file=None)
     with pytest.raises(ConfigError, match="has no vocabulary"):
-        engine.Engine(backbone, [], [served.TASKS[0]])
+        Service(engine.Engine(backbone, [], [served.TASKS[0]]))
 
 
 @served.run

@@ -145,7 +145,6 @@ class Engine:
             that its vocabulary cannot tell apart.
         """
         self.model = VariatorModel(backbone, list(plugins), mesh, limits.lengths)
-        tokenizer = self.model.tokenizer  # raises now what is wrong with the vocabulary
         self.tasks = {task.name: task for task in tasks}
         self.limits, self.latency, self._mesh = limits, dict[Bucket, float](), mesh
         loaded = list(self.model.plugins.values())
@@ -153,7 +152,7 @@ class Engine:
         for plugin in loaded:
             check_rows_apart(plugin)
         self._check_tasks(tasks)
-        self.labels = {t.name: label_ids(t, tokenizer) for t in tasks if t.labels}
+        self.labels = {t.name: label_ids(t, self.model.tokenizer) for t in tasks if t.labels}
         self._label_ids = sorted({*itertools.chain(*self.labels.values())})
         # Of a program that scores labels, what the decoder is given: [1, tokens].
         self._starts = {t.program: self._start(t) for t in tasks if t.labels}

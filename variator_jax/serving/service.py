@@ -77,9 +77,13 @@ class Service:
           engine: not warm yet.
           slo_ms: milliseconds within which 99 of 100 requests are to be answered.
           limits: of the queue.
+
+        Raises:
+          VariatorError: for another target, or a backbone whose vocabulary cannot be used.
         """
         if not 0 < slo_ms < math.inf:
             raise ConfigError(f"The target is a positive number of milliseconds; found {slo_ms}.")
+        _ = engine.model.tokenizer  # loaded now, not with the first request
         self.engine, self.slo_ms, self.limits = engine, slo_ms, limits
         self._started, self.progress = False, (0, 0)
         self._policy = PolicyConfig(target=slo_ms / 1000)

@@ -25,6 +25,7 @@ TASKS = [
     TaskConfig("relevant", "rerank", prompt="{query} {text}", labels=("t", "f")),
     TaskConfig("similar", "rerank"),
     TaskConfig("name", "generate", prompt="N: {text}", max_length=4),
+    TaskConfig("both", "generate", prompt="{first}{second}", max_length=4),
 ]
 BUCKETS = (16, 32)
 SLO_MS = 4_000

@@ -162,15 +162,30 @@ def _check_replaceable(target: Path, replaces: Collection[str], holds: str) -> N
         raise CheckpointError(f"{target} holds {lost}, which would be lost; name a new folder.")
 
 
-def make_output(folder: Path) -> None:
-    """Makes a folder for results, before work is done that could not be kept there.
+def local_path(name: str, path: AnyPath) -> Path:
+    """The path that a setting gives.
 
     Raises:
-      ConfigError: if nothing can be written into it.
+      ConfigError: with the setting's name, for a URL, which `Path` would make a folder of here, or
+        for anything but a path.
     """
-    with wrap_errors(f"--output {folder} cannot be written into", ConfigError):
+    if not isinstance(path, str | os.PathLike) or is_url(path):
+        quotes = "" if isinstance(path, str) else ", in quotes"
+        raise ConfigError(f"{name} is {path!r}; expected the path of a local folder{quotes}.")
+    return Path(path)
+
+
+def make_output(name: str, path: AnyPath) -> Path:
+    """Makes the folder of a setting, before work is done whose results could not be kept there.
+
+    Raises:
+      ConfigError: if nothing can be written into it, or it is no local one.
+    """
+    folder = local_path(name, path)
+    with wrap_errors(f"{name} {folder} cannot be written into", ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    return folder
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import socket
 import threading
 import time
 
@@ -108,6 +109,28 @@ def test_generate_is_the_librarys(client):
     expected = served.model().generate(["N: x"], ratio=4, max_length=4)
     answer = client.post("/generate", json={"inputs": ["x"], "ratio": 4})
     assert [one["generated_text"] for one in answer.json()] == expected
+    answer = client.post("/generate", json={"inputs": [["N: ", "x"]], "task": "both", "ratio": 4})
+    assert [one["generated_text"] for one in answer.json()] == expected
+
+
+def test_answers_that_nobody_reads_are_bounded():
+    def status():
+        return httpx.post(f"{url}/embed", json={"inputs": "x"}, timeout=60).status_code
+
+    def becomes(expected):
+        ends = time.monotonic() + 30
+        while (found := status()) != expected and time.monotonic() < ends:
+            time.sleep(0.05)
+        return found == expected
+
+    limits = HttpLimits(answer_bytes=1 << 10)
+    with http_server.running(http_server.service(), limits=limits) as url:
+        assert status() == 200
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as slow:
+            slow.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+            assert becomes(429)
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        assert becomes(200)
 
 
 def test_what_clients_send_and_expect_beside_the_letter_of_their_api(client):

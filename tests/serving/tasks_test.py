@@ -31,6 +31,7 @@ def test_what_gives_vectors_is_pinned_and_all_else_follows_the_load():
     (("t", "classify", "{text} <extra_id_0>.", ("no", "yes")), "the prefix '<extra_id_0>'"),
     (("t", "generate", "{text}", ("no", "yes")), "'generate' has neither labels"),
     (("t", "embed", "no field"), "found 0"),
+    (("t", "embed", "{first} {second}"), "expected one field, .* found 2"),
     (("t", "embed", "{text} {text}"), "a field twice"),
     (("t", "embed", "{open"), "no prompt"),
     (("t", "embed", "{text:d}"), "cannot be filled with texts: Unknown format code"),

@@ -49,6 +49,8 @@ class HttpLimits:
     Attributes:
       body_bytes: of one request.
       all_bytes: of the bodies of all requests that have no answer yet; one more is refused.
+      answer_bytes: of all answers that clients have not read yet; a request that finds more is
+        refused.
       connections: at the same time, idle ones included; one more is answered with 503.
       seconds: to send a request's headers, then its body; and to read an answer.
       drain_seconds: to finish what was accepted after SIGTERM.
@@ -56,6 +58,7 @@ class HttpLimits:
 
     body_bytes: int = 8 << 20
     all_bytes: int = 128 << 20
+    answer_bytes: int = 512 << 20
     connections: int = 4096
     seconds: float = 30.0
     drain_seconds: float = 60.0
@@ -176,7 +179,16 @@ class _Guard:
             done, total = self._state.service.progress
             reason = f"Not ready: {done} of {total} programs are compiled."
             return errors.ApiError("unhealthy", reason, retry_after=1.0)
+        if path not in _READY_ANYWAY and self._unread() > self._state.limits.answer_bytes:
+            reason = f"Answers of over {self._state.limits.answer_bytes:,} bytes wait to be read."
+            return errors.ApiError("overloaded", reason, retry_after=1.0)
         return None
+
+    def _unread(self) -> int:
+        """Bytes of answers that wait in this process for their clients."""
+        server = getattr(self._state, "server", None)  # none where another server runs the app
+        open_now = server.server_state.connections if server else ()
+        return sum(one.transport.get_write_buffer_size() for one in open_now)
 
     def _bounded(self, receive: Receive, body: "_Body") -> Receive:
         """`receive`, which raises when a body, or all of them, are too large or take too long."""

@@ -138,11 +138,12 @@ async def generate(
     body: schemas.GenerateRequest, call: Asked
 ) -> schemas.Generated | list[schemas.Generated]:
     """Short texts: greedy, or the best of several beams, as the task is configured."""
-    task, limit = call.task("generate", body.task), body.parameters.max_new_tokens
+    inputs, limit = _listed(body.inputs), body.parameters.max_new_tokens
+    task = call.task("generate", body.task, pairs=isinstance(inputs[0], list))
     if limit is not None and limit > task.max_length:
         reason = f"task {task.name!r} generates at most {task.max_length} tokens; found {limit}"
         raise ApiError("invalid", f"parameters.max_new_tokens: {reason}.")
-    answer = await call.run(task, _listed(body.inputs), body, max_new_tokens=limit)
+    answer = await call.run(task, inputs, body, max_new_tokens=limit)
     texts = [schemas.Generated(generated_text=text) for text in answer.values]
     return texts[0] if isinstance(body.inputs, str) else texts
 

@@ -33,6 +33,7 @@ Text = Annotated[AnyText, Field(min_length=1)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
 OneOrTwo = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2)]
+Pair = Annotated[list[Text], Field(fail_fast=True, min_length=2, max_length=2)]
 _Item = TypeVar("_Item")
 Inputs = Annotated[list[_Item], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
 Texts = Inputs[Text]
@@ -261,9 +262,9 @@ class GenerateParameters(_Strict):
 
 
 class GenerateRequest(Choice):
-    """POST /generate."""
+    """POST /generate: a text, or a list of texts or of pairs of texts."""
 
-    inputs: Text | Texts
+    inputs: Text | Texts | Inputs[Pair]
     parameters: GenerateParameters = GenerateParameters()
 
 

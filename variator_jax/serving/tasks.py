@@ -85,7 +85,9 @@ class TaskConfig:
 
     def _check_fields(self) -> None:
         """Refuses a prompt whose fields the inputs of its kind cannot fill."""
-        if self.kind != "rerank":
+        if self.kind == "embed":
+            counts, expected = {1}, "one field, such as {text}"
+        elif self.kind != "rerank":
             counts, expected = {1, 2}, "one field, such as {text}, or two"
         elif self.labels:
             prompt = "'Query: {query} Document: {text} Relevant:'"
@@ -93,12 +95,12 @@ class TaskConfig:
         else:
             counts, expected = {1}, "one field, such as {text}, as the task has no labels"
         fields, found = self.fields, f"The prompt {self.prompt!r} of task {self.name!r}"
+        if len({*fields}) < len(fields):
+            raise ConfigError(f"{found} has a field twice; expected two names that differ.")
         if len(fields) not in counts:
             raise ConfigError(f"{found}: expected {expected}; found {len(fields)}.")
         if not all(map(str.isidentifier, fields)):
             raise ConfigError(f"{found} has fields that are no names; expected such as {{text}}.")
-        if len({*fields}) < len(fields):
-            raise ConfigError(f"{found} has a field twice; expected two names that differ.")
         with wrap_errors(f"{found} cannot be filled with texts", ConfigError):
             self.prompt.format_map(dict.fromkeys(fields, "text"))
 

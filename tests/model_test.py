@@ -148,6 +148,22 @@ class TestBuckets:
         getattr(model, method)(np.pad(TOKENS, ((0, 0), (0, 11))), *arguments, ratio=4)
         assert compilations  # another bucket
 
+    @pytest.mark.parametrize("buckets", [(0, 16), (16, -1)])
+    def test_buckets_are_whole_numbers_and_may_be_an_array(self, buckets):
+        assert VariatorModel(BACKBONE, buckets=np.arange(16, 65, 16))._buckets == [16, 32, 48, 64]
+        with pytest.raises(VariatorError, match="A bucket of lengths is"):
+            VariatorModel(BACKBONE, buckets=buckets)
+
+    def test_a_call_inside_a_splice_is_refused_and_leaves_no_trace(self, model):
+        tokens = np.full((1, 16), 7)  # a shape that has not run
+        plugin, network = PLUGINS[2], T5(SHAPE)
+        with splice(plugin.config, plugin.variables, tokens > 0, network.stack()):
+            network.encode(PARAMS, tokens)
+            with pytest.raises(VariatorError, match="called inside a splice"):
+                model.encode(tokens)
+        expected = jax.jit(network.encode)(PARAMS, tokens)
+        np.testing.assert_array_equal(model.encode(tokens), expected)
+
 
 class TestPlugins:
     def test_a_ratio_that_is_not_loaded_is_refused_with_the_loaded_ones(self, model):

@@ -21,8 +21,9 @@ from variator_jax.backbones.base import Backbone as Network
 from variator_jax.backbones.base import Batch, Outputs
 from variator_jax.backbones.t5 import T5
 from variator_jax.backbones.t5.decoding import START_TOKEN
-from variator_jax.errors import ConfigError, PluginError, check_whole, did_you_mean
+from variator_jax.errors import ConfigError, PluginError, check_known, check_whole, did_you_mean
 from variator_jax.plugin import PluginConfig, PluginVariables, splice
+from variator_jax.plugin.splice import check_not_spliced
 from variator_jax.store.backbone import Backbone
 from variator_jax.store.plugins import Key, Plugin, by_key, check_plugin
 from variator_jax.texts import (
@@ -155,7 +156,9 @@ class VariatorModel:
           PluginError: if two plugins have the same name.
         """
         self.backbone, self.plugins = backbone, _by_key(plugins)
-        self._buckets, self._mesh = sorted(buckets or ()), mesh
+        self._buckets, self._mesh = sorted(() if buckets is None else map(int, buckets)), mesh
+        for bucket in self._buckets:
+            check_whole("A bucket of lengths", bucket)
         for plugin in self.plugins.values():
             check_plugin(plugin, backbone)
         self._params = meshes.place_parameters(backbone.params, backbone.config, mesh)
@@ -332,6 +335,8 @@ class VariatorModel:
         """
         if self._mesh is not None:
             raise ConfigError("A model on a mesh is not compiled ahead: call its method.")
+        check_not_spliced()
+        check_known("No method of a model is named", method, _METHODS)
         key = self._key(ratio, plugin)
         arguments = self._params, self._variables[key], self._to_buckets(method, key, batch)
         lowered: Any = self._compiled[key, method].lower(*arguments, **lengths)  # type: ignore[attr-defined]
@@ -340,6 +345,7 @@ class VariatorModel:
 
     def _run(self, method: str, key: Key, batch: Batch, **lengths: int) -> jax.Array:
         """Calls a compiled method with `[rows, length]` arrays, padded to their buckets."""
+        check_not_spliced()
         batch = self._to_buckets(method, key, batch)
         if key != 1 and not self.plugins[key].config.pool_padding:
             check_padding(batch["encoder_input_tokens"])
@@ -383,13 +389,12 @@ def _texts(inputs: Inputs) -> list[str] | None:
 
 def _by_key(plugins: Plugins) -> dict[Key, Plugin]:
     """The plugins in rising order of their ratios; ratio 1 needs none."""
-    if isinstance(plugins, Mapping):
-        for key, plugin in plugins.items():
-            if key not in (plugin.config.ratio, plugin.config.name):
-                raise PluginError(f"The plugin for ratio {key} has ratio {plugin.config.ratio}.")
-        plugins = plugins.values()
+    keyed = plugins if isinstance(plugins, Mapping) else {}
     single = isinstance(plugins, Plugin | os.PathLike | str)
-    listed: list[Any] = [plugins] if single else list(plugins or ())  # type: ignore[arg-type]
+    listed: list[Any] = [plugins] if single else list(keyed.values() or plugins or ())  # type: ignore[arg-type]
     if not all(isinstance(plugin, Plugin) for plugin in listed):
         raise PluginError(f"Expected plugins, as load_plugins returns; found {plugins!r}.")
+    for key, plugin in keyed.items():
+        if key not in (plugin.config.ratio, plugin.config.name):
+            raise PluginError(f"The plugin for ratio {key} has ratio {plugin.config.ratio}.")
     return by_key(plugin for plugin in listed if plugin.config.ratio > 1)

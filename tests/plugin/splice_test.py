@@ -236,6 +236,28 @@ PARTLY = PluginConfig(sites=(r"ffn 1 x2 pattern=encoder/block_(\d+)/ffn", "ffn 0
 RANKS = PluginConfig(2, rank=4)
 
 
+def test_a_mask_of_another_form_is_refused():
+    tokens, config = tokens_of(2, 4), PluginConfig(2)
+    for mask in (tokens[0] > 0, (tokens > 0)[..., None], [[True]]):
+        with pytest.raises(PluginError, match=r"The mask is an array \[batch, length\]; found"):
+            _spliced(config, plugin_of(config), mask, tokens, stack=None)
+
+
+def test_a_span_has_a_forward_derivative_which_is_that_of_its_gradient():
+    tokens, config = tokens_of(1, 4), PluginConfig(sites="span all x2 size=1")
+    plugin = plugin_of(config)
+
+    def total(params):
+        variables = dataclasses.replace(plugin, params=params)
+        encoded = _spliced(config, variables, tokens > 0, tokens)
+        return jnp.sum(encoded * jnp.arange(encoded.size).reshape(encoded.shape))
+
+    direction = jax.tree.map(jnp.ones_like, plugin.params)
+    _, forward = jax.jvp(total, (plugin.params,), (direction,))
+    sums = jax.tree.map(jnp.sum, jax.grad(total)(plugin.params))
+    np.testing.assert_allclose(forward, sum(jax.tree.leaves(sums)), rtol=1e-3)
+
+
 @pytest.mark.parametrize("config, given, message", [
     (PluginConfig(2, sites=r"encoder/block_(\d+)/ffn"), PluginConfig(2), "arrays for|no mod"),
     (PluginConfig(2), PluginConfig(2, layers=(0,)), "runs encoder layer 1, but"),

@@ -131,7 +131,7 @@ def constrain(x: jax.Array) -> jax.Array:
     return with_sharding_constraint(x, ("batch", "length", "embed"))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def stored_gradient(x: jax.Array) -> jax.Array:
     """The identity, whose gradient is computed once and stored.
 
@@ -141,7 +141,8 @@ def stored_gradient(x: jax.Array) -> jax.Array:
     return x
 
 
-stored_gradient.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
+# Of the tangent, whose transpose is the gradient.
+stored_gradient.defjvp(lambda x, dx: (x[0], jax.lax.optimization_barrier(dx[0])))
 
 
 def _repeat_to(y: jax.Array, receivers: jax.Array | None) -> jax.Array:

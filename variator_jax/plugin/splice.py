@@ -10,6 +10,7 @@ serves every backbone only if the plugin works in units of them.
 """
 
 import contextlib
+import contextvars
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
@@ -30,6 +31,9 @@ from variator_jax.plugin.sites.ffn import Ffn
 
 # Stands in for one call: (module path, the module's own call, its arguments) -> its result.
 Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
+
+
+_ACTIVE = contextvars.ContextVar("_ACTIVE", default=False)  # whether a splice is, in this thread
 
 
 @contextlib.contextmanager
@@ -71,10 +75,12 @@ def intercept_modules(
         finally:
             inside.pop()
 
+    token = _ACTIVE.set(True)
     try:
         with nn.intercept_methods(interceptor):
             yield
     finally:
+        _ACTIVE.reset(token)
         # Flax removes an interceptor inside an `assert`, which `python -O` leaves out.
         active = False
     if not seen:
@@ -87,6 +93,19 @@ def intercept_modules(
         paths = ", ".join(path for path in seen if path) or "none"
         reason = f"need {idle[0]!r}, which did not run" if served else "match no module"
         raise PluginError(f"The plugin's sites {reason}. Modules that ran: {paths}.")
+
+
+def check_not_spliced() -> None:
+    """Refuses a call inside a splice, which would be compiled into a program that is kept.
+
+    Raises:
+      PluginError: if one is active here.
+    """
+    if _ACTIVE.get():
+        raise PluginError(
+            "VariatorModel was called inside a splice, which would stay in its compiled programs; "
+            "call it outside: it splices its own plugins."
+        )
 
 
 def check_causal(config: PluginConfig, stack: Stack) -> None:
@@ -118,6 +137,9 @@ def splice(
         with splice(config, plugin, tokens > 0):
             encoded = network.apply({'params': backbone}, tokens, method='encode')
 
+    A function that was jitted outside and first runs inside keeps the splice in its program, with
+    this mask, for all later calls.
+
     Args:
       config: the plugin's settings.
       plugin: its arrays; may be None at ratio 1.
@@ -135,13 +157,10 @@ def splice(
         return
     if plugin is None:
         raise PluginError(f"Ratio {config.ratio} needs a plugin's arrays; found None.")
-    if not isinstance(mask, Mask):
-        mask = Mask(mask)
     known = stack or _own_stack(config, plugin)
     check_causal(config, known)
     points = _points(config, known, plugin.params)
-    ratios = {site.ratio for site in config.parts}
-    groups = {ratio: make_groups(mask, ratio, config.pool_padding) for ratio in ratios}
+    groups = _groups(config, mask)
     biases = _Biases(groups, config.parts, known.path("bias", 0))
 
     def wanted(path: str) -> bool:
@@ -165,6 +184,16 @@ def splice(
     needed = [*points, *biases.needed]
     with intercept_modules(wanted, handler, also={biases.path}, needed=needed):
         yield
+
+
+def _groups(config: PluginConfig, mask: Mask | jax.Array) -> dict[int, Groups]:
+    """Ratio -> the merge groups of a mask `[batch, length]`."""
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    if getattr(mask.valid, "ndim", 0) != 2:
+        found = getattr(mask.valid, "shape", type(mask.valid).__name__)
+        raise PluginError(f"The mask is an array [batch, length]; found {found}.")
+    ratios = {site.ratio for site in config.parts}
+    return {ratio: make_groups(mask, ratio, config.pool_padding) for ratio in ratios}
 
 
 class _Biases:

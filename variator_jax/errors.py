@@ -5,6 +5,8 @@ and what was expected. The command line prints that message as one line; any oth
 """
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -57,6 +59,18 @@ def check_known(
         names = [str(choice) for choice in known]
         near = did_you_mean(str(name), names)
         raise error(f"{what} {name!r}.{near} Known: {', '.join(names)}.")
+
+
+def check_number(what: str, value: object, below: float = math.inf) -> None:
+    """Refuses anything but a number of at least 0 and below `below`.
+
+    Raises:
+      ConfigError: with what was found.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not 0 <= float(value) < below:  # type: ignore[arg-type]
+        end = "" if math.isinf(below) else f" and below {below:g}"
+        raise ConfigError(f"{what} is {value!r}; expected a number of at least 0{end}.")
 
 
 def check_whole(

@@ -48,6 +48,11 @@ def test_counted_figures_give_new_predictions(tmp_path, capsys):
         scaling.read_rows(file, ["t5_1_1_xl"], [1])
 
 
+def test_stacks_of_two_depths_are_not_counted_as_if_they_had_one():
+    with pytest.raises(ConfigError, match="byt5_small is not counted: its two stacks"):
+        scaling.measure("byt5_small", 1, (1, 1, 1))
+
+
 def test_the_table_has_a_line_a_mesh_and_marks_what_is_too_large(monkeypatch):
     assert scaling.meshes(1) == [(1, 1, 1)] and scaling.meshes(8) == [(8, 1, 1), (1, 8, 1)]
     monkeypatch.setattr(scaling, "MACHINES", (MACHINE,))

@@ -93,12 +93,20 @@ def test_squad_is_scored_against_all_its_answers(tmp_path, trained, references):
 
 
 @pytest.mark.parametrize(
-    "shape, message", [("nano", "each is"), (("nano", 4), "each is"), (("nanoo", 4, 8), "'nano'")]
+    "shape, message",
+    [
+        *(("nano", "each is"), (("nano", 4), "each is"), (("nanoo", 4, 8), "'nano'")),
+        *((("nano", 4, 0), "4, 0.* is 0"), (("nano", 4, 8, 0), "8, 0.* is 0")),
+    ],
 )
-def test_a_latency_shape_that_cannot_be_timed_is_refused_first(shape, message):
-    places = {"model_dir": "unused", "initial_checkpoint_path": "unused"}
+def test_a_latency_shape_that_cannot_be_timed_is_refused_first(shape, message, tmp_path):
+    places = {"model_dir": str(tmp_path), "initial_checkpoint_path": "unused"}
     with pytest.raises(ConfigError, match=message):
         evaluate(data=EvalData("unused", {}), latency_shapes=[shape], **places)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", "gs://bucket/report"):
+        with pytest.raises(ConfigError, match=f"^MODEL_DIR .*{folder}"):
+            evaluate(data=None, model_dir=folder, initial_checkpoint_path="unused")
 
 
 def test_generation_is_scored_against_whole_references_and_cuts_are_noted(

@@ -153,6 +153,7 @@ def test_a_macro_may_change_until_something_was_made_with_it_and_arms_may_be_add
     ({"SITES": ("kv all",), "NEURONS_LOSS": 1.0}, "NEURONS_LOSS"),
     ({"ARM": "student", "SITES": ("span all",), "RESIDUAL_LOSS": 1.0}, "RESIDUAL_LOSS"),
     ({"ARM": "similar_tokens", "SITES": ("span all",)}, "cannot cost as little"),
+    ({"ARM": "mean_pool", "SITES": ("span all",)}, "compression='mean'"),
 ])  # fmt: skip
 def test_sites_and_losses_that_do_not_fit_are_found_before_anything_runs(tmp_path, macros, message):
     with pytest.raises(ConfigError, match=f"(adapt|student|score).gin.*{message}"):

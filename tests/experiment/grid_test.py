@@ -106,10 +106,11 @@ def test_a_backbone_may_be_given_and_seeds_may_share_a_teacher(tmp_path):
     ({"ratios": (2, 2)}, "RATIOS is a tuple of different"),
     ({"backbone_paths": {"mini": "x"}}, "BACKBONE_PATHS names 'mini'"),
     ({"latency": (4,)}, r"LATENCY is \(rows, tokens\)"),
+    ({"model_dir": "gs://bucket/runs"}, "MODEL_DIR is 'gs://bucket/runs'; .* a local folder"),
 ])  # fmt: skip
 def test_wrong_grids_are_refused_by_name(tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        Experiment(str(tmp_path), **(GRID | wrong))
+        Experiment(**({"model_dir": str(tmp_path)} | GRID | wrong))
 
 
 def test_an_interrupted_run_ends_with_the_code_of_its_signal(tmp_path, monkeypatch):

@@ -80,6 +80,8 @@ def test_the_method_is_compared_with_the_arms_of_its_ratio_seed_by_seed():
     assert line == ["smaller student, distilled", "4", "+0.2 ± 1.1"]
     one = [record for record in records if (record["arm"], record["seed"]) != ("student", 1)]
     assert _lines(report.rivals_table(report.rows(one)))[2][2] == "+1.0"
+    scores = [line[:4] for line in _lines(report.quality_table(report.rows(one)))]
+    assert ["smaller student, distilled", "4", "78.0", "+2.00"] in scores
     assert report.rivals_table(report.rows(RECORDS)) == ""
 
 

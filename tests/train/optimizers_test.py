@@ -39,7 +39,16 @@ def test_a_relative_step_is_the_learning_rate_times_the_size_of_the_array():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("learning_rate", -1e-3), ("clip_norm", 0), ("weight_decay", -0.1)]
+    "name, value",
+    [
+        *(("learning_rate", -1e-3), ("clip_norm", 0), ("weight_decay", -0.1)),
+        *(
+            ("learning_rate", None),
+            ("weight_decay", None),
+            ("clip_norm", "1"),
+            ("warmup_steps", 0.06),
+        ),
+    ],
 )
 def test_numbers_that_train_nothing_or_uphill_are_refused(name, value):
     with pytest.raises(ConfigError, match=name.upper()):

@@ -134,13 +134,19 @@ def test_a_run_is_known_by_the_content_of_its_vocabulary():
 def test_train_steps_may_grow_and_a_decay_that_they_stretch_is_named(
     tmp_path, capsys, schedule, printed
 ):
-    def open_run(steps):
+    def open_run(steps, state=None):
         optimizer = optimizers.optimizer(schedule_name=schedule, train_steps=steps)
-        Checkpoints(tmp_path, 2, tiny_runs.config(optimizer=optimizer).identity()).close()
+        run = Checkpoints(tmp_path, 2, tiny_runs.config(optimizer=optimizer).identity())
+        if state is not None:
+            run.save(state)
+        run.close()
 
     open_run(6)
     open_run(8)
     assert printed in capsys.readouterr().err
+    open_run(6)  # no step was made with 8
+    open_run(8, TrainState(jnp.int32(7), {"w": jnp.zeros(1)}, ()))
+    capsys.readouterr()
     open_run(8)
     assert "TRAIN_STEPS" not in capsys.readouterr().err
     if schedule == "linear":
@@ -206,7 +212,7 @@ PACKED = dataclasses.replace(EVALUATED, packed=True, pack_multiple=3)
     ({"initial_checkpoint_path": "/none"}, CheckpointError, "holds no backbone"),
     ({"num_microbatches": 3}, ConfigError, "must divide BATCH_SIZE"),
     ({"model_dir": "gs://bucket/run"}, ConfigError, "of a local folder"),
-    ({"model_dir": 7}, ConfigError, "must be the path"),
+    ({"model_dir": 7}, ConfigError, "the path of a local folder, in quotes"),
     ({"trained": "plugins"}, ConfigError, "Did you mean 'plugin'"),
     ({"backbone": get_config("nano", vocab_size=384)}, CheckpointError, "another shape"),
     ({"backbone": get_config("nano", vocab_size=100)} | WHOLE, ConfigError, "only 100 embed"),
@@ -273,12 +279,22 @@ def test_a_mixture_of_the_same_name_and_other_rates_is_another_run(monkeypatch):
 @pytest.mark.parametrize("settings, message", [
     ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS is 0"),
     ({"trained": "plugin", "backbone_dtype": "float16"}, "'float16', .* set it to 'bfloat16'"),
+    ({"seed": 2**32}, "SEED is 4294967296; expected one below"),
+    ({"num_microbatches": None}, "NUM_MICROBATCHES is None; expected a whole number"),
 ])  # fmt: skip
 def test_settings_with_a_result_that_could_not_be_used_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         tiny_runs.config(**settings)
 
 
-def test_a_negative_number_of_held_out_batches_is_refused():
-    with pytest.raises(ConfigError, match="EVAL_BATCHES is -1"):
-        dataclasses.replace(EVALUATED, eval_batches=-1)
+@pytest.mark.parametrize("name, value", [
+    ("eval_batches", -1), ("batch_size", 8.0), ("data_shards", None), ("pack_multiple", None),
+])  # fmt: skip
+def test_numbers_of_the_data_that_are_none_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name.upper()} is {value}"):
+        dataclasses.replace(EVALUATED, **{name: value})
+
+
+def test_a_rate_of_dropout_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match="DROPOUT_RATE is 10; .* at least 0 and below 1"):
+        dataclasses.replace(TINY, dropout_rate=10)

@@ -43,7 +43,7 @@ def run(settings: BenchSettings, output: str | None = None) -> BenchResult:
     """
     try:
         if output is not None:
-            make_output(Path(output))
+            make_output("--output", output)
         result = measure(settings)
         print(results.bench_markdown(result).rstrip())
         if output is not None:

@@ -23,7 +23,7 @@ from variator_jax.backbones.t5 import get_config
 from variator_jax.bench.budget import budget
 from variator_jax.bench.output import doubling_axis, figure, log, markdown_table
 from variator_jax.errors import ConfigError
-from variator_jax.files import write_json
+from variator_jax.files import make_output, write_json
 from variator_jax.plugin import PluginConfig
 from variator_jax.train import optimizers
 
@@ -99,7 +99,9 @@ class Row:
 
 def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
     """Compiles the step of a backbone on a mesh of pretended devices."""
-    counts = []
+    counts, whole = [], get_config(backbone)
+    if whole.num_encoder_layers != whole.num_decoder_layers:
+        raise ConfigError(f"{backbone} is not counted: its two stacks are not of one depth.")
     for depth in _DEPTHS:
         one = budget(
             backbone=get_config(backbone, dtype="bfloat16", **dict.fromkeys(_STACKS, depth)),
@@ -115,8 +117,7 @@ def measure(backbone: str, devices: int, mesh: tuple[int, int, int]) -> Row:
         moved = {kind: collective.bytes for kind, collective in one.collectives.items()}
         counts.append(Counter({"arguments": one.arguments, "flops": one.flops} | moved))
     shallow, deep = counts
-    layers = get_config(backbone).num_encoder_layers
-    steps = (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+    steps = (whole.num_encoder_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
     total = {k: round(shallow[k] + (deep[k] - shallow[k]) * steps) for k in shallow | deep}
     return Row(backbone, devices, mesh, total.pop("arguments"), total.pop("flops"), total)
 
@@ -195,20 +196,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes scaling.json, scaling.md and scaling.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--output", required=True, type=Path, help="a folder")
+    add("--output", required=True, help="a folder")
     add("--counted", type=Path, help="an earlier scaling.json to predict from")
     add("--sizes", default=",".join(SIZES), help="backbones (%(default)s)")
     add("--devices", default=",".join(map(str, DEVICES)), help="(%(default)s)")
     args = parser.parse_args(argv)
     chosen = args.sizes.split(","), [int(n) for n in args.devices.split(",")]
     try:
+        output = make_output("--output", args.output)
         rows = read_rows(args.counted, *chosen) if args.counted else count_rows(*chosen)
     except ConfigError as error:
         parser.error(str(error))
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / "scaling.json", [dataclasses.asdict(row) for row in rows])
-    (args.output / "scaling.md").write_text(table(rows), encoding="utf8")
-    plot(rows, args.output / "scaling.png")
+    write_json(output / "scaling.json", [dataclasses.asdict(row) for row in rows])
+    (output / "scaling.md").write_text(table(rows), encoding="utf8")
+    plot(rows, output / "scaling.png")
     print(table(rows))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from variator_jax.bench.arguments import positive, positives
 from variator_jax.commands.registry import command, listed
 from variator_jax.errors import ConfigError, PluginError, did_you_mean
-from variator_jax.files import make_output
+from variator_jax.files import local_path, make_output
 
 if TYPE_CHECKING:
     from variator_jax.store import Backbone, Plugin
@@ -66,7 +66,8 @@ def _encode(args: argparse.Namespace) -> None:
     settings = BulkSettings(texts, args.pooling, *shape)
     plugin = _choose(args, encoder.backbone)
     mesh = meshes.mesh_or_none(encoder.backbone.config, jax.device_count(), None)
-    total = encode_file(Path(args.input), Path(args.output), encoder, plugin, settings, mesh)
+    output = local_path("--output", args.output)
+    total = encode_file(Path(args.input), output, encoder, plugin, settings, mesh)
     print(
         f"{args.output}: {total.rows:,} rows, {total.tokens:,} tokens, {total.bad:,} bad rows, "
         f"{total.cut:,} cut texts"
@@ -149,7 +150,7 @@ def _loadtest(args: argparse.Namespace) -> None:
         print(loadreport.compare(load, args.target_ms, args.against).markdown())
         return
     if args.output:
-        make_output(Path(args.output))
+        make_output("--output", args.output)
     result = run(load)
     print(loadreport.markdown(result, load, args.target_ms))
     if args.output:
@@ -201,6 +202,7 @@ def export_jax(args: argparse.Namespace) -> bool:
     lengths = tuple({min(length, longest): None for length in ExportSettings.lengths})
     asked = {name: given[name] for name in given.keys() - {"backbone", "plugins", "output"}}
     settings = ExportSettings(**{"lengths": lengths, **asked})
-    written = export_programs(given["output"], encoder, plugins.values(), settings)
+    output = local_path("--output", given["output"])
+    written = export_programs(output, encoder, plugins.values(), settings)
     print(f"{given['output']}: {len(written)} programs")
     return True

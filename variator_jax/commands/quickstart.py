@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 from variator_jax.commands import registry, verbs  # noqa: F401 - verbs enters the commands
-from variator_jax.files import write_json
+from variator_jax.files import local_path, write_json
 from variator_jax.gin_utils import as_override
 
 # Folder -> macros: the paper's plugin at two ratios, and spans of one layer with adapters.
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     where = "the folder of all results (%(default)s)"
     parser.add_argument("--model_dir", default="runs/quickstart", help=where)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return run(pathlib.Path(parser.parse_args(argv).model_dir).expanduser())
+    return run(local_path("--model_dir", parser.parse_args(argv).model_dir).expanduser())
 
 
 if __name__ == "__main__":

@@ -200,8 +200,9 @@ def check_request(provider: Any, split: str, lengths: Lengths, batch_size: int) 
       DataError: for unusable lengths, an unusable batch size, or a split that is not there; for
         lengths that leave no room for the first token of a label or an answer, and EOS.
     """
-    if set(lengths) != {"inputs", "targets"} or min(map(int, [*lengths.values(), batch_size])) < 1:
-        given = f"feature lengths {dict(lengths)!r}, batch_size {batch_size!r}"
+    named = isinstance(lengths, Mapping) and set(lengths) == {"inputs", "targets"}
+    if not named or min(map(int, [*lengths.values(), batch_size])) < 1:
+        given = f"feature lengths {lengths!r}, batch_size {batch_size!r}"
         raise DataError(f"{given}: expected positive 'inputs' and 'targets', and 1 or more rows")
     if split not in provider.splits:
         nearest = did_you_mean(split, provider.splits)

@@ -14,10 +14,11 @@ from variator_jax.backbones.t5.cost import backbone_parameters
 from variator_jax.bench.arguments import Shape
 from variator_jax.bench.latency import measure_encoder_latency
 from variator_jax.bench.output import hardware, log
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_whole
 from variator_jax.evaluation import evaluator, schema, scorers, similarity
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
 from variator_jax.evaluation.report import report_markdown, write_report
+from variator_jax.files import make_output
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import Intervention, SplicedModel
 from variator_jax.plugin import PluginConfig, PluginVariables
@@ -53,7 +54,7 @@ def evaluate(
     Raises:
       VariatorError: if a plugin belongs to another backbone, or two have the same name.
     """
-    started = time.monotonic()
+    started, folder = time.monotonic(), make_output("MODEL_DIR", model_dir)
     shapes = [_latency_shape(fields) for fields in latency_shapes or ()]
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     notes = data.describe()
@@ -85,7 +86,7 @@ def evaluate(
     seconds = {"evaluate": time.monotonic() - started}
     scores = _majorities(results[1]), rows, _scores(control)
     report = schema.Report(owner, hardware(), seconds, *scores, length, notes)
-    write_report(report, model_dir)
+    write_report(report, folder)
     print(report_markdown(report))
     print(f"Written: {model_dir}/report.json, report.md, report.png")
     return report
@@ -209,5 +210,8 @@ def _latency_shape(fields: Sequence[Any]) -> _Timed:
     if isinstance(fields, str) or not 3 <= len(fields) <= 4:
         example = "(backbone, batch, length), such as ('t5_1_0_base', 4, 256)"
         raise ConfigError(f"LATENCY_SHAPES holds {fields!r}; each is {example}.")
-    name, batch, length, *rounds = fields
-    return get_config(name), Shape(batch, length), rounds[0] if rounds else 7
+    name, batch, length, *more = fields
+    rounds = more[0] if more else 7
+    for number in (batch, length, rounds):
+        check_whole(f"A number of LATENCY_SHAPES' {fields!r}", number)
+    return get_config(name), Shape(batch, length), rounds

@@ -20,7 +20,7 @@ from variator_jax.bench.output import log
 from variator_jax.errors import ConfigError, TrainingError, check_known
 from variator_jax.evaluation import scorers
 from variator_jax.evaluation.data import Batch, EvalData, features, load_for
-from variator_jax.files import lock_folder, write_json
+from variator_jax.files import local_path, lock_folder, write_json
 from variator_jax.mesh import place_everywhere
 from variator_jax.model import SplicedModel
 from variator_jax.store import Backbone, Plugin, formats, load_plugin, t5x
@@ -68,8 +68,7 @@ def infer(
     Raises:
       VariatorError: for a plugin of another backbone, or a file of another run in `output_dir`.
     """
-    if not isinstance(output_dir, str | os.PathLike) or "://" in str(output_dir):
-        raise ConfigError(f"INFER_OUTPUT_DIR is {output_dir!r}; expected a path of a local folder.")
+    folder = local_path("INFER_OUTPUT_DIR", output_dir)
     check_known("INFER_MODE is", mode, MODES)
     if initial_checkpoint_path is None:
         raise ConfigError("No backbone is given: set CHECKPOINT_PATH to its folder.")
@@ -82,10 +81,10 @@ def infer(
     identity = _identity(mode, backbone, plugin, data)
     files = {}
     for task in data.tasks():
-        path = Path(output_dir) / f"{task}-{mode}.jsonl-00000-of-00001"
+        path = folder / f"{task}-{mode}.jsonl-00000-of-00001"
         own = {"task": task, "data": data.digest(task)}
         files[task] = ResultFile(path, identity | own, data.batch_size)
-    with lock_folder(Path(output_dir)):
+    with lock_folder(folder):
         for task in [task for task, file in files.items() if not file.finished()]:
             try:
                 _write_task(task, files[task], mode, data, answer)

@@ -32,6 +32,7 @@ Configs = dict[str, dict[str, str]]
 # Macros that differ from run to run; the last is inference's, by default the initial one.
 _PER_RUN = {"MODEL_DIR", "SEED", "RATIO", "INITIAL_CHECKPOINT_PATH", "INITIAL_PLUGIN_PATH"}
 _PER_RUN |= {"CHECKPOINT_PATH"}
+_RIVALS = ("similar_tokens", "mean_pool")  # what can be scored only beside some sites
 _MACRO = r"%([A-Z]\w*)"
 # Macros that may change, for they change no number.
 _FREE = {"LOG_PERIOD", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS", "EVAL_PERIOD", "MESH_SHAPE"}
@@ -60,7 +61,7 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     for step in plan(experiment):
         own = step.macros.keys() - (_PER_RUN - {"RATIO"})
         shared = {name: step.macros[name] for name in own}
-        rival = step.cell and step.cell.arm.scored == "similar_tokens" and step.cell.ratio
+        rival = step.cell and step.cell.arm.scored in _RIVALS and (step.cell.arm, step.cell.ratio)
         if (step.files, shared, rival) in checked:
             continue
         checked.append((step.files, shared, rival))
@@ -94,7 +95,10 @@ def _check_method(step: Step) -> None:
     length = gin_utils.macro("TASK_FEATURE_LENGTHS")["inputs"]
     if step.cell:
         plugin = gin_utils.configured(PluginConfig)(ratio=step.cell.ratio)
-        rivals.same_flops_ratio(backbone.stack(), length, plugin)
+        if step.cell.arm.scored == "mean_pool":
+            rivals.mean_pool(plugin)
+        else:
+            rivals.same_flops_ratio(backbone.stack(), length, plugin)
     elif step.kind == "student":
         student = T5(student_shape(backbone.config, length, plugin))
         StudentDistillation(backbone, student, loss)

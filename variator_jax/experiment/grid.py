@@ -14,6 +14,7 @@ from typing import Any
 
 from variator_jax import gin_utils
 from variator_jax.errors import ConfigError, check_known, check_whole
+from variator_jax.files import local_path
 
 TEACHER = "backbone"
 METHOD = "variator"
@@ -134,6 +135,7 @@ class Experiment:
     search_paths: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        local_path("MODEL_DIR", self.model_dir)
         for field in ("backbones", "tasks", "ratios", "seeds", "arms", "arm_ratios"):
             values, fewest = getattr(self, field), 0 if field.startswith("arm") else 1
             if type(values) not in (tuple, list) or len(set(values)) < max(len(values), fewest):

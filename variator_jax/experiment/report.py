@@ -282,7 +282,7 @@ def _score(row: pd.Series) -> str:
 
 
 def _gap(row: pd.Series) -> str:
-    return f"{row['gap']:+.2f} ± {row['gap_std']:.2f}"
+    return f"{row['gap']:+.2f}" + (f" ± {row['gap_std']:.2f}" if row["seeds"] > 1 else "")
 
 
 def _plain(value: float, form: str = "{:.1f}") -> str:

@@ -6,6 +6,7 @@ joins the destination that it is most similar to. Cutting works on numpy batches
 """
 
 import bisect
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,15 @@ from variator_jax.plugin import PluginConfig, intercept_modules, stack_flops
 
 Batch = Mapping[str, Any]
 _INPUTS = "encoder_input_tokens"
+
+
+def mean_pool(method: PluginConfig) -> PluginConfig:
+    """The method's FFN sites with the mean of each group, repeated: nothing to train.
+
+    Raises:
+      ConfigError: if the method has sites of another kind.
+    """
+    return dataclasses.replace(method, compression="mean", decompression="repeat", rank=0)
 
 
 # Similar tokens.

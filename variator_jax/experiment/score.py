@@ -218,7 +218,7 @@ def _arm(experiment: Experiment, cell: Cell, teacher: Scored, method: PluginConf
             plugin = _plugin(experiment, cell)
             return changed(plugin=plugin.config, variables=plugin.variables)
         case "mean_pool":
-            config = dataclasses.replace(method, compression="mean", decompression="repeat")
+            config = rivals.mean_pool(method)
             variables = init_plugin(config, stack, jax.random.key(0))
             return changed(plugin=config, variables=variables)
         case "student":

@@ -75,7 +75,7 @@ class _Window:
                 if not math.isfinite(row[name]):
                     raise TrainingError(
                         f"The {name} of step {step} is {float(row[name])}. The last checkpoint is "
-                        "kept; try a lower LEARNING_RATE or a smaller CLIP_NORM."
+                        "kept; in another MODEL_DIR, try a lower LEARNING_RATE or CLIP_NORM."
                     )
         seconds = max(time.monotonic() - self._started, 1e-9)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

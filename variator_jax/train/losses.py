@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from variator_jax.errors import ConfigError
+from variator_jax.errors import ConfigError, check_number
 
 WeightedSum = tuple[jax.Array, jax.Array]
 _SMALLEST = 1e-6  # mean square by which an error is divided
@@ -43,8 +43,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = {k: v for k, v in dataclasses.asdict(self).items() if k != "temperature"}
-        if min(weights.values()) < 0:
-            raise ConfigError(f"Loss weights must not be negative: {self}.")
+        for name, value in dataclasses.asdict(self).items():
+            check_number(f"The weight {name}" if name in weights else f"The {name}", value)
         if not any(weights.values()):
             raise ConfigError("All loss weights are 0: there is nothing to train on.")
         if self.temperature <= 0:

@@ -1,11 +1,10 @@
 """Optimizers and schedules by name, from optax, with the few numbers that gin files set."""
 
-import math
 from typing import Any
 
 import optax
 
-from variator_jax.errors import ConfigError, check_known
+from variator_jax.errors import ConfigError, check_known, check_number, check_whole
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -25,11 +24,9 @@ def schedule(
     """
     ends = {"constant": learning_rate, "linear": 0.0}
     check_known("No schedule is named", name, ends)
-    if not 0 <= learning_rate < math.inf or warmup_steps < 0:
-        raise ConfigError(
-            "LEARNING_RATE and WARMUP_STEPS are 0 or more; found "
-            f"{learning_rate!r} and {warmup_steps!r}."
-        )
+    check_number("LEARNING_RATE", learning_rate)
+    check_whole("WARMUP_STEPS", warmup_steps, 0)
+    check_whole("TRAIN_STEPS", train_steps, 0)
     if name == "linear" and train_steps <= warmup_steps:
         raise ConfigError(
             f"A linear decay over {train_steps} steps ends within {warmup_steps} steps of warm-up; "
@@ -73,11 +70,11 @@ def optimizer(
     if schedule_name == "constant":
         del settings["TRAIN_STEPS"]  # A longer run has the same steps.
     rate = schedule(schedule_name, learning_rate, warmup_steps, train_steps)
-    if (clip_norm is not None and not clip_norm > 0) or weight_decay < 0:
-        raise ConfigError(
-            f"CLIP_NORM is above 0, or None for no clipping, and WEIGHT_DECAY not below 0; found "
-            f"{clip_norm!r} and {weight_decay!r}."
-        )
+    check_number("WEIGHT_DECAY", weight_decay)
+    if clip_norm is not None:
+        check_number("CLIP_NORM", clip_norm)
+        if clip_norm == 0:
+            raise ConfigError("CLIP_NORM is 0, which lets nothing through; None does not clip.")
     adam = optax.scale_by_adam()
     decayed = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate))
     # optax's Adafactor flips the sign itself, and its own decay is not scaled by the learning rate.

@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from variator_jax import mesh as meshes
-from variator_jax.errors import CheckpointError, ConfigError
-from variator_jax.files import is_url, lock_folder, wrap_errors, write_json
+from variator_jax.errors import CheckpointError
+from variator_jax.files import local_path, lock_folder, wrap_errors, write_json
 from variator_jax.plugin import PluginConfig
 from variator_jax.train.checks import take_longer
 from variator_jax.train.step import TrainState
@@ -34,11 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | os.PathLike, keep: int, identity: dict[str, Any]) -> None:
-        if not isinstance(model_dir, str | os.PathLike) or is_url(model_dir):
-            raise ConfigError(
-                f"MODEL_DIR is {model_dir!r}; it must be the path, in quotes, of a local folder."
-            )
-        self._folder = pathlib.Path(model_dir).absolute()
+        self._folder = local_path("MODEL_DIR", model_dir).absolute()
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
         if others := meshes.differing(np.frombuffer(digest, np.uint8)):
             raise CheckpointError(
@@ -47,10 +43,11 @@ class Checkpoints:
             )
         # Process 0 reads the file; all processes raise its error, so that none waits for another.
         self._lock, difference = contextlib.ExitStack(), ""
+        self._longer: dict[str, Any] | None = None  # a record to write once a step was made with it
         if jax.process_index() == 0:
             try:
                 self._lock.enter_context(lock_folder(self._folder))
-                difference = _other_run(self._folder, identity)
+                difference, self._longer = _other_run(self._folder, identity)
             except CheckpointError as error:
                 difference = f"MODEL_DIR {error}"
         text = difference.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
@@ -85,6 +82,9 @@ class Checkpoints:
         if step != self._manager.latest_step():
             with wrap_errors(f"The checkpoint of step {step} in {self._folder} cannot be saved"):
                 self._manager.save(step, args=ocp.args.StandardSave(state))
+                if self._longer is not None:
+                    write_json(self._folder / "run.json", self._longer)
+                    self._longer = None
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -93,21 +93,26 @@ class Checkpoints:
             self._manager.close()
 
 
-def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
-    """Writes what the run trains; returns how the folder's run differs, empty if it does not."""
+def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> tuple[str, dict | None]:
+    """Writes what a fresh run trains, or compares it.
+
+    Returns:
+      How the folder's run differs, empty if it does not; and the record of one that has become
+      longer.
+    """
     path = folder / "run.json"
     identity = json.loads(json.dumps(identity))
     try:
         if not path.is_file():
             write_json(path, identity)
-            return ""
+            return "", None
         before = json.loads(path.read_text(encoding="utf8"))
         if "sites" in (before.get("plugin") or ()):  # in the form of this version
             plugin = PluginConfig.from_json(before["plugin"]).to_run()
             before["plugin"] = json.loads(json.dumps(plugin))
         longer = take_longer(before, identity)
     except (ValueError, OSError) as error:
-        return f"{path} cannot be read as JSON, or written: {error}."
+        return f"{path} cannot be read as JSON, or written: {error}.", None
     # Earlier versions wrote less; what is unknown is not compared.
     differs = [
         f"its {name} is {before[name]!r}, this one's is {value!r}"
@@ -115,10 +120,16 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> str:
         if name in before and before[name] != value
     ]
     if not differs:
-        write_json(path, before)
         print(longer, end="", file=sys.stderr)
+        return "", before if longer else None
     remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
-    return f"{folder} holds another run: {'; '.join(differs)}. {remedy}" if differs else ""
+    names = [str(each.get("task")).rpartition("_")[0] for each in (before, identity)]
+    if before.get("task") != identity["task"] and names[0] == names[1]:
+        remedy += (
+            " A task's name ends in a hash of its settings, the absolute paths of DATA_DIR and "
+            "VOCABULARY among them: if those have moved, a link at the former place serves."
+        )
+    return f"{folder} holds another run: {'; '.join(differs)}. {remedy}", None
 
 
 class RunLog:

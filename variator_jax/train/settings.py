@@ -43,7 +43,9 @@ class DataConfig:
     data_shards: int = 1
 
     def __post_init__(self) -> None:
+        check_whole("BATCH_SIZE", self.batch_size)
         check_divides("DATA_SHARDS", self.data_shards, self.batch_size)
+        check_whole("PACK_MULTIPLE", self.pack_multiple)
         check_whole("EVAL_BATCHES", self.eval_batches, 0)
 
     def train(self, start: int, rows: Collection[int] | None = None) -> Iterator[HostBatch]:
@@ -138,6 +140,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_divides("NUM_MICROBATCHES", self.num_microbatches, self.data.batch_size)
+        check_whole("SEED", self.seed, 0)
+        if self.seed >= 1 << 32:  # JAX's keys would take its lower bits
+            raise ConfigError(f"SEED is {self.seed}; expected one below {1 << 32:,}.")
         if self.keep_checkpoints is not None:
             check_whole("KEEP_CHECKPOINTS", self.keep_checkpoints)
         if self.trained in ("plugin", "lora") and self.backbone_dtype == "float16":
@@ -181,5 +186,6 @@ def check_divides(name: str, value: int, batch_size: int) -> None:
     Raises:
       ConfigError: with both.
     """
-    if value < 1 or batch_size % value:
+    check_whole(name, value)
+    if batch_size % value:
         raise ConfigError(f"{name} is {value!r}; it must divide BATCH_SIZE, {batch_size}.")

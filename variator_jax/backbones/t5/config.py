@@ -5,7 +5,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from variator_jax.errors import check_known, check_whole
+from variator_jax.errors import check_known, check_number, check_whole
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -49,6 +49,7 @@ class T5Config:
         least = dict.fromkeys((*sizes, "num_encoder_layers"), 1) | {"num_decoder_layers": 0}
         for field, smallest in least.items():
             check_whole(f"T5Config.{field}", getattr(self, field), smallest)
+        check_number("DROPOUT_RATE", self.dropout_rate, 1)
         check_known("T5Config.remat is", self.remat, (False, True, "dots"))
         for name in self.mlp_activations:
             check_known("T5Config.mlp_activations has", name, _ACTIVATIONS)

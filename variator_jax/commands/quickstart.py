@@ -15,6 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 from variator_jax.commands import registry, verbs  # noqa: F401 - verbs enters the commands
+from variator_jax.errors import ConfigError
 from variator_jax.files import local_path, write_json
 from variator_jax.gin_utils import as_override
 
@@ -120,7 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     where = "the folder of all results (%(default)s)"
     parser.add_argument("--model_dir", default="runs/quickstart", help=where)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return run(local_path("--model_dir", parser.parse_args(argv).model_dir).expanduser())
+    try:
+        folder = local_path("--model_dir", parser.parse_args(argv).model_dir).expanduser()
+    except ConfigError as error:
+        parser.error(str(error))
+    return run(folder)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ GRID = dict(
 FOLDERS = ["TEXT_DIR='texts'", "GLUE_DIR='glue'"]
 BASE = ["BACKBONES=('t5_1_0_base',)", "BACKBONE_PATHS={'t5_1_0_base': 'given'}"]
 PAPER = ["MODEL_DIR='runs/paper'", "VOCABULARY='spiece.model'", *BASE]
-GIVEN = dict.fromkeys(("sizes_docs", "sites_docs", "sites_labels", "sites_sentences"), [])
+GIVEN = dict.fromkeys(
+    ("sizes_docs", "sites_docs", "sites_docs_mini", "sites_labels", "sites_sentences"), []
+)
 GIVEN |= {"glue_small": FOLDERS, "glue_multitask": FOLDERS, "paper": PAPER}
 # Of runs that train a backbone, by recipe.
 OPTIMIZERS = dict.fromkeys(("experiments/docs", "experiments/sites"), "adafactor")

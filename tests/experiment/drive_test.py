@@ -168,6 +168,10 @@ def test_a_plugin_may_be_added_that_sets_what_other_macros_read(tmp_path):
     drive.drive(grid(a=first), drive.preflight(grid(a=first)), run_training, score)
     more = {**first, "ADAPT_STEPS": 800}  # the recipe's TRAIN_STEPS are these
     _lock(grid(a=first, b=more))
+    # Earlier versions recorded what the last of the plugins made of the recipe's macro.
+    record = tmp_path / "experiment.json"
+    record.write_text(record.read_text().replace('"TRAIN_STEPS": "150"', '"TRAIN_STEPS": "800"'))
+    _lock(grid(a=first, b=more))
     with pytest.raises(ConfigError, match="a is .*ADAPT_STEPS.*Give the plugin another name"):
         _lock(grid(a=more))
 

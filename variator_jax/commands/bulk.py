@@ -58,6 +58,7 @@ def _encode(args: argparse.Namespace) -> None:
     from variator_jax.serving.rows import Texts
     from variator_jax.serving.sentences import load_encoder
 
+    output = local_path("--output", args.output)
     encoder = load_encoder(args.backbone)
     longest = (encoder.max_length or 512) if args.max_length is None else args.max_length
     texts = Texts(args.field, args.prompt, longest, args.truncate)
@@ -66,7 +67,6 @@ def _encode(args: argparse.Namespace) -> None:
     settings = BulkSettings(texts, args.pooling, *shape)
     plugin = _choose(args, encoder.backbone)
     mesh = meshes.mesh_or_none(encoder.backbone.config, jax.device_count(), None)
-    output = local_path("--output", args.output)
     total = encode_file(Path(args.input), output, encoder, plugin, settings, mesh)
     print(
         f"{args.output}: {total.rows:,} rows, {total.tokens:,} tokens, {total.bad:,} bad rows, "
@@ -196,13 +196,13 @@ def export_jax(args: argparse.Namespace) -> bool:
     from variator_jax.serving.sentences import load_encoder
     from variator_jax.store import load_plugins
 
+    output = local_path("--output", given["output"])
     encoder = load_encoder(given["backbone"])
     plugins = load_plugins(given["plugins"], encoder.backbone) if "plugins" in given else {}
     longest = encoder.max_length or max(ExportSettings.lengths)
     lengths = tuple({min(length, longest): None for length in ExportSettings.lengths})
     asked = {name: given[name] for name in given.keys() - {"backbone", "plugins", "output"}}
     settings = ExportSettings(**{"lengths": lengths, **asked})
-    output = local_path("--output", given["output"])
     written = export_programs(output, encoder, plugins.values(), settings)
     print(f"{given['output']}: {len(written)} programs")
     return True

@@ -13,7 +13,7 @@ from absl import logging
 
 from variator_jax.data._tf import seqio, tf
 from variator_jax.errors import DataError
-from variator_jax.hf_tokenizer import SENTINEL
+from variator_jax.texts import PieceTokenizer
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
@@ -109,12 +109,6 @@ def chunk_length(inputs_length: int) -> int:
     return max(n for n in lengths if corrupted_lengths(n)[0] <= inputs_length)
 
 
-def own_sentinels(processor: Any) -> dict[int, str]:
-    """The id and the name of each sentinel that is a piece of a model, as texts.py finds them."""
-    pieces = ((i, processor.IdToPiece(i)) for i in range(processor.GetPieceSize()))
-    return {i: match[0] for i, piece in pieces if (match := SENTINEL.search(piece))}
-
-
 def sentinel_count(vocabulary: seqio.Vocabulary) -> int:
     """Returns how many sentinels count down from a vocabulary's end, those of its file included.
 
@@ -123,8 +117,8 @@ def sentinel_count(vocabulary: seqio.Vocabulary) -> int:
     """
     if vocabulary.extra_ids or not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.extra_ids
-    own, last = own_sentinels(vocabulary.tokenizer), vocabulary.vocab_size - 1
-    if wrong := [name for i, name in own.items() if name != f"<extra_id_{last - i}>"]:
+    own, last = PieceTokenizer(vocabulary.tokenizer).sentinels, vocabulary.vocab_size - 1
+    if wrong := [name for name, i in own.items() if name != f"<extra_id_{last - i}>"]:
         expected = "span corruption counts sentinels down from the last piece, <extra_id_0>"
         raise DataError(
             f"{vocabulary.sentencepiece_model_file} has {wrong[0]} in another place: {expected}"

@@ -19,12 +19,11 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from variator_jax.data import docs_corpus
 from variator_jax.data._tf import seqio, tf
-from variator_jax.data.span_corruption import own_sentinels
 from variator_jax.data.tasks import absolute, missing_file, read_text_lines, text_files
 from variator_jax.errors import DataError
 from variator_jax.files import is_url, write_file
 from variator_jax.hf_tokenizer import JSON, SETTINGS, find_vocabulary
-from variator_jax.texts import load_tokenizer
+from variator_jax.texts import PieceTokenizer, load_tokenizer
 
 EXTRA_IDS = 100
 
@@ -287,7 +286,7 @@ def _sentinels_to_add(path: str) -> int:
     except RuntimeError as error:
         expected = "a SentencePiece model, such as T5's spiece.model"
         raise DataError(f"{path} is not {expected}") from error
-    return 0 if own_sentinels(processor) else EXTRA_IDS
+    return 0 if PieceTokenizer(processor).sentinels else EXTRA_IDS
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:

@@ -54,8 +54,8 @@ def evaluate(
     Raises:
       VariatorError: if a plugin belongs to another backbone, or two have the same name.
     """
-    started, folder = time.monotonic(), make_output("MODEL_DIR", model_dir)
-    shapes = [_latency_shape(fields) for fields in latency_shapes or ()]
+    started, shapes = time.monotonic(), [_latency_shape(fields) for fields in latency_shapes or ()]
+    folder = make_output("MODEL_DIR", model_dir)
     backbone, mesh = load_for(data, initial_checkpoint_path, initial_lora_path, mesh_shape)
     notes = data.describe()
     config, length = backbone.config, data.feature_lengths["inputs"]

@@ -57,6 +57,7 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
     parts: list[Callable[..., object]] = [optimizers.optimizer, loop.Schedule]
     parts += [settings.DataConfig] if data else []
     configs: Configs = {}
+    derived: dict[str, set[str]] = {}
     checked, examples = [], functools.cache(_examples)
     for step in plan(experiment):
         own = step.macros.keys() - (_PER_RUN - {"RATIO"})
@@ -76,12 +77,14 @@ def preflight(experiment: Experiment, data: bool = False) -> Configs:
         # What an arm sets is part of the arm, not of the recipe.
         arm = {k for k, value in step.macros.items() if value != experiment.settings.get(k)}
         text = gin_utils.resolved_config()
-        names = {*re.findall(_MACRO, text)} - _PER_RUN - _FREE - _derived(text, arm)
+        derived.setdefault(step.config, set()).update(_derived(text, arm) - arm)
+        names = {*re.findall(_MACRO, text)} - _PER_RUN - _FREE - arm
         macros = {name: str(gin_utils.macro(name)) for name in sorted(names)}
         if data and made:
             macros["DATA"] = examples(made[-1].task)
         configs[step.config] = configs.get(step.config, {}) | macros
-    return configs
+    # What an arm's macros decide in one run is recorded by them, and by those that it reads else.
+    return {k: {n: macros[n] for n in macros.keys() - derived[k]} for k, macros in configs.items()}
 
 
 def _check_method(step: Step) -> None:

@@ -29,7 +29,7 @@ def mean_pool(method: PluginConfig) -> PluginConfig:
     """The method's FFN sites with the mean of each group, repeated: nothing to train.
 
     Raises:
-      ConfigError: if the method has sites of another kind.
+      PluginError: if the method has sites of another kind, or in words.
     """
     return dataclasses.replace(method, compression="mean", decompression="repeat", rank=0)
 

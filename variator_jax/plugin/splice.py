@@ -10,8 +10,8 @@ serves every backbone only if the plugin works in units of them.
 """
 
 import contextlib
-import contextvars
 import itertools
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -33,7 +33,13 @@ from variator_jax.plugin.sites.ffn import Ffn
 Handler = Callable[[str, Callable[..., Any], tuple, dict], Any]
 
 
-_ACTIVE = contextvars.ContextVar("_ACTIVE", default=False)  # whether a splice is, in this thread
+class _Active(threading.local):
+    """How many splices are active in this thread, as Flax's stack of interceptors is a thread's."""
+
+    count = 0
+
+
+_ACTIVE = _Active()
 
 
 @contextlib.contextmanager
@@ -75,12 +81,12 @@ def intercept_modules(
         finally:
             inside.pop()
 
-    token = _ACTIVE.set(True)
+    _ACTIVE.count += 1
     try:
         with nn.intercept_methods(interceptor):
             yield
     finally:
-        _ACTIVE.reset(token)
+        _ACTIVE.count -= 1
         # Flax removes an interceptor inside an `assert`, which `python -O` leaves out.
         active = False
     if not seen:
@@ -101,7 +107,7 @@ def check_not_spliced() -> None:
     Raises:
       PluginError: if one is active here.
     """
-    if _ACTIVE.get():
+    if _ACTIVE.count:
         raise PluginError(
             "VariatorModel was called inside a splice, which would stay in its compiled programs; "
             "call it outside: it splices its own plugins."

@@ -39,6 +39,7 @@ _PAGE_MAY = (
     "default-src 'none'; connect-src 'self'; img-src data:; "
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 )
+_LOOK_EVERY = 0.1  # seconds between two counts of unread answers
 _READY_ANYWAY = (*_OPEN, "/metrics", "/info", "/stats", "/v1/models")
 
 
@@ -49,8 +50,8 @@ class HttpLimits:
     Attributes:
       body_bytes: of one request.
       all_bytes: of the bodies of all requests that have no answer yet; one more is refused.
-      answer_bytes: of all answers that clients have not read yet; a request that finds more is
-        refused.
+      answer_bytes: of all answers that clients have not read yet; no request is taken while there
+        are more.
       connections: at the same time, idle ones included; one more is answered with 503.
       seconds: to send a request's headers, then its body; and to read an answer.
       drain_seconds: to finish what was accepted after SIGTERM.
@@ -139,6 +140,7 @@ class _Guard:
     def __init__(self, app: ASGIApp, state: Any, token: str | None) -> None:
         self._app, self._state, self._token = app, state, token
         self._bytes = 0  # of the bodies of all requests that have no answer yet
+        self._unread, self._looked = 0, 0.0  # bytes of answers, and when they were counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -179,16 +181,19 @@ class _Guard:
             done, total = self._state.service.progress
             reason = f"Not ready: {done} of {total} programs are compiled."
             return errors.ApiError("unhealthy", reason, retry_after=1.0)
-        if path not in _READY_ANYWAY and self._unread() > self._state.limits.answer_bytes:
+        if path not in _READY_ANYWAY and self._count_unread() > self._state.limits.answer_bytes:
             reason = f"Answers of over {self._state.limits.answer_bytes:,} bytes wait to be read."
             return errors.ApiError("overloaded", reason, retry_after=1.0)
         return None
 
-    def _unread(self) -> int:
-        """Bytes of answers that wait in this process for their clients."""
+    def _count_unread(self) -> int:
+        """Bytes of answers that wait in this process for their clients, a moment ago."""
         server = getattr(self._state, "server", None)  # none where another server runs the app
-        open_now = server.server_state.connections if server else ()
-        return sum(one.transport.get_write_buffer_size() for one in open_now)
+        if server and time.monotonic() - self._looked > _LOOK_EVERY:
+            open_now = server.server_state.connections
+            self._unread = sum(one.transport.get_write_buffer_size() for one in open_now)
+            self._looked = time.monotonic()
+        return self._unread
 
     def _bounded(self, receive: Receive, body: "_Body") -> Receive:
         """`receive`, which raises when a body, or all of them, are too large or take too long."""

@@ -137,6 +137,9 @@ def _check_results(folder: str, identity: dict[str, Any]) -> None:
     """T5X leaves finished files alone, whatever they are the results of."""
     before, now = _read_json(folder, _RESULTS), _as_json(identity)
     files, parts = (gfile.glob(os.path.join(folder, x, "*.COMPLETED")) for x in ("", "tmp-*"))
+    if "checkpoint_written" not in (before or {}):  # of an earlier version
+        now = {**now, "checkpoint_written": None}
+        before = before and {**before, "checkpoint_written": None}
     if not parts:  # which a stopped run left: they are of so many batches each
         before, now = ({**(x or {}), "batch_size": None} for x in (before, now))
     if before != now and (files or parts):

@@ -79,7 +79,7 @@ def backbone_job(config: TrainConfig, mesh: Mesh) -> Job:
         identity |= {"backbone": shape.name, **{f"shape_{name}": v for name, v in known.items()}}
 
     def start() -> tuple[dict, None]:
-        if loaded:
+        if config.initial_checkpoint_path is not None:
             return loaded.pop(), None
         fresh = init_params(shape, jax.random.key(config.seed))
         return meshes.place_parameters(fresh, shape, mesh), None

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -83,6 +84,7 @@ class Checkpoints:
             with wrap_errors(f"The checkpoint of step {step} in {self._folder} cannot be saved"):
                 self._manager.save(step, args=ocp.args.StandardSave(state))
                 if self._longer is not None:
+                    self._manager.wait_until_finished()
                     write_json(self._folder / "run.json", self._longer)
                     self._longer = None
 
@@ -123,8 +125,8 @@ def _other_run(folder: pathlib.Path, identity: dict[str, Any]) -> tuple[str, dic
         print(longer, end="", file=sys.stderr)
         return "", before if longer else None
     remedy = "Give the former again, choose another MODEL_DIR, or remove that folder."
-    names = [str(each.get("task")).rpartition("_")[0] for each in (before, identity)]
-    if before.get("task") != identity["task"] and names[0] == names[1]:
+    tasks = [str(each.get("task")) for each in (before, identity)]
+    if tasks[0] != tasks[1] and len({re.sub("_[0-9a-f]{8}$", "", task) for task in tasks}) == 1:
         remedy += (
             " A task's name ends in a hash of its settings, the absolute paths of DATA_DIR and "
             "VOCABULARY among them: if those have moved, a link at the former place serves."

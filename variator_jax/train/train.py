@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from variator_jax import mesh as meshes
 from variator_jax.errors import check_known
-from variator_jax.files import wrap_errors
+from variator_jax.files import local_path, wrap_errors
 from variator_jax.train import step as steps
 from variator_jax.train.checks import check_steps
 from variator_jax.train.jobs import Job, backbone_job, lora_job, plugin_job
@@ -54,6 +54,7 @@ def train(config: TrainConfig) -> TrainResult:
     import gin
 
     check_known("TRAINED is", config.trained, JOBS)
+    local_path("MODEL_DIR", config.model_dir)
     described = config.data.describe()  # before anything is loaded
     weight = weights_dtype(config.trained, config.backbone, config.backbone_dtype).itemsize
     rows = config.data.batch_size // config.num_microbatches

@@ -6,6 +6,7 @@ run trains is recorded in its folder, in `variator_plugin.json`, which a resumed
 with and `variator convert --from t5x-run` reads.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -116,16 +117,22 @@ def _results_identity(
     identity = {**settings, "sites": model.start.plugin.description}
     if settings.get("checkpoint"):
         folder, _ = _open(absolute_path(settings["checkpoint"]))
-        indices = (
-            os.path.join(folder, name) for name in ("state/_METADATA", "_METADATA", "checkpoint")
-        )
-        written = next(gfile.stat(index).mtime_nsec for index in indices if gfile.exists(index))
-        identity |= {"checkpoint": folder, "checkpoint_written": written}
+        identity |= {"checkpoint": folder, "checkpoint_written": _written(folder)}
     if task is not None and "split" in settings:
         identity["data"] = digest(task, settings["split"])
     if (loaded := model.start.loaded) is not None:
         identity["plugin_arrays"] = Plugin(model.start.plugin, loaded).fingerprint
     return identity
+
+
+def _written(folder: str) -> str:
+    """What another checkpoint that is written into the same folder has not."""
+    names = ("state/manifest.ocdbt", "manifest.ocdbt", "state/_METADATA", "_METADATA", "checkpoint")
+    index = next(filter(gfile.exists, (os.path.join(folder, name) for name in names)))
+    with gfile.GFile(index, "rb") as opened:
+        content = hashlib.sha256(opened.read()).hexdigest()[:16]
+    # A manifest names its own files and time; other indices are alike, seconds are all there is.
+    return content if index.endswith(".ocdbt") else f"{content} {gfile.stat(index).mtime_nsec}"
 
 
 def _plugin_folder(path: str) -> str:

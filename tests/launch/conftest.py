@@ -14,7 +14,9 @@ def stubs(tmp_path):
 
     def make(**bodies):
         for name, body in bodies.items():
-            text = f"#!/bin/bash\nprintf '%q ' {name} \"$@\" >>{record}\necho >>{record}\n{body}\n"
+            # A line in one write: the stand-ins of a pipeline run side by side.
+            call = f'echo "$(printf \'%q \' {name} "$@")" >>{record}'
+            text = f"#!/bin/bash\n{call}\n{body}\n"
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         return {"PATH": f"{folder}:{os.environ['PATH']}", "RETRY_SECONDS": "0", "HERE": str(folder)}
